@@ -1,0 +1,65 @@
+# One entry for people and for CI; every target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: setup demo test test-all faults bench bench-quick fuzz real-files check format clean
+
+setup: $(STAMP)
+
+# Remade when the pins change; constraints.txt records the set that was tested.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,demo,dev]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/mypt run configs/demo.json
+
+# Two workers, a file each: what a file's tests share is made once.
+test: setup
+	$(BIN)/pytest -n 2 --dist loadfile
+
+# Peers that only some tests ask; 'make test' says what it skips without them.
+$(VENV)/.peers: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,bench]'
+	touch $@
+
+test-all: $(VENV)/.peers
+	$(BIN)/pytest -m 'not gpu' -n 2 --dist loadfile
+
+faults: setup
+	$(BIN)/pytest tests/faults --faults full -m faults --timeout 3600 -n 2
+
+# By hand, after '$(BIN)/pip install atheris': make fuzz TARGET=jsonl RUNS=100000
+fuzz: setup
+	PYTHONPATH=. $(BIN)/python tests/fuzz/run.py $(TARGET) $(RUNS)
+
+# By hand, over files that are not the project's own: make real-files FOLDER=../shared/data
+real-files: setup
+	PYTHONPATH=. $(BIN)/python tests/real_files.py $(FOLDER)
+
+# The peers are large, so that only who measures installs them.
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,fast]'
+	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/bench.py
+
+bench-quick: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/bench.py --quick
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,181 @@
+"""Commands that let a model answer: once, in a conversation, or to clients. None starts Prefect."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from flows.commands.whole import MaybeWhole, Whole
+from flows.console import Console, print_json
+from mypt.errors import ConfigError, MyptError
+
+if TYPE_CHECKING:
+    from mypt.inference.session import Session
+
+Form = Literal["auto", "chat", "plain"]
+_HELP = (
+    "/reset begins anew, /save FILE keeps the conversation, /help says this;"
+    " an empty line or Ctrl-D ends"
+)
+
+
+def generate(
+    model: str,
+    *,
+    prompt: str,
+    max_tokens: Whole = 100,
+    form: Form = "auto",
+    temperature: float = 0.0,
+    top_k: MaybeWhole = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: Whole = 0,
+    json: bool = False,
+) -> int:
+    """Let a model answer a prompt.
+
+    Args:
+        model: A name, a model folder or a step folder.
+        prompt: The user's message, or the text to continue.
+        max_tokens: Longest answer in tokens.
+        form: chat wraps the prompt in the model's template, plain continues it; auto follows
+            the training data.
+        temperature: 0 takes the likeliest token each time.
+        top_k: Sample among the k likeliest tokens.
+        top_p: Sample among the likeliest tokens of this total probability.
+        min_p: Sample among tokens of at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1 makes tokens that stood there before less likely.
+        seed: Seed of the sampling.
+        json: Print text, tokens and why it stopped as JSON.
+    """
+    from mypt.inference import chat as chats
+    from mypt.training.checkpoint import load_model
+
+    gpt, tokenizer, checkpoint = load_model(model)
+    trained_on_chat = checkpoint.lineage.dataset.kind == "chat"
+    answer = chats.ask(
+        gpt, tokenizer, prompt,
+        form=form if form != "auto" else "chat" if trained_on_chat else "plain",
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed,
+    )  # fmt: skip
+    if json:
+        print_json({"text": answer.text, "stopped": answer.stopped, "n_tokens": answer.n_tokens})
+    else:
+        Console().print(answer.text, markup=False, highlight=False)
+    return 0
+
+
+def chat(
+    model: str,
+    *,
+    system: str | None = None,
+    max_tokens: MaybeWhole = None,
+    temperature: float = 0.7,
+    top_k: MaybeWhole = 50,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: Whole = 0,
+) -> int:
+    """Talk with a model; an empty line or Ctrl-D ends it, /help lists what else it understands.
+
+    Args:
+        model: A name, a model folder or a step folder.
+        system: A system message to begin with.
+        max_tokens: Longest answer in tokens; default: what the model's context holds.
+        temperature: 0 takes the likeliest token each time.
+        top_k: Sample among the k likeliest tokens.
+        top_p: Sample among the likeliest tokens of this total probability.
+        min_p: Sample among tokens of at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1 makes tokens that stood there before less likely.
+        seed: Seed of the sampling.
+    """
+    from mypt.inference.generation import sampling_of
+    from mypt.inference.session import Session
+    from mypt.training.checkpoint import load_model
+
+    sampling = sampling_of(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed,
+    )  # fmt: skip
+    gpt, tokenizer, _ = load_model(model)
+    session = Session(gpt, tokenizer, system=system, max_tokens=max_tokens, sampling=sampling)
+    while line := _read_line():
+        try:
+            _command(session, line) if line.startswith("/") else _talk(session, line)
+        except MyptError as error:  # the conversation goes on
+            _write(f"[{error}]\n")
+    return 0
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: Whole = 8000,
+    api_key: str | None = None,
+    waiting: Whole = 64,
+) -> int:
+    """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
+
+    Args:
+        model: A name, a model folder or a step folder.
+        host: Address to listen on; one that other machines reach needs an API key.
+        port: Port to listen on; 0 takes a free one.
+        api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
+        waiting: Requests that may wait; beyond them the answer is 429.
+    """
+    from mypt.inference import serving
+    from mypt.inference.answering import Served
+    from mypt.inference.waiting import Line
+    from mypt.training.checkpoint import load_model
+
+    key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
+    if waiting < 1 or not 0 <= port <= 65535:
+        raise ConfigError(f"waiting {waiting}, port {port}: expected 1 or more, and 0 to 65535")
+    with serving.listen(host, port, key) as listening:
+        gpt, tokenizer, checkpoint = load_model(model)
+        name = checkpoint.lineage.model_name
+        line = Line(waiting)
+        served = Served(gpt, tokenizer, name, checkpoint.ref.digest, line, time.time, key)
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listening.getsockname()[1]}"
+        _write(f"{name} step {checkpoint.ref.step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
+        serving.serve(serving.create_app(served), line, listening)
+    return 0
+
+
+def _read_line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _talk(session: "Session", line: str) -> None:
+    from mypt.data.visible import visible
+
+    for piece in session.say(line):
+        _write(visible(piece))
+    _write(f"\n[{session.note}; /reset begins anew]\n" if session.note else "\n")
+
+
+def _command(session: "Session", line: str) -> None:
+    name, _, rest = line.partition(" ")
+    if name == "/reset":
+        session.reset()
+        _write("[a new conversation]\n")
+    elif name == "/save" and rest.strip():
+        path = Path(rest.strip())
+        session.save(path)
+        _write(f"[saved as {path}]\n")
+    else:
+        _write(f"[{_HELP}]\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,226 @@
+"""Commands over raw files and datasets; none of them starts torch, Prefect or MLflow."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from flows.commands.mappings import MappingFlags, parse_mapping
+from flows.commands.policies import parse_policy
+from flows.commands.whole import MaybeWhole, Whole
+from flows.console import Console, check_new, print_json
+from mypt.config import MAX_BLOCK, Format, PrepareConfig
+from mypt.errors import ConfigError
+from mypt.parsing import parse_config, read_config
+
+Split = Literal["train", "val"]
+LengthPolicy = Literal["split", "drop", "keep_last_turns", "error"]
+Files = Annotated[list[str] | None, Parameter(consume_multiple=True)]
+
+
+def prepare(
+    *,
+    out_dir: Path,
+    input_files: Files = None,
+    config: Path | None = None,
+    tokenization: str = "gpt2",
+    format: Format = "auto",
+    mask_role: str = "assistant",
+    template: str = "mypt",
+    tokenizer_from: str | None = None,
+    val_fraction: float = 0.1,
+    shard_tokens: Whole = 10_000_000,
+    mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
+    json: bool = False,
+) -> int:
+    """Turn raw files into a dataset of token shards and loss masks.
+
+    Args:
+        out_dir: The new dataset's folder; an existing one is never overwritten.
+        input_files: Files, folders or globs; .gz, .xz and .zst are unpacked on the way.
+        config: A JSON file of the same knobs with sources, weights and mappings, instead.
+        tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, or hf:FOLDER.
+        format: What the files are; auto decides by content and says so.
+        mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
+        template: mypt, chatml, llama3, alpaca, plain, or a template file.
+        tokenizer_from: Dataset or model whose tokenizer is used instead.
+        val_fraction: Share of rows for validation, by the hash of their content.
+        shard_tokens: Tokens after which a new shard begins.
+        mapping: Where the turns are, for --format mapping.
+        json: Print the result as JSON.
+    """
+    from mypt.data import dataset
+    from tasks.progress import reading
+
+    fields = parse_mapping(format, mapping or MappingFlags())
+    if bool(config) == bool(input_files):
+        given = "both were given" if config else "neither was given"
+        raise ConfigError(f"prepare wants --input_files or --config, and one of them; {given}")
+    prepared = (
+        read_config(config, PrepareConfig)
+        if config
+        else parse_config(
+            {
+                "sources": [
+                    {"path": path, "format": format, "mapping": fields and fields.model_dump()}
+                    for path in input_files or ()
+                ],
+                "tokenization": tokenization,
+                "tokenizer_from": tokenizer_from,
+                "template": template,
+                "val_fraction": val_fraction,
+                "shard_tokens": shard_tokens,
+            },
+            PrepareConfig,
+            "the command line",
+        )
+    )
+    with reading("prepare") as progress:
+        if mask_role == "none":
+            made = dataset.tokenize(prepared, out_dir, progress=progress)
+        else:
+            made = dataset.prepare(
+                prepared, parse_policy(mask_role, "--mask_role"), out_dir, progress=progress
+            )
+    return _print_dataset(Path(made.path), json)
+
+
+def mask(dataset: Path, *, out_dir: Path, policy: str = "assistant", json: bool = False) -> int:
+    """Mask a dataset under another policy, without tokenizing again.
+
+    Args:
+        dataset: A dataset that mypt prepared.
+        out_dir: The new dataset's folder; tokens are hard-linked, not copied.
+        policy: E.g. assistant, or user,assistant,last,no_stop; a JSON object; or its file.
+        json: Print the result as JSON.
+    """
+    from mypt.data import dataset as datasets
+
+    made = datasets.mask(dataset, parse_policy(policy), out_dir)
+    return _print_dataset(Path(made.path), json)
+
+
+def adopt(
+    directory: Path,
+    *,
+    out_dir: Path | None = None,
+    tokenization: str | None = None,
+    json: bool = False,
+) -> int:
+    """Take shards made by hand: digest them, write their metadata, validate; exit 1 if broken.
+
+    Args:
+        directory: Holds train/ and val/ with shard_000.bin and shard_000_mask.bin; with
+            --out_dir, train.parquet and validation.parquet of input_ids and labels.
+        out_dir: The new dataset's folder, for labels in Parquet.
+        tokenization: What the ids mean; default: the tokenizer_state.json beside them, else gpt2.
+        json: Print the result as JSON.
+    """
+    from mypt.data import adoption
+
+    if out_dir is None:
+        made = adoption.adopt(directory, tokenization)
+    elif out_dir.exists():
+        raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
+    else:
+        from mypt.data import label_import
+
+        made = label_import.adopt_labels(directory, out_dir, tokenization)
+    _print_dataset(Path(made.path), json)
+    from mypt.data import preview_report, validation
+
+    report = validation.validate(Path(made.path))
+    if not report.ok and not json:
+        Console().print(preview_report.render_report(report))
+    return 0 if report.ok else 1
+
+
+def validate(
+    dataset: Path,
+    *,
+    block_size: MaybeWhole = None,
+    length_policy: LengthPolicy = "split",
+    prove: bool = False,
+    json: bool = False,
+) -> int:
+    """Check a dataset; exit 1 on a broken contract, print everything else with its count.
+
+    Args:
+        dataset: The dataset's folder.
+        block_size: Preview what a context of this many tokens would drop or cut.
+        length_policy: For the preview.
+        prove: Prove the mask on a real batch with a small random model (starts torch).
+        json: Print the report as JSON.
+    """
+    if block_size is not None and not 0 < block_size <= MAX_BLOCK:
+        raise ConfigError(f"--block_size {block_size}: expected 1 to {MAX_BLOCK}")
+    from mypt.data import preview_report, validation
+
+    report = validation.validate(dataset, block_size=block_size, length_policy=length_policy)
+    if not json:
+        Console().print(preview_report.render_report(report))
+    proved = None
+    if report.ok and prove:
+        from mypt.evaluation import proof, proof_report
+
+        proved = proof.prove_mask(dataset)
+        if not json:
+            Console().print(proof_report.render(proved))
+    if json:
+        values = report.model_dump(mode="json")
+        print_json(values | ({"proof": proved.model_dump(mode="json")} if proved else {}))
+    return 0 if report.ok and (proved is None or proved.ok) else 1
+
+
+def show(
+    dataset: Path,
+    *,
+    split: Split = "train",
+    row: MaybeWhole = None,
+    rows: Whole = 3,
+    search: str | None = None,
+    why: bool = False,
+    html: Path | None = None,
+) -> int:
+    """Print conversations with their supervised tokens in colour.
+
+    Args:
+        dataset: The dataset's folder.
+        split: train or val.
+        row: Print this row only, counted from 0.
+        rows: How many rows to print.
+        search: Only rows whose text holds this.
+        why: Give id, role, kind and the deciding rule for every token.
+        html: Write one self-contained page instead.
+    """
+    if row is not None and search is not None:
+        raise ConfigError("--row and --search choose rows in two ways; give one of them")
+    if html is not None:
+        if why or row is not None or search is not None:
+            raise ConfigError("--html writes all of it into one page; leave --row, --search, --why")
+        check_new(html)
+        from mypt.data import preview_html
+
+        preview_html.write_preview(dataset, html)
+        Console().print(f"preview: {html}", markup=False)
+        return 0
+    if rows < 1:
+        raise ConfigError(f"--rows {rows}: expected 1 or more")
+    from mypt.data import preview
+
+    for block in preview.render_rows(
+        dataset, split=split, row=row, rows=rows, search=search, why=why
+    ):
+        Console().print(block)
+    return 0
+
+
+def _print_dataset(folder: Path, json: bool) -> int:
+    from mypt.data import manifest, preview_report
+
+    found = manifest.read_manifest(folder)
+    if json:
+        print_json({"path": str(folder), **found.model_dump(mode="json")})
+    else:
+        Console().print(preview_report.render_manifest(folder, found))
+    return 0

@@ -1,0 +1,66 @@
+"""Where an unknown file keeps its turns, as flags of ``mypt prepare``."""
+
+from dataclasses import asdict, dataclass
+
+from mypt.config import FieldMapping, Format
+from mypt.errors import ConfigError
+from mypt.parsing import parse_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingFlags:
+    """The flags that belong to ``--format mapping``; those left out keep their defaults."""
+
+    turns_field: str | None = None
+    """For --format mapping: the field of the list of turns; a.b is b inside a."""
+    role_field: str | None = None
+    """For --format mapping: the field of a turn that says who speaks."""
+    text_field: str | None = None
+    """For --format mapping: the field of a turn that holds the text."""
+    role_names: str | None = None
+    """For --format mapping: e.g. human=user,gpt=assistant."""
+    by_order: bool = False
+    """For --format mapping: who speaks first is the user, the other one the assistant."""
+    join: str | None = None
+    """For --format mapping: text between turns of one role in a row; default a line feed."""
+
+
+_KNOBS = {
+    "turns_field": "turns",
+    "role_field": "role",
+    "text_field": "text",
+    "role_names": "roles",
+    "by_order": "by_order",
+    "join": "join",
+}
+
+
+def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:
+    """Return the mapping that the flags mean; None for every other format.
+
+    Raises:
+        ConfigError: If the format is another one, or ``role_names`` holds no pairs.
+    """
+    given = {flag: value for flag, value in asdict(flags).items() if value not in (None, False)}
+    if format != "mapping":
+        if given:
+            names = ", ".join(f"--{flag}" for flag in given)
+            raise ConfigError(f"{names}: expected only together with --format mapping")
+        return None
+    values = {_KNOBS[flag]: value for flag, value in given.items()}
+    if flags.role_names is not None:
+        values["roles"] = _pairs(flags.role_names)
+    return parse_config(values, FieldMapping, "--role_names")
+
+
+def _pairs(names: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in names.split(","):
+        theirs, equals, ours = (part.strip() for part in pair.partition("="))
+        if not (theirs and equals and ours) or theirs in found:
+            raise ConfigError(
+                f"--role_names: {pair[:60]!r} is no new pair; expected each name once, as in"
+                " human=user,gpt=assistant"
+            )
+        found[theirs] = ours
+    return found

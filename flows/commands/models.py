@@ -1,0 +1,158 @@
+"""Commands that train a model and measure it. None starts Prefect."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from flows.commands.whole import MaybeWhole, Whole
+from flows.console import Console, print_json
+from mypt.config import EvaluateConfig, Preset, load_config
+from mypt.data.manifest import read_manifest
+from mypt.home import check_name
+from mypt.parsing import parse_config
+
+Form = Literal["auto", "chat", "plain"]
+
+
+def train(
+    *,
+    config_file: Path,
+    model_name: str,
+    dataset_dir: Path,
+    init_from_model: str | None = None,
+    max_iters: MaybeWhole = None,
+    learning_rate: float | None = None,
+    batch_size: MaybeWhole = None,
+    eval_interval: MaybeWhole = None,
+    seed: MaybeWhole = None,
+    device: str | None = None,
+    threads: MaybeWhole = None,
+    nodes: str | None = None,
+    rendezvous: str | None = None,
+) -> int:
+    """Train a model, or go on where the same name and config stopped.
+
+    Args:
+        config_file: A preset such as configs/tiny_sft.json.
+        model_name: The model's name under MYPT_HOME/models.
+        dataset_dir: A dataset that mypt prepared or adopted.
+        init_from_model: Base model whose weights and architecture are kept; hf:FOLDER is one of
+            transformers.
+        max_iters: Optimizer steps, instead of the preset's.
+        learning_rate: Peak learning rate, instead of the preset's.
+        batch_size: Rows a micro-batch, instead of the preset's.
+        eval_interval: Steps between evaluations, instead of the preset's.
+        seed: Seed of weights, order and dropout, instead of the preset's.
+        device: auto, cpu, cuda or mps, instead of the preset's.
+        threads: CPU threads, instead of the preset's.
+        nodes: How many machines train together, such as 2, or 1:4 where some may come later or
+            go; each is started with the same command.
+        rendezvous: HOST:PORT of the machine where they meet.
+    """
+    asked = _Stop()  # first of all: reading datasets takes time too
+    given = {
+        "max_iters": max_iters, "learning_rate": learning_rate, "batch_size": batch_size,
+        "eval_interval": eval_interval, "seed": seed, "device": device, "threads": threads,
+    }  # fmt: skip
+    preset = _override(load_config(config_file), given)
+    check_name(model_name, "model name")  # before torch is loaded, which takes seconds
+    read_manifest(dataset_dir)
+    from mypt.training.events import Finished
+    from mypt.training.launch import train_anywhere
+    from mypt.training.nodes import Nodes
+    from mypt.training.plan import plan_run
+    from tasks.progress import watch
+
+    machines = Nodes.parse(nodes, rendezvous)
+    plan = plan_run(preset, model_name, dataset_dir, init_from=init_from_model)
+    *_, end = watch(train_anywhere(plan, should_stop=asked, nodes=machines), plan)
+    stopped_elsewhere = isinstance(end, Finished) and end.reason == "stopped"
+    return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
+
+
+def evaluate(
+    model: str,
+    *,
+    dataset_dir: Path | None = None,
+    form: Form = "auto",
+    exercises: Whole = 0,
+    eval_iters: Whole = 50,
+    harness: Sequence[str] = (),
+    gate: bool = False,
+    json: bool = False,
+) -> int:
+    """Measure a model: loss and perplexity over supervised tokens, exact match, stops.
+
+    Args:
+        model: A name, a model folder or a step folder.
+        dataset_dir: Dataset to score; default: the one it was trained on.
+        form: How questions are asked; auto follows the training data.
+        exercises: Held-out generated questions to ask.
+        eval_iters: Batches of the validation split to score; 0 scores all of it.
+        harness: Task of lm-evaluation-harness to ask: a name or a YAML file; may be given again.
+        gate: Compare with the champion under MYPT_HOME/models, make the model champion where it
+            is better, write down why, and exit 1 where it is not.
+        json: Print the scores as JSON.
+    """
+    from mypt.evaluation import report, score_table
+
+    config = EvaluateConfig(exercises=exercises, eval_iters=eval_iters, harness=tuple(harness))
+    if gate:
+        return _judge(model, dataset_dir, config, json)
+    scores = report.evaluate_model(model, dataset_dir, config, form=form)
+    if json:
+        print_json(scores.model_dump(mode="json"))
+    else:
+        Console().print(score_table.render(scores))
+    return 0
+
+
+def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: bool) -> int:
+    from flows.environment import prepare_environment
+    from mypt.evaluation.gate import judge
+    from tasks.destination import mlflow_is_there
+
+    verdict = judge(model, dataset_dir, config)
+    if verdict.promoted and mlflow_is_there():
+        prepare_environment()  # before MLflow is imported
+        from tasks.crowning import mirror_champion
+
+        mirror_champion()
+    if json:
+        print_json(verdict.model_dump(mode="json"))
+    else:
+        said = "promoted" if verdict.promoted else "not promoted"
+        Console().print(f"{model} {said}: {'; '.join(verdict.reasons)}", markup=False)
+    return 0 if verdict.promoted else 1
+
+
+def _override(preset: Preset, given: dict[str, Any]) -> Preset:
+    values = {key: value for key, value in given.items() if value is not None}
+    known = preset.model_dump(exclude_unset=True)
+    return parse_config(known | values, Preset, "the command line")
+
+
+class _Stop:
+    """Whether SIGTERM or Ctrl-C has asked for a stop; the loop looks at each step boundary.
+
+    A second Ctrl-C ends at once.
+    """
+
+    def __init__(self) -> None:
+        self._code = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    @property
+    def code(self) -> int:
+        """What the process exits with: 143 after SIGTERM, 130 after Ctrl-C, else 0."""
+        return self._code
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self._code = 128 + number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __call__(self) -> bool:
+        return self._code != 0

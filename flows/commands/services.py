@@ -1,0 +1,81 @@
+"""Commands that start Prefect or MLflow: the pipeline, the two servers, the sending of journals."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.whole import Whole
+from flows.console import Console
+
+
+def run(
+    config: str,
+    *,
+    param: Annotated[list[str] | None, Parameter(negative=())] = None,
+    detach: bool = False,
+) -> int:
+    """Run the whole pipeline here, or a deployment where it is served: data in, chat model out.
+
+    Args:
+        config: A pipeline config such as configs/demo.json, which runs in this process; or the
+            name of a deployment, such as sft-pipeline (short for sft-pipeline/local), which runs
+            where mypt up or a worker serves it.
+        param: NAME=VALUE, as often as wanted: a knob by its dotted name, such as
+            sft.learning_rate=1e-4, or a parameter of the flow.
+        detach: Do not wait for the end of a deployment's run.
+    """
+    from flows.environment import find_prefect, prepare_environment
+
+    changes = param or []
+    if Path(config).suffix == ".json":
+        prepare_environment()
+        from flows.parameters import changed_config
+        from flows.pipeline import run_pipeline
+
+        run_pipeline(changed_config(Path(config), changes))
+        return 0
+    find_prefect()
+    prepare_environment()
+    from flows.asking import ask
+
+    return ask(config, changes, wait=not detach)
+
+
+def up(
+    *,
+    prefect_port: Whole = 4200,
+    mlflow_port: Whole = 5000,
+    host: str = "127.0.0.1",
+    auth: str | None = None,
+) -> int:
+    """Start the Prefect and MLflow servers on this machine and serve sft-pipeline/local.
+
+    Args:
+        prefect_port: Port of the Prefect server.
+        mlflow_port: Port of the MLflow server, on 127.0.0.1.
+        host: Address that the Prefect server listens on; another than this machine's own wants
+            --auth. MLflow stays on 127.0.0.1.
+        auth: USER:PASSWORD without which Prefect answers nobody; better kept in the variable
+            PREFECT_SERVER_API_AUTH_STRING, which other users of this machine cannot read.
+    """
+    from flows.environment import prepare_environment
+
+    prepare_environment()
+    from flows.addresses import resolve
+    from flows.servers import up as start
+
+    return start(resolve(host, prefect_port, mlflow_port, auth))
+
+
+def sync() -> int:
+    """Send to MLflow what could not be sent while training; sending twice changes nothing."""
+    from flows.environment import prepare_environment
+
+    prepare_environment()
+    from tasks.crowning import mirror_champion
+    from tasks.mirror import sync as send
+
+    Console().print(f"sent {send()} records", markup=False)
+    mirror_champion()
+    return 0

@@ -1,0 +1,59 @@
+"""What commands print on standard output."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import console as rich_console
+
+from mypt.errors import ConfigError
+
+__all__ = ["Console", "check_new", "print_json", "print_json_rows", "print_lines"]
+
+
+_FILE_COLUMNS = 160
+"""Where lines end that go to a file or a pipe; 80 would break what somebody wants to copy."""
+
+
+class Console(rich_console.Console):
+    """Standard output, as wide as the terminal; wider where there is none."""
+
+    def __init__(self) -> None:
+        """Look at what standard output is now."""
+        to_file = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        super().__init__(width=_FILE_COLUMNS if to_file else None, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as JSON on standard output and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_json_rows(values: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+    """Print ``values`` with a last key "rows", of which only one is in memory at a time."""
+    head = json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}")
+    sys.stdout.write(f'{head},\n  "rows": [')
+    separator = "\n    "
+    for row in rows:
+        sys.stdout.write(separator + json.dumps(row, ensure_ascii=False))
+        separator = ",\n    "
+    sys.stdout.write("\n  ]\n}\n")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are, one at a time."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+
+
+def check_new(page: Path) -> None:
+    """Refuse a file name that is taken.
+
+    Raises:
+        ConfigError: If ``page`` exists; what is there may be somebody's data.
+    """
+    if page.exists():
+        raise ConfigError(f"{page} exists and is never overwritten; name another --html file")

@@ -1,0 +1,44 @@
+"""The end of a flow whose Prefect API went away: the work counts, not the telling of it."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from prefect.context import FlowRunContext
+
+from flows.environment import answers
+from mypt.errors import MyptError
+
+
+def leave_if_prefect_is_away(show: Callable[[], object]) -> None:
+    """Call ``show`` and end the process here if the API of this flow run is gone.
+
+    Prefect would go on for minutes to tell a server that is not there how the run ended, and
+    then raise. Everything is on disk by now, and the same run again finds it.
+    """
+    context = FlowRunContext.get()
+    if context is None:
+        return
+    url = str(context.client.api_url).rstrip("/")
+    if answers(f"{url}/health"):
+        return
+    sys.stderr.write(
+        f"mypt: Prefect at {url} does not answer any more and will show this run as running;"
+        " everything is done and kept\n"
+    )
+    show()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def cause_behind(error: BaseException) -> MyptError:
+    """Return the error of ours during whose handling Prefect failed too, else Prefect's own."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, MyptError):
+            return behind
+        behind = behind.__context__
+    return MyptError(
+        f"Prefect's API went away ({error}); what is complete is kept, run the same again"
+    )

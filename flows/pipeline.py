@@ -1,0 +1,68 @@
+"""The whole way of one run: raw files in, a chat model out, and the proof of what it saw."""
+
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+from prefect import flow
+
+from flows.farewell import cause_behind, leave_if_prefect_is_away
+from flows.naming import pipeline_run_name
+from flows.summary import show_summary
+from flows.temporary_api import end_with_this_process
+from mypt.config import PipelineConfig, load_pipeline
+from mypt.evaluation.scores import Summary
+from tasks.evaluation import evaluate, summary_path
+from tasks.masking import mask
+from tasks.parent import pipeline_run, report_pipeline
+from tasks.tokenization import tokenize
+from tasks.training import pretrain, sft
+from tasks.validation import validate
+
+TERMINATED = 143
+
+
+@flow(name="sft-pipeline", flow_run_name=pipeline_run_name)
+def sft_pipeline(config: PipelineConfig | str) -> Summary:
+    """Turn raw text and chat files into a chat model.
+
+    Args:
+        config: All knobs, or the path of a file that holds them, such as configs/demo.json.
+    """
+    end_with_this_process()
+    if isinstance(config, str):
+        config = load_pipeline(config)
+    base, chat = f"{config.name}-base", f"{config.name}-chat"
+    with pipeline_run(config) as run:
+        text = tokenize(config.base, base, "base corpus")
+        text = validate(text, config.pretrain, base, "base corpus")
+        talk = tokenize(config.chat, chat, "chat data", tokenizer=text)
+        talk = mask(talk, config.mask, chat, "chat data")
+        talk = validate(talk, config.sft, chat, "chat data")
+        base_model = pretrain(config.pretrain, base, text)
+        chat_model = sft(config.sft, chat, talk, base=base_model)
+        summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)
+        report_pipeline(run, text, talk, summary)
+    leave_if_prefect_is_away(lambda: show_summary(summary))
+    return summary
+
+
+def run_pipeline(config: Path | PipelineConfig) -> Path:
+    """Run the pipeline in this process, print its figures, and return the summary's path.
+
+    Raises:
+        MyptError: If a stage cannot go on, or Prefect cannot be reached at all.
+    """
+    resolved = load_pipeline(config) if isinstance(config, Path) else config
+    # Prefect sends itself the signal again when the flow has ended; the default would kill the
+    # process before it could stop its temporary API.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        summary = sft_pipeline(resolved)
+    except httpx.HTTPError as error:
+        raise cause_behind(error) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    show_summary(summary)
+    return summary_path(summary)

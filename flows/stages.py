@@ -1,0 +1,117 @@
+"""Each stage as a flow of its own, for those who run them on different days or machines."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from prefect import flow
+
+from flows.farewell import leave_if_prefect_is_away
+from flows.naming import prepare_run_name, training_run_name
+from flows.temporary_api import end_with_this_process
+from mypt.config import EvaluateConfig, MaskPolicy, PrepareConfig, Preset, load_config
+from mypt.data.manifest import reference
+from mypt.evaluation.scores import Summary
+from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.run import checkpoint_to_use
+from tasks import evaluation, training
+from tasks.masking import mask as mask_task
+from tasks.parent import stage_run
+from tasks.stages import tell
+from tasks.tokenization import tokenize
+from tasks.validation import validate
+
+Result = TypeVar("Result", DatasetRef, CheckpointRef, Summary)
+
+
+@flow(name="prepare", flow_run_name=prepare_run_name)
+def prepare(
+    config: PrepareConfig,
+    name: str = "data",
+    mask: MaskPolicy | None = MaskPolicy(),
+    preset: Preset | str = Preset(),
+) -> DatasetRef:
+    """Turn raw files into a dataset, mask it and check it.
+
+    Args:
+        config: What to read and how.
+        name: Prefix of the dataset's folder.
+        mask: Whose tokens are supervised; null makes a dataset without masks, for pretraining.
+        preset: What will be trained on it, or the path of its file: what its context would drop
+            or cut is checked too.
+    """
+    end_with_this_process()
+    preset = load_config(preset) if isinstance(preset, str) else preset
+    with stage_run(config, name):
+        made = tokenize(config, name, "data")
+        if mask is not None:
+            made = mask_task(made, mask, name, "data")
+        made = validate(made, preset, name, "data")
+    return _ended(made)
+
+
+@flow(name="pretrain", flow_run_name=training_run_name)
+def pretrain(config: Preset | str, dataset: str, name: str = "base") -> CheckpointRef:
+    """Train a model from random weights.
+
+    Args:
+        config: Architecture and training values, or the path of a file such as configs/tiny.json.
+        dataset: The folder of a prepared dataset.
+        name: Prefix of the model's name.
+    """
+    end_with_this_process()
+    config = load_config(config) if isinstance(config, str) else config
+    with stage_run(config, name):
+        made = training.pretrain(config, name, _dataset(dataset))
+    return _ended(made)
+
+
+@flow(name="sft", flow_run_name=training_run_name)
+def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> CheckpointRef:
+    """Fine-tune a base model on the supervised tokens of conversations.
+
+    Args:
+        config: Training values, or the path of a file such as configs/tiny_sft.json; the
+            architecture is the base model's.
+        dataset: The folder of a prepared and masked dataset.
+        base: The base model: its name, its folder, or one of its step folders.
+        name: Prefix of the model's name.
+    """
+    end_with_this_process()
+    config = load_config(config) if isinstance(config, str) else config
+    with stage_run(config, name):
+        made = training.sft(config, name, _dataset(dataset), base=checkpoint_to_use(Path(base)))
+    return _ended(made)
+
+
+@flow(name="evaluate", flow_run_name=training_run_name)
+def evaluate(
+    base: str,
+    chat: str,
+    dataset: str,
+    config: EvaluateConfig = EvaluateConfig(),
+    name: str = "evaluation",
+) -> Summary:
+    """Ask a base model and its fine-tuned one the same, and show what fine-tuning changed.
+
+    Args:
+        base: The base model: its name, its folder, or one of its step folders.
+        chat: What fine-tuning made of it, named likewise.
+        dataset: The folder of the dataset whose validation split both are scored on.
+        config: How much to score and to ask.
+        name: Prefix of the report's folder.
+    """
+    end_with_this_process()
+    before, after = (checkpoint_to_use(Path(model)) for model in (base, chat))
+    with stage_run(config, name):
+        summary = evaluation.evaluate(before, after, _dataset(dataset), config, name)
+    return _ended(summary)
+
+
+def _dataset(folder: str) -> DatasetRef:
+    return reference(Path(folder).absolute())
+
+
+def _ended(result: Result) -> Result:
+    place = result.evaluation if isinstance(result, Summary) else result.path
+    leave_if_prefect_is_away(lambda: tell(f"made: {place}"))
+    return result

@@ -1,0 +1,1 @@
+"""From files to token shards with spans and masks."""

@@ -1,0 +1,1 @@
+"""The checks that a validation runs, one file a subject."""

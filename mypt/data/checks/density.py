@@ -1,0 +1,179 @@
+"""How many tokens of which role and source are supervised, counted anew from the masks."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mypt.data.checks.masks import supervised_in
+from mypt.data.checks.report import (
+    DENSITY_BOUNDS,
+    EXAMPLES,
+    Findings,
+    Place,
+    ValidationStats,
+)
+from mypt.data.checks.shards import ShardCheck
+from mypt.data.manifest import SPLITS, Density, Manifest
+from mypt.data.spans import ROLE, ROLES
+
+Group = tuple[str, str, str]
+"""Split, source and role; the role is empty in shards made by hand."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of tokens and supervised tokens by split, source and role."""
+
+    tokens: Counter[Group] = field(default_factory=Counter)
+    supervised: Counter[Group] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    rows_unsupervised: int = 0
+    longest: int = 0
+
+    def add(self, check: ShardCheck) -> None:
+        """Count one shard, and report rows that teach nothing."""
+        self._add_tokens(check)
+        rows, mask = check.shard.rows, check.shard.mask
+        if rows is None:
+            return
+        self.rows[check.split] += len(rows)
+        self.longest = max(self.longest, int((rows["stop"] - rows["start"]).max(initial=0)))
+        if mask is None:
+            return
+        silent = np.flatnonzero(supervised_in(rows, mask) == 0)
+        self.rows_unsupervised += len(silent)
+        _add_rows(check, "row_unsupervised", silent)
+        if check.shard.spans is not None:
+            _check_first(check, check.shard.spans, rows[rows["stop"] > rows["start"]], mask)
+
+    def _add_tokens(self, check: ShardCheck) -> None:
+        source = check.dataset.manifest.sources[check.shard.record.source].name
+        spans, mask = check.shard.spans, check.shard.mask
+        if spans is None:
+            group = (check.split, source, "")
+            self.tokens[group] += len(check.shard.tokens)
+            self.supervised[group] += 0 if mask is None else int(mask.sum(dtype=np.int64))
+            return
+        lengths = (spans["stop"] - spans["start"]).astype(np.int64)
+        counts = np.zeros_like(lengths) if mask is None else supervised_in(spans, mask)
+        for index, role in enumerate(ROLES):
+            chosen = spans["role"] == index
+            if chosen.any():
+                group = (check.split, source, role)
+                self.tokens[group] += int(lengths[chosen].sum())
+                self.supervised[group] += int(counts[chosen].sum())
+
+    def density(self, **wanted: str) -> Density:
+        """Return the counts of the groups whose split, source or role is as wanted."""
+        fields = ("split", "source", "role")
+        groups = [
+            group
+            for group in self.tokens
+            if all(group[fields.index(name)] == value for name, value in wanted.items())
+        ]
+        return Density(
+            tokens=sum(self.tokens[group] for group in groups),
+            supervised=sum(self.supervised[group] for group in groups),
+        )
+
+    def by(self, what: str) -> dict[str, Density]:
+        """Return the density for each split, source or role that occurs."""
+        position = ("split", "source", "role").index(what)
+        names = dict.fromkeys(group[position] for group in self.tokens if group[position])
+        return {name: self.density(**{what: name}) for name in names}
+
+    def stats(self, manifest: Manifest) -> ValidationStats:
+        """Return the figures as they stand in the report."""
+        return ValidationStats(
+            rows={split: self.rows[split] for split in SPLITS},
+            tokens={split: manifest.tokens(split) for split in SPLITS},
+            longest=self.longest,
+            total=self.density(),
+            by_role=self.by("role"),
+            by_source=self.by("source"),
+        )
+
+
+def _add_rows(check: ShardCheck, code: str, rows: NDArray[np.integer]) -> None:
+    for row in rows[:EXAMPLES]:
+        check.findings.add(code, check.place(int(row)), 0)
+    if len(rows):
+        check.findings.add(code, count=len(rows))
+
+
+def _check_first(
+    check: ShardCheck, spans: NDArray[np.void], rows: NDArray[np.void], mask: NDArray[np.uint8]
+) -> None:
+    first = spans[np.searchsorted(spans["stop"], rows["start"], side="right")]
+    wrong = (first["role"] != ROLE["text"]) & (mask[rows["start"]] == 1)
+    _add_rows(check, "first_supervised", first["conversation"][wrong])
+
+
+def check_stats(manifest: Manifest, tally: Tally, findings: Findings) -> None:
+    """Compare the recorded statistics with the counted ones."""
+    if manifest.mask is None:
+        return
+    recorded = manifest.mask.stats
+    for name, found, expected in (
+        ("in all", {"": recorded.total}, {"": tally.density()}),
+        ("by split", recorded.by_split, tally.by("split")),
+        ("by role", recorded.by_role, tally.by("role")),
+        ("by source", recorded.by_source, tally.by("source")),
+    ):
+        for key in sorted({*found, *expected}):
+            one, other = found.get(key, Density()), expected.get(key, Density())
+            if one != other:
+                detail = (
+                    f"{one.supervised} of {one.tokens} recorded, {other.supervised} of"
+                    f" {other.tokens} counted"
+                )
+                findings.add("stats_differ", Place(where=f"{name} {key}".strip(), detail=detail))
+    if recorded.rows_unsupervised != tally.rows_unsupervised:
+        detail = f"{recorded.rows_unsupervised} recorded, {tally.rows_unsupervised} counted"
+        findings.add("stats_differ", Place(where="rows unsupervised", detail=detail))
+
+
+def check_density(
+    manifest: Manifest, tally: Tally, findings: Findings, expect_single_role: bool
+) -> None:
+    """Hold chat sources, and all chat tokens together, against DENSITY_BOUNDS.
+
+    Plain text is left out: by policy it is supervised wholly or not at all.
+    """
+    if manifest.mask is None:
+        findings.add("mask_none")
+        return
+    if manifest.mask.policy is None:
+        findings.add("mask_by_hand")
+    if not tally.density().supervised:
+        findings.add("density_zero", Place(detail=f"0 of {tally.density().tokens} tokens"))
+        return
+    chat = {source: _chat_only(tally, source) for source in tally.by("source")}
+    tokens = sum(density.tokens for density in chat.values())
+    supervised = sum(density.supervised for density in chat.values())
+    if tokens and tokens == supervised and not expect_single_role:
+        findings.add("density_one", Place(detail=f"all {tokens} tokens"))
+        return
+    for source, density in chat.items():
+        if density.tokens and not (supervised == tokens and expect_single_role):
+            _check_bounds(source, density, findings)
+    if manifest.mask.policy is not None and manifest.kind == "chat":
+        for role in manifest.mask.policy.roles:
+            if not tally.density(role=role).tokens:
+                findings.add("role_absent", Place(detail=role))
+
+
+def _chat_only(tally: Tally, source: str) -> Density:
+    whole, text = tally.density(source=source), tally.density(source=source, role="text")
+    return Density(tokens=whole.tokens - text.tokens, supervised=whole.supervised - text.supervised)
+
+
+def _check_bounds(source: str, density: Density, findings: Findings) -> None:
+    low, high = DENSITY_BOUNDS
+    detail = f"{density.density:.1%} of {density.tokens} tokens; {low:.0%} to {high:.0%} expected"
+    if density.density < low:
+        findings.add("density_low", Place(where=source, detail=detail))
+    elif density.density > high:
+        findings.add("density_high", Place(where=source, detail=detail))

@@ -1,0 +1,141 @@
+"""Whether masks keep the laws, each rule said once more and otherwise than in ``masking``.
+
+The mask is compared with what :func:`mypt.data.masking.mask_from_spans` gives, and beside it
+with the laws themselves, span by span: a fault in the masking code would be in both masks.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mypt.config import MaskPolicy
+from mypt.data.checks.report import EXAMPLES, Place
+from mypt.data.checks.shards import ShardCheck
+from mypt.data.conversations import Conversation, Origin, say
+from mypt.data.dataset import Dataset
+from mypt.data.masking import mask_from_spans
+from mypt.data.spans import KIND, KINDS, ROLE, ROLES
+from mypt.errors import MaskError
+
+Booleans = NDArray[np.bool_]
+
+
+def check_mask(check: ShardCheck) -> None:
+    """Check one shard's mask, where it has one; its rows and spans must tile it."""
+    record, spans, mask = check.dataset.manifest.mask, check.shard.spans, check.shard.mask
+    if record is None or mask is None or not _check_values(check, mask):
+        return
+    if spans is None or record.policy is None:
+        _check_by_hand(check, mask)
+        return
+    _check_laws(check, spans, supervised_in(spans, mask), record.policy)
+    try:
+        expected = mask_from_spans(spans, len(mask), record.policy)
+    except MaskError as error:
+        place = Place(split=check.split, where=check.shard.record.tokens.name, detail=str(error))
+        check.findings.add("span_astray", place)
+        return
+    differs = np.flatnonzero(mask != expected)
+    if len(differs):
+        first = int(differs[0])
+        detail = f"{mask[first]} found, {1 - mask[first]} expected"
+        check.findings.add("mask_differs", check.place_token(first, detail), len(differs))
+
+
+def _check_values(check: ShardCheck, mask: NDArray[np.uint8]) -> bool:
+    if mask.max(initial=0) <= 1:
+        return True
+    wrong = np.flatnonzero(mask > 1)
+    place = check.place_token(int(wrong[0]), f"{mask[wrong[0]]} found, 0 or 1 expected")
+    check.findings.add("mask_value", place, len(wrong))
+    return False
+
+
+def supervised_in(parts: NDArray[np.void], mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how many tokens of each part (spans or rows) are supervised."""
+    before = np.zeros(len(mask) + 1, dtype=np.int64)
+    np.cumsum(mask, out=before[1:])
+    counts: NDArray[np.int64] = before[parts["stop"]] - before[parts["start"]]
+    return counts
+
+
+def _check_by_hand(check: ShardCheck, mask: NDArray[np.uint8]) -> None:
+    """Check in shards without spans what tokens alone can tell: headers are not learned."""
+    headers = np.array(sorted(_header_ids(check.dataset)), dtype=np.uint32)
+    wrong = np.flatnonzero(np.isin(check.shard.tokens, headers) & (mask == 1))
+    if len(wrong):
+        first = int(wrong[0])
+        text = check.dataset.tokenizer.decode(check.shard.tokens[first : first + 1])
+        check.findings.add("header_supervised", check.place_token(first, repr(text)), len(wrong))
+
+
+def _header_ids(dataset: Dataset) -> set[int]:
+    """Return the special tokens that open turns, as the template writes them."""
+    turns = (say("system", "-"), say("user", "-"), say("assistant", "-"))
+    segments = dataset.tokenizer.template.render(Conversation(turns, Origin(0, 1)))
+    return {
+        dataset.tokenizer.special_id(segment.special)
+        for segment in segments
+        if segment.special is not None and segment.kind == KIND["header"]
+    }
+
+
+def wanted_spans(spans: NDArray[np.void], policy: MaskPolicy) -> Booleans:
+    """Return which spans are to be supervised, from the laws and not from ``masking``."""
+    role, kind, train = spans["role"], spans["kind"], spans["train"]
+    by_role = np.isin(role, [ROLE[name] for name in policy.roles])
+    if policy.last_turn_only:
+        last: dict[int, int] = {}
+        for span in spans[by_role]:
+            row, message = int(span["conversation"]), int(span["message"])
+            last[row] = max(message, last.get(row, 0))
+        latest = [last.get(int(row), -1) for row in spans["conversation"]]
+        by_role &= spans["message"] == np.array(latest)
+    if not policy.end_of_turn:
+        by_role &= kind != KIND["end"]
+    if policy.text:
+        by_role |= role == ROLE["text"]
+    wanted = (by_role | (train == 1)) & (train != 0)
+    wanted &= (kind != KIND["header"]) & (role != ROLE["tool"])
+    if not policy.reasoning:
+        wanted &= kind != KIND["reasoning"]
+    if not policy.tool_calls:
+        wanted &= kind != KIND["tool_call"]
+    return np.asarray(wanted, dtype=bool)
+
+
+def _check_laws(
+    check: ShardCheck, spans: NDArray[np.void], supervised: NDArray[np.int64], policy: MaskPolicy
+) -> None:
+    wanted = wanted_spans(spans, policy)
+    length = (spans["stop"] - spans["start"]).astype(np.int64)
+    role, kind = spans["role"], spans["kind"]
+    too_much = ~wanted & (supervised > 0)
+    too_little = wanted & (supervised == 0) & (length > 0)
+    named = np.isin(role, [ROLE[name] for name in policy.roles])
+    part = np.isin(kind, (KIND["reasoning"], KIND["tool_call"]))
+    laws: tuple[tuple[str, Booleans], ...] = (
+        ("header_supervised", too_much & (kind == KIND["header"])),
+        ("tool_supervised", too_much & (kind != KIND["header"]) & (role == ROLE["tool"])),
+        ("reasoning_supervised", too_much & part & named),
+        ("stop_supervised", too_much & named & (kind == KIND["end"]) & (not policy.end_of_turn)),
+        ("role_supervised", too_much & (kind != KIND["header"]) & ~named & (role != ROLE["tool"])),
+        ("stop_unsupervised", too_little & (kind == KIND["end"])),
+        ("answer_unsupervised", too_little & (kind != KIND["end"])),
+        ("span_split", wanted & (supervised > 0) & (supervised < length)),
+    )
+    named_already = np.zeros(len(spans), dtype=bool)
+    for code, wrong in laws:
+        named_already |= wrong
+        _add_spans(check, spans, code, wrong)
+    _add_spans(check, spans, "turn_supervised", too_much & ~named_already)
+
+
+def _add_spans(check: ShardCheck, spans: NDArray[np.void], code: str, wrong: Booleans) -> None:
+    for index in np.flatnonzero(wrong)[:EXAMPLES]:
+        span = spans[index]
+        tokens = check.shard.tokens[span["start"] : span["stop"]][:12]
+        text = check.dataset.tokenizer.decode(tokens)
+        detail = f"turn {span['message']}, {ROLES[span['role']]} {KINDS[span['kind']]} {text!r}"
+        check.findings.add(code, check.place(int(span["conversation"]), detail), 0)
+    if wrong.any():
+        check.findings.add(code, count=int(wrong.sum()))

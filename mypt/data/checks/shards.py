@@ -1,0 +1,145 @@
+"""Whether a shard's tokens, rows and spans fit each other; masks are looked at elsewhere."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mypt.data.checks.report import EXAMPLES, Findings, Place
+from mypt.data.conversations import PartKind
+from mypt.data.dataset import Dataset, ShardView
+from mypt.data.manifest import Split
+from mypt.data.rowview import origin
+from mypt.data.spans import KIND, KINDS, ROLES
+from mypt.data.template import PartForm, Template
+from mypt.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCheck:
+    """One shard under examination; N tokens, S spans, R rows."""
+
+    dataset: Dataset
+    split: Split
+    shard: ShardView
+    first_row: int
+    """Rows of the split before this shard."""
+    findings: Findings
+
+    def place(self, row: int, detail: str = "") -> Place:
+        """Return the place of a row, counted in the shard."""
+        where = origin(self.dataset, self.shard, row)
+        return Place(split=self.split, row=self.first_row + row, where=where, detail=detail)
+
+    def place_token(self, position: int, detail: str) -> Place:
+        """Return the place of a token, counted in the shard."""
+        if self.shard.rows is None:
+            name = self.shard.record.tokens.name
+            return Place(split=self.split, where=f"{name} token {position}", detail=detail)
+        row = int(np.searchsorted(self.shard.rows["stop"], position, side="right"))
+        inside = position - int(self.shard.rows["start"][row])
+        return self.place(row, f"token {inside}: {detail}")
+
+
+def check_tokens(check: ShardCheck) -> bool:
+    """Check ids, rows, spans and special tokens.
+
+    Returns:
+        Whether rows and spans tile the shard, so that what they hold can be looked at.
+    """
+    _check_ids(check)
+    tiled = _check_rows(check) and _check_spans(check)
+    if tiled:
+        _check_specials(check)
+    return tiled
+
+
+def _check_ids(check: ShardCheck) -> None:
+    known = _known_ids(check.dataset.tokenizer)
+    tokens = check.shard.tokens
+    unknown = np.flatnonzero(~known[np.minimum(tokens, len(known) - 1)])
+    if len(unknown):
+        detail = f"id {tokens[unknown[0]]} found, the vocabulary ends at {len(known) - 2}"
+        name = check.shard.record.tokens.name
+        place = Place(split=check.split, where=f"{name} token {unknown[0]}", detail=detail)
+        check.findings.add("token_unknown", place, len(unknown))
+
+
+def _known_ids(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """Return for each id whether it stands for something; the last item for all beyond."""
+    known = np.zeros(tokenizer.n_vocab + 1, dtype=bool)
+    known[: len(tokenizer.vocabulary.tokens)] = True
+    known[list(tokenizer.special_tokens.values())] = True
+    return known
+
+
+def _check_rows(check: ShardCheck) -> bool:
+    rows = check.shard.rows
+    if rows is None:
+        return True
+    gap = _first_gap(rows, len(check.shard.tokens))
+    if gap is not None:
+        detail = f"row {gap} of {len(rows)} of {len(check.shard.tokens)} tokens"
+        check.findings.add("rows_gap", Place(where=check.shard.record.tokens.name, detail=detail))
+    return gap is None
+
+
+def _first_gap(parts: NDArray[np.void], n_tokens: int) -> int | None:
+    """Return the first part that does not start where the one before it stops, or None."""
+    starts = np.append(parts["start"], np.uint64(n_tokens))
+    stops = np.insert(parts["stop"], 0, np.uint64(0))
+    wrong = np.flatnonzero((starts != stops) | np.append(parts["stop"] < parts["start"], False))
+    return int(wrong[0]) if len(wrong) else None
+
+
+def _check_spans(check: ShardCheck) -> bool:
+    spans, rows = check.shard.spans, check.shard.rows
+    if spans is None or rows is None:
+        return True
+    gap = _first_gap(spans, len(check.shard.tokens))
+    if gap is not None:
+        detail = f"span {gap} of {len(spans)} of {len(check.shard.tokens)} tokens"
+        check.findings.add("spans_gap", Place(where=check.shard.record.tokens.name, detail=detail))
+        return False
+    row = np.minimum(spans["conversation"], len(rows) - 1)
+    astray = (
+        (spans["conversation"] >= len(rows))
+        | (spans["role"] >= len(ROLES))
+        | (spans["kind"] >= len(KINDS))
+        | (np.abs(spans["train"].astype(np.int16)) > 1)
+        | (spans["start"] < rows["start"][row])
+        | (spans["stop"] > rows["stop"][row])
+    )
+    for span in np.flatnonzero(astray)[:EXAMPLES]:
+        check.findings.add("span_astray", check.place(int(row[span]), f"span {span}"), 0)
+    if astray.any():
+        check.findings.add("span_astray", count=int(astray.sum()))
+    return not astray.any()
+
+
+def _check_specials(check: ShardCheck) -> None:
+    """Check that special tokens stand only where the template writes them."""
+    spans, tokens, tokenizer = check.shard.spans, check.shard.tokens, check.dataset.tokenizer
+    if spans is None:
+        return
+    special = np.flatnonzero(np.isin(tokens, list(tokenizer.special_tokens.values())))
+    kind = spans["kind"][np.searchsorted(spans["stop"], special, side="right")]
+    wrong = kind == KIND["content"]
+    for name, form in part_forms(tokenizer.template).items():
+        around = [] if form is None else _specials_in(form.open + form.close, tokenizer)
+        wrong |= (kind == KIND[name]) & ~np.isin(tokens[special], around)
+    inside = special[wrong]
+    for position in inside[:EXAMPLES]:
+        text = tokenizer.decode(tokens[position : position + 1])
+        check.findings.add("special_in_content", check.place_token(int(position), repr(text)), 0)
+    if len(inside):
+        check.findings.add("special_in_content", count=len(inside))
+
+
+def part_forms(template: Template) -> dict[PartKind, PartForm | None]:
+    """Return what a template writes around the parts that it marks."""
+    return {"reasoning": template.reasoning, "tool_call": template.tool_call}
+
+
+def _specials_in(text: str, tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.special_id(name) for name in tokenizer.special_tokens if name in text]

@@ -1,0 +1,64 @@
+"""What the readers give: conversations of messages, or documents of plain text."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from mypt.config import Role
+
+PartKind = Literal["text", "reasoning", "tool_call"]
+
+
+class Origin(NamedTuple):
+    """Where a row came from, for errors, lineage and deletion requests."""
+
+    file: int
+    """Index of the file within its source."""
+    line: int
+    """Line of the file, counted from 1; for a JSON array the item, counted from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of one message that is of one kind."""
+
+    kind: PartKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, what is said, and whether the file itself decides the mask."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    train: bool | None = None
+    """The row's own ``train`` or ``weight``; None leaves it to the policy."""
+
+    @property
+    def text(self) -> str:
+        """All parts joined."""
+        return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, at least one."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A stretch of plain text."""
+
+    text: str
+    origin: Origin
+
+
+Row = Conversation | Document
+
+
+def say(role: Role, text: str) -> Message:
+    """Return a plain message of one text part."""
+    return Message(role, (Part("text", text),))

@@ -1,0 +1,224 @@
+"""Datasets: made from raw files, masked again under another policy, opened and checked."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mypt import files
+from mypt.config import MaskPolicy, PrepareConfig
+from mypt.data.building import build
+from mypt.data.manifest import (
+    METADATA,
+    SPLITS,
+    TOKENIZER_STATE,
+    Making,
+    Manifest,
+    Split,
+    read_manifest,
+    verify_files,
+)
+from mypt.data.mask_files import write_masks
+from mypt.data.shards import ShardView, check_ids, view_shard
+from mypt.data.tokenization import Progress, recipe, write_tokens
+from mypt.data.tokenizer import Tokenizer, load_tokenizer
+from mypt.errors import ManifestError
+from mypt.references import DatasetRef
+
+__all__ = [
+    "Dataset",
+    "ShardView",
+    "mask",
+    "open_dataset",
+    "prepare",
+    "tokenize",
+]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on disk; its arrays are mapped, so that opening one reads next to nothing."""
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens.
+
+        Raises:
+            ManifestError: If it is not the one that the metadata describes.
+        """
+        tokenizer = load_tokenizer(self.path / TOKENIZER_STATE)
+        found = (tokenizer.n_vocab, tokenizer.template.digest)
+        if found != (self.manifest.n_vocab, self.manifest.template):
+            raise ManifestError(
+                f"{self.path / TOKENIZER_STATE}: {tokenizer.n_vocab} ids found,"
+                f" {self.manifest.n_vocab} expected, or another template; prepare again"
+            )
+        return tokenizer
+
+    @cached_property
+    def _views(self) -> dict[Split, tuple[ShardView, ...]]:
+        return {
+            split: tuple(view_shard(self.path, shard) for shard in self.manifest.split(split))
+            for split in SPLITS
+        }
+
+    def shards(self, split: Split) -> tuple[ShardView, ...]:
+        """Return the shards of one split, in order.
+
+        Raises:
+            ManifestError: If a file is missing or does not have the length it must have.
+        """
+        return self._views[split]
+
+
+def open_dataset(path: str | Path, *, digest: str | None = None, verify: bool = True) -> Dataset:
+    """Open a dataset for reading.
+
+    Args:
+        path: Its folder.
+        digest: The digest that a reference carries; None takes whatever is there.
+        verify: Hash every file and look at every token id; without it only the metadata and
+            the files' lengths are checked.
+
+    Raises:
+        ManifestError: If anything is missing, damaged or not what was referred to.
+        DataError: If a token id is not in the vocabulary.
+    """
+    folder = Path(path)
+    dataset = Dataset(folder, read_manifest(folder, digest))
+    if dataset.manifest.tokenizer.name != TOKENIZER_STATE:
+        raise ManifestError(
+            f"{folder / METADATA}: file {dataset.manifest.tokenizer.name!r}, expected"
+            f" {TOKENIZER_STATE!r}"
+        )
+    shards = [shard for split in SPLITS for shard in dataset.shards(split)]
+    if verify:
+        verify_files(folder, dataset.manifest)
+        for shard in shards:
+            check_ids(folder, shard, dataset.manifest.n_vocab)
+    return dataset
+
+
+def tokenize(
+    config: PrepareConfig, out_dir: Path, *, progress: Progress | None = None, reuse: bool = False
+) -> DatasetRef:
+    """Turn raw files into a dataset of tokens and spans, without masks.
+
+    Args:
+        config: What to read and how.
+        out_dir: The new dataset's folder.
+        progress: Called with bytes read, bytes to read, rows and tokens so far.
+        reuse: Return a dataset that is already there if the same sources and settings made it.
+
+    Raises:
+        ConfigError: If ``out_dir`` exists and may not be reused, or a name means nothing.
+        DataError: If a source or row cannot be used, or the disk refuses.
+    """
+    return build(
+        out_dir,
+        lambda folder: write_tokens(folder, config, progress),
+        recipe(config) if reuse else None,
+    )
+
+
+def prepare(
+    config: PrepareConfig,
+    policy: MaskPolicy,
+    out_dir: Path,
+    progress: Progress | None = None,
+    *,
+    reuse: bool = False,
+) -> DatasetRef:
+    """Turn raw files into a dataset of tokens, spans and masks in one folder.
+
+    Its ``parent`` is None: tokens without masks never lay on disk, so there is nothing to
+    name. :func:`mask` makes other masks from it all the same.
+
+    Args:
+        config: What to read and how.
+        policy: Whose tokens are supervised.
+        out_dir: The new dataset's folder.
+        progress: As for :func:`tokenize`.
+        reuse: As for :func:`tokenize`.
+
+    Raises:
+        ConfigError: As :func:`tokenize`.
+        DataError: As :func:`tokenize`; a MaskError if nothing is supervised.
+    """
+    return build(
+        out_dir,
+        lambda folder: _prepare(folder, config, policy, progress),
+        masked_recipe(recipe(config), policy) if reuse else None,
+    )
+
+
+def mask(
+    dataset: str | Path,
+    policy: MaskPolicy,
+    out_dir: Path,
+    *,
+    digest: str | None = None,
+    reuse: bool = False,
+) -> DatasetRef:
+    """Mask a dataset under a policy, in a new folder that shares its token shards.
+
+    Args:
+        dataset: The folder of a dataset with spans, masked or not.
+        policy: Whose tokens are supervised.
+        out_dir: The new dataset's folder.
+        digest: The digest that ``dataset`` must have.
+        reuse: As for :func:`tokenize`.
+
+    Raises:
+        ConfigError: If ``out_dir`` exists and may not be reused.
+        MaskError: If the dataset has no spans, or nothing is supervised.
+        ManifestError: If the dataset is damaged or not the one that was meant.
+    """
+    parent = open_dataset(dataset, digest=digest)
+    return build(
+        out_dir,
+        lambda folder: write_masks(folder, _link(parent, folder, policy), policy),
+        masked_recipe(parent.manifest.digest, policy) if reuse else None,
+    )
+
+
+def masked_recipe(tokens: str, policy: MaskPolicy) -> str:
+    """Return the recipe of masks over tokens.
+
+    Args:
+        tokens: The recipe of the tokens, or the digest of the dataset that holds them.
+        policy: Whose tokens are supervised.
+    """
+    return files.digest_json([tokens, policy.model_dump(mode="json")])
+
+
+def _prepare(
+    folder: Path, config: PrepareConfig, policy: MaskPolicy, progress: Progress | None
+) -> Manifest:
+    manifest = write_tokens(folder, config, progress)
+    update = {
+        "recipe": masked_recipe(manifest.recipe, policy),
+        "making": Making(config=config, policies=(policy,)),
+    }
+    return write_masks(folder, manifest.model_copy(update=update), policy)
+
+
+def _link(parent: Dataset, folder: Path, policy: MaskPolicy) -> Manifest:
+    """Share the parent's files but for its masks, and return the metadata without them."""
+    manifest = parent.manifest
+    shards = tuple(shard.model_copy(update={"mask": None}) for shard in manifest.shards)
+    before = manifest.making
+    update = {
+        "making": before and Making(config=before.config, policies=(*before.policies, policy)),
+        "parent": manifest.digest,
+        "recipe": masked_recipe(manifest.digest, policy),
+        "shards": shards,
+        "mask": None,
+    }
+    linked = manifest.model_copy(update=update)
+    for record in linked.files():
+        (folder / record.name).parent.mkdir(exist_ok=True)
+        files.link_or_copy(parent.path / record.name, folder / record.name)
+    return linked

@@ -1,0 +1,179 @@
+"""What changed from one dataset to another: rows, settings, and how density moved."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mypt.data.checks.report import EXAMPLES, Place
+from mypt.data.dataset import Dataset, open_dataset
+from mypt.data.manifest import SPLITS, Density, Manifest, Split
+from mypt.data.policies import policy_words
+from mypt.parsing import Frozen
+
+_ROW = np.dtype([("digest", "<u8"), ("split", "u1"), ("shard", "<u4"), ("row", "<u4")])
+
+
+class DatasetDiff(Frozen):
+    """Rows are the same if they say the same, wherever they came from."""
+
+    a: str
+    """Digest of the older dataset."""
+    b: str
+    """Digest of the newer one."""
+    same: int
+    """Rows of b that stand in a, in the same split."""
+    added: int
+    """Rows of b that a has not."""
+    removed: int
+    """Rows of a that b has not."""
+    changed: int
+    """Rows that come from the same file and line and say something else."""
+    moved: int
+    """Rows that stand in the other split."""
+    settings: tuple[str, ...] = ()
+    """What differs besides rows: tokenizer, template, mask policy."""
+    density: dict[str, tuple[Density, Density]] = Field(default_factory=dict)
+    """In all, by role and by source: in a and in b."""
+    examples: tuple[Place, ...] = ()
+    """The first rows that were added, removed or changed."""
+
+
+def diff(a: Path, b: Path) -> DatasetDiff:
+    """Compare two datasets.
+
+    Raises:
+        ManifestError: If one of them is damaged.
+    """
+    old, new = open_dataset(a), open_dataset(b)
+    before, after = _rows(old), _rows(new)
+    gone, come = _without(before, after), _without(after, before)
+    kept = len(after) - len(come)
+    moved = kept - _common(before, after)
+    places = {_origin(old, row): row for row in gone}
+    changed = [row for row in come if _origin(new, row) in places]
+    origins = {_origin(new, row) for row in changed}
+    return DatasetDiff(
+        a=old.manifest.digest,
+        b=new.manifest.digest,
+        same=kept - moved,
+        added=len(come) - len(changed),
+        removed=len(gone) - len(origins),
+        changed=len(changed),
+        moved=moved,
+        settings=tuple(_settings(old.manifest, new.manifest)),
+        density=_density(old.manifest, new.manifest),
+        examples=tuple(_examples(old, new, gone, come, origins)),
+    )
+
+
+def _rows(dataset: Dataset) -> NDArray[np.void]:
+    """Return eight bytes of every row's digest and where the row stands, 17 bytes a row."""
+    found = [np.empty(0, _ROW)]
+    for number, split in enumerate(SPLITS):
+        for index, shard in enumerate(dataset.shards(split)):
+            if shard.rows is None:
+                continue
+            rows = np.empty(len(shard.rows), _ROW)
+            rows["digest"] = np.ascontiguousarray(shard.rows["digest"]).view("<u8")[::2]
+            rows["split"], rows["shard"], rows["row"] = number, index, np.arange(len(rows))
+            found.append(rows)
+    return np.concatenate(found)
+
+
+def _without(rows: NDArray[np.void], others: NDArray[np.void]) -> NDArray[np.void]:
+    """Return the rows that ``others`` lack, a row that stands twice counted twice."""
+    return rows[_rank(rows["digest"]) >= _counts(others["digest"], rows["digest"])]
+
+
+def _common(rows: NDArray[np.void], others: NDArray[np.void]) -> int:
+    """Return how many rows both have in the same split."""
+    return sum(
+        int((_rank(own) < _counts(other, own)).sum())
+        for number in range(len(SPLITS))
+        for own, other in [
+            (rows["digest"][rows["split"] == number], others["digest"][others["split"] == number])
+        ]
+    )
+
+
+def _rank(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return for each item how many equal ones stand before it."""
+    order = np.argsort(digests, kind="stable")
+    first = np.searchsorted(digests[order], digests[order], side="left")
+    rank = np.empty(len(digests), dtype=np.int64)
+    rank[order] = np.arange(len(digests)) - first
+    return rank
+
+
+def _counts(among: NDArray[np.uint64], digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return for each digest how often it stands ``among`` others."""
+    ordered = np.sort(among)
+    counts: NDArray[np.int64] = np.searchsorted(ordered, digests, side="right")
+    return counts - np.searchsorted(ordered, digests, side="left")
+
+
+def _origin(dataset: Dataset, row: np.void) -> tuple[str, str, int]:
+    """Return source, file and line of a row."""
+    shard = dataset.shards(SPLITS[row["split"]])[row["shard"]]
+    source = dataset.manifest.sources[shard.record.source]
+    if shard.rows is None or not source.files:
+        return source.name, shard.record.tokens.name, int(row["row"])
+    record = shard.rows[row["row"]]
+    return source.name, PurePath(source.files[record["file"]].path).name, int(record["line"])
+
+
+def _settings(a: Manifest, b: Manifest) -> Iterator[str]:
+    for name, old, new in (
+        ("tokenizer", a.tokenizer_name, b.tokenizer_name),
+        ("tokenizer state", a.tokenizer.digest[:12], b.tokenizer.digest[:12]),
+        ("template", a.template[:12], b.template[:12]),
+        ("mask policy", _policy(a), _policy(b)),
+    ):
+        if old != new:
+            yield f"{name}: {old} -> {new}"
+
+
+def _policy(manifest: Manifest) -> str:
+    if manifest.mask is None:
+        return "no mask"
+    policy = manifest.mask.policy
+    return "made by hand" if policy is None else policy_words(policy)
+
+
+def _density(a: Manifest, b: Manifest) -> dict[str, tuple[Density, Density]]:
+    old, new = _groups(a), _groups(b)
+    return {name: (old.get(name, Density()), new.get(name, Density())) for name in old | new}
+
+
+def _groups(manifest: Manifest) -> dict[str, Density]:
+    if manifest.mask is None:
+        return {}
+    stats = manifest.mask.stats
+    roles = {f"role {name}": density for name, density in stats.by_role.items()}
+    sources = {f"source {name}": density for name, density in stats.by_source.items()}
+    return {"in all": stats.total} | roles | sources
+
+
+def _examples(
+    old: Dataset,
+    new: Dataset,
+    gone: NDArray[np.void],
+    come: NDArray[np.void],
+    changed: set[tuple[str, str, int]],
+) -> Iterator[Place]:
+    for dataset, rows, what in ((new, come, "added"), (old, gone, "removed")):
+        for row in rows[:EXAMPLES]:
+            source, file, line = origin = _origin(dataset, row)
+            if origin in changed and what == "removed":
+                continue
+            split: Split = SPLITS[row["split"]]
+            before = sum(s.record.n_rows for s in dataset.shards(split)[: row["shard"]])
+            yield Place(
+                split=split,
+                row=before + int(row["row"]),
+                where=f"{file}:{line}",
+                detail=f"{'changed' if origin in changed else what}, source {source}",
+            )

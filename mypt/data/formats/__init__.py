@@ -1,0 +1,1 @@
+"""What rows mean, one module a family of formats."""

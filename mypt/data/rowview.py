@@ -1,0 +1,162 @@
+"""One row of a dataset as people look at it: its tokens, who wrote them, where it came from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mypt.config import MaskPolicy
+from mypt.data.dataset import Dataset, ShardView
+from mypt.data.manifest import Split
+from mypt.data.masking import Rule, explain, last_turns
+from mypt.data.spans import KIND
+from mypt.data.tokenizer import Tokenizer
+from mypt.errors import DataError
+
+HAND_ROW = 256
+"""Tokens shown as one row where shards were made by hand and nobody recorded rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A row; N tokens, S spans."""
+
+    split: Split
+    index: int
+    """The row's number in its split, counted from 0 over all shards."""
+    source: str
+    where: str
+    """File and line it was read from, or the shard where nobody recorded that."""
+    tokens: NDArray[np.uint32]
+    """(N,) token ids."""
+    mask: NDArray[np.uint8] | None
+    """(N,) of 0 and 1; None before masking."""
+    spans: NDArray[np.void] | None
+    """(S,) of SPAN_DTYPE, start and stop counted from the row's first token; None by hand."""
+    digest: bytes | None
+    """The recorded digest of what was read; None by hand."""
+
+    def said(self, tokenizer: Tokenizer) -> list[str]:
+        """Return what was said, a text a span, without headers and ends."""
+        if self.spans is None:
+            return [tokenizer.decode(self.tokens)]
+        said = self.spans[~np.isin(self.spans["kind"], (KIND["header"], KIND["end"]))]
+        return [tokenizer.decode(self.tokens[span["start"] : span["stop"]]) for span in said]
+
+
+def reasons(view: RowView, policy: MaskPolicy | None) -> list[Rule | None]:
+    """Return for each span the rule that decided its mask; None where nobody recorded one."""
+    if view.spans is None:
+        return []
+    if policy is None:
+        return [None] * len(view.spans)
+    last = last_turns(view.spans, policy)
+    return [
+        explain(span, policy, last_turn=bool(is_last))
+        for span, is_last in zip(view.spans, last, strict=True)
+    ]
+
+
+def count_rows(dataset: Dataset, split: Split) -> int:
+    """Return how many rows :func:`iter_rows` gives."""
+    return sum(_rows_of(shard) for shard in dataset.shards(split))
+
+
+def iter_rows(dataset: Dataset, split: Split) -> Iterator[RowView]:
+    """Yield the rows of a split in order, one at a time."""
+    first = 0
+    for mapped in dataset.shards(split):
+        shard, n_rows = _plain(mapped), _rows_of(mapped)
+        edges = _edges(shard, np.arange(n_rows + 1))
+        for local in range(n_rows):
+            yield _view(dataset, split, shard, first, local, edges[local : local + 2])
+        first += _rows_of(shard)
+
+
+def read_row(dataset: Dataset, split: Split, index: int) -> RowView:
+    """Return one row.
+
+    Raises:
+        DataError: If the split has fewer rows.
+    """
+    first = 0
+    for shard in dataset.shards(split):
+        n_rows = _rows_of(shard)
+        if 0 <= index - first < n_rows:
+            local = index - first
+            edges = _edges(shard, np.array([local, local + 1]))
+            return _view(dataset, split, shard, first, local, edges)
+        first += n_rows
+    raise DataError(
+        f"{dataset.path}: {split} has no row {index}; it has {first} rows, counted from 0"
+    )
+
+
+def origin(dataset: Dataset, shard: ShardView, local: int) -> str:
+    """Return file and line of a row, counted in its shard; the shard where nobody recorded it."""
+    source = dataset.manifest.sources[shard.record.source]
+    if shard.rows is None or not source.files:
+        return shard.record.tokens.name
+    row = shard.rows[local]
+    return f"{_name(source.files[row['file']].path)}:{row['line']}"
+
+
+@cache
+def _name(path: str) -> str:
+    return PurePath(path).name
+
+
+def _plain(shard: ShardView) -> ShardView:
+    """Return the same arrays as plain ones: a memory map's own indexing costs several times."""
+    return shard._replace(
+        tokens=np.asarray(shard.tokens),
+        mask=None if shard.mask is None else np.asarray(shard.mask),
+        spans=None if shard.spans is None else np.asarray(shard.spans),
+        rows=None if shard.rows is None else np.asarray(shard.rows),
+    )
+
+
+def _rows_of(shard: ShardView) -> int:
+    if shard.rows is not None:
+        return len(shard.rows)
+    return -(-len(shard.tokens) // HAND_ROW)
+
+
+def _edges(shard: ShardView, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the spans of each row begin; 0 where nobody recorded spans."""
+    if shard.spans is None:
+        return np.zeros_like(rows)
+    return np.searchsorted(shard.spans["conversation"], rows)
+
+
+def _view(
+    dataset: Dataset,
+    split: Split,
+    shard: ShardView,
+    first: int,
+    local: int,
+    edges: NDArray[np.int64],
+) -> RowView:
+    start, stop = local * HAND_ROW, min((local + 1) * HAND_ROW, len(shard.tokens))
+    digest = None
+    if shard.rows is not None:
+        row = shard.rows[local]
+        start, stop, digest = int(row["start"]), int(row["stop"]), row["digest"].tobytes()
+    spans = None
+    if shard.spans is not None:
+        spans = np.array(shard.spans[edges[0] : edges[1]])
+        spans["start"] -= np.uint64(start)
+        spans["stop"] -= np.uint64(start)
+    return RowView(
+        split=split,
+        index=first + local,
+        source=dataset.manifest.sources[shard.record.source].name,
+        where=origin(dataset, shard, local),
+        tokens=shard.tokens[start:stop],
+        mask=None if shard.mask is None else shard.mask[start:stop],
+        spans=spans,
+        digest=digest,
+    )

@@ -1,0 +1,124 @@
+"""How a shard lies on disk: its files' names, and its arrays mapped from them."""
+
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from mypt.data.manifest import METADATA, FileRecord, Shard, Split
+from mypt.data.spans import ROW_DTYPE, SPAN_DTYPE
+from mypt.errors import DataError, ManifestError
+
+TOKENS, MASK, SPANS, ROWS = ".bin", "_mask.bin", "_spans.npy", "_rows.npy"
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def shard_name(split: Split, index: int, part: str = TOKENS) -> str:
+    """Return a file's path below its dataset, such as ``train/shard_000_mask.bin``."""
+    return f"{split}/shard_{index:03d}{part}"
+
+
+class ShardView(NamedTuple):
+    """One shard's arrays, mapped from disk and read-only; N tokens, S spans, R rows."""
+
+    record: Shard
+    tokens: NDArray[np.uint32]
+    """(N,) ids."""
+    mask: NDArray[np.uint8] | None
+    """(N,) of 0 and 1; None before masking."""
+    spans: NDArray[np.void] | None
+    """(S,) of ``SPAN_DTYPE``; None for shards made by hand."""
+    rows: NDArray[np.void] | None
+    """(R,) of ``ROW_DTYPE``; None for shards made by hand."""
+
+
+def view_shard(folder: Path, shard: Shard) -> ShardView:
+    """Map the files of one shard; each kind has one reader with its own dtype.
+
+    Raises:
+        ManifestError: If a file is missing, has another name or length than it must have, or
+            is of another layout.
+    """
+
+    def path(record: FileRecord, part: str) -> Path:
+        expected = shard_name(shard.split, shard.index, part)
+        if record.name != expected:
+            raise ManifestError(f"{folder / METADATA}: file {record.name!r}, expected {expected!r}")
+        return folder / expected
+
+    mask, spans, rows = shard.mask, shard.spans, shard.rows
+    u4, u1 = np.dtype(np.uint32), np.dtype(np.uint8)
+    return ShardView(
+        record=shard,
+        tokens=map_flat(path(shard.tokens, TOKENS), u4, shard.n_tokens),
+        mask=None if mask is None else map_flat(path(mask, MASK), u1, shard.n_tokens),
+        spans=None if spans is None else _map_table(path(spans, SPANS), SPAN_DTYPE),
+        rows=None if rows is None else _map_table(path(rows, ROWS), ROW_DTYPE, shard.n_rows),
+    )
+
+
+def check_ids(folder: Path, shard: ShardView, n_vocab: int) -> None:
+    """Refuse token ids that no vocabulary row stands for.
+
+    Raises:
+        DataError: If there is one.
+    """
+    largest = int(shard.tokens.max(initial=0))
+    if largest >= n_vocab:
+        at = int((shard.tokens == largest).argmax())
+        raise DataError(
+            f"{folder / shard.record.tokens.name}: id {largest} found at token {at}, the vocabulary"
+            f" has {n_vocab}; another tokenizer made the tokens, or they are not uint32"
+        )
+
+
+def map_flat(path: Path, dtype: np.dtype[Scalar], length: int) -> NDArray[Scalar]:
+    """Map a file that is nothing but ``length`` values.
+
+    Raises:
+        ManifestError: If it is missing or longer or shorter.
+    """
+    if not path.is_file():
+        raise ManifestError(f"{path}: missing, though {METADATA} lists it; prepare again")
+    size, expected = path.stat().st_size, length * dtype.itemsize
+    if size != expected:
+        raise ManifestError(
+            f"{path}: {size} bytes found, {expected} expected for {length} tokens of"
+            f" {dtype.itemsize} bytes ({dtype.name}); prepare again"
+        )
+    if length == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r", shape=(length,))
+
+
+def open_table(path: Path) -> NDArray[np.void]:
+    """Map a ``.npy`` file as whatever its header says it is.
+
+    Raises:
+        ValueError: If it has no header that numpy understands, or is cut off.
+        OSError: If it cannot be read.
+    """
+    try:
+        table: NDArray[np.void] = npy.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses the header as Python, and damage raises anything
+        raise ValueError(str(error) or type(error).__name__) from None
+    return table
+
+
+def _map_table(path: Path, dtype: np.dtype[np.void], length: int | None = None) -> NDArray[np.void]:
+    try:
+        table = open_table(path)
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: missing, though {METADATA} lists it; prepare again") from None
+    except ValueError as error:
+        raise ManifestError(f"{path}: no table of numpy's ({error}); prepare again") from None
+    if table.dtype != dtype or table.ndim != 1 or (length is not None and len(table) != length):
+        raise ManifestError(
+            f"{path}: {table.dtype} {table.shape} found, {dtype} ({length or 'any'},) expected;"
+            " prepare again"
+        )
+    return table

@@ -1,0 +1,226 @@
+"""Text to token ids and back, by tiktoken; the tokenizer travels whole with every dataset."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mypt import home
+from mypt.data.manifest import TOKENIZER_STATE
+from mypt.data.segments import Segment, spans_of
+from mypt.data.template import END_OF_TEXT, Template, load_template
+from mypt.data.text_encoder import TextEncoder, encode_ordinary, encoding_of
+from mypt.data.tokenizer_files import PUBLISHED, published_vocabulary
+from mypt.data.tokenizer_json import PREFIX, hf_folder, hf_vocabulary
+from mypt.data.tokenizer_state import ADVICE, TokenizerState, read_state
+from mypt.data.vocabulary import (
+    TRAINED,
+    Vocabulary,
+    bpe_vocabulary,
+    byte_vocabulary,
+    char_vocabulary,
+)
+from mypt.errors import ConfigError, DataError
+
+
+class Tokenizer:
+    """A vocabulary and the template whose special tokens follow it.
+
+    Ids: the base vocabulary keeps its own; then come the template's special tokens in their
+    order, except those that the base has already.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, template: Template) -> None:
+        special_tokens = dict(vocabulary.special_tokens)
+        following = max(len(vocabulary.tokens) - 1, *special_tokens.values(), 0) + 1
+        for token in (*template.special_tokens, END_OF_TEXT):
+            if token not in special_tokens:
+                special_tokens[token] = following
+                following += 1
+        self.vocabulary = vocabulary
+        self.template = template
+        self.special_tokens = special_tokens
+        """Special token to id, the base's own among them."""
+        self.encoding = encoding_of(vocabulary, special_tokens)
+        """The tiktoken encoding underneath."""
+
+    @property
+    def name(self) -> str:
+        """What people type, such as ``gpt2`` or ``bpe:4096``."""
+        return self.vocabulary.name
+
+    @property
+    def n_vocab(self) -> int:
+        """One more than the largest id."""
+        return self.encoding.n_vocab
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that ends a document."""
+        return self.special_tokens[END_OF_TEXT]
+
+    @property
+    def stop_id(self) -> int:
+        """The token that ends an assistant turn."""
+        return self.special_tokens[self.template.stop]
+
+    @cached_property
+    def state(self) -> TokenizerState:
+        """Everything that makes this tokenizer, as it is written to disk."""
+        return TokenizerState.of(self.vocabulary, self.special_tokens, self.template)
+
+    @property
+    def digest(self) -> str:
+        """The digest of tokens, pattern, special tokens and template, 64 hexadecimal digits."""
+        return self.state.digest
+
+    def write(self, folder: Path) -> None:
+        """Write ``tokenizer_state.json``, all that :func:`load_tokenizer` needs."""
+        self.state.write(folder / TOKENIZER_STATE)
+
+    def special_id(self, text: str) -> int:
+        """Return the id of a special token.
+
+        Raises:
+            DataError: If it has no such token.
+        """
+        if text not in self.special_tokens:
+            raise DataError(
+                f"tokenizer {self.name} has no special token {text!r}; it has"
+                f" {', '.join(self.special_tokens)}"
+            )
+        return self.special_tokens[text]
+
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Return the ids of ordinary text, (N,); what looks like a special token is text.
+
+        Raises:
+            DataError: If the text holds a lone surrogate, which no bytes can stand for.
+        """
+        return encode_ordinary(self.encoding, text).copy()  # tiktoken's own is read-only
+
+    def encode_segments(
+        self, segments: Sequence[Segment]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+        """Return the ids of one row's segments, (N,), and the spans that tile them.
+
+        :func:`mypt.data.encoding.encode_rows` gives the same for many rows, faster.
+
+        Raises:
+            DataError: As :meth:`encode`.
+        """
+        encoded = [
+            self.encode(segment.text)
+            if segment.text is not None
+            else np.array([self.special_id(segment.special or "")], np.uint32)
+            for segment in segments
+        ]
+        spans = spans_of(
+            np.array([len(ids) for ids in encoded], np.int64),
+            [segment.part for segment in segments],
+            conversation=0,
+            message=[segment.message for segment in segments],
+            role=[segment.role for segment in segments],
+            kind=[segment.kind for segment in segments],
+            train=[segment.train for segment in segments],
+        )
+        return np.concatenate([np.empty(0, np.uint32), *encoded]), spans
+
+    def decode_bytes(self, ids: Sequence[int] | NDArray[np.integer]) -> bytes:
+        """Return the bytes that ids stand for, special tokens spelled out.
+
+        Raises:
+            DataError: If an id is not in the vocabulary.
+        """
+        try:
+            return self.encoding.decode_bytes(np.asarray(ids).tolist())
+        except (KeyError, OverflowError) as error:
+            raise DataError(
+                f"{error.args[0]}; tokenizer {self.name} has ids below {self.n_vocab}; these"
+                " tokens were made by another tokenizer"
+            ) from None
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """Return the text that ids stand for; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: As :meth:`decode_bytes`.
+        """
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """What encodes many texts at once."""
+        return TextEncoder(self.vocabulary)
+
+
+def load_tokenizer(name_or_path: str | Path, template: str | Path = "mypt") -> Tokenizer:
+    """Return a tokenizer by name, or the one that a dataset or a model carries.
+
+    Args:
+        name_or_path: gpt2, byte, cl100k_base or o200k_base; a dataset, a model (name or
+            folder) or one of its step folders; a ``tokenizer_state.json``; ``hf:`` and a folder
+            with a ``tokenizer.json``.
+        template: Template of a tokenizer by name; what is loaded brings its own.
+
+    Raises:
+        ConfigError: If the name means nothing, or a tokenizer that must be trained first.
+        DataError: If a vocabulary cannot be had or a state is damaged.
+        CheckpointError: If a model has no complete checkpoint.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if name == "byte":
+        return Tokenizer(byte_vocabulary(), load_template(template))
+    if name in PUBLISHED:
+        return Tokenizer(published_vocabulary(name), load_template(template))
+    if name.startswith(PREFIX):
+        return Tokenizer(hf_vocabulary(hf_folder(name)), load_template(template))
+    if is_trained(name):
+        raise ConfigError(
+            f"tokenizer {name!r} is made from a corpus; use 'mypt prepare --tokenization {name}',"
+            " or name the dataset or model that carries it"
+        )
+    if not path.exists() and not (home.models_dir() / name).is_dir():
+        known = ("byte", "char", "bpe:N", *PUBLISHED)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        listed = ", ".join(known)
+        raise ConfigError(
+            f"no tokenizer {name[:60]!r}; {hint}expected {listed}, or a dataset or model folder"
+        )
+    if path.is_dir() and (path / TOKENIZER_STATE).is_file():
+        path = path / TOKENIZER_STATE
+    elif not path.is_file():
+        path = home.find_checkpoint(name_or_path) / TOKENIZER_STATE
+    state = read_state(path)
+    try:
+        return Tokenizer(state.vocabulary(), state.template)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; {ADVICE}") from None
+
+
+def is_trained(tokenization: str) -> bool:
+    """Say whether a tokenization is made from the corpus: ``char`` and ``bpe:N``."""
+    return TRAINED.fullmatch(tokenization) is not None
+
+
+def train_tokenizer(
+    tokenization: str, texts: Iterable[str], template: str | Path | Template = "mypt"
+) -> Tokenizer:
+    """Make a ``char`` or ``bpe:N`` tokenizer from a corpus.
+
+    Raises:
+        ConfigError: If the tokenization is neither, or N is below 256.
+        DataError: If there is no text.
+    """
+    match = TRAINED.fullmatch(tokenization)
+    if match is None:
+        raise ConfigError(f"{tokenization!r} is not made from a corpus; expected char or bpe:N")
+    size = match.group(1)
+    vocabulary = bpe_vocabulary(int(size), texts) if size else char_vocabulary(texts)
+    return Tokenizer(
+        vocabulary, template if isinstance(template, Template) else load_template(template)
+    )

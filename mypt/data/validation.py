@@ -1,0 +1,104 @@
+"""Whether a dataset keeps its contract: everything that can be checked without torch."""
+
+from pathlib import Path
+
+from mypt.config import TrainConfig
+from mypt.data.checks.density import Tally, check_density, check_stats
+from mypt.data.checks.files import check_files
+from mypt.data.checks.length import preview_length
+from mypt.data.checks.masks import check_mask
+from mypt.data.checks.report import (
+    CODES,
+    DENSITY_BOUNDS,
+    Finding,
+    Findings,
+    Place,
+    ValidationReport,
+    ValidationStats,
+)
+from mypt.data.checks.rows import check_rows
+from mypt.data.checks.shards import ShardCheck, check_tokens
+from mypt.data.dataset import open_dataset
+from mypt.data.manifest import SPLITS, Manifest, read_manifest
+from mypt.data.pieces import LengthPolicy
+
+__all__ = [
+    "CODES",
+    "DENSITY_BOUNDS",
+    "REPORT",
+    "Finding",
+    "Place",
+    "ValidationReport",
+    "ValidationStats",
+    "validate",
+]
+
+REPORT = "validation.json"
+"""Name under which a stage keeps a report beside what it is about."""
+
+
+def validate(
+    path: Path,
+    *,
+    block_size: int | None = None,
+    length_policy: LengthPolicy = "split",
+    max_lost: float = TrainConfig().max_lost,
+    expect_single_role: bool = False,
+) -> ValidationReport:
+    """Check a dataset and count what is in it.
+
+    Errors are broken contracts; everything else is a warning or a notice with its count. If a
+    file is missing, changed or of another layout, only the files are reported on: what they
+    hold could not be trusted.
+
+    Args:
+        path: The dataset's folder.
+        block_size: Preview what a context of this many tokens would drop or cut.
+        length_policy: For the preview.
+        max_lost: For the preview: largest share of supervised tokens that may be lost.
+        expect_single_role: The corpus has one role, so that every token may be supervised.
+
+    Raises:
+        ManifestError: If the folder has no readable metadata, so that nothing can be checked.
+    """
+    manifest = read_manifest(path)
+    findings = Findings()
+    check_files(path, manifest, findings)
+    if findings.broken:
+        empty = ValidationStats(rows={}, tokens={})
+        return ValidationReport(dataset=manifest.digest, findings=findings.sorted(), stats=empty)
+    dataset = open_dataset(path, verify=False)
+    tally = Tally()
+    tiled = True
+    for split in SPLITS:
+        first_row = 0
+        for shard in dataset.shards(split):
+            check = ShardCheck(dataset, split, shard, first_row, findings)
+            first_row += shard.record.n_rows
+            if check_tokens(check):
+                check_mask(check)
+                tally.add(check)
+            else:
+                tiled = False
+    stats = tally.stats(manifest)
+    if tiled and "token_unknown" not in findings:
+        check_stats(manifest, tally, findings)
+        check_density(manifest, tally, findings, expect_single_role)
+        stats = stats.model_copy(update={"rendered": check_rows(dataset, findings)})
+        if block_size is not None:
+            length = preview_length(dataset, block_size, length_policy, max_lost, findings)
+            stats = stats.model_copy(update={"length": length})
+    _note_reading(manifest, findings)
+    return ValidationReport(dataset=manifest.digest, findings=findings.sorted(), stats=stats)
+
+
+def _note_reading(manifest: Manifest, findings: Findings) -> None:
+    """Repeat what reading dropped and changed, so that one report says it all."""
+    for source in manifest.sources:
+        for code, counts in (("dropped", source.dropped), ("changed", source.notes)):
+            for count in counts:
+                place = Place(where=source.name, detail=f"{count.reason}: {count.rows}")
+                findings.add(code, place, count.rows)
+    for split in SPLITS:
+        if not manifest.tokens(split):
+            findings.add("split_empty", Place(detail=split))

@@ -1,0 +1,38 @@
+"""The errors a user can meet; each message is one line that says what to do.
+
+MyptError
+├── ConfigError        a knob, flag or name is wrong
+├── DataError          a file of conversations or tokens is wrong
+│   ├── ManifestError  a dataset's metadata and its files disagree
+│   └── MaskError      a loss mask is missing, short or senseless
+├── CheckpointError    a model folder is incomplete, damaged or foreign
+└── TrainingError      a step produced what no step should produce
+"""
+
+
+class MyptError(Exception):
+    """What was found, what was expected, where, and what to do, in one line."""
+
+
+class ConfigError(MyptError):
+    """A configuration value, flag or name cannot be used."""
+
+
+class DataError(MyptError):
+    """Input or prepared data cannot be used."""
+
+
+class ManifestError(DataError):
+    """A dataset's metadata is missing, damaged, or disagrees with its files."""
+
+
+class MaskError(DataError):
+    """A loss mask is missing, does not fit its tokens, or supervises nothing."""
+
+
+class CheckpointError(MyptError):
+    """A checkpoint is incomplete, damaged, or does not fit what is asked of it."""
+
+
+class TrainingError(MyptError):
+    """Training met a value it must not learn from, such as an infinite loss."""

@@ -1,0 +1,119 @@
+"""Where a model is good and where it is not: its scored tokens, grouped and compared."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mypt.data.dataset import Dataset
+from mypt.data.spans import ROLES
+from mypt.errors import ConfigError
+from mypt.evaluation.scores import Calibration, Difference, GroupScore, TokenReport
+from mypt.evaluation.token_scores import CLASSES, TokenScores
+
+_BINS = 10
+_DRAWS = 1000
+_SEED = 0
+_LATER = 5
+"""Turns from this one on are one group."""
+_LENGTHS = (64, 256, 1024)
+"""Conversations shorter than each of these are a group, longer ones the last."""
+
+
+def describe(scores: TokenScores, dataset: Dataset) -> TokenReport:
+    """Return loss, perplexity and accuracy by class, role, turn, source and length."""
+    places = scores.places
+    stops = places["token"] == dataset.tokenizer.stop_id
+    n_bytes = int(places["n_bytes"].sum(dtype=np.int64))
+    names = [source.name for source in dataset.manifest.sources]
+    turns = np.minimum(places["turn"], _LATER)
+    lengths = np.searchsorted(_LENGTHS, places["length"], side="right")
+    limits = [f"below {limit:,}" for limit in _LENGTHS] + [f"{_LENGTHS[-1]:,} and more"]
+    groups: dict[str, tuple[NDArray[np.integer], list[str]]] = {
+        "class": (places["klass"], list(CLASSES)),
+        "role": (places["role"], list(ROLES)),
+        "turn": (turns, [*map(str, range(1, _LATER + 1)), f"{_LATER + 1} and later"]),
+        "source": (places["source"], names),
+        "length": (lengths, limits),
+    }
+    return TokenReport(
+        all=_group(scores, np.ones(len(stops), bool)),
+        groups={group: _groups(scores, *of) for group, of in groups.items()},
+        stop_recall=_share(scores.said_stop[stops]),
+        false_stops=_share(scores.said_stop[~stops]),
+        bits_per_byte=(
+            float(scores.loss.sum(dtype=np.float64)) / math.log(2) / n_bytes if n_bytes else None
+        ),
+        calibration=_calibration(scores),
+    )
+
+
+def difference(before: TokenScores, after: TokenScores) -> Difference:
+    """Return by how much the loss changed, with an interval from paired resampling.
+
+    Conversations are drawn, not tokens, since the tokens of one are alike; the same draw goes to
+    both models. Both must have been scored on the same tokens.
+
+    Raises:
+        ConfigError: If they were not, since their block sizes differ.
+    """
+    if not np.array_equal(before.places, after.places):
+        raise ConfigError(
+            "two models of different block_size were scored on different tokens; compare a model"
+            " with what was fine-tuned from it"
+        )
+    rows, row = np.unique(before.places["row"], return_inverse=True)
+    count = np.bincount(row)
+    change = np.bincount(row, after.loss.astype(np.float64) - before.loss)
+    random = np.random.default_rng(_SEED)
+    drawn = [random.integers(0, len(rows), len(rows)) for _ in range(_DRAWS)]
+    means = [float(change[some].sum() / count[some].sum()) for some in drawn]
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return Difference(
+        before=before.mean,
+        after=after.mean,
+        change=after.mean - before.mean,
+        low=low,
+        high=high,
+        tokens=len(before.loss),
+        rows=len(rows),
+    )
+
+
+def _groups(
+    scores: TokenScores, member: NDArray[np.integer], names: Iterable[str]
+) -> dict[str, GroupScore]:
+    return {
+        name: _group(scores, member == index)
+        for index, name in enumerate(names)
+        if (member == index).any()
+    }
+
+
+def _group(scores: TokenScores, chosen: NDArray[np.bool_]) -> GroupScore:
+    loss = float(scores.loss[chosen].mean(dtype=np.float64))
+    return GroupScore(
+        tokens=int(chosen.sum()),
+        loss=loss,
+        perplexity=math.exp(loss),
+        accuracy=float(scores.hit[chosen].mean()),
+    )
+
+
+def _share(found: NDArray[np.bool_]) -> float | None:
+    return float(found.mean()) if len(found) else None
+
+
+def _calibration(scores: TokenScores) -> tuple[Calibration, ...]:
+    """Return how often the likeliest token was right, by how sure the model was of it."""
+    number = np.minimum((scores.confidence * _BINS).astype(int), _BINS - 1)
+    return tuple(
+        Calibration(
+            tokens=int((number == index).sum()),
+            confidence=float(scores.confidence[number == index].mean(dtype=np.float64)),
+            accuracy=float(scores.hit[number == index].mean()),
+        )
+        for index in range(_BINS)
+        if (number == index).any()
+    )

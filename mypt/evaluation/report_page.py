@@ -1,0 +1,87 @@
+"""An evaluation as one self-contained HTML page: figures, plots, answers; nothing is loaded."""
+
+from pathlib import Path
+
+from mypt.data.visible import visible
+from mypt.evaluation.plots import plots
+from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
+
+_PAGE = Path(__file__).parent / "page"
+
+
+def render_page(report: EvaluationReport) -> str:
+    """Return the page; what models and data hold goes in as text.
+
+    Raises:
+        CheckpointError: If a checkpoint's history is damaged.
+        ManifestError: If the dataset is.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["visible"] = visible
+    models = [("base, as chat", report.base), ("base, as text", report.base_plain)]
+    models.append(("fine-tuned", report.sft))
+    if report.from_scratch is not None:
+        models.append(("from scratch", report.from_scratch))
+    return environment.get_template("report.html").render(
+        report=report,
+        headings=[name for name, _ in models],
+        figures=_figures([scores for _, scores in models]),
+        groups=_groups(report),
+        # Drawn here; every text in them was escaped by whoever drew.
+        plots={title: Markup(drawn) for title, drawn in plots(report).items()},
+    )
+
+
+def _figures(models: list[ModelScores]) -> dict[str, list[str]]:
+    """Return each figure of all models, as text; empty where it was not measured."""
+    tokens = [scores.tokens for scores in models]
+    tasks = dict.fromkeys(task for scores in models for task in scores.exact_match)
+    values: dict[str, list[float | None]] = {
+        "loss, nats a token": [scores.val_loss for scores in models],
+        "perplexity": [scores.perplexity for scores in models],
+        "bits per byte": [t.bits_per_byte if t else None for t in tokens],
+        "accuracy of tokens": [t.all.accuracy if t else None for t in tokens],
+        "stop recall, where a turn ends": [t.stop_recall if t else None for t in tokens],
+        "false stops": [t.false_stops if t else None for t in tokens],
+        **{f"exact match, {task}": [s.exact_match.get(task) for s in models] for task in tasks},
+        "answers that stop": [scores.stop_recall for scores in models],
+        "answers that leak role tags": [scores.leak_rate for scores in models],
+        "repeated stretches": [scores.repetition for scores in models],
+        **{
+            f"harness, {task}, {name}": [s.harness.get(task, {}).get(name) for s in models]
+            for task, name in harness_metrics(models)
+        },
+    }
+    return {
+        name: ["" if value is None else f"{value:.4f}" for value in row]
+        for name, row in values.items()
+    }
+
+
+def _groups(report: EvaluationReport) -> dict[str, list[tuple[str, str, list[str]]]]:
+    """Return by group: its members, their tokens, loss and accuracy of both models."""
+    before, after = report.base.tokens, report.sft.tokens
+    if before is None or after is None:
+        return {}
+    return {
+        group: [
+            (
+                name,
+                f"{new.tokens:,}",
+                [
+                    f"{old.loss:.3f}",
+                    f"{new.loss:.3f}",
+                    f"{old.accuracy:.1%}",
+                    f"{new.accuracy:.1%}",
+                ],
+            )
+            for name, new in members.items()
+            for old in [before.groups[group][name]]
+        ]
+        for group, members in after.groups.items()
+    }

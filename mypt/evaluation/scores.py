@@ -1,0 +1,146 @@
+"""What evaluating a model says: small, frozen, written as JSON."""
+
+from collections.abc import Iterable
+
+from pydantic import Field
+
+from mypt.inference.chat import Form
+from mypt.parsing import Frozen
+from mypt.references import CheckpointRef, DatasetRef
+
+
+class GroupScore(Frozen):
+    """Supervised tokens of one kind, each weighing the same."""
+
+    tokens: int
+    loss: float
+    """Nats per token."""
+    perplexity: float
+    """exp of that loss."""
+    accuracy: float
+    """Share of tokens that the model found likeliest."""
+
+
+class Calibration(Frozen):
+    """Tokens of which the model was about equally sure."""
+
+    tokens: int
+    confidence: float
+    """Mean probability of the token it found likeliest."""
+    accuracy: float
+    """How often that one was right; a calibrated model has both alike."""
+
+
+class TokenReport(Frozen):
+    """A model's supervised validation tokens, looked at from several sides."""
+
+    all: GroupScore
+    groups: dict[str, dict[str, GroupScore]]
+    """By class, role, turn, source and length of the conversation in tokens."""
+    stop_recall: float | None
+    """Share of stop tokens that the model found likeliest where they stand; None without any."""
+    false_stops: float | None
+    """Share of the other tokens where it found the stop token likeliest."""
+    bits_per_byte: float | None
+    """Loss by bytes of text, so that tokenizers can be compared; None without text."""
+    calibration: tuple[Calibration, ...]
+
+
+class Difference(Frozen):
+    """What fine-tuning changed on one set of tokens; below 0 is better."""
+
+    before: float
+    """Nats per token of the base model."""
+    after: float
+    change: float
+    low: float
+    """The 95 % interval of the change, from 1,000 paired draws of conversations."""
+    high: float
+    tokens: int
+    rows: int
+    """Conversations and documents that were drawn from."""
+
+
+class ModelScores(Frozen):
+    """One checkpoint, measured."""
+
+    model: str
+    """Its name."""
+    checkpoint: CheckpointRef
+    form: Form
+    """How it was asked: as a turn of a chat, or as the beginning of a text."""
+    val_loss: float
+    """Nats per supervised token of the validation split."""
+    perplexity: float
+    """exp of that loss."""
+    supervised: int
+    """Tokens that the loss is the mean of."""
+    available: int
+    """Supervised tokens of the split; more than that where not all were scored."""
+    exact_match: dict[str, float] = Field(default_factory=dict)
+    """Share of exactly right answers by task, and "overall"; empty if nothing was asked."""
+    stop_recall: float | None = None
+    """Share of answers that ended with their stop token; None if nothing was asked."""
+    asked: int = 0
+    """Held-out questions."""
+    leak_rate: float | None = None
+    """Share of answers in which the model wrote a role's tag; None if nothing was asked."""
+    repetition: float | None = None
+    """Share of four-token stretches that stood in the same answer before."""
+    tokens: TokenReport | None = None
+    """The loss, taken apart."""
+    harness: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Metrics of lm-evaluation-harness by task; "requests cut" counts what had no room."""
+
+
+class Dialogue(Frozen):
+    """One prompt and what both models answer to it."""
+
+    prompt: str
+    base: str
+    sft: str
+
+
+class EvaluationReport(Frozen):
+    """A base model and what fine-tuning made of it, on one dataset and the same questions."""
+
+    dataset: DatasetRef
+    base: ModelScores
+    """The base model, asked as a chat model is."""
+    base_plain: ModelScores
+    """The base model, asked in plain text, as it was trained."""
+    sft: ModelScores
+    """The fine-tuned model."""
+    from_scratch: ModelScores | None = None
+    """A model fine-tuned without the base model, where there is one to compare with."""
+    dialogues: tuple[Dialogue, ...] = ()
+    sets: dict[str, Difference] = Field(default_factory=dict)
+    """Base model against fine-tuned model by evaluation set: "chat", "base corpus" (what was
+    forgotten), and those that the config names."""
+
+
+class Summary(Frozen):
+    """The figures of a whole run on one page: ``summary.json``."""
+
+    base: ModelScores
+    sft: ModelScores
+    base_plain: ModelScores
+    mask_density: float
+    """Share of supervised tokens in the chat data."""
+    checkpoint: str
+    """Folder of the fine-tuned model's checkpoint."""
+    evaluation: str
+    """The whole report, as a file."""
+    digests: dict[str, str]
+    """What the run made, by name: datasets and checkpoints."""
+
+
+def harness_metrics(models: Iterable[ModelScores]) -> list[tuple[str, str]]:
+    """Return each (task, metric) of lm-evaluation-harness that some of the models have."""
+    found = (
+        (task, name)
+        for scores in models
+        for task, metrics in scores.harness.items()
+        for name in metrics
+    )
+    return list(dict.fromkeys(found))

@@ -1,0 +1,99 @@
+"""Where a run leaves its files, and which names may be used there."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from mypt.errors import CheckpointError, ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+STEP_FOLDER = re.compile(r"step_([0-9]{6,18})")
+_moved: ContextVar[Path | None] = ContextVar("moved", default=None)
+
+
+def home() -> Path:
+    """Return the folder that holds everything a run leaves: ``MYPT_HOME``, else ``./runs``."""
+    return _moved.get() or Path(os.environ.get("MYPT_HOME") or "runs").absolute()
+
+
+@contextmanager
+def moved_home(folder: Path) -> Iterator[None]:
+    """Let everything that this thread does inside the block leave its files in ``folder``."""
+    token = _moved.set(folder.absolute())
+    try:
+        yield
+    finally:
+        _moved.reset(token)
+
+
+def datasets_dir() -> Path:
+    """Return the folder of the datasets that pipelines make."""
+    return home() / "datasets"
+
+
+def models_dir() -> Path:
+    """Return the folder that holds one folder a model name."""
+    return home() / "models"
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it can name a folder without leaving its parent.
+
+    Raises:
+        ConfigError: If it is a path, is empty, too long or holds other characters.
+    """
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        raise ConfigError(
+            f"{what} {name!r} is no plain name; expected 1 to 64 letters, digits, '.', '_' or '-',"
+            f" starting with a letter or digit; everything lies under {home()}"
+        )
+    return name
+
+
+def step_folder(step: int) -> str:
+    """Return the folder name of a checkpoint, ``step_000500`` for step 500."""
+    return f"step_{step:06d}"
+
+
+def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
+    """Return the step folder that a model name, a model folder or a step folder means.
+
+    Args:
+        name_or_path: A name under ``models/``, a model folder, or one of its step folders.
+        pick: Which of a model's checkpoints: the small file ``latest`` or ``best``.
+
+    Raises:
+        CheckpointError: If there is no such model or it has no complete checkpoint.
+    """
+    text = str(name_or_path)
+    given = Path(text)
+    folder = models_dir() / text if _NAME.fullmatch(text) and not given.is_dir() else given
+    if STEP_FOLDER.fullmatch(folder.name) and folder.is_dir():
+        return folder
+    pointer = folder / pick
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no model at {folder}; expected a name under {models_dir()}, a model folder or a"
+            " step folder"
+        )
+    if not pointer.is_file():
+        raise CheckpointError(f"{folder} has no complete checkpoint: the file {pick!r} is missing")
+    name = pointer.read_text(errors="replace").strip()
+    if not STEP_FOLDER.fullmatch(name) or not (folder / name).is_dir():
+        raise CheckpointError(f"{pointer} names {name[:40]!r}, which is no checkpoint of {folder}")
+    return folder / name
+
+
+def checkpoint_to_use(name_or_path: str | Path) -> Path:
+    """Return the step folder to use: the best by validation loss, else the latest.
+
+    Raises:
+        CheckpointError: As :func:`find_checkpoint`.
+    """
+    latest = find_checkpoint(name_or_path)
+    if latest == Path(name_or_path) or not (latest.parent / "best").is_file():
+        return latest
+    return find_checkpoint(latest.parent, "best")

@@ -1,0 +1,158 @@
+"""One request, one answer: whole, or streamed as server-sent events."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from mypt.data.tokenizer import Tokenizer
+from mypt.errors import ConfigError, DataError
+from mypt.inference import protocol
+from mypt.inference.chat import chat_prompt
+from mypt.inference.protocol import ChatRequest, Refused
+from mypt.inference.reply import Reply
+from mypt.inference.waiting import Closed, Job, Line, LineFull
+from mypt.model.gpt import GPT
+
+_LOOK_SECONDS = 0.5
+"""How often a request that waits looks whether its client is still there."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What answers, under which name, and who may ask."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    name: str
+    """What clients call the model."""
+    digest: str
+    """Of the checkpoint."""
+    line: Line
+    clock: Callable[[], float]
+    """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
+    api_key: str | None = None
+    """What clients must send; None serves this machine only."""
+
+
+async def answer(served: Served, asked: ChatRequest, request: Request) -> Response:
+    """Let a request wait for its turn, and answer it.
+
+    Raises:
+        Refused: If the model cannot read the conversation, or too many wait.
+    """
+    reply = reply_to(served.model, served.tokenizer, asked)
+    head = head_of(served.digest, int(served.clock()))
+    texts = _texts(served.line, reply, request)
+    if asked.stream:
+        first = await anext(texts, None)  # an error before the first word is an ordinary answer
+        events = _events(asked, reply, head, first, texts)
+        return StreamingResponse(events, media_type="text/event-stream")
+    text = "".join([text async for text in texts])
+    return JSONResponse(protocol.completion(asked, reply, text, head))
+
+
+def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> Reply:
+    """Return the answer to a request, not yet written.
+
+    Raises:
+        Refused: If the model cannot read the conversation.
+    """
+    try:
+        prompt = chat_prompt(tokenizer, asked.conversation())
+    except DataError as error:
+        raise Refused(400, str(error), param="messages") from None
+    try:
+        return Reply(
+            model, tokenizer, prompt,
+            max_tokens=asked.longest, stop=asked.stops, sampling=asked.sampling,
+        )  # fmt: skip
+    except ConfigError as error:
+        code = "context_length_exceeded"
+        raise Refused(400, str(error), param="messages", code=code) from None
+
+
+def head_of(digest: str, created: int) -> dict[str, Any]:
+    """Return what tells one answer from another.
+
+    Args:
+        digest: Of the checkpoint.
+        created: Seconds since 1970.
+    """
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": created,
+        "system_fingerprint": digest[:12],
+    }
+
+
+async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[str]:
+    """Yield an answer's text; whoever leaves gives up his place in the line."""
+    loop = asyncio.get_running_loop()
+    said: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+
+    def emit(text: str | BaseException | None) -> None:
+        with suppress(RuntimeError):  # the server has ended meanwhile; there is nobody to tell
+            loop.call_soon_threadsafe(said.put_nowait, text)
+
+    job = Job(reply, emit)
+    try:
+        line.add(job)
+        while True:
+            try:
+                text = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
+            except TimeoutError:
+                if await request.is_disconnected():
+                    return
+                continue
+            if text is None:
+                return
+            if isinstance(text, BaseException):
+                raise text
+            yield text
+    except LineFull:
+        raise Refused(
+            429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"
+        ) from None
+    except Closed:
+        raise Refused(503, "the server is about to end") from None
+    finally:
+        job.left.set()
+
+
+async def _events(
+    asked: ChatRequest, reply: Reply, head: Any, first: str | None, texts: AsyncIterator[str]
+) -> AsyncIterator[str]:
+    """Yield a streamed answer as server-sent events."""
+    yield _event(protocol.chunk(asked, head, {"role": "assistant", "content": first or ""}))
+    try:
+        async for text in texts:
+            yield _event(protocol.chunk(asked, head, {"content": text}))
+    except Exception as error:  # the head is sent; the error can only follow
+        yield _event(refused(error).body)
+        return
+    yield _event(protocol.chunk(asked, head, {}, protocol.finish(reply.ending)))
+    if asked.stream_options and asked.stream_options.include_usage:
+        last = protocol.chunk(asked, head, {})
+        yield _event(last | {"choices": [], "usage": protocol.usage(reply)})
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: Any) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def refused(error: Exception) -> Refused:
+    """Return what the client is told of an error."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, HTTPException):
+        return Refused(error.status_code, f"{error.detail}; see /v1/models")
+    return Refused(500, "the answer failed; the server's terminal says why")

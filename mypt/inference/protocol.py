@@ -1,0 +1,189 @@
+"""The chat-completions protocol as OpenAI's clients speak it: requests, answers, errors."""
+
+import json
+import secrets
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mypt.data.conversations import Message, Part
+from mypt.data.formats.message import read_message
+from mypt.data.places import Place
+from mypt.data.records import Dropped
+from mypt.errors import DataError
+from mypt.inference.reply import Ending, Reply
+from mypt.inference.sampling import Sampling
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
+    "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False), "response_format": ({"type": "text"},),
+    "modalities": (["text"],), "store": (False,), "service_tier": ("auto", "default"),
+}  # fmt: skip
+"""Parameters that clients send and that mean nothing with these values; others are refused."""
+_LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+"""Parameters that change no answer."""
+_MOST_STOPS = 4
+
+
+class Refused(Exception):  # noqa: N818 - becomes an answer, in the form below
+    """A request that gets an error for an answer."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        """Note what OpenAI's clients turn into their own exceptions."""
+        super().__init__(message)
+        self.status = status
+        self.body = {
+            "error": {"message": message, "type": _kind(status), "param": param, "code": code}
+        }
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds besides the answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatRequest(BaseModel):
+    """One request; ``top_k``, ``min_p`` and ``repetition_penalty`` go beyond the protocol."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model: str
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100.0)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_and_not_empty(cls, value: str | list[str] | None) -> str | list[str] | None:
+        texts = [value] if isinstance(value, str) else value or []
+        if not all(texts) or len(texts) > _MOST_STOPS:
+            raise ValueError(f"expected up to {_MOST_STOPS} texts, none of them empty")
+        return value
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end the answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that the answer may have; None: what the context holds."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen; the protocol's default temperature is 1, and a seed is drawn."""
+        values = {
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "seed": secrets.randbits(63) if self.seed is None else self.seed % 2**63,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty or 1.0,
+        }
+        return Sampling.model_validate(values)
+
+    def conversation(self) -> list[Message]:
+        """Return the messages as the readers of training data read them.
+
+        Raises:
+            Refused: If one is no message that a model can read.
+        """
+        return [_message(index, fields) for index, fields in enumerate(self.messages)]
+
+
+def read_request(body: bytes) -> ChatRequest:
+    """Return a request, or say in the protocol's form why it is none.
+
+    Raises:
+        Refused: If it is no JSON, lacks something, or asks for what cannot be done here.
+    """
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is no JSON; expected one object") from None
+    if not isinstance(values, dict):
+        raise Refused(400, "the body is no JSON object")
+    for key in [key for key in values if key in _ONLY or key in _LABELS]:
+        value = values.pop(key)
+        if key in _ONLY and value is not None and value not in _ONLY[key]:
+            known = " or ".join(json.dumps(value) for value in _ONLY[key])
+            raise Refused(400, f"{key}: this server knows only {known}; leave it out", param=key)
+    try:
+        return ChatRequest.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        unknown = first["type"] == "extra_forbidden"
+        said = "this server does not know this parameter" if unknown else first["msg"]
+        raise Refused(400, f"{param}: {said}", param=param) from None
+
+
+def completion(request: ChatRequest, reply: Reply, text: str, head: dict[str, Any]) -> Any:
+    """Return the whole answer."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {
+        "index": 0, "message": message, "logprobs": None, "finish_reason": finish(reply.ending)
+    }  # fmt: skip
+    return head | {
+        "object": "chat.completion",
+        "model": request.model,
+        "choices": [choice],
+        "usage": usage(reply),
+    }
+
+
+def chunk(request: ChatRequest, head: dict[str, Any], delta: Any, ending: str | None = None) -> Any:
+    """Return one piece of a streamed answer."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
+    body = {"object": "chat.completion.chunk", "model": request.model, "choices": [choice]}
+    return head | body
+
+
+def usage(reply: Reply) -> dict[str, int]:
+    """Return the tokens that were read and written."""
+    return {
+        "prompt_tokens": reply.n_prompt,
+        "completion_tokens": reply.n_tokens,
+        "total_tokens": reply.n_prompt + reply.n_tokens,
+    }
+
+
+def finish(ending: Ending) -> str:
+    """Return the protocol's word; a full context is ``length`` there."""
+    return "stop" if ending == "stop" else "length"
+
+
+def _message(index: int, fields: dict[str, Any]) -> Message:
+    param = f"messages[{index}]"
+    place = Place(param, 0, index + 1)
+    try:
+        return read_message(fields, place)
+    except DataError as error:
+        said = str(error).removeprefix(f"{place}: ")
+        raise Refused(400, f"{param}: {said}", param=param) from None
+    except Dropped:
+        if fields.get("role") == "assistant":  # an answer may have been empty
+            return Message("assistant", (Part("text", ""),))
+        raise Refused(400, f"{param}: says nothing; expected text", param=param) from None
+
+
+def _kind(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"

@@ -1,0 +1,94 @@
+"""How the next token is chosen from what the model thinks of each."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mypt.parsing import Frozen
+
+_COLDEST = 1e-30
+"""Lowest temperature that logits are divided by; below, the likeliest token is what is meant."""
+
+
+class Sampling(Frozen):
+    """What may be chosen, and the seed that decides among it."""
+
+    temperature: float = Field(default=0.0, ge=0.0)
+    """0 takes the likeliest token each time; 1 draws as the model believes."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Draw among the k likeliest tokens."""
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Draw among the likeliest tokens that together reach this probability."""
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Draw among the tokens of at least this share of the likeliest one's probability."""
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0)
+    """Divides the logits of tokens that stood there before, in the prompt or the answer; above 1
+    they become less likely. Tokens that end an answer are left as they are."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the draws; a row of a batch draws as it would alone."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature {self.temperature} is below {_COLDEST}; set 0")
+        return self
+
+
+GREEDY = Sampling()
+
+
+class Penalty:
+    """Makes tokens that stand in a row already less likely, once however often they stand there."""
+
+    def __init__(
+        self, rows: Sequence[Sequence[int]], stop_ids: Sequence[int], factor: float, like: Tensor
+    ) -> None:
+        """Note what the rows hold; ``like`` is (B, V), any logits of theirs."""
+        self._factor, self._stops = factor, list(stop_ids)
+        self._seen = torch.zeros_like(like, dtype=torch.bool)
+        for row, ids in enumerate(rows):
+            self._seen[row, ids] = True
+        self._seen[:, self._stops] = False
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return (B, V) logits: positive ones of tokens seen divided, negative ones multiplied."""
+        lower = torch.where(logits > 0, logits / self._factor, logits * self._factor)
+        return torch.where(self._seen, lower, logits)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Note (B,) what was written."""
+        self._seen[torch.arange(len(tokens)), torch.tensor(tokens)] = True
+        self._seen[:, self._stops] = False
+
+
+class Sampler:
+    """Chooses the tokens of one row, one after the other."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = torch.Generator().manual_seed(sampling.seed)
+
+    def choose(self, logits: Tensor) -> int:
+        """Return the next token.
+
+        The temperature comes first, then top_k, top_p and min_p, each on what the one before
+        it left, made to add up to 1 again.
+
+        Args:
+            logits: (V,), any float dtype, any device.
+        """
+        sampling = self._sampling
+        if sampling.temperature == 0:
+            return int(logits.argmax())
+        ordered, ids = torch.sort(logits.float().cpu(), descending=True, stable=True)
+        likely = torch.softmax((ordered - ordered[0]) / sampling.temperature, dim=0)
+        likely = likely[: sampling.top_k]
+        if sampling.top_p is not None:
+            likely = likely / likely.sum()
+            likely = likely[likely.cumsum(0) - likely < sampling.top_p]
+        if sampling.min_p is not None:
+            likely = likely[likely >= sampling.min_p * likely[0]]
+        return int(ids[torch.multinomial(likely, 1, generator=self._random)])

@@ -1,0 +1,138 @@
+"""A model behind OpenAI's chat-completions protocol, and a page to talk with it (D75)."""
+
+import secrets
+import socket
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from mypt.errors import ConfigError
+from mypt.inference.answering import Served, answer, refused
+from mypt.inference.chat_page import chat_page
+from mypt.inference.protocol import Refused, read_request
+from mypt.inference.waiting import Line
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+MOST_BYTES = 4 * 2**20
+"""Longest request; a conversation that fills any context is far shorter."""
+_GRACE_SECONDS = 5
+
+
+def create_app(served: Served) -> FastAPI:
+    """Return the application: ``/v1/models``, ``/v1/chat/completions`` and the page at ``/``."""
+    app = FastAPI(title="mypt", docs_url=None, redoc_url=None, openapi_url=None)
+    check = Depends(partial(_check, served))
+    routes = APIRouter(dependencies=[check])
+    began = int(served.clock())
+    card = {"id": served.name, "object": "model", "created": began, "owned_by": "mypt"}
+
+    @routes.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [card]}
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        _check_model(served, name)
+        return card
+
+    @routes.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        asked = read_request(await _body(request))
+        _check_model(served, asked.model)
+        return await answer(served, asked, request)
+
+    @app.get("/")
+    async def page() -> Response:
+        html, policy = chat_page(served.name, key=served.api_key is not None)
+        return HTMLResponse(html, headers={"content-security-policy": policy})
+
+    app.include_router(routes)
+    app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(Exception, _refuse)
+    return app
+
+
+def listen(host: str, port: int, api_key: str | None) -> socket.socket:
+    """Return a listening socket; only this machine reaches it where there is no key.
+
+    Raises:
+        ConfigError: If others would reach a server without a key.
+        OSError: If the port is taken.
+    """
+    if host not in LOCAL and not api_key:
+        raise ConfigError(
+            f"host {host}: other machines would reach the model; set --api_key or MYPT_API_KEY,"
+            " or leave --host out"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def serve(app: FastAPI, line: Line, listening: socket.socket) -> None:
+    """Answer until SIGTERM or Ctrl-C, which are raised again when all is closed."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
+    )
+    try:
+        _Server(config, line).run(sockets=[listening])
+    finally:
+        line.close()
+        line.join()
+
+
+class _Server(uvicorn.Server):
+    """Breaks answers off when it is told to end; else it would wait for the longest."""
+
+    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+        super().__init__(config)
+        self._line = line
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Close the line, then do as uvicorn does."""
+        self._line.close()
+        super().handle_exit(sig, frame)
+
+
+def _check(served: Served, request: Request) -> None:
+    """Refuse whoever has no key, or, where none is set, comes under another name.
+
+    A page elsewhere whose name was made to point here could else talk with the model.
+    """
+    if served.api_key is None:
+        if (request.url.hostname or "") not in LOCAL:
+            raise Refused(403, f"host {request.url.hostname!r}: expected {' or '.join(LOCAL)}")
+        return
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme != "Bearer" or not secrets.compare_digest(key.encode(), served.api_key.encode()):
+        raise Refused(401, "a wrong or no API key; send it as a bearer", code="invalid_api_key")
+
+
+def _check_model(served: Served, name: str) -> None:
+    if name != served.name:
+        raise Refused(
+            404, f"no model {name!r}; this server has {served.name!r}",
+            param="model", code="model_not_found",
+        )  # fmt: skip
+
+
+async def _body(request: Request) -> bytes:
+    """Return a request's bytes; only JSON, which no page elsewhere can send without asking."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise Refused(415, "expected content-type application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise Refused(413, f"more than {MOST_BYTES:,} bytes")
+    return bytes(body)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    found = refused(error)
+    return JSONResponse(found.body, found.status)

@@ -1,0 +1,161 @@
+"""Causal attention that never crosses from one packed conversation into the next."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries (B, T, H, D), keys and values (B, T, G, D) to what each position gathered (B, T, H, D);
+G divides H, and H / G neighbouring queries share a key."""
+
+
+class Documents(NamedTuple):
+    """Where attention must stop, worked out once a forward pass and used by every block.
+
+    On a CPU one causal call a document is both exact and the quickest (it never computes a
+    score that is thrown away); elsewhere many small calls would starve the device, so one
+    dense mask is used.
+    """
+
+    lengths: list[int] | None
+    """Lengths of the documents in reading order; they add up to B * T."""
+    mask: Tensor | None
+    """(B, 1, T, T) bool, True where a query may look."""
+
+
+def separate(segments: Tensor) -> Documents:
+    """Return how attention keeps apart the runs of equal numbers in each row.
+
+    Args:
+        segments: (B, T) int; neighbours with the same number belong to one document. A number
+            that comes back after another one begins a new document.
+    """
+    if segments.device.type != "cpu":
+        return Documents(None, document_mask(segments))
+    runs = run_numbers(segments).flatten()
+    return Documents(torch.unique_consecutive(runs, return_counts=True)[1].tolist(), None)
+
+
+def document_mask(segments: Tensor) -> Tensor:
+    """Return (B, 1, T, T) bool: which positions a query may look at, itself and before."""
+    runs, length = run_numbers(segments), segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    return (runs[:, None, :, None] == runs[:, None, None, :]) & causal
+
+
+def run_numbers(segments: Tensor) -> Tensor:
+    """Number the runs of equal neighbours, (B, T) int64, without repeating a number."""
+    return _run_starts(segments).flatten().cumsum(0).view_as(segments)
+
+
+def restart_positions(segments: Tensor) -> Tensor:
+    """Return (B, T) int64 positions that count from 0 in each run of equal neighbours."""
+    places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = torch.where(_run_starts(segments), places, 0).cummax(dim=1).values
+    return places - starts
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend causally, inside ``documents`` where they are given.
+
+    Args:
+        query: (B, T, H, D): B rows, T positions, H heads of D numbers.
+        key: (B, T, G, D).
+        value: (B, T, G, D).
+        documents: What :func:`separate` returned for these rows; None is one document a row.
+        dropout: Share of attention weights dropped.
+
+    Returns:
+        (B, T, H, D). A document's part is a function of that document's part of queries, keys
+        and values alone, to the last bit.
+    """
+    return _attend((query, key, value), documents, dropout)
+
+
+def attend_at(
+    places: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return what :func:`attend` gives at ``places``, where alone queries are known.
+
+    Args:
+        places: (N,) int64, places of the flattened (B, T), ascending, none twice.
+        query: (N, H, D).
+        key: (B, T, G, D), of every place.
+        value: (B, T, G, D), of every place.
+        documents: As for :func:`attend`.
+        dropout: As for :func:`attend`.
+
+    Returns:
+        (N, H, D).
+    """
+    rows, length = key.shape[:2]
+    row, place = places // length, places % length
+    if documents is None and key.device.type == "cpu":
+        counts = row.bincount(minlength=rows)
+        width = int(counts.max())
+        if 2 * width <= length:  # a dense mask computes twice what a causal call does
+            slot = torch.arange(len(places)) - (counts.cumsum(0) - counts)[row]
+            seen = torch.zeros(rows, width, dtype=torch.int64).index_put((row, slot), place)
+            mask = seen[:, None, :, None] >= torch.arange(length)
+            few = query.new_zeros(rows, width, *query.shape[1:]).index_put((row, slot), query)
+            return _attend((few, key, value), Documents(None, mask), dropout)[row, slot]
+    everywhere = query.new_zeros(rows, length, *query.shape[1:]).index_put((row, place), query)
+    return _attend((everywhere, key, value), documents, dropout)[row, place]
+
+
+def share(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values (..., H, D), those of each group repeated for all its queries."""
+    times = query.shape[-2] // key.shape[-2]
+    if times == 1:
+        return key, value
+    return key.repeat_interleave(times, dim=-2), value.repeat_interleave(times, dim=-2)
+
+
+def _attend(qkv: Sequence[Tensor], documents: Documents | None, dropout: float) -> Tensor:
+    """Attend with queries, keys and values apart, each (B, T or fewer, H, D)."""
+    if qkv[0].device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # a CPU's bfloat16 attention is slower than its float32, backward up to five times
+        with torch.autocast("cpu", enabled=False):
+            return _attend([part.float() for part in qkv], documents, dropout)
+    key, value = share(qkv[0], *qkv[1:])
+    if documents is not None and documents.lengths is not None:
+        return _attend_each((qkv[0], key, value), documents.lengths, dropout)
+    mask = None if documents is None else documents.mask
+    query, key, value = (part.transpose(1, 2) for part in (qkv[0], key, value))
+    gathered = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+    )
+    return gathered.transpose(1, 2)
+
+
+def _attend_each(qkv: Sequence[Tensor], lengths: list[int], dropout: float) -> Tensor:
+    """Attend in one call a document; queries, keys and values lie one document behind another."""
+    parts = []
+    split = (torch.split(part.flatten(0, 1), lengths) for part in qkv)
+    for document in zip(*split, strict=True):
+        query, key, value = (part.transpose(0, 1)[None] for part in document)
+        gathered = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True
+        )
+        parts.append(gathered[0].transpose(0, 1))
+    return torch.cat(parts).view_as(qkv[0])
+
+
+def _run_starts(segments: Tensor) -> Tensor:
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return starts

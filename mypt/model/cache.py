@@ -1,0 +1,94 @@
+"""Keys and values of the tokens that a model has already read, so that none is read twice."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mypt.config import GPTConfig
+from mypt.model.attention import share
+
+
+class KVCache:
+    """A static store: slot p of a row holds the key and value of that row's position p.
+
+    Rows may be of different lengths. A query at position p sees the slots up to p and no
+    other, so what lies behind a row's own end (padding of a ragged prompt) is never seen, and
+    is overwritten when the row gets there.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        max_length: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Make room for ``batch_size`` rows of at most ``max_length`` tokens.
+
+        Raises:
+            ValueError: If ``max_length`` exceeds the model's block_size.
+        """
+        if max_length > config.block_size:
+            raise ValueError(
+                f"a cache of {max_length} tokens does not fit block_size {config.block_size}"
+            )
+        shape = (
+            config.n_layer, 2, batch_size, max_length, config.key_heads, config.head_width
+        )  # fmt: skip
+        self.max_length = max_length
+        self.head: Tensor | None = None
+        """(C, V), the vocabulary projection as single rows read it; None takes the model's own."""
+        self._stored = torch.zeros(shape, device=device, dtype=dtype)
+        self._rows = torch.arange(batch_size, device=device)[:, None]
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """Store the new keys and values of one layer, then attend over all that is visible.
+
+        Args:
+            layer: Index of the block.
+            query: (B, S, H, D) of the S new tokens of each row.
+            key: (B, S, G, D) likewise.
+            value: (B, S, G, D) likewise.
+            positions: (B, S) int64, the slot of each new token.
+            visible: (B, 1, S, U) bool, what :meth:`visible` returned for ``positions``.
+
+        Returns:
+            (B, S, H, D).
+        """
+        keys, values = self._stored[layer]
+        keys[self._rows, positions] = key.to(keys.dtype)
+        values[self._rows, positions] = value.to(values.dtype)
+        used = visible.shape[-1]
+        seen = share(query, keys[:, :used].to(query.dtype), values[:, :used].to(query.dtype))
+        gathered = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            seen[0].transpose(1, 2),
+            seen[1].transpose(1, 2),
+            attn_mask=visible,
+        )
+        return gathered.transpose(1, 2)
+
+    def visible(self, positions: Tensor) -> Tensor:
+        """Return (B, 1, S, U) bool: which of the first U slots each new token may look at.
+
+        Raises:
+            ValueError: If a position lies outside the cache.
+        """
+        used = int(positions.max()) + 1
+        if used > self.max_length or int(positions.min()) < 0:
+            raise ValueError(
+                f"positions {int(positions.min())}..{used - 1} do not fit a cache of"
+                f" {self.max_length} tokens"
+            )
+        slots = torch.arange(used, device=positions.device)
+        return slots <= positions[:, None, :, None]

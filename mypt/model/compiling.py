@@ -1,0 +1,34 @@
+"""torch.compile around attention: few graphs that serve every batch."""
+
+import os
+import shutil
+from importlib.util import find_spec
+
+import torch
+
+from mypt.model.gpt import GPT
+
+PARTS = ("before", "before_at", "after")
+"""What is compiled of a block. Attention stays outside: which conversations a batch packs differs
+from batch to batch, and its kernels are compiled already."""
+
+
+def compile_blocks(model: GPT, backend: str = "inductor") -> None:
+    """Compile the parts of each block, to the same results within rounding.
+
+    Sizes are symbols in the graphs, so that another number of rows, places or supervised tokens
+    needs no other graph, and all blocks share them.
+    """
+    for block in model.transformer.h:
+        for part in PARTS:
+            setattr(block, part, torch.compile(getattr(block, part), dynamic=True, backend=backend))
+
+
+def missing_compiler(device: torch.device) -> str:
+    """Return what torch.compile needs for ``device`` and this machine has not, or nothing."""
+    if device.type == "cpu":
+        names = [os.environ.get("CXX", ""), "g++", "clang++"]
+        return "" if any(map(shutil.which, filter(None, names))) else "a C++ compiler"
+    if device.type == "cuda":
+        return "" if find_spec("triton") else "triton"
+    return f"a backend for {device.type}"

@@ -1,0 +1,222 @@
+"""The GPT in training and in generation: the seed's GPT-2, or the modern parts a config names."""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mypt.config import GPTConfig
+from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate
+from mypt.model.cache import KVCache
+from mypt.model.linear_loss import linear_cross_entropy
+from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
+from mypt.model.tied_embedding import TiedGradient
+from mypt.model.transformer import Transformer, Wanted
+
+INIT_STD = 0.02  # Radford et al. 2019, section 2.3, as is the scaling of residual projections
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer.
+
+    B rows, T positions, C = n_embd, V = vocab_size throughout. Weights are drawn from torch's
+    global generator: seed it before.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.transformer.wte.weight
+        self._initialise()
+
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of every position and the mean loss over supervised targets.
+
+        Args:
+            idx: (B, T) int64 token ids.
+            targets: (B, T) int64; ``targets[b, t]`` follows ``idx[b, t]``. None: no loss.
+            loss_mask: (B, T) of 0 and 1, aligned with ``targets``; None supervises all.
+            positions: As in :meth:`hidden`.
+            segments: As in :meth:`hidden`.
+
+        Returns:
+            (B, T, V) logits, and the mean in nats, shape (), or None without targets. Where no
+            token is supervised there is no mean and the loss is nan; training takes
+            :meth:`loss` instead, whose sum is then 0.
+
+        Raises:
+            ValueError: If shapes do not fit, or a mask comes without targets.
+        """
+        if targets is None and loss_mask is not None:
+            raise ValueError("a loss_mask without targets selects nothing; pass both or neither")
+        logits = self.lm_head(self.hidden(idx, positions=positions, segments=segments))
+        if targets is None:
+            return logits, None
+        return logits, masked_cross_entropy(logits, targets, loss_mask).mean
+
+    def loss(
+        self,
+        idx: Tensor,
+        targets: Tensor,
+        loss_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        supervised: Tensor | None = None,
+        prune_last_block: bool = True,
+    ) -> MaskedLoss:
+        """Return the sum and count of :meth:`forward`'s loss, for supervised targets' work only.
+
+        One backward pass goes through it (:mod:`mypt.model.linear_loss`).
+
+        Args:
+            idx: As in :meth:`forward`.
+            targets: As in :meth:`forward`.
+            loss_mask: As in :meth:`forward`.
+            positions: As in :meth:`hidden`.
+            segments: As in :meth:`hidden`.
+            supervised: What :func:`~mypt.model.loss.supervised_positions` says of targets and
+                mask, where the caller knows it already: a device need not be asked again.
+            prune_last_block: Let the last block compute keys and values everywhere, and all else
+                only where a target is supervised, since nothing reads the rest.
+
+        Raises:
+            ValueError: If shapes do not fit.
+        """
+        index = supervised_positions(targets, loss_mask) if supervised is None else supervised
+        rows = index if prune_last_block and index.numel() < targets.numel() else None
+        tied = self.lm_head.weight is self.transformer.wte.weight
+        shared = TiedGradient() if tied else None
+        states = self._read(idx, positions, segments, rows, shared)
+        if rows is None:
+            states = states.flatten(0, 1).index_select(0, index)
+        total = linear_cross_entropy(
+            states, self.lm_head.weight, targets.flatten()[index], shared=shared
+        )
+        return MaskedLoss(total, torch.tensor(index.numel(), device=index.device))
+
+    def hidden(
+        self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """Return the hidden states after the final norm, (B, T, C).
+
+        Args:
+            idx: (B, T) int64 token ids, T at most block_size.
+            positions: (B, T) int64; None counts from 0, again in each segment.
+            segments: (B, T) int; attention never crosses from one run of equal numbers to the
+                next, so that no bit of one run depends on another. None is one run a row.
+
+        Raises:
+            ValueError: If a row is longer than block_size.
+        """
+        return self._read(idx, positions, segments)
+
+    def _read(
+        self,
+        idx: Tensor,
+        positions: Tensor | None,
+        segments: Tensor | None,
+        rows: Tensor | None = None,
+        shared: TiedGradient | None = None,
+    ) -> Tensor:
+        length = idx.shape[1]
+        if length > self.config.block_size:
+            raise ValueError(
+                f"rows of {length} tokens do not fit block_size {self.config.block_size}"
+            )
+        if positions is None and segments is not None:
+            positions = restart_positions(segments)
+        elif positions is None:
+            positions = torch.arange(length, device=idx.device).expand_as(idx)
+        documents = None if segments is None else separate(segments)
+        dropout = self.config.dropout if self.training else 0.0
+        one = partial(attend, documents=documents, dropout=dropout)
+        wanted = None
+        if rows is not None:
+            wanted = Wanted(rows, partial(attend_at, rows, documents=documents, dropout=dropout))
+        attends = [one] * self.config.n_layer
+        states: Tensor = self.transformer(idx, positions, attends, wanted, shared)
+        return states
+
+    @torch.no_grad()
+    def step(
+        self, ids: Tensor, cache: KVCache, positions: Tensor, *, last: Tensor | None = None
+    ) -> Tensor:
+        """Read S new tokens a row and return the logits that follow each row's last one.
+
+        Prompts of different lengths go in as one ragged step: pad on the right with any id,
+        let positions count on, and name each row's last real token in ``last``.
+
+        Args:
+            ids: (B, S) int64.
+            cache: What the rows have read before; the new tokens are added to it.
+            positions: (B, S) int64, the place of each new token in its own row.
+            last: (B,) int64, index into S; None takes the last column.
+
+        Returns:
+            (B, V) logits.
+
+        Raises:
+            ValueError: If a position lies outside the cache.
+        """
+        visible = cache.visible(positions)
+        attends: list[Attend] = [
+            partial(cache.attend, layer, positions=positions, visible=visible)
+            for layer in range(self.config.n_layer)
+        ]
+        states = self.transformer(ids, positions, attends)
+        if last is None:
+            last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+        rows = torch.arange(len(ids), device=ids.device)
+        return self._project(states[rows, last], cache)
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """Return an empty cache for :meth:`step`, on the model's device and in its dtype."""
+        weight = self.lm_head.weight
+        cache = KVCache(
+            self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype
+        )
+        if batch_size == 1 and weight.device.type == "cpu":
+            cache.head = weight.detach().T.contiguous()
+        return cache
+
+    def _project(self, states: Tensor, cache: KVCache) -> Tensor:
+        """Return logits (B, V) of few rows (B, C), in the product's quickest form on a CPU.
+
+        The vocabulary's matrix is nearly all that a step of a small model reads. MKL reads it
+        three times quicker for one row if it lies the other way round, and nearly twice for a
+        few if it comes first.
+        """
+        if cache.head is not None:
+            return states @ cache.head
+        if states.device.type == "cpu":
+            return (self.lm_head.weight @ states.T).T.contiguous()
+        logits: Tensor = self.lm_head(states)
+        return logits
+
+    def n_parameters(self) -> int:
+        """Return the number of weights, the tied embedding counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _initialise(self) -> None:
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            residual = name.endswith("c_proj.weight")
+            if residual and self.config.zero_init:
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=residual_std if residual else INIT_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)

@@ -1,0 +1,170 @@
+"""Vocabulary projection and cross-entropy in one pass that already holds their gradients."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mypt.model.tied_embedding import TiedGradient
+
+CHUNK_BYTES = 1 << 26
+"""Most bytes of logits at a time. Each chunk adds a (V, C) product to the weight's gradient, so
+a few large ones are quicker than many small ones."""
+_CACHE_BYTES = 1 << 20  # what a core keeps close by: softmax passes over no more at a time
+_VOCABULARY_ROWS = 4096  # rows of the weight's gradient that stay there while they are added
+
+
+def linear_cross_entropy(
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    shared: TiedGradient | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
+
+    The gradients are computed on the way, while a chunk's logits are at hand: nothing is kept
+    for the backward pass but they, and nothing is computed twice. Products run in autocast's
+    dtype where it is on; the softmax, the sum and the weight's gradient are float32 or better.
+    Only one backward pass goes through the result, since it hands its gradients over.
+
+    Args:
+        rows: (N, C), any float dtype; N may be 0.
+        weight: (V, C), the rows of the output embedding.
+        targets: (N,) int64.
+        shared: Where the weight's gradient is left for the embedding that it is tied to; None
+            hands it to autograd.
+        chunk_rows: Rows whose logits are made at a time; None takes what CHUNK_BYTES holds.
+
+    Returns:
+        The sum in nats, shape (): float32, or float64 for float64 input.
+    """
+    kind = rows.device.type
+    dtype = torch.promote_types(rows.dtype, weight.dtype)
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    if chunk_rows is None:
+        most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        n_chunks = max(1, -(-len(rows) // most))
+        chunk_rows = max(1, -(-len(rows) // n_chunks))  # as equal as can be
+    with torch.autocast(kind, enabled=False):
+        if torch.is_grad_enabled():
+            total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                rows, weight, targets, shared, chunk_rows, dtype
+            )
+            return total
+        return _pass_over(rows, weight, targets, chunk_rows, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        shared: TiedGradient | None,
+        chunk_rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            new = torch.empty_like if len(rows) else torch.zeros_like
+            d_weight = new(weight, dtype=_precise(weight.dtype))
+        total = _pass_over(rows, weight, targets, chunk_rows, dtype, d_rows, d_weight)
+        ctx.shared = shared
+        ctx.gradients = d_rows, None if d_weight is None else d_weight.to(weight.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "a second backward pass through one linear_cross_entropy; compute the loss again"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        d_rows, d_weight = (None if part is None else part.mul_(scale) for part in gradients)
+        if ctx.shared is not None:
+            ctx.shared.of_head, d_weight = d_weight, None
+        return d_rows, d_weight, None, None, None, None
+
+
+def _pass_over(
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    d_rows: Tensor | None = None,
+    d_weight: Tensor | None = None,
+) -> Tensor:
+    """Return the summed loss; fill its gradients where there is a place for them."""
+    low_rows, low_weight = rows.to(dtype), weight.to(dtype)
+    space = torch.empty((min(chunk_rows, len(rows)), len(weight)), dtype=dtype, device=rows.device)
+    losses = torch.empty(len(rows), 1, dtype=_precise(dtype), device=rows.device)
+    for start in range(0, len(rows), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        logits, here = space[: len(low_rows[part])], targets[part]
+        torch.mm(low_rows[part], low_weight.T, out=logits)
+        losses[part], divisors, slopes = _exponentiate(logits, here)
+        if d_rows is not None:
+            product = (logits @ low_weight).to(divisors.dtype)
+            d_rows[part] = product / divisors + slopes * weight[here]
+        if d_weight is not None:
+            _add_product(d_weight, logits, (rows[part] / divisors).to(dtype), first=start == 0)
+            d_weight.index_add_(0, here, (slopes * rows[part]).to(d_weight.dtype))
+    return losses.sum()
+
+
+class _Row(NamedTuple):
+    """What is known of each row of logits, (n, 1) and float32 or better."""
+
+    loss: Tensor
+    """Nats."""
+    divisor: Tensor
+    """By which the exponentials are to be divided to be probabilities."""
+    slope: Tensor
+    """Of the loss at the target's logit: its probability less 1."""
+
+
+def _exponentiate(logits: Tensor, targets: Tensor) -> _Row:
+    """Overwrite logits (n, V) with exponentials that are probabilities times ``divisor``.
+
+    The target's own is 0: its slope, often far larger or, of a model that is sure, a small
+    difference of large numbers, would suffer most from a product in low precision. The division
+    is left to the far smaller (n, C) factors of the products.
+    """
+    n = len(logits)
+    if logits.device.type == "cpu":
+        n = max(1, _CACHE_BYTES // (4 * logits.shape[1]))
+    found = []
+    for start in range(0, len(logits), n):
+        block, target = logits[start : start + n], targets[start : start + n, None]
+        values = block.to(_precise(block.dtype))
+        values -= values.amax(1, keepdim=True)
+        at_target = values.gather(1, target)
+        others = values.exp_().scatter_(1, target, 0.0).sum(1, keepdim=True)
+        divisor = at_target.exp() + others
+        found.append((divisor.log() - at_target, divisor, -others / divisor))
+        if values is not block:
+            block.copy_(values)
+    return _Row._make(torch.cat(column) for column in zip(*found, strict=True))
+
+
+def _add_product(total: Tensor, slopes: Tensor, rows: Tensor, *, first: bool) -> None:
+    """Add ``slopes.T @ rows`` to ``total`` (V, C), or overwrite it with the first product."""
+    if slopes.dtype == total.dtype:
+        torch.addmm(total, slopes.T, rows, beta=0 if first else 1, out=total)
+        return
+    for start in range(0, len(total), _VOCABULARY_ROWS):
+        part = slice(start, start + _VOCABULARY_ROWS)
+        product = slopes[:, part].T @ rows
+        total[part] = product if first else total[part].add_(product)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,105 @@
+"""Cross-entropy over the tokens that the model is asked to learn, and over no other."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""A target that other libraries write for "not supervised"; it is neither learned nor counted."""
+
+
+class MaskedLoss(NamedTuple):
+    """A loss that is not averaged yet (law 3).
+
+    One optimizer step is made of several micro-batches with different numbers of supervised
+    tokens; the mean of their means would weigh a token in a sparse one more than a token in a
+    dense one, so the division waits until the step is whole.
+    """
+
+    total: Tensor
+    """Summed negative log-likelihood in nats, shape (): float32, or float64 for float64 input.
+    0 where no token is supervised."""
+    n_tokens: Tensor
+    """How many supervised tokens ``total`` sums over: int64, shape ()."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Nats per supervised token; nan where none is supervised, for there is no mean."""
+        return self.total / self.n_tokens
+
+
+def masked_cross_entropy(
+    logits: Tensor, targets: Tensor, loss_mask: Tensor | None = None
+) -> MaskedLoss:
+    """Sum the next-token loss over the positions that ``loss_mask`` selects.
+
+    B rows, T positions, V vocabulary entries.
+
+    Args:
+        logits: (B, T, V), any float dtype; the loss itself is computed in float32 or better.
+        targets: (B, T) int64; ``targets[b, t]`` is the token that follows input t.
+        loss_mask: (B, T) of 0 and 1 in any dtype, aligned with ``targets``, not with the
+            inputs. None supervises every position, as pretraining does.
+
+    Raises:
+        ValueError: If the shapes do not agree or the mask holds another value.
+    """
+    index = supervised_positions(targets, loss_mask)
+    _check_shape(logits, targets, "logits")
+    return _sum_loss(logits.flatten(0, -2).index_select(0, index), targets.flatten()[index])
+
+
+def masked_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, loss_mask: Tensor | None = None
+) -> MaskedLoss:
+    """Do what ``masked_cross_entropy(hidden @ weight.T, ...)`` does, for supervised tokens only.
+
+    The hidden states of unsupervised positions never reach the vocabulary projection (law 4),
+    by far the largest product of a small model: logits are made for N rows instead of B * T.
+
+    Args:
+        hidden: (B, T, C), any float dtype.
+        weight: (V, C), the rows of the output embedding.
+        targets: As in :func:`masked_cross_entropy`.
+        loss_mask: As in :func:`masked_cross_entropy`.
+
+    Raises:
+        ValueError: As :func:`masked_cross_entropy`.
+    """
+    index = supervised_positions(targets, loss_mask)
+    _check_shape(hidden, targets, "hidden")
+    rows = hidden.flatten(0, -2).index_select(0, index)
+    return _sum_loss(F.linear(rows, weight), targets.flatten()[index])
+
+
+def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
+    """Return (N,) int64: the supervised positions of the flattened (B, T) batch, ascending.
+
+    Raises:
+        ValueError: If the mask has another shape or holds a value other than 0 and 1.
+    """
+    supervised = targets != IGNORE_INDEX
+    if loss_mask is not None:
+        if loss_mask.shape != targets.shape:
+            raise ValueError(
+                f"loss_mask {tuple(loss_mask.shape)} does not fit targets {tuple(targets.shape)}"
+            )
+        if loss_mask.dtype != torch.bool and ((loss_mask != 0) & (loss_mask != 1)).any():
+            raise ValueError("loss_mask holds values other than 0 and 1; weights are not supported")
+        supervised = supervised & loss_mask.bool()
+    return supervised.flatten().nonzero().squeeze(1)
+
+
+def _sum_loss(logits: Tensor, targets: Tensor) -> MaskedLoss:
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = F.cross_entropy(precise, targets, reduction="sum")
+    return MaskedLoss(total, torch.tensor(targets.numel(), device=targets.device))
+
+
+def _check_shape(values: Tensor, targets: Tensor, what: str) -> None:
+    if values.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"{what} {tuple(values.shape)} does not fit targets {tuple(targets.shape)}"
+        )

@@ -1,0 +1,183 @@
+"""The blocks between the token embedding and the vocabulary projection."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mypt.config import GPTConfig
+from mypt.model.attention import Attend
+from mypt.model.mlp import MLP
+from mypt.model.rotary import turn, turns
+from mypt.model.tied_embedding import TiedGradient, embed
+
+RMS_EPS = 1e-6  # as in Llama's descendants
+
+
+class Wanted(NamedTuple):
+    """The only places whose states are asked of the last block."""
+
+    places: Tensor
+    """(N,) int64, places of the flattened (B, T), ascending."""
+    attend: Attend
+    """Their queries (N, H, D) and all keys and values (B, T, G, D) to what they gathered."""
+
+
+class SelfAttention(nn.Module):
+    """Projections before and after whatever attention stands between them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.key_heads = config.n_head, config.key_heads
+        self.head_width = config.head_width
+        keys_and_values = 2 * config.key_heads * config.head_width
+        self.c_attn = nn.Linear(config.n_embd, config.n_embd + keys_and_values, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_width, eps=RMS_EPS)
+            self.k_norm = nn.RMSNorm(config.head_width, eps=RMS_EPS)
+        self.qk_norm = config.qk_norm
+
+    def ask(self, x: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of each position; ``by`` turns the first two."""
+        query, others = self.c_attn(x).tensor_split((x.shape[-1],), dim=-1)
+        return self._query(query, by), *self._others(others, by)
+
+    def ask_at(self, places: Tensor, x: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what :meth:`ask` returns, queries at ``places`` alone."""
+        width, weight, bias = x.shape[-1], self.c_attn.weight, self.c_attn.bias
+        query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        queries = F.linear(x.flatten(0, 1)[places], weight[:width], query_bias)
+        others = F.linear(x, weight[width:], other_bias)
+        theirs = None if by is None else by.flatten(0, 1)[places]
+        return self._query(queries, theirs), *self._others(others, by)
+
+    def answer(self, gathered: Tensor) -> Tensor:
+        """Return what the heads (..., H, D) found, as (..., C)."""
+        out: Tensor = self.dropout(self.c_proj(gathered.flatten(-2)))
+        return out
+
+    def _query(self, query: Tensor, by: Tensor | None) -> Tensor:
+        query = query.view(*query.shape[:-1], self.n_head, self.head_width)
+        if self.qk_norm:
+            query = self.q_norm(query.to(self.q_norm.weight.dtype))
+        return query if by is None else turn(query, by)
+
+    def _others(self, others: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor]:
+        key, value = others.view(*others.shape[:-1], 2, self.key_heads, self.head_width).unbind(-3)
+        if self.qk_norm:
+            key = self.k_norm(key.to(self.k_norm.weight.dtype))
+        return (key if by is None else turn(key, by)), value
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    """Return a norm of the residual stream."""
+    if config.norm_type == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.eps)
+    return nn.LayerNorm(config.n_embd, eps=config.eps, bias=config.bias)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = make_norm(config)
+        self.attn = SelfAttention(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = MLP(config)
+        self.checkpointing = False
+        """Keep nothing between forward and backward pass but what came in, and compute it again."""
+
+    def forward(self, x: Tensor, attend: Attend, by: Tensor | None) -> Tensor:
+        """Return the residual stream after this block, (B, T, C)."""
+        return self._kept_or_not(self._everywhere, x, attend, by)
+
+    def at(self, wanted: Wanted, x: Tensor, by: Tensor | None) -> Tensor:
+        """Return the residual stream after this block at the wanted positions, (N, C)."""
+        return self._kept_or_not(self._there, wanted, x, by)
+
+    def _everywhere(self, x: Tensor, attend: Attend, by: Tensor | None) -> Tensor:
+        return self.after(x, attend(*self.before(x, by)))
+
+    def _there(self, wanted: Wanted, x: Tensor, by: Tensor | None) -> Tensor:
+        asked = self.before_at(wanted.places, x, by)
+        return self.after(x.flatten(0, 1)[wanted.places], wanted.attend(*asked))
+
+    def _kept_or_not(self, work: Callable[..., Tensor], *given: Any) -> Tensor:
+        if self.checkpointing and self.training:
+            out: Tensor = checkpoint(work, *given, use_reentrant=False)
+            return out
+        return work(*given)
+
+    def before(self, x: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what attention is asked."""
+        return self.attn.ask(self.ln_1(x), by)
+
+    def before_at(
+        self, places: Tensor, x: Tensor, by: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what attention is asked, queries at ``places`` alone."""
+        return self.attn.ask_at(places, self.ln_1(x), by)
+
+    def after(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """Add what attention gathered to the residual stream, then what the MLP makes of it."""
+        x = x + self.attn.answer(gathered)
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """Everything but the vocabulary projection, under GPT-2's own parameter names."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.rotary = config.pos_encoding == "rope"
+        if self.rotary:
+            table = turns(config.block_size, config.head_width, config.rope_base)
+            self.register_buffer("turns", table, persistent=False)
+        else:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config)
+
+    def checkpoint_blocks(self, wanted: bool) -> None:
+        """Let training keep one state a block and compute the others again, or all of them."""
+        for block in self.h:
+            cast(Block, block).checkpointing = wanted
+
+    def forward(
+        self,
+        idx: Tensor,
+        positions: Tensor,
+        attends: list[Attend],
+        wanted: Wanted | None = None,
+        shared: TiedGradient | None = None,
+    ) -> Tensor:
+        """Return the hidden states after the final norm.
+
+        Args:
+            idx: (B, T) int64.
+            positions: (B, T) int64.
+            attends: How each block attends.
+            wanted: Where alone states are wanted; None wants them all.
+            shared: Where the head leaves the gradient of the weight that it shares; None lets
+                autograd add up.
+
+        Returns:
+            (B, T, C), or (N, C) at the wanted places.
+        """
+        tokens = self.wte(idx) if shared is None else embed(idx, self.wte.weight, shared)
+        by = self.get_buffer("turns")[positions] if self.rotary else None
+        x = self.drop(tokens if self.rotary else tokens + self.wpe(positions))
+        *blocks, last = (cast(Block, block) for block in self.h)
+        for block, gather in zip(blocks, attends, strict=False):
+            x = block(x, gather, by)
+        x = last(x, attends[-1], by) if wanted is None else last.at(wanted, x, by)
+        out: Tensor = self.ln_f(x)
+        return out

@@ -1,0 +1,157 @@
+"""How a file of JSON, or what was typed, becomes a frozen model, and what is said if it cannot."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import json5
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from mypt.errors import ConfigError
+
+_SHOWN = 60
+_OPENING = re.compile(r"^(Input should be|String should have|(Tuple|List|Dictionary) should have) ")
+_PLAIN = {
+    "a valid tuple": "a list",
+    "a valid list": "a list",
+    "a valid array": "a list",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "an object": "an object in {}",
+    " after validation, not 0": "",
+}
+"""What pydantic calls a type, and what people do."""
+
+
+class Frozen(BaseModel):
+    """A value that crosses a file, a task or the command line: immutable, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def read_config(path: Path, model: type[Config], example: str = "") -> Config:
+    """Read ``path`` as ``model``; every error names the file and the nearest known key.
+
+    Args:
+        path: JSON, in which ``//`` comments may stand.
+        model: What it holds.
+        example: A file of the kind, for who names one that is not there.
+
+    Raises:
+        ConfigError: If the file is missing, is no JSON, or holds an unknown or wrong value.
+    """
+    return parse_config(read_json(path, example), model, str(path))
+
+
+def parse_config(values: dict[str, Any], model: type[Config], where: str) -> Config:
+    """Validate ``values`` as ``model``; ``where`` names their origin in errors.
+
+    A number is a number: neither "1" nor true is taken for 1.
+
+    Raises:
+        ConfigError: One line for the first wrong key or value, with the count of the others.
+    """
+    try:
+        return model.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        unknown_first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first, *others = unknown_first
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigError(f"{where}: {_describe(first, model)}{more}") from None
+
+
+def read_json(path: Path, example: str = "") -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        ConfigError: If it is missing or is none.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        wanted = f"a file such as {example}" if example else "a file of one JSON object"
+        raise ConfigError(f"{path}: no such file; expected {wanted}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no UTF-8 ({error.reason}); expected one JSON object") from None
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """Parse one JSON object, in which ``//`` comments may stand and no key stands twice.
+
+    Args:
+        text: The object.
+        where: Its origin, for errors.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        values = json5.loads(text, allow_duplicate_keys=False)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply; expected one JSON object") from None
+    except ValueError as error:
+        said = re.sub(r"<string>:(\d+)", r"line \1:", " ".join(str(error).split()))
+        raise ConfigError(f"{where}: no JSON ({said}); expected one JSON object") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: found {type(values).__name__}; expected one JSON object")
+    return values
+
+
+def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *place, unknown = error["loc"]
+        return f"unknown key {key!r}; {_hint(_model_at(model, place), unknown)}"
+    if error["type"] == "missing":
+        return f"{key} is missing; add it"
+    named = f"{key}: " if key else ""
+    if error["type"] == "value_error":
+        return named + str(error["ctx"]["error"])
+    if error["type"] == "json_invalid":
+        return "half of a surrogate pair (\\ud800 to \\udfff) is no text; remove it"
+    wanted = _OPENING.sub("", error["msg"])
+    for theirs, ours in _PLAIN.items():
+        wanted = wanted.replace(theirs, ours)
+    if wanted.startswith(("greater", "less")):
+        wanted = f"a number {wanted}"
+    found = repr(error["input"])
+    short = found if len(found) <= _SHOWN else f"{found[:_SHOWN]} ..."
+    return f"{named}expected {wanted}, found {short}"
+
+
+def _hint(model: type[BaseModel], unknown: int | str) -> str:
+    """Say which key was meant: a near one, else the same one further inside, else any."""
+    known = sorted(model.model_fields)
+    near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.6)
+    inside = [f"{key}.{unknown}" for key in known if unknown in _inner(model, key).model_fields]
+    if near or inside:
+        return f"did you mean {' or '.join(map(repr, near or inside))}?"
+    return f"known keys: {', '.join(known)}"
+
+
+def _model_at(model: type[BaseModel], place: list[int | str]) -> type[BaseModel]:
+    """Return what an object inside ``model`` is."""
+    for step in place:
+        if str(step) in model.model_fields:  # else a place in a list of what was found last
+            model = _inner(model, str(step))
+    return model
+
+
+def _inner(model: type[BaseModel], key: str) -> type[BaseModel]:
+    """Return the model that the field ``key`` holds, or ``model`` where it holds a plain value."""
+    annotation = model.model_fields[key].annotation
+    kinds = [annotation, *getattr(annotation, "__args__", ())]
+    inner = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return next(inner, model)

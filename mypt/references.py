@@ -1,0 +1,23 @@
+"""What one stage hands to the next: a place and the digest its reader checks (law 7)."""
+
+from mypt.parsing import Frozen
+
+
+class DatasetRef(Frozen):
+    """A dataset folder and the digest that its metadata must carry."""
+
+    path: str
+    """The dataset's folder."""
+    digest: str
+    """The digest of its metadata, 64 hexadecimal digits."""
+
+
+class CheckpointRef(Frozen):
+    """A checkpoint folder and the digest of its weights."""
+
+    path: str
+    """The step folder, such as ``runs/models/chat/step_000500``."""
+    digest: str
+    """The digest of ``lineage.json``, which holds the digest of every other file."""
+    step: int
+    """Optimizer steps that made it."""

@@ -1,0 +1,1 @@
+"""The loop, its loader, its optimizer and its checkpoints."""

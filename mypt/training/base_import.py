@@ -1,0 +1,118 @@
+"""A model of ``transformers`` as a checkpoint of ours, with a lineage down to its files."""
+
+from pathlib import Path
+
+from mypt import files, home
+from mypt.config import Preset
+from mypt.data.dataset import Dataset
+from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
+from mypt.data.tokenizer import Tokenizer
+from mypt.data.tokenizer_json import TOKENIZER, hf_folder, hf_vocabulary
+from mypt.data.vocabulary import Vocabulary
+from mypt.errors import ConfigError
+from mypt.inference.hf_import import read_hf, with_new_tokens
+from mypt.training.checkpoint import Snapshot, save_checkpoint
+from mypt.training.compute import resolve
+from mypt.training.folder import point
+from mypt.training.history import History
+from mypt.training.lineage import IMPORTED, DatasetRecord, Lineage
+from mypt.training.provenance import record_code
+from mypt.training.state import TrainerState
+
+
+def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
+    """Return the step folder of a model read from ``hf:PATH``, made where it is not there yet.
+
+    Args:
+        name: ``hf:`` and a folder, or a name in huggingface's cache.
+        dataset: What will be trained on; its tokenizer is the model's with a template's tokens.
+
+    Returns:
+        The step folder, and a line about the tokens that are new to the model.
+
+    Raises:
+        ConfigError: If the dataset was made with another tokenizer.
+        CheckpointError: If the folder cannot be read.
+        DataError: If its tokenizer cannot be read here.
+    """
+    folder = hf_folder(name)
+    known, tokenizer = hf_vocabulary(folder), dataset.tokenizer
+    if Tokenizer(known, tokenizer.template).digest != tokenizer.digest:
+        raise ConfigError(
+            f"{name} reads tokenizer {known.name}, dataset {dataset.path} was made with"
+            f" {tokenizer.name}; prepare the dataset again with --tokenization {name}"
+        )
+    read = with_new_tokens(read_hf(folder), known, tokenizer)
+    sources = tuple(
+        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
+        for p in (*read.files, folder / TOKENIZER)
+    )
+    digest = files.digest_json([tokenizer.digest, *(source.sha256 for source in sources)])
+    model_name = f"hf-{digest[:12]}"
+    config = Preset(**read.architecture.model_dump(), name=name)
+    snapshot = Snapshot(
+        state=TrainerState(),
+        weights={n: tensor.contiguous() for n, tensor in read.weights.items()},
+        moments={},
+        history=History.unknown(0),
+        tokenizer_state=(dataset.path / TOKENIZER_STATE).read_bytes(),
+        lineage=Lineage(
+            model_name=model_name,
+            step=0,
+            tokens=0,
+            supervised=0,
+            parent=None,
+            dataset=_record(folder, digest, tokenizer, dataset, sources),
+            config=config,
+            code=record_code(),
+            compute=resolve(config, config.gpt()).record(),
+        ),
+    )
+    place = home.models_dir() / model_name
+    if not (place / home.step_folder(0)).is_dir():
+        save_checkpoint(place, snapshot)
+        point(place, 0, None)
+    return place / home.step_folder(0), _news(known, tokenizer, dataset)
+
+
+def _record(
+    folder: Path,
+    digest: str,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    sources: tuple[SourceFile, ...],
+) -> DatasetRecord:
+    """Return what stands where a training has its dataset: the files, and no rows."""
+    name = folder.absolute().name
+    source = SourceRecord(
+        name=name, format="transformers", weight=1.0, files=sources, rows_read=0
+    )  # fmt: skip
+    return DatasetRecord(
+        path=str(folder.absolute()),
+        digest=digest,
+        parent=None,
+        kind=IMPORTED,
+        tokens={},
+        tokenizer_name=tokenizer.name,
+        tokenizer=dataset.manifest.tokenizer.digest,
+        template=tokenizer.template.digest,
+        mask=None,
+        sources=(source,),
+    )
+
+
+def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[str, ...]:
+    """Say how often training reads and learns each token that the model has not seen before."""
+    new = {t: i for t, i in tokenizer.special_tokens.items() if t not in known.special_tokens}
+    seen, learned = dict.fromkeys(new, 0), dict.fromkeys(new, 0)
+    for shard in dataset.shards("train"):
+        for token, number in new.items():
+            here = shard.tokens == number
+            seen[token] += int(here.sum())
+            learned[token] += int(here.sum() if shard.mask is None else shard.mask[here].sum())
+    if not new:
+        return ()
+    counts = ", ".join(f"{t} read {seen[t]}, learned {learned[t]}" for t in new if seen[t])
+    never = ", ".join(t for t in new if not seen[t])
+    line = f"new tokens begin at the mean of the others: {counts or 'none is ever read'}"
+    return (line, *([f"new tokens that training never reads: {never}"] if never else ()))

@@ -1,0 +1,247 @@
+"""One checkpoint: a step folder that is whole or not there, verified before it is used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mypt import files, home
+from mypt.config import GPTConfig, Preset
+from mypt.data.manifest import TOKENIZER_STATE
+from mypt.data.tokenizer import Tokenizer, load_tokenizer
+from mypt.errors import CheckpointError, TrainingError
+from mypt.model.gpt import GPT
+from mypt.references import CheckpointRef
+from mypt.training.history import HISTORY, History, write_history
+from mypt.training.lineage import WEIGHTS, Lineage, read_lineage, verify_folder, write_lineage
+from mypt.training.sharding import part_of
+from mypt.training.state import STATE, TrainerState
+
+OPTIMIZER = "optimizer.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in memory; the optimizer is read only where training goes on."""
+
+    path: Path
+    ref: CheckpointRef
+    config: GPTConfig
+    preset: Preset
+    state: TrainerState
+    weights: dict[str, Tensor]
+    """Every parameter once, by name, float32, on the CPU."""
+    tokenizer: Tokenizer
+    lineage: Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a checkpoint will hold, copied, so that training can go on beside the writing."""
+
+    state: TrainerState
+    weights: dict[str, Tensor]
+    """Every parameter once, a tied one under its first name."""
+    moments: dict[str, Tensor]
+    """AdamW's moments and step counts as ``PARAMETER.exp_avg`` and so on."""
+    history: History
+    tokenizer_state: bytes
+    """The dataset's ``tokenizer_state.json``."""
+    lineage: Lineage
+    """Without the digests of the files."""
+
+
+def take_snapshot(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    history: History,
+    tokenizer_state: bytes,
+    lineage: Lineage,
+    copy: Callable[[Tensor], Tensor],
+) -> Snapshot:
+    """Copy what a checkpoint of ``state.step`` holds to the CPU, tensors by ``copy``."""
+    return Snapshot(
+        state=state,
+        weights={name: copy(p) for name, p in model.named_parameters()},
+        moments={name: copy(tensor) for name, tensor in moments_of(model, optimizer).items()},
+        history=history.copy(),
+        tokenizer_state=tokenizer_state,
+        lineage=lineage.model_copy(
+            update={"step": state.step, "tokens": state.tokens, "supervised": state.supervised}
+        ),
+    )
+
+
+def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return AdamW's moments and step counts as ``PARAMETER.exp_avg`` and so on, not copied."""
+    moments = optimizer.state_dict()["state"]
+    return {
+        f"{name}.{part}": tensor
+        for index, name in enumerate(_names(model, optimizer))
+        for part, tensor in moments.get(index, {}).items()
+    }
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointRef:
+    """Write a checkpoint below ``folder``, the model's, with ``lineage.json`` last.
+
+    Raises:
+        TrainingError: If a weight is not finite, so that nobody could go on from it.
+        CheckpointError: If the disk refuses; nothing is left under the checkpoint's name then.
+        FileExistsError: If there is a checkpoint of that step.
+    """
+    state, lineage = snapshot.state, snapshot.lineage
+    path = folder / home.step_folder(state.step)
+    _check_finite(path, snapshot)
+    try:
+        with files.new_folder(path) as new:
+            save_file(snapshot.weights, new / WEIGHTS)
+            save_file(snapshot.moments, new / OPTIMIZER)
+            write_history(new / HISTORY, snapshot.history)
+            files.write_json(new / CONFIG, lineage.config.model_dump(mode="json"))
+            files.write_json(new / STATE, state.model_dump(mode="json"))
+            files.write_bytes(new / TOKENIZER_STATE, snapshot.tokenizer_state)
+            digest = write_lineage(new, lineage)
+    except FileExistsError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {_first_line(error)}; the checkpoint before it is whole;"
+            " make room and run the same again"
+        ) from error
+    return CheckpointRef(path=str(path), digest=digest, step=state.step)
+
+
+def load_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """Read a step folder.
+
+    Args:
+        path: The step folder.
+        verify: Hash every file first; without it a changed byte goes unseen.
+
+    Raises:
+        CheckpointError: If a file is missing, changed or senseless; named, before any is used.
+    """
+    lineage = verify_folder(path) if verify else read_lineage(path)
+    try:
+        preset = Preset.model_validate_json((path / CONFIG).read_bytes())
+        state = TrainerState.model_validate_json((path / STATE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from None
+    return Checkpoint(
+        path=path,
+        ref=CheckpointRef(path=str(path), digest=lineage.digest, step=lineage.step),
+        config=preset.gpt(),
+        preset=preset,
+        state=state,
+        weights=_read_tensors(path / WEIGHTS),
+        tokenizer=load_tokenizer(path),
+        lineage=lineage,
+    )
+
+
+def load_model(name_or_path: str | Path, device: str = "cpu") -> tuple[GPT, Tokenizer, Checkpoint]:
+    """Return a verified model ready to answer, its tokenizer and where it came from.
+
+    Args:
+        name_or_path: A name (its best checkpoint by validation loss, else its latest), a model
+            folder likewise, or a step folder.
+        device: Where the weights go.
+
+    Raises:
+        CheckpointError: As :func:`load_checkpoint`.
+    """
+    checkpoint = load_checkpoint(home.checkpoint_to_use(name_or_path))
+    model = GPT(checkpoint.config)
+    load_weights(model, checkpoint.weights, checkpoint.path)
+    return model.to(device).eval(), checkpoint.tokenizer, checkpoint
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Copy ``weights`` into the parameters of ``model``.
+
+    Raises:
+        CheckpointError: If a parameter is missing, left over or of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    odd = sorted(parameters.keys() ^ weights.keys())
+    odd += [n for n, p in parameters.items() if n in weights and weights[n].shape != p.shape]
+    if odd:
+        raise CheckpointError(
+            f"{path / WEIGHTS}: does not fit the architecture in {CONFIG}: {odd[0]}"
+            f" (and {len(odd) - 1} more); the folder mixes two models"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the moments of the checkpoint at ``path`` into ``optimizer``, bit for bit.
+
+    Raises:
+        CheckpointError: If it knows a parameter that the model has not.
+    """
+    put_moments(_read_tensors(path / OPTIMIZER), path / OPTIMIZER, model, optimizer)
+
+
+def put_moments(
+    found: dict[str, Tensor],
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Put what :func:`moments_of` once returned into ``optimizer``; of a shard, this rank's part.
+
+    Raises:
+        CheckpointError: If it knows a parameter that the model has not; ``path`` is named.
+    """
+    moments: dict[str, dict[str, Tensor]] = {}
+    parameters = dict(model.named_parameters())
+    for key, tensor in found.items():
+        name, _, part = key.rpartition(".")
+        if name not in parameters:
+            raise CheckpointError(f"{path}: holds {name}, which the model has not")
+        moments.setdefault(name, {})[part] = part_of(tensor, parameters[name])
+    names = _names(model, optimizer)
+    state = {index: moments[name] for index, name in enumerate(names) if name in moments}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_finite(path: Path, snapshot: Snapshot) -> None:
+    odd = [name for name, tensor in snapshot.weights.items() if not tensor.isfinite().all()]
+    if odd:
+        raise TrainingError(
+            f"{path}: not written, {odd[0]} (and {len(odd) - 1} more) holds inf or nan; the"
+            " checkpoint before it is good; lower learning_rate under another model name"
+        )
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the parameters' names in the optimizer's order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,119 @@
+"""Device, arithmetic, threads and randomness of a run: resolved once, recorded, nothing global."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mypt.config import GPTConfig, TrainConfig
+from mypt.errors import ConfigError
+from mypt.training.lineage import ComputeRecord
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where a run computes, and in which arithmetic."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of matrix products; weights, optimizer and losses stay float32."""
+    threads: int
+    """CPU threads."""
+    processes: int = 1
+    """How many share each step."""
+    parallel: str = "none"
+    """What each of them holds."""
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forward passes run."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower)
+
+    def record(self) -> ComputeRecord:
+        """Return what the lineage keeps of it."""
+        return ComputeRecord(
+            machine=f"{platform.system()} {platform.machine()}",
+            device=self.device.type,
+            device_name=_device_name(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            threads=self.threads,
+            processes=self.processes,
+            parallel=self.parallel,
+        )
+
+
+def resolve(config: TrainConfig, model: GPTConfig) -> Compute:
+    """Decide what ``auto`` means on this machine.
+
+    Raises:
+        ConfigError: If the config names a device that this machine has not.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    wanted = config.device
+    name = next(n for n, there in available.items() if there) if wanted == "auto" else wanted
+    if not available[name]:
+        there = ", ".join(n for n, found in available.items() if found)
+        raise ConfigError(f"device {name!r} is not on this machine; it has {there}; use 'auto'")
+    device = torch.device(name)
+    if config.dtype == "auto":
+        dtype = torch.bfloat16 if _bfloat16_pays(device, model) else torch.float32
+    else:
+        dtype = _DTYPES[config.dtype]
+    # A tree promises the same bits in any number of processes, and threads can change them.
+    usual = 1 if config.reduction == "tree" else torch.get_num_threads()
+    threads = config.threads or usual
+    return Compute(device, dtype, threads, config.processes, config.parallel)
+
+
+@contextmanager
+def use_threads(n: int) -> Iterator[None]:
+    """Compute on ``n`` CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def seed_everything(*key: int) -> None:
+    """Seed torch's generators from ``key`` alone (DESIGN.md D13).
+
+    Dropout of a micro-batch is a function of (seed, step, micro), so that a resumed run needs
+    no generator state.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+def _bfloat16_pays(device: torch.device, model: GPTConfig) -> bool:
+    """Return whether bfloat16 products make a step quicker.
+
+    On CPUs only with instructions for it, and for models whose products outweigh the casts.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16")) and model.n_embd >= _WIDE
+
+
+_WIDE = 128
+"""Width from which a CPU step is quicker in bfloat16; below, casting costs what products save."""
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "CPU")

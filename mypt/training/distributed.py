@@ -1,0 +1,146 @@
+"""The processes that train one model together: who does what, and what they tell each other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from mypt import errors
+
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that train; the default is a process alone.
+
+    What ranks tell each other travels on the CPU, in sums of which all but one term are 0, so
+    that no bit depends on how many they are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes what only one may write."""
+        return self.rank == 0
+
+    def share(self, n: int) -> range:
+        """Return which of a step's ``n`` micro-batches are this rank's."""
+        return share(n, self.rank, self.size)
+
+    def turns(self, n: int) -> Iterator[tuple[int, bool]]:
+        """Yield which of ``n`` batches to score next, and whether the result counts.
+
+        Each rank gets as many turns, since a sharded model answers only to all ranks at once;
+        in the last one some score a batch that another counts.
+        """
+        for first in range(0, n, self.size):
+            index = first + self.rank
+            yield min(index, n - 1), index < n
+
+    def total(self, *counts: int) -> tuple[int, ...]:
+        """Return the sums of the ranks' counts."""
+        if self.size == 1:
+            return counts
+        sums = torch.tensor(counts, dtype=torch.int64)
+        dist.all_reduce(sums)
+        return tuple(sums.tolist())
+
+    def merge(self, found: dict[int, float], n: int) -> list[float]:
+        """Return ``n`` numbers of which each rank found some; those nobody found are 0."""
+        values = torch.zeros(n, dtype=torch.float64)
+        for index, value in found.items():
+            values[index] = value
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values.tolist()
+
+    def agree(self, asked: bool) -> bool:
+        """Return whether any rank was asked."""
+        return self.total(int(bool(asked)))[0] > 0
+
+    def first(self, work: Callable[[], Told]) -> Told:
+        """Let rank 0 do ``work``; return on every rank what it gave.
+
+        Raises:
+            MyptError: On every rank, where ``work`` raised one.
+        """
+        if self.size == 1:
+            return work()
+        told: list[Any] = [None, None]
+        failed: Exception | None = None
+        if self.leads:
+            try:
+                told[0] = work()
+            except errors.MyptError as error:
+                failed = error
+                told[1] = (type(error).__name__, str(error))
+        dist.broadcast_object_list(told, src=0)
+        if failed is not None:
+            raise failed
+        if told[1] is not None:
+            kind, text = told[1]
+            raise getattr(errors, kind)(text)
+        result: Told = told[0]
+        return result
+
+    def same(self, value: str, what: str) -> None:
+        """Check that every rank was given the same.
+
+        Raises:
+            ConfigError: On every rank, if not.
+        """
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        if len(set(found)) > 1:
+            raise errors.ConfigError(
+                f"{what}: {', '.join(sorted({str(one)[:12] for one in found}))} found on"
+                f" {self.size} ranks, one expected; start every machine with the same command, the"
+                " same files and the same mypt"
+            )
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        self.total(0)
+
+
+ALONE = Ranks()
+"""The one rank of a training in one process."""
+
+
+@contextmanager
+def joined(
+    device: str, timeout: float, meet_at: str = "env://", rank: int = -1, size: int = -1
+) -> Iterator[Ranks]:
+    """Yield this process's place among those that train, and leave them at the end.
+
+    Args:
+        device: Kind of device that computes; what ranks tell each other goes over the CPU.
+        timeout: Seconds after which a rank that waits for another gives up.
+        meet_at: Where ranks find each other; the default is where torchrun says.
+        rank: This process's number; -1 asks torchrun.
+        size: How many there are; -1 asks torchrun.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group(backend, meet_at, timeout=limit, rank=rank, world_size=size)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def share(n: int, rank: int, size: int) -> range:
+    """Return which of ``n`` micro-batches rank ``rank`` of ``size`` computes.
+
+    A stretch without gaps, as long as its neighbours' but for one: a function of nothing else,
+    so that a step is the same step however many share it.
+    """
+    return range(n * rank // size, n * (rank + 1) // size)

@@ -1,0 +1,190 @@
+"""What a run will do, resolved and checked before its first step."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from mypt import files, home
+from mypt.config import Architecture, Preset
+from mypt.data.dataset import open_dataset
+from mypt.data.manifest import Manifest, read_manifest
+from mypt.data.tokenizer import load_tokenizer
+from mypt.data.tokenizer_json import PREFIX
+from mypt.errors import ConfigError, MaskError
+from mypt.parsing import Frozen
+from mypt.references import DatasetRef
+from mypt.training.lineage import Lineage, ParentRecord, verify_folder
+
+_LABELS = {"name"}
+_CIRCUMSTANCES = {
+    "parallel", "processes", "activation_checkpointing", "max_restarts", "step_timeout",
+}  # fmt: skip
+"""Who computes, and when they give up: a run may go on with others (DESIGN.md D90)."""
+
+
+class RunPlan(Frozen):
+    """One run, resolved: written as ``run.json``, and what the same name must mean again."""
+
+    model_name: str
+    preset: Preset
+    """Architecture of the base model where there is one, training values of the preset."""
+    dataset: DatasetRef
+    kind: Literal["text", "chat"]
+    """Whether prompts are answered as chat turns or continued as text."""
+    parent: ParentRecord | None
+    """Checkpoint to begin with; None begins with random weights."""
+    inherited: tuple[str, ...] = ()
+    """What came from the base model and what the preset changed, a line each."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides the result; equal plans make equal weights."""
+        return files.digest_json(self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result: config, dataset and parent by content, no paths."""
+        return self.preset.model_dump(mode="json", exclude=_LABELS | _CIRCUMSTANCES) | {
+            "dataset": self.dataset.digest,
+            "init_from_model": self.parent.weights if self.parent else None,
+        }
+
+    def differences(self, other: "RunPlan") -> tuple[str, ...]:
+        """Return ``key OLD -> NEW`` for each key in which ``other`` would be another run."""
+        ours, theirs = self.identity(), other.identity()
+        return tuple(
+            f"{key} {_short(ours[key])} -> {_short(theirs[key])}"
+            for key in ours
+            if ours[key] != theirs[key]
+        )
+
+
+def plan_run(
+    preset: Preset,
+    model_name: str,
+    dataset_dir: str | Path,
+    *,
+    init_from: str | Path | None = None,
+    dataset_digest: str | None = None,
+) -> RunPlan:
+    """Resolve and check a run; nothing but an imported base is written.
+
+    Args:
+        preset: Architecture and training values; with ``init_from`` the architecture is not used.
+        model_name: Name under ``models/``.
+        dataset_dir: The dataset's folder.
+        init_from: Base model: a name, a model folder, a step folder, or ``hf:`` and a folder in
+            transformers' layout, which is read into ``models/`` first.
+        dataset_digest: Digest that the dataset must have; None takes it as it is.
+
+    Raises:
+        ConfigError: If name, vocabulary, sizes or tokenizers do not go together.
+        ManifestError: If the dataset is missing, damaged or another one.
+        MaskError: If the preset wants masks that the dataset has not.
+        CheckpointError: If the base model is missing or damaged.
+    """
+    home.check_name(model_name, "model name")
+    folder = Path(dataset_dir).absolute()
+    manifest = read_manifest(folder, dataset_digest)
+    if init_from is None:
+        parent, resolved = None, preset
+        lines = _from_scratch(preset)
+    else:
+        step_folder, news = _base(init_from, folder)
+        base = verify_folder(step_folder)
+        _check_tokenizer(step_folder, base, folder)
+        parent = _parent(step_folder, base)
+        resolved = preset.model_copy(update=_architecture(base).model_dump())
+        lines = _inherited(base, preset, resolved) + news
+    _check_sizes(resolved, folder, manifest)
+    return RunPlan(
+        model_name=model_name,
+        preset=Preset.model_validate(resolved.model_dump()),
+        dataset=DatasetRef(path=str(folder), digest=manifest.digest),
+        kind=manifest.kind,
+        parent=parent,
+        inherited=lines,
+    )
+
+
+def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the step folder to begin with; what comes from elsewhere is read into one first."""
+    if not str(init_from).startswith(PREFIX):
+        return home.checkpoint_to_use(init_from), ()
+    from mypt.training.base_import import import_base  # loads torch
+
+    return import_base(str(init_from), open_dataset(dataset, verify=False))
+
+
+def _architecture(base: Lineage) -> Architecture:
+    return base.config.architecture()
+
+
+def _parent(folder: Path, base: Lineage) -> ParentRecord:
+    return ParentRecord(
+        path=str(folder.absolute()),
+        model_name=base.model_name,
+        step=base.step,
+        digest=base.digest,
+        weights=base.weights,
+        lineage=base,
+    )
+
+
+def _from_scratch(preset: Preset) -> tuple[str, ...]:
+    if not preset.use_loss_mask:
+        return ()
+    return ("no base model: fine-tuning starts from random weights (parent: none)",)
+
+
+def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
+    """Say what the base model decides and which training values change against it."""
+    kept = base.config.architecture().model_dump()
+    sizes = ", ".join(f"{key} {value}" for key, value in kept.items())
+    lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]
+    lines += [
+        f"{key}: {value} kept from the base model, the preset's {getattr(preset, key)} is not used"
+        for key, value in kept.items()
+        if key in preset.model_fields_set and getattr(preset, key) != value
+    ]
+    before = base.config.model_dump(exclude=_LABELS | kept.keys())
+    for key, old in before.items():
+        new = getattr(resolved, key)
+        origin = "preset" if key in preset.model_fields_set else "default"
+        if new != old:
+            lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")
+    return tuple(lines)
+
+
+def _check_tokenizer(step_folder: Path, base: Lineage, dataset: Path) -> None:
+    ours, theirs = load_tokenizer(step_folder), load_tokenizer(dataset)
+    if ours.digest != theirs.digest:
+        raise ConfigError(
+            f"base model {base.model_name} reads tokenizer {ours.name} {ours.digest[:12]}, dataset"
+            f" {dataset} was made with {theirs.name} {theirs.digest[:12]}; prepare the dataset"
+            f" again with --tokenizer_from {step_folder}"
+        )
+
+
+def _check_sizes(preset: Preset, folder: Path, manifest: Manifest) -> None:
+    if manifest.n_vocab > preset.vocab_size:
+        raise ConfigError(
+            f"{folder}: its tokenizer {manifest.tokenizer_name} has {manifest.n_vocab} tokens, the"
+            f" model's vocab_size is {preset.vocab_size}; set vocab_size to {manifest.n_vocab} or"
+            " more, or prepare the dataset with a smaller tokenizer"
+        )
+    if preset.use_loss_mask and manifest.mask is None:
+        raise MaskError(
+            f"{folder}: use_loss_mask is true and the dataset has no masks"
+            " (train/shard_000_mask.bin and so on); make them with 'mypt mask', or train on every"
+            " token with use_loss_mask: false"
+        )
+    if preset.patience and not manifest.tokens("val"):
+        raise ConfigError(
+            f"{folder}: patience {preset.patience} needs a validation split, and val is empty;"
+            " prepare with val_fraction above 0, or set patience to 0"
+        )
+
+
+def _short(value: Any) -> str:
+    """Return ``value`` as a diff shows it: digests by their first 12 digits."""
+    text = "none" if value is None else str(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else text

@@ -1,0 +1,195 @@
+"""A checkpoint made again from its raw files, and compared stage by stage with what it was."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, Literal
+
+from mypt.data.manifest import read_manifest, verify_files
+from mypt.errors import CheckpointError, ConfigError, DataError
+from mypt.home import models_dir, moved_home, step_folder
+from mypt.parsing import Frozen
+from mypt.training.ancestry import ancestry
+from mypt.training.circumstances import changes, preset_of_then
+from mypt.training.events import Event, StepReport
+from mypt.training.history import History, read_history
+from mypt.training.lineage import DatasetRecord, Lineage, read_lineage
+from mypt.training.loop import train
+from mypt.training.parting import Parting
+from mypt.training.plan import RunPlan, plan_run
+from mypt.training.remaking import differences, make_again, missing_files
+from mypt.training.search import Search
+
+SAME: Final = "same"
+DIFFERS: Final = "differs"
+TAKEN: Final = "taken"
+Outcome = Literal["same", "differs", "taken"]
+Watch = Callable[[Iterable[Event], RunPlan], Iterable[Event]]
+
+
+class Stage(Frozen):
+    """One dataset or one training, then and now."""
+
+    name: str
+    outcome: Outcome
+    """``taken``: it could not be made again and was used as it lies there, verified."""
+    recorded: str
+    """Digest of the dataset, or of the weights."""
+    found: str | None
+    """The same of what was made now; None if nothing was."""
+    details: tuple[str, ...] = ()
+    """Where and how the two part, a line each."""
+
+
+class Reproduction(Frozen):
+    """What came of making a checkpoint again."""
+
+    checkpoint: str
+    folder: str
+    """Where everything that was made again lies."""
+    stages: tuple[Stage, ...]
+    """In the order in which they were made; nothing is made after the first that differs."""
+    notes: tuple[str, ...] = ()
+    """How program and machine differ from those of then, a line each: why bits may part."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was made again is the same, bit for bit."""
+        return all(stage.outcome != DIFFERS for stage in self.stages)
+
+
+def reproduce(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    tell: Callable[[Stage], None] = lambda _: None,
+    watch: Watch = lambda events, _: events,
+) -> Reproduction:
+    """Make a checkpoint again: its datasets, its parents, its own steps.
+
+    Datasets come first, since they are quick to compare. A training ends at the first step
+    whose loss or gradient is not to the bit what it was.
+
+    Args:
+        checkpoint: The step folder.
+        folder: A new folder, in which all is made.
+        tell: Called with each stage as it is done.
+        watch: Passes on the events of a training, so that its progress can be shown.
+
+    Raises:
+        ConfigError: If ``folder`` exists.
+        CheckpointError: If a lineage is missing or damaged.
+        MyptError: If a stage cannot be made at all.
+    """
+    found = ancestry(checkpoint)
+    if found.lost is not None:
+        raise CheckpointError(
+            f"{found.lost.path}: the lineage of the parent is gone, so nobody knows how to make it"
+            " again; expected its folder at that place"
+        )
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; expected a new folder, name one with --out_dir")
+    again = _Again(checkpoint.absolute(), folder.absolute(), found.lineages[::-1], tell, watch)
+    with moved_home(folder):
+        again.run()
+    return Reproduction(
+        checkpoint=str(checkpoint),
+        folder=str(folder),
+        stages=tuple(again.stages),
+        notes=tuple(dict.fromkeys(n for lineage in found.lineages for n in changes(lineage))),
+    )
+
+
+class _Again:
+    """One reproduction at work; ``lineages`` begin with the oldest."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        folder: Path,
+        lineages: tuple[Lineage, ...],
+        tell: Callable[[Stage], None],
+        watch: Watch,
+    ) -> None:
+        self.stages: list[Stage] = []
+        self._checkpoint, self._folder, self._lineages = checkpoint, folder, lineages
+        self._tell, self._watch = tell, watch
+        self._search = Search(checkpoint)
+        self._datasets: dict[str, Path] = {}
+
+    def run(self) -> None:
+        """Make everything again, until something differs."""
+        for lineage in self._lineages:
+            if lineage.dataset.digest not in self._datasets and not self._dataset(lineage.dataset):
+                return
+        parent = None
+        for number, lineage in enumerate(self._lineages):
+            parent = self._training(lineage, number, parent)
+            if parent is None:
+                return
+
+    def _done(self, stage: Stage) -> bool:
+        self.stages.append(stage)
+        self._tell(stage)
+        return stage.outcome != DIFFERS
+
+    def _dataset(self, record: DatasetRecord) -> bool:
+        """Make a dataset again; return whether it is what it was."""
+        found = self._search.dataset(record.path, record.digest)
+
+        def stage(outcome: Outcome, made: str | None, *details: str) -> bool:
+            name, then = f"dataset {Path(record.path).name}", record.digest
+            return self._done(
+                Stage(name=name, outcome=outcome, recorded=then, found=made, details=details)
+            )
+
+        if record.making is None:
+            if found is None:
+                raise DataError(
+                    f"{record.path}: nobody recorded how it was made, and no dataset of digest"
+                    f" {record.digest[:12]} is there any more; put it back"
+                )
+            verify_files(*found)
+            self._datasets[record.digest] = found[0]
+            how = "nobody recorded how it was made; used as it is, every byte verified"
+            return stage(TAKEN, record.digest, how)
+        if missing := missing_files(record, self._search):
+            return stage(DIFFERS, None, *missing)
+        place = self._folder / "datasets" / f"{len(self._datasets)}-{Path(record.path).name}"
+        tokenizers = (*self._datasets.values(), self._checkpoint)
+        made = make_again(record, place, self._search, tokenizers)
+        self._datasets[record.digest] = made
+        digest = read_manifest(made).digest
+        if digest == record.digest:
+            return stage(SAME, digest)
+        return stage(DIFFERS, digest, *differences(record, made, found and found[1]))
+
+    def _training(self, lineage: Lineage, number: int, parent: Path | None) -> Path | None:
+        """Train again up to the recorded step; return the step folder if it is the same."""
+        original = self._original(number)
+        history = read_history(original, lineage.step) if original else None
+        dataset = self._datasets[lineage.dataset.digest]
+        name = f"{number}-{lineage.model_name}"[:64].rstrip(".")
+        plan = plan_run(preset_of_then(lineage), name, dataset, init_from=parent)
+        parting = Parting(history or History.unknown(lineage.step))
+        for event in self._watch(train(plan, should_stop=lambda: parting.over), plan):
+            if isinstance(event, StepReport):
+                parting.compare(event)
+        made = models_dir() / name / step_folder(parting.step)
+        weights = read_lineage(made).weights
+        same = parting.line is None and weights == lineage.weights
+        stage = Stage(
+            name=f"training {lineage.model_name}, {lineage.step} steps",
+            outcome=SAME if same else DIFFERS,
+            recorded=lineage.weights,
+            found=weights,
+            details=() if same else parting.details(original is not None),
+        )
+        return made if self._done(stage) else None
+
+    def _original(self, number: int) -> Path | None:
+        """Return the step folder of a lineage as it was, where it still lies somewhere."""
+        if number + 1 == len(self._lineages):
+            return self._checkpoint
+        record = self._lineages[number + 1].parent
+        assert record is not None, "every lineage but the first has a parent"
+        return self._search.checkpoint(record.path, record.digest)

@@ -1,0 +1,245 @@
+"""One run in memory: how it begins, comes back from the disk, and reaches it again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mypt import home
+from mypt.config import Preset
+from mypt.data.dataset import Dataset, open_dataset
+from mypt.data.manifest import TOKENIZER_STATE
+from mypt.errors import CheckpointError
+from mypt.model.compiling import compile_blocks, missing_compiler
+from mypt.model.gpt import GPT
+from mypt.references import CheckpointRef
+from mypt.training import folder as names
+from mypt.training.checkpoint import (
+    Checkpoint,
+    Snapshot,
+    copied,
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    take_snapshot,
+)
+from mypt.training.circumstances import begin_notes
+from mypt.training.compute import Compute, resolve, seed_everything
+from mypt.training.distributed import ALONE, Ranks
+from mypt.training.history import History, read_history
+from mypt.training.lineage import EpochRecord, Lineage, RunContext, read_lineage
+from mypt.training.loader import Batch, GPTDataLoader
+from mypt.training.optim import make_optimizer
+from mypt.training.places import name_row
+from mypt.training.plan import RunPlan
+from mypt.training.provenance import record_code, record_dataset, record_earlier
+from mypt.training.sharding import shard
+from mypt.training.shards import folder_of, load_shards
+from mypt.training.state import TrainerState
+
+_WATCH_SEED = 1 << 32  # no training seed: evaluation draws other rows than training
+
+
+@dataclass(slots=True)
+class Run:
+    """What the loop works on; ``state`` is replaced as steps are made, the rest stays."""
+
+    plan: RunPlan
+    folder: Path
+    compute: Compute
+    dataset: Dataset
+    loader: GPTDataLoader
+    """Rows that training learns from."""
+    watch: GPTDataLoader
+    """Rows that evaluations score: another stream, the same rows each time."""
+    model: GPT
+    optimizer: torch.optim.AdamW
+    lineage: Lineage
+    """Of the next checkpoint, but for its step and files."""
+    state: TrainerState
+    history: History
+    saved_step: int | None
+    """Step of the last snapshot; None before the first."""
+    notes: tuple[str, ...]
+    ranks: Ranks = ALONE
+    """Who else makes the same steps."""
+    replica: DistributedDataParallel | None = None
+    """What torch wraps the model in where ranks hold copies of it; made by the first step."""
+
+    def batch(self, micro: int) -> Batch:
+        """Return micro-batch ``micro`` of the next step."""
+        return self.loader.batch_at("train", self.state.step, micro)
+
+    def row_names(self, micro: int) -> list[str]:
+        """Say where each row of a micro-batch of the next step comes from."""
+        places = self.loader.places_at("train", self.state.step, micro)
+        return [name_row(self.dataset, row) for row in places]
+
+    def count_step(self, tokens: int, supervised: int, loss: float, grad_norm: float) -> None:
+        """Note that one more step was made, of ``tokens`` read and ``supervised`` learned."""
+        state = self.state
+        self.history.add(loss, grad_norm)
+        self.state = state.model_copy(
+            update={
+                "step": state.step + 1,
+                "tokens": state.tokens + tokens,
+                "supervised": state.supervised + supervised,
+                "empty_steps": state.empty_steps + (supervised == 0),
+            }
+        )
+
+    def snapshot(self, copy: Callable[[Tensor], Tensor] = copied) -> Snapshot:
+        """Return a copy of what the checkpoint of this step holds, tensors by ``copy``."""
+        self.saved_step = self.state.step
+        tokenizer_state = (self.dataset.path / TOKENIZER_STATE).read_bytes()
+        return take_snapshot(
+            self.model,
+            self.optimizer,
+            self.state,
+            self.history,
+            tokenizer_state,
+            self.lineage,
+            copy,
+        )
+
+
+def last_checkpoint(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the checkpoint to go on from, and a line for each damaged one that was passed over.
+
+    Puts right what a crash after a checkpoint may have left undone: pointers and pruning.
+    """
+    path, notes = names.newest_whole(folder)
+    if path is None:
+        return None, notes
+    found = load_checkpoint(path, verify=False)  # verified a moment ago
+    names.point(folder, found.state.step, found.state.best_step)
+    names.prune(folder, keep, found.state.best_step)
+    return found, notes
+
+
+def open_run(
+    plan: RunPlan,
+    folder: Path,
+    context: RunContext,
+    found: Checkpoint | None,
+    notes: tuple[str, ...],
+    ranks: Ranks = ALONE,
+) -> Run:
+    """Begin a run, or go on from ``found``; on every rank alike.
+
+    Raises:
+        MyptError: If dataset or parent are gone or changed since the plan was made.
+    """
+    config = plan.preset
+    watched = {"seed": config.seed + _WATCH_SEED, "grad_accumulation": 1}
+    compute = replace(resolve(config, config.gpt()), processes=ranks.size)
+    dataset = open_dataset(Path(plan.dataset.path), digest=plan.dataset.digest)
+    model = _build_model(plan, found).to(compute.device)
+    notes += _compile(model, config, compute)
+    model.transformer.checkpoint_blocks(config.activation_checkpointing)
+    if config.parallel == "fsdp":
+        shard(model, compute, ranks.size)
+    optimizer = make_optimizer(model, config)
+    state, history = TrainerState(), History.unknown(0)
+    if found is not None:
+        if config.parallel == "fsdp" and (parts := folder_of(folder, found.state.step)).is_dir():
+            load_shards(parts, model, optimizer)  # verified by rank 0
+        else:
+            load_optimizer(found.path, model, optimizer)
+        state, history = found.state, read_history(found.path, found.state.step)
+    loader = _loader(config, dataset, compute)
+    run_id = context.mlflow_run_id or state.mlflow_run_id
+    return Run(
+        plan=plan,
+        folder=folder,
+        compute=compute,
+        dataset=dataset,
+        loader=loader,
+        watch=_loader(config.model_copy(update=watched), dataset, compute),
+        model=model.train(),
+        optimizer=optimizer,
+        lineage=_lineage(plan, compute, loader, context, found),
+        state=state.model_copy(update={"mlflow_run_id": run_id}),
+        history=history,
+        saved_step=None if found is None else state.step,
+        notes=notes + begin_notes(config, compute, dataset, found),
+        ranks=ranks,
+    )
+
+
+def checkpoint_to_use(folder: Path) -> CheckpointRef:
+    """Return the best checkpoint of a model by validation loss, else its latest."""
+    path = home.checkpoint_to_use(folder)
+    lineage = read_lineage(path)
+    return CheckpointRef(path=str(path), digest=lineage.digest, step=lineage.step)
+
+
+def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
+    seed_everything(plan.preset.seed)
+    model = GPT(plan.preset.gpt())
+    if found is not None:
+        load_weights(model, found.weights, found.path)
+    elif plan.parent is not None:
+        base = load_checkpoint(Path(plan.parent.path))
+        if base.lineage.weights != plan.parent.weights:
+            raise CheckpointError(
+                f"{base.path}: weights {base.lineage.weights[:12]} found,"
+                f" {plan.parent.weights[:12]} planned; plan the run again"
+            )
+        load_weights(model, base.weights, base.path)
+    return model
+
+
+def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
+    """Compile where it is asked for; return a line where this machine cannot."""
+    if not config.compile:
+        return ()
+    if missing := missing_compiler(compute.device):
+        return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
+    compile_blocks(model)
+    return ()
+
+
+def _loader(config: Preset, dataset: Dataset, compute: Compute) -> GPTDataLoader:
+    return GPTDataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        block_size=config.block_size,
+        use_loss_mask=config.use_loss_mask,
+        seed=config.seed,
+        batching=config.batching,
+        length_policy=config.length_policy,
+        max_lost=config.max_lost,
+        grad_accumulation=config.grad_accumulation,
+        device=compute.device,
+    )
+
+
+def _lineage(
+    plan: RunPlan,
+    compute: Compute,
+    loader: GPTDataLoader,
+    context: RunContext,
+    found: Checkpoint | None,
+) -> Lineage:
+    dataset, epoch = loader.dataset, loader.epoch("train")
+    maker = record_code(), compute.record(), context
+    return Lineage(
+        model_name=plan.model_name,
+        step=0,
+        tokens=0,
+        supervised=0,
+        parent=plan.parent,
+        dataset=record_dataset(dataset.path, dataset.manifest),
+        epoch=EpochRecord(
+            steps=epoch.steps, tokens=epoch.tokens, skipped=epoch.skipped, accounts=epoch.accounts
+        ),
+        config=plan.preset,
+        code=maker[0],
+        compute=maker[1],
+        context=context,
+        earlier=() if found is None else record_earlier(found.lineage, *maker),
+    )

@@ -1,0 +1,64 @@
+"""Finds by digest what a lineage names, wherever its folder lies today."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mypt import files
+from mypt.data.manifest import METADATA, Manifest, SourceFile, read_manifest
+from mypt.errors import MyptError
+from mypt.home import home
+from mypt.training.lineage import read_lineage
+
+
+class Search:
+    """Looks at the recorded place, then beside the checkpoint, in ``MYPT_HOME`` and around."""
+
+    def __init__(self, step_folder: Path) -> None:
+        around = (step_folder.parent.parent.parent, home(), home().parent, Path.cwd())
+        self.roots = tuple(dict.fromkeys(around))
+
+    def dataset(self, recorded: str, digest: str) -> tuple[Path, Manifest] | None:
+        """Return the folder whose metadata has this digest, and its metadata."""
+        for place in self._places(recorded, "datasets/*"):
+            if (place / METADATA).is_file():
+                try:
+                    return place, read_manifest(place, digest)
+                except MyptError:
+                    continue
+        return None
+
+    def checkpoint(self, recorded: str, digest: str) -> Path | None:
+        """Return the step folder whose lineage has this digest."""
+        for place in self._places(recorded, "models/*/step_*"):
+            if place.is_dir():
+                try:
+                    if read_lineage(place).digest == digest:
+                        return place
+                except MyptError:
+                    continue
+        return None
+
+    def source_files(self, file: SourceFile) -> list[Path]:
+        """Return where a raw file may lie, those of the recorded size first."""
+        return sorted(self.files(file.path), key=lambda place: place.stat().st_size != file.size)
+
+    def unchanged_file(self, file: SourceFile) -> Path | None:
+        """Return where a raw file lies with the bytes that were read, every byte hashed."""
+        for place in self.source_files(file):
+            if place.stat().st_size == file.size and files.sha256_file(place) == file.sha256:
+                return place
+        return None
+
+    def files(self, recorded: str) -> Iterator[Path]:
+        """Yield the files that may be the one that once lay at ``recorded``."""
+        return (place for place in self._places(recorded) if place.is_file())
+
+    def _places(self, recorded: str, *patterns: str) -> Iterator[Path]:
+        """Yield the recorded place, its tail below each root, and what the patterns find."""
+        old = Path(recorded)
+        yield old
+        tails = [old.parts[i:] for i in range(int(old.is_absolute()), len(old.parts))]
+        for root in self.roots:
+            yield from (root.joinpath(*tail) for tail in tails)
+            for pattern in patterns:
+                yield from sorted(root.glob(pattern))

@@ -1,0 +1,122 @@
+"""One optimizer step: sums and counts, one division, and nothing updated by what is not finite."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from mypt.errors import TrainingError
+from mypt.model.loss import supervised_positions
+from mypt.training.events import StepReport
+from mypt.training.gradients import Share, add_gradients, loss_of
+from mypt.training.loader import Batch
+from mypt.training.optim import learning_rate_at
+from mypt.training.run import Run
+
+
+def take_step(run: Run) -> StepReport:
+    """Make one optimizer step from ``grad_accumulation`` micro-batches on all ranks (law 3).
+
+    Every supervised token of the step weighs the same: each micro-batch's summed loss is
+    divided by the count of the whole step, which the masks tell before the first forward
+    pass. Where that count is 0, weights and optimizer are left alone.
+
+    Raises:
+        TrainingError: If a loss or the gradient's norm is not finite, before the update.
+    """
+    config, step, started = run.plan.preset, run.state.step, time.monotonic()
+    rate, loss, norm = learning_rate_at(step, config), math.nan, 0.0
+    with memory_named(run):
+        micros = run.ranks.share(config.grad_accumulation)
+        batches = [run.batch(micro) for micro in micros]
+        places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
+        tokens, supervised = run.ranks.total(sum(map(count_tokens, batches)), sum(map(len, places)))
+        if supervised:
+            found = add_gradients(run, Share(micros, batches, places, supervised))
+            losses = run.ranks.merge(found, config.grad_accumulation)
+            norm = _clip(run, config.grad_clip)
+            _check_finite(run, losses, norm)
+            loss = sum(losses) / supervised
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+    run.count_step(tokens, supervised, loss, norm)
+    return StepReport(
+        step=step + 1,
+        loss=loss,
+        learning_rate=rate,
+        grad_norm=norm,
+        tokens=tokens,
+        supervised=supervised,
+        seconds=time.monotonic() - started,
+    )
+
+
+def count_tokens(batch: Batch) -> int:
+    """Return how many tokens the batch reads, padding apart."""
+    if batch.segments is None:
+        return batch.input_ids.numel()
+    return int((batch.segments >= 0).sum().item())
+
+
+def _clip(run: Run, limit: float) -> float:
+    """Bound the gradient's norm by ``limit``, where it is not 0; return the norm as it was."""
+    weights = [weight for weight in run.model.parameters() if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+    found = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    if 0.0 < limit < found:  # where it is not, a pass over all gradients would change none
+        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+    return found
+
+
+def _check_finite(run: Run, losses: list[float], norm: float) -> None:
+    if math.isfinite(norm) and all(map(math.isfinite, losses)):
+        return
+    run.optimizer.zero_grad(set_to_none=True)
+    suspects = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+    found = f"loss {losses[suspects[0]]}" if suspects else f"gradient norm {norm}"
+    rows = [row for i in suspects or range(len(losses)) for row in _odd_rows(run, i)]
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    kept = "the last checkpoint is good" if run.state.step else "there is no checkpoint yet"
+    raise TrainingError(
+        f"step {run.state.step + 1}: {found} where a finite one was expected, in"
+        f" {', '.join(rows[:3])}{more}; nothing was updated and {kept};"
+        " lower learning_rate or look at these rows"
+    )
+
+
+def _odd_rows(run: Run, micro: int) -> list[str]:
+    """Name the rows of a micro-batch whose own loss is not finite, or all if each is finite.
+
+    Every rank looks at all of them: a sharded model answers only to all ranks at once.
+    """
+    names, batch = run.row_names(micro), run.batch(micro)
+    with torch.no_grad():
+        losses = [loss_of(run, _row(batch, i)).total.item() for i in range(len(names))]
+    odd = [n for n, loss in zip(names, losses, strict=True) if not math.isfinite(loss)]
+    return odd or [name for name in names if name]
+
+
+def _row(batch: Batch, index: int) -> Batch:
+    return Batch._make(None if field is None else field[index : index + 1] for field in batch)
+
+
+@contextmanager
+def memory_named(run: Run) -> Iterator[None]:
+    """Say what to change where memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not out and "can't allocate memory" not in str(error):
+            raise
+        config = run.plan.preset
+        raise TrainingError(
+            f"step {run.state.step + 1}: out of memory on {run.compute.device} with batch_size"
+            f" {config.batch_size} x block_size {config.block_size}; halve batch_size and double"
+            " grad_accumulation, which learns the same"
+        ) from error

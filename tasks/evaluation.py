@@ -1,0 +1,103 @@
+"""Prefect task that compares the base model with the fine-tuned one."""
+
+from pathlib import Path
+
+from mypt import files
+from mypt.config import EvaluateConfig
+from mypt.data.manifest import read_manifest
+from mypt.evaluation.report import EVALUATION, compare, write_report
+from mypt.evaluation.scores import EvaluationReport, Summary
+from mypt.home import home
+from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.lineage import read_lineage
+from tasks.evaluation_report import report_evaluation
+from tasks.inputs import dataset_input
+from tasks.keys import stage_key
+from tasks.recording import recorded
+from tasks.records import Params, flatten
+from tasks.stages import Output, make_room, stage
+
+SUMMARY = "summary.json"
+
+
+def _output(
+    base: CheckpointRef, sft: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str
+) -> Output:
+    read = [base.digest, sft.digest, dataset.digest]
+    read += [read_manifest(Path(place)).digest for place in config.sets.values()]
+    read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
+    key = stage_key(
+        "mypt.evaluation.report", base.digest, sft.digest, dataset.digest, config, *read
+    )
+    return Output(home() / "evaluations" / f"{name}-{key}", f"evaluate-{name}-{key}")
+
+
+def whole_evaluation(folder: Path) -> None:
+    """Check an evaluation.
+
+    Raises:
+        ValueError: If its summary or its report was changed.
+        OSError: If either cannot be read.
+    """
+    summary = files.read_sealed(folder / SUMMARY)
+    if files.digest_file(folder / EVALUATION) != summary["digests"]["evaluation"]:
+        raise ValueError(f"{folder / EVALUATION} was changed")
+
+
+@stage("evaluate {name}", _output, whole_evaluation)
+def evaluate(
+    base: CheckpointRef, sft: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str
+) -> Summary:
+    """Ask both models the same, and write down what fine-tuning changed.
+
+    Args:
+        base: The base model.
+        sft: What fine-tuning made of it.
+        dataset: Chat data whose validation split both are scored on.
+        config: How much to score and to ask.
+        name: Prefix of the report's folder.
+    """
+    folder, key = _output(base, sft, dataset, config, name)
+    with recorded(key, f"evaluate {name}") as run:
+        run.write(Params(values=flatten(config)))
+        run.write(dataset_input(dataset, "evaluate"))
+        if make_room(folder, whole_evaluation):
+            with files.new_folder(folder) as unfinished:
+                report = compare(base, sft, dataset, config)
+                digest = files.digest_file(write_report(report, unfinished))
+                summary = _summary(report, folder, digest)
+                files.write_sealed(unfinished / SUMMARY, summary.model_dump(mode="json"))
+        summary = read_summary(folder)
+        report_evaluation(run, name, summary, dataset)
+    return summary
+
+
+def summary_path(summary: Summary) -> Path:
+    """Return the file that holds a summary."""
+    return Path(summary.evaluation).with_name(SUMMARY)
+
+
+def read_summary(folder: Path) -> Summary:
+    """Return the summary of an evaluation's folder."""
+    values = files.read_sealed(folder / SUMMARY)
+    return Summary.model_validate({k: v for k, v in values.items() if k != "digest"})
+
+
+def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
+    dataset = read_manifest(Path(report.dataset.path))
+    return Summary(
+        # One page: what takes the loss apart stands in the whole report.
+        base=report.base.model_copy(update={"tokens": None}),
+        sft=report.sft.model_copy(update={"tokens": None}),
+        base_plain=report.base_plain.model_copy(update={"tokens": None}),
+        mask_density=dataset.mask.stats.total.density if dataset.mask else 1.0,
+        checkpoint=report.sft.checkpoint.path,
+        evaluation=str(folder / EVALUATION),
+        digests={
+            "base_dataset": read_lineage(Path(report.base.checkpoint.path)).dataset.digest,
+            "chat_dataset": report.dataset.digest,
+            "base_checkpoint": report.base.checkpoint.digest,
+            "checkpoint": report.sft.checkpoint.digest,
+            "evaluation": digest,
+        },
+    )

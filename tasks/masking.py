@@ -1,0 +1,39 @@
+"""Prefect task that decides which tokens are supervised."""
+
+from mypt.config import MaskPolicy
+from mypt.data import dataset as datasets
+from mypt.data.dataset import masked_recipe
+from mypt.home import datasets_dir
+from mypt.references import DatasetRef
+from tasks.inputs import dataset_input
+from tasks.keys import stage_key
+from tasks.outputs import whole_dataset
+from tasks.recording import recorded
+from tasks.records import Params, flatten
+from tasks.reports import report_masks
+from tasks.stages import Output, make_room, stage
+
+
+def _output(dataset: DatasetRef, policy: MaskPolicy, name: str) -> Output:
+    key = stage_key("mypt.data.mask_files", masked_recipe(dataset.digest, policy))
+    return Output(datasets_dir() / f"{name}-{key}", f"mask-{name}-{key}")
+
+
+@stage("mask {what} {name}", _output, whole_dataset)
+def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> DatasetRef:
+    """Write the loss masks of a dataset under a policy, in a new dataset.
+
+    Args:
+        dataset: Tokens and spans.
+        policy: Whose tokens are supervised.
+        name: Prefix of the new dataset's folder.
+        what: What people call it, for the task run's name.
+    """
+    folder, key = _output(dataset, policy, name)
+    with recorded(key, f"mask {what} {name}") as run:
+        run.write(Params(values=flatten(policy)))
+        run.write(dataset_input(dataset, "mask"))
+        make_room(folder, whole_dataset)
+        masked = datasets.mask(dataset.path, policy, folder, digest=dataset.digest, reuse=True)
+        report_masks(run, folder)
+    return masked

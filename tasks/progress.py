@@ -1,0 +1,183 @@
+"""Progress on the terminal: bars where it is one, a line now and then where it is not."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from mypt.training.events import EvalReport, Event, Finished, Sample, Started, StepReport
+from mypt.training.plan import RunPlan
+
+Log = Callable[[str], None]
+"""Takes every line, also those that a bar makes needless on a terminal."""
+Move = Callable[[float, str], None]
+"""Takes the share that is done, from 0 to 1, and a line about it; returns at once."""
+Progressed = Callable[[int, int, int, int], None]
+
+_INTERVAL = 10.0
+"""Seconds between two lines about work that goes on."""
+_console = Console()
+
+
+def print_line(line: str) -> None:
+    """Print a line above whatever bar is shown."""
+    _console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_events(events: Iterable[Event], plan: RunPlan) -> None:
+    """Show a training to its end."""
+    for _ in watch(events, plan):
+        pass
+
+
+def watch(events: Iterable[Event], plan: RunPlan, log: Log = lambda _: None) -> Iterator[Event]:
+    """Pass events on and show them: evaluations as lines, steps as a bar.
+
+    Args:
+        events: What the training loop yields.
+        plan: What is being trained.
+        log: Gets every line besides, and one every ten seconds.
+    """
+    bar = _bar(plan.model_name, MofNCompleteColumn(), _TokenRate(), "loss {task.fields[loss]:.3f}")
+    with bar:
+        steps = bar.add_task("", total=plan.preset.max_iters, loss=0.0, tokens=0)
+        pace = _Pace()
+        for event in events:
+            match event:
+                case Started():
+                    bar.update(steps, completed=event.step, tokens=event.tokens_per_step)
+                    pace.begin()
+                case StepReport():
+                    bar.update(steps, completed=event.step, loss=event.loss)
+                    line = pace.line(event, plan.preset.max_iters)
+                    if line:
+                        log(line)
+                        if not _console.is_terminal:
+                            print_line(line)
+            for line in describe(event):
+                log(line)
+                print_line(line)
+            yield event
+
+
+def describe(event: Event) -> Iterator[str]:
+    """Yield the lines that an event is worth on every terminal; none for a step."""
+    match event:
+        case Started():
+            yield (
+                f"{event.model_name}: {event.n_parameters:,} parameters on {event.device} in"
+                f" {event.dtype}, {event.tokens_per_step:,} tokens a step, from step {event.step}"
+                f" to {event.max_iters}"
+            )
+            yield from (f"  {line}" for line in (*event.inherited, *event.notes))
+        case EvalReport():
+            best = " (best)" if event.best else ""
+            yield (
+                f"step {event.step}: train loss {event.train_loss:.4f},"
+                f" val loss {event.val_loss:.4f}{best}"
+            )
+        case Sample():
+            yield f"step {event.step}: {event.prompt!r} -> {event.answer!r}"
+        case Finished():
+            yield f"{event.reason} at step {event.step}: {event.checkpoint.path}"
+
+
+def describe_step(event: StepReport, plan: RunPlan) -> str:
+    """Return a line about one step."""
+    return (
+        f"{plan.model_name}: step {event.step} of {plan.preset.max_iters}, loss {event.loss:.4f},"
+        f" {event.tokens / event.seconds:,.0f} tokens/s"
+    )
+
+
+@contextmanager
+def reading(
+    what: str, log: Log = lambda _: None, move: Move = lambda _share, _line: None
+) -> Iterator[Progressed]:
+    """Yield a callback for bytes read, bytes in all, rows and tokens written.
+
+    Args:
+        what: What is being read.
+        log: Gets a line every ten seconds.
+        move: Gets the share that is read, and the line, each time.
+    """
+    start = shown = time.monotonic()
+    with _bar(what, DownloadColumn(), "{task.fields[tokens]:,} tokens") as bar:
+        task = bar.add_task("", total=None, tokens=0)
+
+        def report(done: int, total: int, rows: int, tokens: int) -> None:
+            nonlocal shown
+            bar.update(task, completed=done, total=total, tokens=tokens)
+            now = time.monotonic()
+            share = done / max(total, 1)
+            line = (
+                f"{what}: {share:.0%} read, {rows:,} rows, {tokens:,} tokens,"
+                f" {tokens / max(now - start, 1e-3):,.0f} tokens/s"
+            )
+            move(share, line)
+            if now - shown > _INTERVAL:
+                shown = now
+                log(line)
+                if not _console.is_terminal:
+                    print_line(line)
+
+        yield report
+
+
+class _Pace:
+    """Steps and tokens since the last line about them."""
+
+    def begin(self) -> None:
+        self._since = time.monotonic()
+        self._seconds = 0.0
+        self._steps = self._tokens = self._supervised = 0
+
+    def line(self, event: StepReport, max_iters: int) -> str | None:
+        self._steps += 1
+        self._tokens += event.tokens
+        self._supervised += event.supervised
+        self._seconds += event.seconds
+        if time.monotonic() - self._since < _INTERVAL:
+            return None
+        seconds = self._seconds  # of steps alone: evaluations are no measure of the next steps
+        left = int((max_iters - event.step) * seconds / self._steps)
+        text = (
+            f"step {event.step} of {max_iters}: loss {event.loss:.4f},"
+            f" {self._tokens / seconds:,.0f} tokens/s,"
+            f" {self._supervised / seconds:,.0f} supervised tokens/s,"
+            f" {left // 60} min {left % 60:02} s left"
+        )
+        self.begin()
+        return text
+
+
+class _TokenRate(ProgressColumn):
+    """Tokens a second, from the bar's own pace."""
+
+    def render(self, task: Task) -> Text:
+        speed = (task.speed or 0.0) * float(task.fields["tokens"])
+        return Text(f"{speed:,.0f} tokens/s" if speed else "")
+
+
+def _bar(title: str, *columns: ProgressColumn | str) -> Progress:
+    return Progress(
+        TextColumn(title, markup=False),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=_console,
+        transient=True,
+        disable=not _console.is_terminal,
+    )

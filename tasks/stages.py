@@ -1,0 +1,140 @@
+"""What every stage of the pipeline has in common as a Prefect task (D42)."""
+
+import errno
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from prefect import Task, get_run_logger, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.runtime import task_run
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+from mypt import files
+from mypt.errors import MyptError
+from tasks.locks import lock
+from tasks.progress import print_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_DELAYS = [1.0, 10.0]
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Output(NamedTuple):
+    """Where a stage leaves its result, under a name that says what decided it."""
+
+    path: Path
+    key: str
+
+
+def stage(
+    run_name: str, output: Callable[..., Output], is_whole: Callable[[Path], object]
+) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return a decorator that makes a task of a function with one result on disk.
+
+    The task is not run again while an equal one was run before and its output is still what
+    it was: Prefect remembers results by key, but does not look whether their files are there.
+    Two equal tasks in two processes wait for each other. What the machine may get over is
+    tried again; wrong data and wrong numbers are not.
+
+    Args:
+        run_name: Name of a task run, with the function's parameters in braces.
+        output: Takes those of the function's parameters that decide the result; gives its place
+            and content key.
+        is_whole: Reads the output and raises if it is missing or was changed.
+    """
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        wanted = signature(output).parameters.keys()
+        parameters = signature(function)
+
+        def place(arguments: Mapping[str, Any]) -> Output:
+            return output(**{key: arguments[key] for key in wanted})
+
+        def cache_key(_: TaskRunContext, arguments: dict[str, Any]) -> str | None:
+            try:
+                found = place(arguments)
+            except (MyptError, OSError):
+                return None  # the function meets the same error, and raises it
+            key = f"{found.key}-{files.digest_bytes(bytes(found.path))[:8]}"
+            if not is_present(found.path, is_whole):
+                (PREFECT_LOCAL_STORAGE_PATH.value() / key).unlink(missing_ok=True)
+            return key
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = parameters.bind(*args, **kwargs)
+            bound.apply_defaults()
+            tell(task_run.name or function.__name__)
+            with lock(place(bound.arguments).key):
+                return function(*args, **kwargs)
+
+        make = task(
+            task_run_name=run_name,
+            cache_key_fn=cache_key,
+            persist_result=True,
+            result_serializer="json",
+            retries=len(_DELAYS),
+            retry_delay_seconds=_DELAYS,
+            retry_condition_fn=_may_pass,
+            on_completion=[_say_reused],
+        )
+        return make(run)
+
+    return decorate
+
+
+def is_present(path: Path, is_whole: Callable[[Path], object]) -> bool:
+    """Return whether an output is there and as it was written."""
+    try:
+        is_whole(path)
+    except (MyptError, OSError, ValueError):
+        return False
+    return True
+
+
+def make_room(folder: Path, is_whole: Callable[[Path], object]) -> bool:
+    """Return whether ``folder`` must be made, with a damaged one of that name set aside."""
+    if is_present(folder, is_whole):
+        return False
+    if folder.exists():
+        aside = files.set_aside(folder, "damaged-")
+        tell(f"{folder.name} was changed since it was made; it is {aside.name} now, and made again")
+    return True
+
+
+def tell(line: str) -> None:
+    """Print a line, and show it in the log of the Prefect run."""
+    print_line(line)
+    log(line)
+
+
+def log(line: str) -> None:
+    """Show a line in the log of the Prefect run, if there is one."""
+    try:
+        get_run_logger().info(line)
+    except MissingContextError:
+        return
+
+
+def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Return whether an error is of the machine and may be over at the next try."""
+    error = state.data
+    if isinstance(error, MyptError):
+        error = error.__cause__  # the core says in one line what the machine said
+    lasting = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, lasting)
+        and error.errno not in _LASTING
+    )
+
+
+def _say_reused(_: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
+    if state.name == "Cached":
+        tell(f"reused: {run.name}")

@@ -1,0 +1,76 @@
+"""Prefect task that checks a dataset before anybody trains on it."""
+
+from pathlib import Path
+
+from mypt import files
+from mypt.config import Preset
+from mypt.data.checks.report import ValidationReport
+from mypt.data.validation import REPORT
+from mypt.data.validation import validate as check
+from mypt.errors import DataError
+from mypt.evaluation.proof import prove_mask
+from mypt.references import DatasetRef
+from tasks.inputs import dataset_input
+from tasks.keys import stage_key
+from tasks.outputs import whole_report
+from tasks.recording import recorded
+from tasks.reports import report_proof, report_validation
+from tasks.stages import Output, stage
+
+
+def _output(dataset: DatasetRef, preset: Preset) -> Output:
+    folder = Path(dataset.path)
+    length = [str(_block_size(preset)), preset.length_policy, str(preset.max_lost)]
+    proved = str(preset.use_loss_mask)
+    key = stage_key("mypt.evaluation.proof", dataset.digest, *length, proved)
+    return Output(folder / REPORT, f"validate-{folder.name}-{key}")
+
+
+@stage("validate {what} {name}", _output, whole_report)
+def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> DatasetRef:
+    """Check a dataset, prove its masks where they are used, and hand it on.
+
+    Args:
+        dataset: What to check.
+        preset: How it will be trained on, for what a context would drop or cut.
+        name: Prefix of the dataset's folder, for the task run's name.
+        what: What people call it, for the task run's name.
+
+    Raises:
+        DataError: If the dataset breaks its contract.
+        MaskError: If training would learn other tokens than the masks say.
+    """
+    folder, (path, key) = Path(dataset.path), _output(dataset, preset)
+    with recorded(key, f"validate {what} {name}") as run:
+        run.write(dataset_input(dataset, "validate"))
+        report = check(
+            folder,
+            block_size=_block_size(preset),
+            length_policy=preset.length_policy,
+            max_lost=preset.max_lost,
+        )
+        report_validation(run, folder, report)
+        _accept(folder, report)
+        if preset.use_loss_mask:
+            report_proof(run, folder, prove_mask(folder, length_policy=preset.length_policy))
+        files.write_sealed(path, report.model_dump(mode="json"))
+    return dataset
+
+
+def _accept(folder: Path, report: ValidationReport) -> None:
+    """Refuse a dataset with a broken contract.
+
+    Raises:
+        DataError: Naming the worst finding.
+    """
+    if not report.ok:
+        worst = report.findings[0]
+        raise DataError(
+            f"{folder}: {worst.count} {worst.message}; {report.count('error')} such findings, see"
+            f" 'mypt validate {folder}'"
+        )
+
+
+def _block_size(preset: Preset) -> int | None:
+    """Return the context that rows must fit into; windows cut through rows anyway."""
+    return preset.block_size if preset.batching == "packed" else None

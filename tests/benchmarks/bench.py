@@ -1,0 +1,88 @@
+"""``make bench``: every area in a process of its own, one table, and BENCHMARKS.md."""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parents[1] / ".benchmarks" / "results.json"
+REPORT = HERE.parents[1] / "BENCHMARKS.md"
+AREAS = (
+    "masked_step", "trl_step", "chat_data", "loading", "packing", "packed_attention",
+    "generating", "text_data", "tracking", "shakespeare", "gpu",
+)  # fmt: skip
+PEERS = ("tiktoken", "gigatoken", "transformers", "trl", "datasets")
+
+
+def main() -> None:
+    """Run what is asked for, or one area of it inside a process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("areas", nargs="*", default=AREAS)
+    parser.add_argument("--quick", action="store_true", help="few rounds; writes nothing")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.inside:
+        _measure(asked.areas[0], quick=asked.quick)
+        return
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
+    failed = []
+    for area in asked.areas:
+        command = [sys.executable, __file__, area, "--inside", *["--quick"] * asked.quick]
+        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(command, env=os.environ | one_thread | offline, check=False)
+        failed += [area] * (done.returncode != 0)
+    if not asked.quick:
+        write_report()
+    if failed:
+        sys.exit(f"these areas ended with an error: {', '.join(failed)}")
+
+
+def _measure(area: str, *, quick: bool) -> None:
+    import torch
+    from harness import keep
+    from rich.console import Console
+
+    torch.set_num_threads(1)
+    console = Console(width=150, soft_wrap=True)
+    for line in importlib.import_module(area).lines(quick=quick):
+        colour = {"yes": "green", "no": "red"}.get(line.met, "yellow")
+        console.print(
+            f"[bold]{line.work}[/] · {line.against} · {line.reach} ·"
+            f" [{colour}]{line.measured}[/] · {line.note}",
+            highlight=False,
+        )
+        if not quick:
+            keep([line], RESULTS)
+
+
+def write_report() -> None:
+    """Write BENCHMARKS.md from the results that are there."""
+    import json
+
+    rows = json.loads(RESULTS.read_text())
+    table = [
+        f"| {row['work']} | {row['against']} | {row['reach']} | {row['measured']} | {row['met']} |"
+        f" {row['note']} |"
+        for row in rows
+    ]
+    machines = sorted({f"{row['machine']} ({row['date']})" for row in rows})
+    text = (HERE / "preface.md").read_text()
+    versions = ", ".join(f"{name} {_version(name)}" for name in PEERS)
+    heads = ["| work | against | to reach | measured | met | note |", "|---|---|---|---|---|---|"]
+    parts = [text, *machines, f"Peers: {versions}.", "", *heads, *table, ""]
+    REPORT.write_text("\n".join(parts))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()

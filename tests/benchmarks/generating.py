@@ -1,0 +1,75 @@
+"""Greedy generation of identical tokens, against nanoGPT's way and transformers."""
+
+from collections.abc import Iterator
+
+import torch
+from harness import Line, interleave, judge, ratio
+from masked_step import SMALL
+from trl_step import peer
+
+from mypt.inference.generation import generate_batch
+from mypt.model.gpt import GPT
+
+PROMPT = 32
+
+
+def lines(*, quick: bool) -> Iterator[Line]:
+    """Yield the lines of this area."""
+    torch.manual_seed(0)
+    model = GPT(SMALL).eval()
+    theirs = _with_weights_of(model)
+    n = 64 if quick else 224
+    for rows, reach in ((1, 3.5), (8, 10.0)):
+        prompts = torch.randint(SMALL.vocab_size, (rows, PROMPT))
+        variants = {
+            "ours": lambda p=prompts: generate_batch(model, list(p), max_tokens=n),
+            "nanogpt": lambda p=prompts: _reading_all_again(model, p, n),
+            "transformers": lambda p=prompts: theirs.generate(
+                p, attention_mask=torch.ones_like(p), max_new_tokens=n, min_new_tokens=n,
+                do_sample=False, pad_token_id=0, eos_token_id=None,
+            )[:, PROMPT:].tolist(),
+        }  # fmt: skip
+        answers = [work() for work in variants.values()]
+        seconds = interleave(variants, 2 if quick else 3)
+        for against, least, answer in (
+            ("nanogpt", reach, answers[1]),
+            ("transformers", 1.4, answers[2]),
+        ):
+            found = ratio(seconds, "ours", against)
+            same = "identical tokens" if answer == answers[0] else "OTHER TOKENS"
+            yield Line(
+                work=f"generation of {n} tokens, batch {rows}, float32",
+                against="transformers' generate, with its cache"
+                if against == "transformers"
+                else "nanoGPT's generate (no cache)",
+                reach=f">= {least}",
+                measured=str(found),
+                met=judge(found.median, least) if answer == answers[0] else "no",
+                note=f"{same}; {rows * n / min(seconds['ours']):.0f} tokens a processor second",
+            )
+
+
+@torch.no_grad()
+def _reading_all_again(model: GPT, prompts: torch.Tensor, n: int) -> list[list[int]]:
+    """The recipe of nanoGPT's generate: all tokens through the model, logits of the last one."""
+    ids = prompts
+    for _ in range(n):
+        states = model.hidden(ids[:, -SMALL.block_size :])
+        newest = model.lm_head(states[:, -1]).argmax(-1, keepdim=True)
+        ids = torch.cat([ids, newest], dim=1)
+    return ids[:, prompts.shape[1] :].tolist()
+
+
+def _with_weights_of(model: GPT) -> torch.nn.Module:
+    """Return transformers' GPT-2 with the same weights; it keeps matrices the other way round."""
+    theirs = peer(SMALL).eval()
+    ours = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if name not in ours:
+                parameter.zero_()
+                continue
+            turned = parameter.dim() == 2 and ".h." in name
+            parameter.copy_(ours[name].T if turned else ours[name])
+    theirs.generation_config.eos_token_id = None
+    return theirs

@@ -1,0 +1,122 @@
+"""What only a CUDA GPU can tell: model FLOPs utilisation, the head's memory, the masked step."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from harness import Line, judge
+from masked_step import spans
+
+from mypt.config import GPTConfig, TrainConfig, load_config
+from mypt.model.gpt import GPT
+from mypt.model.linear_loss import linear_cross_entropy
+from mypt.training.optim import make_optimizer
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 operations a second by the makers' data sheets."""
+ROWS, LENGTH = 16, 1024
+
+
+def lines(*, quick: bool) -> Iterator[Line]:
+    """Yield the lines of this area."""
+    if not torch.cuda.is_available():
+        for work, reach in (
+            ("model FLOPs utilisation, 150M preset, block 1,024, bfloat16", ">= 50 %"),
+            ("head: loss and gradients, against cut-cross-entropy", "its memory, no slower"),
+            ("masked step at density 0.3", "about 1.2 times the unmasked"),
+        ):
+            yield Line(work, "-", reach, "-", "no GPU was at hand")
+        return
+    presets = Path(__file__).parents[2] / "configs"
+    config = load_config(presets / "150M.json").gpt().model_copy(update={"block_size": LENGTH})
+    model = GPT(config.model_copy(update={"dropout": 0.0})).cuda()
+    steps = {density: step(model, density) for density in (1.0, 0.3)}
+    seconds = {density: time_of(work, 3 if quick else 20) for density, work in steps.items()}
+    name = torch.cuda.get_device_name()
+    peak = next((speed for key, speed in PEAK.items() if key in name), None)
+    used = flops(config) / seconds[1.0]
+    yield Line(
+        work="model FLOPs utilisation, 150M preset, block 1,024, bfloat16",
+        against=f"the data sheet of {name}",
+        reach=">= 50 %",
+        measured=f"{100 * used / peak:.0f} %" if peak else f"{used / 1e12:.0f} TFLOP/s",
+        met=judge(used / peak, 0.5) if peak else "-",
+        note=f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB",
+    )
+    yield Line(
+        work="masked step at density 0.3",
+        against="the same step unmasked",
+        reach=">= 1.2",
+        measured=f"{seconds[1.0] / seconds[0.3]:.2f}",
+        met=judge(seconds[1.0] / seconds[0.3], 1.2),
+    )
+    yield _head(config)
+
+
+def step(model: GPT, density: float) -> Callable[[], None]:
+    """Return one whole optimizer step."""
+    optimizer = make_optimizer(model, TrainConfig())
+    idx, targets = torch.randint(model.config.vocab_size, (2, ROWS, LENGTH), device="cuda")
+    mask = spans((ROWS, LENGTH), density).cuda()
+
+    def work() -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model.loss(idx, targets, mask).mean
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return work
+
+
+def flops(config: GPTConfig) -> float:
+    """Return operations of one step: six a weight and token, and attention's two products."""
+    with torch.device("meta"):
+        weights = GPT(config).n_parameters() - config.block_size * config.n_embd
+    tokens = ROWS * LENGTH
+    return tokens * (6 * weights + 6 * config.n_layer * config.n_embd * LENGTH)
+
+
+def time_of(work: Callable[[], None], rounds: int) -> float:
+    """Return seconds of one call, by the device's own clock."""
+    for _ in range(3):
+        work()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(rounds):
+        work()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / 1e3 / rounds
+
+
+def _head(config: GPTConfig) -> Line:
+    rows = torch.randn(ROWS * LENGTH, config.n_embd, device="cuda", requires_grad=True)
+    weight = torch.randn(config.vocab_size, config.n_embd, device="cuda", requires_grad=True)
+    targets = torch.randint(config.vocab_size, (len(rows),), device="cuda")
+    found = []
+    for loss in (
+        lambda: linear_cross_entropy(rows, weight, targets),
+        lambda: torch.nn.functional.cross_entropy(
+            (rows @ weight.T).float(), targets, reduction="sum"
+        ),
+    ):
+
+        def work(loss: Callable[[], torch.Tensor] = loss) -> None:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                total = loss()
+            torch.autograd.grad(total, (rows, weight))
+
+        seconds = time_of(work, 5)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        found.append((seconds, (torch.cuda.max_memory_allocated() - before) / 2**20))
+    (ours, our_mib), (plain, plain_mib) = found
+    return Line(
+        work="head: loss and gradients, bfloat16",
+        against="logits and cross-entropy",
+        reach="no slower, a fraction of the memory",
+        measured=f"{plain / ours:.2f}; {our_mib:.0f} of {plain_mib:.0f} MiB",
+        met="yes" if ours <= plain and our_mib < plain_mib else "no",
+    )

@@ -1,0 +1,112 @@
+"""generate, chat and serve over a real checkpoint, as people start them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+
+from flows.cli import main
+from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
+from mypt.data.dataset import prepare
+from mypt.training.loop import train
+from mypt.training.plan import plan_run
+
+TINY = {
+    "block_size": 64, "vocab_size": 272, "n_layer": 1, "n_head": 2, "n_embd": 16,
+    "batch_size": 4, "max_iters": 2, "learning_rate": 1e-3, "warmup_iters": 1,
+    "use_loss_mask": True, "eval_interval": 2, "eval_iters": 1, "threads": 1, "device": "cpu",
+    "batching": "packed",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MYPT_HOME", str(home))
+        torch.set_num_threads(1)
+        source = Source(exercises="chat", count=60)
+        config = PrepareConfig(sources=(source,), tokenization="byte")
+        data = prepare(config, MaskPolicy(), home / "datasets" / "chat")
+        list(train(plan_run(Preset.model_validate(TINY), "tiny", Path(data.path))))
+        yield home
+
+
+def typed(monkeypatch, *lines):
+    waiting = iter(lines)
+    monkeypatch.setattr("builtins.input", lambda _: next(waiting, ""))
+
+
+@pytest.mark.usefixtures("home")
+def test_generate_takes_every_choice(capsys):
+    choices = (
+        "--temperature 0.9 --top_k 9 --top_p 0.9 --min-p 0.01 --repetition_penalty 1.2 --seed 3"
+    )
+    words = f"generate tiny --prompt Hi --max_tokens 5 --json {choices}".split()
+    assert main(words) == main(words) == 0
+    first, second = capsys.readouterr().out.split("}\n{")
+    assert json.loads(first + "}") == json.loads("{" + second)
+    assert main(["generate", "tiny", "--prompt", "Hi", "--repetition_penalty", "0"]) == 2
+
+
+@pytest.mark.usefixtures("home")
+def test_chat_streams_resets_saves_and_says_where_it_was_cut(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    typed(
+        monkeypatch, "Hi", f"/save {path}", f"/save {path}", "/what", "/reset", "Ho", "x" * 64, ""
+    )
+    assert main(["chat", "tiny", "--max_tokens", "3", "--temperature", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("[cut off after 3 tokens; /reset begins anew]") == 2
+    assert f"[saved as {path}]" in said
+    assert "never overwritten" in said
+    assert "/help says this" in said
+    assert "[a new conversation]" in said
+    assert "begin a new conversation" in said.splitlines()[-1]
+    assert len(json.loads(path.read_text())["messages"]) == 2
+
+
+def started(home, *flags, **environment):
+    words = [str(Path(sys.executable).parent / "mypt"), "serve", "tiny", "--port", "0", *flags]
+    environment = os.environ | {"MYPT_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as from a terminal
+    )  # fmt: skip
+    line = process.stdout.readline()
+    return process, re.search(r"for clients (\S+);", line)[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_serve_answers_and_ends_when_it_is_told_to(home, number, code):
+    process, url = started(home)
+    client = openai.OpenAI(base_url=url, api_key="any", max_retries=5)
+    (model,) = client.models.list().data
+    messages = [{"role": "user", "content": "Hi"}]
+    found = client.chat.completions.create(
+        model=model.id, messages=messages, max_tokens=4, temperature=0
+    )
+    assert found.usage.completion_tokens <= 4
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (code, 1)
+
+
+@pytest.mark.usefixtures("home")
+def test_serve_refuses_the_world_a_taken_port_and_no_model(capsys, unused_port):
+    assert main(["serve", "tiny", "--host", "0.0.0.0"]) == 2
+    with socket.create_server(("127.0.0.1", unused_port)):
+        assert main(["serve", "tiny", "--port", str(unused_port)]) == 1
+    assert main(["serve", "none", "--port", "0"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "MYPT_API_KEY" in errors[0]
+    assert "another program listens there" in errors[1]

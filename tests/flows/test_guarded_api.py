@@ -1,0 +1,36 @@
+import asyncio
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+
+from flows.guarded_api import guarded
+
+APP = guarded(PlainTextResponse("runs"), ["http://127.0.0.1:4200"], ["127.0.0.1", "localhost"])
+
+
+def ask(url, **headers):
+    async def get():
+        transport = httpx.ASGITransport(app=APP)
+        async with httpx.AsyncClient(transport=transport) as client:
+            return await client.post(url, headers=headers)
+
+    return asyncio.run(get())
+
+
+def test_programs_and_our_own_page_are_answered():
+    assert ask("http://127.0.0.1:4200/api").text == "runs"
+    assert ask("http://localhost:4200/api", origin="http://127.0.0.1:4200").text == "runs"
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999"])
+def test_a_page_of_another_server_is_not_answered(origin):
+    answer = ask("http://127.0.0.1:4200/api", origin=origin)
+    assert answer.status_code == 403
+    assert "runs" not in answer.text
+
+
+def test_who_asks_under_a_foreign_name_is_not_answered():
+    answer = ask("http://evil.example:4200/api")
+    assert answer.status_code == 400
+    assert "runs" not in answer.text

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from flows.catalogue import FLOWS, PIPELINE
+from flows.parameters import change, changed_config
+from mypt.errors import ConfigError
+
+
+def test_a_knob_is_changed_by_its_dotted_name(small_config):
+    changed = changed_config(
+        small_config, ["sft.max_iters=3", "name=other", "mask.last_turn_only=true"]
+    )
+    assert changed.sft.max_iters == 3
+    assert changed.name == "other"
+    assert changed.mask.last_turn_only
+    assert changed.pretrain == changed_config(small_config, []).pretrain
+
+
+def test_lists_are_reached_by_number_and_values_are_json_or_text(small_config):
+    changed = changed_config(
+        small_config,
+        ["chat.sources.0.count=77", 'evaluate.prompts=["a", "b"]', "config.sft.name=1x"],
+    )
+    assert changed.chat.sources[0].count == 77
+    assert changed.evaluate.prompts == ("a", "b")
+    assert changed.sft.name == "1x"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("sft.learning_rate=-1", r"sft.learning_rate: expected a number greater than 0"),
+        ("sft.learning_rat=1", r"unknown key 'sft.learning_rat'; did you mean 'learning_rate'"),
+        ("learning_rate=1", r"did you mean 'pretrain.learning_rate' or 'sft.learning_rate'\?"),
+        ("learning=1", r"unknown key 'learning'; known keys: base, chat"),
+        ("sft.max_iters", r"expected NAME=VALUE"),
+        ("=3", r"expected NAME=VALUE"),
+        ("chat.sources.9.count=1", r"there is no '9' in \[\{"),
+        ("name.first=1", r"there is no 'first' in \"small\""),
+        ("sft.n_head=7", r"sft: n_head 7 does not divide n_embd 384"),
+    ],
+)
+def test_a_wrong_knob_or_value_is_one_line(small_config, said, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        changed_config(small_config, [said])
+    assert "\n" not in str(error.value)
+
+
+def test_parameters_of_a_stage_are_named_as_they_are():
+    flow = FLOWS["sft"]
+    values = change(
+        {}, ["config.max_iters=4", "dataset=data/sft", "base=b", "learning_rate=1"], flow
+    )
+    assert (values["config"]["max_iters"], values["config"]["learning_rate"]) == (4, 1.0)
+    assert (values["dataset"], values["base"]) == ("data/sft", "b")
+
+
+def test_a_file_stays_a_path_until_something_in_it_is_changed(small_config):
+    flow = FLOWS[PIPELINE]
+    assert change({"config": str(small_config)}, [], flow) == {"config": str(small_config)}
+    changed = change({"config": "nothing.json"}, [f"config={small_config}", "sft.seed=5"], flow)
+    assert changed["config"]["sft"]["seed"] == 5
+    assert json.loads(json.dumps(changed)) == changed

@@ -1,0 +1,398 @@
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+from flows.pipeline import run_pipeline, sft_pipeline
+from mypt.config import load_pipeline
+from mypt.errors import ConfigError, DataError
+from mypt.files import digest_file
+from mypt.home import find_checkpoint
+from mypt.references import DatasetRef
+from mypt.training.events import StepReport
+from mypt.training.lineage import read_lineage
+from tasks import training
+from tasks.validation import validate
+from tests.flows.conftest import SECRET
+
+STAGES = [
+    "tokenize base corpus small-base",
+    "validate base corpus small-base",
+    "tokenize chat data small-chat",
+    "mask chat data small-chat",
+    "validate chat data small-chat",
+    "pretrain small-base",
+    "fine-tune small-chat",
+    "evaluate small",
+]
+TITLE = "small on exercises_chat: assistant"
+"""What people call the pipeline's run in MLflow."""
+
+
+@pytest.fixture(scope="module")
+def mlflow(ran):
+    return MlflowClient(f"sqlite:///{ran.home / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def runs(mlflow):
+    """All MLflow runs of the pipeline, oldest first."""
+    experiment = mlflow.get_experiment_by_name("small")
+    return mlflow.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+
+@pytest.fixture(scope="module")
+def parents(runs):
+    return [run for run in runs if run.info.run_name == TITLE]
+
+
+@pytest.fixture(scope="module")
+def summary(ran):
+    return json.loads(ran.paths[0].read_text())
+
+
+def task_runs(parent):
+    """Return the task runs of a flow run in order, once Prefect has written all of them."""
+    flow_run = FlowRunFilter(
+        id=FlowRunFilterId(any_=[UUID(parent.data.tags["prefect.flow_run_id"])])
+    )
+    with get_client(sync_client=True) as client:
+        for _ in range(100):
+            found = client.read_task_runs(flow_run_filter=flow_run)
+            if len(found) == len(STAGES) and all(run.state.is_final() for run in found):
+                break
+            time.sleep(0.1)  # task runs reach the database as events, a moment later
+    return sorted(found, key=lambda run: run.start_time)
+
+
+def test_the_first_run_is_eight_task_runs_named_by_what_they_work_on(parents):
+    found = task_runs(parents[0])
+    assert [run.name for run in found] == STAGES
+    assert {run.state.name for run in found} == {"Completed"}
+
+
+def test_the_second_run_reuses_every_stage_and_says_so(ran, parents):
+    assert {run.state.name for run in task_runs(parents[1])} == {"Cached"}
+    said = [line for line in ran.second.splitlines() if line.startswith("reused: ")]
+    assert said == [f"reused: {name}" for name in STAGES]
+    assert "reused" not in ran.first
+    assert ran.paths[0] == ran.paths[1]
+
+
+def test_each_stage_follows_from_the_one_before(parents):
+    found = task_runs(parents[0])
+    names = {run.id: run.name for run in found}
+    arrows = {
+        run.name: {
+            names[source.id]
+            for sources in run.task_inputs.values()
+            for source in sources
+            if source.input_type == "task_run"
+        }
+        for run in found
+    }
+    base, chat = arrows["pretrain small-base"], arrows["fine-tune small-chat"]
+    assert arrows["validate base corpus small-base"] == {"tokenize base corpus small-base"}
+    assert arrows["mask chat data small-chat"] == {"tokenize chat data small-chat"}
+    assert arrows["validate chat data small-chat"] == {"mask chat data small-chat"}
+    assert base == {"validate base corpus small-base"}
+    assert chat == {"validate chat data small-chat", "pretrain small-base"}
+    assert arrows["evaluate small"] >= {"pretrain small-base", "fine-tune small-chat"}
+
+
+def test_prefect_shows_statistics_findings_scores_and_the_way_to_mlflow(parents):
+    run_id = UUID(parents[0].data.tags["prefect.flow_run_id"])
+    shown = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        artifacts = {found.key: found for found in client.read_artifacts(artifact_filter=shown)}
+    kinds = sorted(key.rstrip("0123456789abcdef").rstrip("-") for key in artifacts)
+    assert kinds == [
+        "evaluation-small",
+        "loss-small-base",
+        "loss-small-chat",
+        "mask-statistics-small-chat",
+        "mlflow-run",
+        "preview-small-base",
+        "preview-small-chat",
+        *["progress-small-base"] * 2,
+        *["progress-small-chat"] * 2,
+        "validation-small-base",
+        "validation-small-chat",
+    ]
+    assert parents[0].info.run_id in artifacts["mlflow-run"].data
+    assert "?workflowType=machine_learning" in artifacts["mlflow-run"].data
+
+
+def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
+    children = [run for run in runs if run.info.run_name != TITLE]
+    assert sorted(run.info.run_name for run in children) == sorted(STAGES)
+    for run in children:
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_mlflow_has_the_resolved_config_as_params(parents, mlflow):
+    params = parents[0].data.params
+    assert params["sft.learning_rate"] == "0.01"
+    assert params["mask.roles.0"] == "assistant"
+    assert params["sft.use_loss_mask"] == "True"
+    path = Path(mlflow.download_artifacts(parents[0].info.run_id, "config.json"))
+    assert json.loads(path.read_text())["pretrain"]["n_embd"] == 16
+
+
+def test_mlflow_has_every_step_and_evaluation(runs, mlflow):
+    (tuned,) = [run for run in runs if run.info.run_name == "fine-tune small-chat"]
+    for key in ("loss", "learning_rate", "tokens_per_second", "supervised_tokens_per_second"):
+        history = mlflow.get_metric_history(tuned.info.run_id, key)
+        assert [metric.step for metric in history] == list(range(1, 9)), key
+    validation = mlflow.get_metric_history(tuned.info.run_id, "val_loss")
+    assert [metric.step for metric in validation] == [0, 5, 8]
+    assert tuned.data.params["use_loss_mask"] == "True"
+
+
+def test_mlflow_has_datasets_with_digests_and_what_the_stages_left(runs, mlflow, summary):
+    by_name = {run.info.run_name: run for run in runs}
+    tuned = by_name["fine-tune small-chat"]
+    splits = set()
+    for read in tuned.inputs.dataset_inputs:
+        tags = {tag.key: tag.value for tag in read.tags}
+        assert tags["digest"] == summary["digests"]["chat_dataset"]
+        assert read.dataset.digest == summary["digests"]["chat_dataset"][:36]
+        assert float(tags["mask_density"]) == pytest.approx(summary["mask_density"], abs=1e-4)
+        splits.add(tags["mlflow.data.context"])
+    assert splits == {"train", "validation"}
+
+    def shown(name, folder=None):
+        listed = mlflow.list_artifacts(by_name[name].info.run_id, folder)
+        return {file.path.rpartition("/")[2] for file in listed}
+
+    assert {"model.safetensors", "config.json", "lineage.json"} <= shown(
+        "fine-tune small-chat", "checkpoint"
+    )
+    assert "optimizer.safetensors" not in shown("fine-tune small-chat", "checkpoint")
+    assert shown("mask chat data small-chat") == {"mask_statistics.json"}
+    assert shown("validate chat data small-chat") == {
+        "validation.json",
+        "preview.html",
+        "proof.json",
+    }
+    assert shown("tokenize base corpus small-base") == {"dataset_metadata.json"}
+    tables = {"figures.json", "dialogues.json"}
+    written = {"evaluation.html", "evaluation.json", "summary.json"}
+    assert shown("evaluate small") == written | tables
+    assert shown("fine-tune small-chat") == {"checkpoint", "lineage.html", "training.svg"}
+    pages = {"lineage.html", "pretrain.svg", "sft.svg", "config.json"}
+    assert shown(TITLE) == pages | tables
+
+
+def test_the_parent_repeats_what_runs_are_compared_by(parents, summary):
+    for parent in parents:
+        metrics = parent.data.metrics
+        assert metrics["val_loss"] == pytest.approx(summary["sft"]["val_loss"])
+        assert metrics["mask_density"] == pytest.approx(summary["mask_density"])
+        assert "exact_match_overall" in metrics
+        assert metrics["supervised_tokens"] > metrics["sft_tokens_learned"] / 100 > 0
+        assert {"sft_best_val_loss", "pretrain_best_val_loss"} <= metrics.keys()
+        params, digests = parent.data.params, summary["digests"]
+        assert (params["policy"], params["template"]) == ("assistant", "mypt")
+        assert params["chat_dataset"] == digests["chat_dataset"][:12]
+        inputs = {found.dataset.name.rpartition("-")[0] for found in parent.inputs.dataset_inputs}
+        assert inputs == {"small-base", "small-chat"}
+        flow_run = parent.data.tags["prefect.flow_run_id"]
+        assert parent.data.tags["prefect.flow_run_url"].endswith(f"/runs/flow-run/{flow_run}")
+        assert f"/runs/flow-run/{flow_run})" in parent.data.tags["mlflow.note.content"]
+
+
+def test_mlflow_has_the_checkpoints_with_figures_under_the_pipelines_name(runs, mlflow, summary):
+    (experiment,) = {run.info.experiment_id for run in runs}
+    found = {m.tags["digest"]: m for m in mlflow.search_logged_models([experiment])}
+    chat = found[summary["digests"]["checkpoint"]]
+    measured = {metric.key: metric.value for metric in chat.metrics}
+    assert measured["exact_match_overall"] == summary["sft"]["exact_match"]["overall"]
+    assert chat.params["policy"] == "assistant"
+    base = found[summary["digests"]["base_checkpoint"]]
+    read = mlflow.get_run(chat.source_run_id).inputs.model_inputs
+    assert [model.model_id for model in read] == [base.model_id]
+    aliases = mlflow.get_registered_model("small").aliases
+    assert aliases.keys() == {"newest", "best", "base-newest", "base-best"}
+    best = mlflow.get_model_version("small", str(aliases["best"]))
+    assert best.tags["path"] == summary["checkpoint"]
+
+
+def test_mlflow_has_how_busy_the_machine_was(runs):
+    (tuned,) = [run for run in runs if run.info.run_name == "fine-tune small-chat"]
+    assert tuned.data.metrics["system/process_memory_megabytes"] > 1
+
+
+def test_lineage_and_services_name_each_other(parents, runs, summary):
+    lineage = read_lineage(find_checkpoint(summary["checkpoint"]))
+    (tuned,) = [run for run in runs if run.info.run_name == "fine-tune small-chat"]
+    assert lineage.context.prefect_flow_run_id == parents[0].data.tags["prefect.flow_run_id"]
+    assert lineage.context.mlflow_run_id == tuned.info.run_id
+
+
+def test_the_summary_has_the_figures_and_is_the_last_line(ran, summary):
+    for model in ("base", "sft"):
+        scores = summary[model]
+        assert {"spell", "reverse", "sort", "overall"} <= scores["exact_match"].keys()
+        assert scores["val_loss"] > 0
+        assert scores["perplexity"] > 1
+        assert 0 <= scores["stop_recall"] <= 1
+    assert 0 < summary["mask_density"] < 1
+    digests = summary["digests"]
+    assert {"base_dataset", "chat_dataset", "checkpoint"} <= digests.keys()
+    assert digests["checkpoint"] == read_lineage(find_checkpoint(summary["checkpoint"])).digest
+    assert ran.first.splitlines()[-1] == f"summary: {ran.paths[0]}"
+
+
+def test_every_output_is_named_by_its_content(ran):
+    names = [path.name for path in (ran.home / "datasets").iterdir() if path.is_dir()]
+    names += [path.name for path in (ran.home / "models").iterdir()]
+    assert len(names) == 5
+    for name in names:
+        assert len(name.rpartition("-")[2]) == 12, name
+
+
+def test_no_secret_of_the_environment_is_kept_or_told(ran):
+    database = PREFECT_SERVER_DATABASE_CONNECTION_URL.value().partition(":///")[2]
+    kept = [path for path in ran.home.rglob("*") if path.is_file()]
+    kept += Path(database).parent.glob(f"{Path(database).name}*")
+    assert {"mlflow.db", Path(database).name} <= {path.name for path in kept}
+    assert [path for path in kept if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in ran.first + ran.second
+
+
+def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatch, capsys):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    chat = ran.home / "chat.jsonl"
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": f"q{i}"},
+                                 {"role": "assistant", "content": f"answer {i}"}]})
+        for i in range(300)
+    ]  # fmt: skip
+    config = json.loads((ran.home / "small.json").read_text())
+    config["chat"]["sources"] = [{"path": str(chat)}]
+    path = ran.home / "changed.json"
+    path.write_text(json.dumps(config))
+
+    chat.write_text("\n".join(lines))
+    when = chat.stat()
+    first = run_pipeline(path)
+    chat.write_text("\n".join(lines).replace("answer 7", "Answer 7"))  # same size
+    os.utime(chat, ns=(when.st_atime_ns, when.st_mtime_ns))  # and same time
+    capsys.readouterr()
+    second = run_pipeline(path)
+    reused = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reused")]
+    assert first != second
+    assert reused == [f"reused: {name}" for name in (*STAGES[:2], STAGES[5])]
+
+
+def test_a_damaged_dataset_is_made_again_and_the_rest_reused(ran, monkeypatch, capsys):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    summary = json.loads(ran.paths[0].read_text())
+    (folder,) = [
+        path
+        for path in (ran.home / "datasets").iterdir()
+        if (path / "train" / "shard_000_mask.bin").exists()
+        and json.loads((path / "dataset_metadata.json").read_text())["digest"]
+        == summary["digests"]["chat_dataset"]
+    ]
+    shard = folder / "train" / "shard_000_mask.bin"
+    before = digest_file(shard)
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.unlink()
+    shard.write_bytes(data)
+    run_pipeline(ran.home / "small.json")
+    printed = capsys.readouterr().out
+    assert digest_file(shard) == before
+    assert f"{folder.name} was changed since it was made" in printed
+    reused = [line for line in printed.splitlines() if line.startswith("reused")]
+    made_again = {"mask chat data small-chat", "validate chat data small-chat"}
+    assert reused == [f"reused: {name}" for name in STAGES if name not in made_again]
+
+
+def test_data_that_breaks_its_contract_ends_the_run_and_no_run_stays_open(ran, mlflow, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    config = json.loads((ran.home / "small.json").read_text()) | {"name": "broken"}
+    config["mask"] = {"roles": ["assistant", "user"], "end_of_turn": True}
+    config["chat"]["sources"] = [{"path": str(ran.home / "missing.jsonl")}]
+    path = ran.home / "broken.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
+        run_pipeline(path)
+    experiment = mlflow.get_experiment_by_name("broken").experiment_id
+    statuses = {run.info.run_name: run.info.status for run in mlflow.search_runs([experiment])}
+    assert statuses["broken on missing.jsonl: assistant,user"] == "FAILED"
+    assert "RUNNING" not in statuses.values()
+
+
+def test_a_dataset_that_breaks_its_contract_is_not_trained_on(ran, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    summary = json.loads(ran.paths[0].read_text())
+    dataset = read_lineage(find_checkpoint(summary["checkpoint"])).dataset
+    copy = ran.home / "copy"
+    shutil.copytree(dataset.path, copy)
+    with (copy / "train" / "shard_000_mask.bin").open("r+b") as file:
+        file.write(b"\x07")
+    preset = load_pipeline(ran.home / "small.json").sft
+    with pytest.raises(DataError, match=r"changed since they were written; .* 1 such findings"):
+        validate.fn(DatasetRef(path=str(copy), digest=dataset.digest), preset, "copy", "copy")
+
+
+def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(ran, mlflow, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    summary = json.loads(ran.paths[0].read_text())
+    base = read_lineage(find_checkpoint(summary["base"]["checkpoint"]["path"]))
+    dataset = DatasetRef(path=base.dataset.path, digest=base.dataset.digest)
+    preset = load_pipeline(ran.home / "small.json").pretrain
+    real = training.train_events
+
+    def interrupted(*args, **kwargs):
+        for event in real(*args, **kwargs):
+            yield event
+            if isinstance(event, StepReport) and event.step == 7:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_events", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train.fn(preset, "again", dataset)
+    monkeypatch.setattr(training, "train_events", real)
+    training.train.fn(preset, "again", dataset)  # from the checkpoint of step 5
+
+    experiment = mlflow.get_experiment_by_name("mypt").experiment_id
+    (run,) = mlflow.search_runs([experiment], "attributes.run_name = 'pretrain again'")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["resumed.step_000005"] == "nothing changed"
+    history = mlflow.get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(1, 11))
+
+
+def test_a_config_may_be_named_by_its_path(ran, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    assert str(sft_pipeline(str(ran.home / "small.json")).evaluation).startswith(str(ran.home))
+    with pytest.raises(ConfigError, match=r"nothing\.json: no such file"):
+        sft_pipeline(str(ran.home / "nothing.json"))
+
+
+def test_the_form_of_the_deployment_explains_every_knob():
+    from prefect.utilities.callables import parameter_schema
+
+    schema = parameter_schema(sft_pipeline)
+    assert "All knobs" in schema.properties["config"]["description"]
+    preset = schema.definitions["Preset"]["properties"]
+    assert preset["learning_rate"]["description"] == "Peak learning rate of AdamW."
+    assert all("description" in knob for knob in preset.values())

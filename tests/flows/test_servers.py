@@ -1,0 +1,87 @@
+import signal
+import socket
+import sys
+
+import pytest
+
+from flows.addresses import Addresses, resolve
+from flows.servers import up
+from mypt.errors import ConfigError, MyptError
+from tests.flows.processes import free_ports, processes_of
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "home"))
+
+
+def test_a_taken_port_is_one_clear_error():
+    (free,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} .* is taken .* --mlflow_port"):
+            resolve("127.0.0.1", free, port, None)
+        with pytest.raises(ConfigError, match=rf"port {port} .* is taken .* --prefect_port"):
+            resolve("127.0.0.1", port, free, None)
+
+
+def test_elsewhere_than_on_this_machine_a_password_is_wanted(monkeypatch):
+    ports = free_ports(2)
+    with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0: whoever reaches .* USER:PASSWORD"):
+        resolve("0.0.0.0", *ports, None)
+    with pytest.raises(ConfigError, match=r"expected USER:PASSWORD"):
+        resolve("0.0.0.0", *ports, "word")
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "ann:secret")
+    at = resolve("0.0.0.0", *ports, None)
+    assert at.environment()["PREFECT_API_AUTH_STRING"] == "ann:secret"
+    assert "secret" not in str(at.commands())
+    assert at.prefect.startswith("http://127.0.0.1:")
+
+
+def test_a_server_that_does_not_start_is_named_and_the_other_stopped(monkeypatch, tmp_path):
+    program = "import time; time.sleep(600)"
+    commands = {
+        "prefect": [sys.executable, "-c", program],
+        "mlflow": [sys.executable, "-c", "raise SystemExit('no database')"],
+    }
+    monkeypatch.setattr(Addresses, "commands", lambda _: commands)
+    with pytest.raises(MyptError, match=r"mlflow ended by itself with code 1: no database; see"):
+        up(Addresses("127.0.0.1", *free_ports(2), None))
+    assert processes_of(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_signal_while_starting_stops_all(monkeypatch, tmp_path, number, code):
+    program = "import os, signal, time; os.kill(os.getppid(), {}); time.sleep(600)"
+    commands = {"prefect": [sys.executable, "-c", program.format(int(number))]}
+    monkeypatch.setattr(Addresses, "commands", lambda _: commands)
+    assert up(Addresses("127.0.0.1", *free_ports(2), None)) == code
+    assert processes_of(tmp_path / "home") == []
+
+
+def test_what_a_server_started_ends_with_it(monkeypatch, tmp_path):
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    program = (
+        "import os, signal, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "time.sleep(1)\n"
+        f"os.kill(os.getppid(), {int(signal.SIGTERM)})\n"
+        "time.sleep(600)\n"
+    )
+    commands = {"prefect": [sys.executable, "-c", program]}
+    monkeypatch.setattr(Addresses, "commands", lambda _: commands)
+    assert up(Addresses("127.0.0.1", *free_ports(2), None)) == 143
+    assert processes_of(tmp_path / "home") == []
+
+
+def test_the_servers_are_safe_and_small():
+    at = Addresses("127.0.0.1", 4200, 5000, None)
+    environment = at.environment()
+    assert {"http://127.0.0.1:4200", "http://localhost:4200"} <= set(
+        environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    )
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert "PREFECT_API_AUTH_STRING" not in environment
+    commands = at.commands()
+    assert commands["prefect"][3:5] == ["127.0.0.1", "4200"]
+    assert commands["mlflow"][commands["mlflow"].index("--host") + 1] == "127.0.0.1"

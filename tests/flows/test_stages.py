@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows import stages
+from mypt.config import MaskPolicy, load_pipeline
+from tests.flows.conftest import CONFIG
+
+pytestmark = pytest.mark.usefixtures("prefect")
+
+
+@pytest.fixture(scope="module")
+def made(prefect, tmp_path_factory, _mlflow_database):  # noqa: ARG001
+    """What the four stages make of the small pipeline's config, one flow after the other."""
+    home = tmp_path_factory.mktemp("stages")
+    path = home / "small.json"
+    path.write_text(json.dumps(CONFIG))
+    config = load_pipeline(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MYPT_HOME", str(home))
+        text = stages.prepare(config.base, "text", None)
+        talk_config = config.chat.model_copy(update={"tokenizer_from": text.path})
+        talk = stages.prepare(talk_config, "talk", MaskPolicy(), config.sft)
+        base = stages.pretrain(config.pretrain, text.path, "base")
+        chat = stages.sft(config.sft, talk.path, base.path, "chat")
+        summary = stages.evaluate(base.path, chat.path, talk.path, config.evaluate)
+        again = stages.sft(config.sft, talk.path, base.path, "chat")
+    return {"talk": talk, "base": base, "chat": chat, "summary": summary, "again": again}
+
+
+def test_the_stages_one_by_one_make_what_the_pipeline_makes(made):
+    summary = made["summary"]
+    assert summary.digests["chat_dataset"] == made["talk"].digest
+    assert summary.digests["base_checkpoint"] == made["base"].digest
+    assert summary.digests["checkpoint"] == made["chat"].digest
+    assert Path(summary.evaluation).is_file()
+
+
+def test_a_stage_run_again_is_the_same_and_makes_nothing(made):
+    assert made["again"] == made["chat"]
+
+
+def test_each_run_is_named_by_its_model_and_its_data(made):
+    with get_client(sync_client=True) as client:
+        names = {run.name for run in client.read_flow_runs()}
+    data = Path(made["talk"].path).name
+    assert {
+        "text from exercises_text",
+        "talk from exercises_chat",
+        f"chat on {data}",
+        f"evaluation on {data}",
+    } <= names
+
+
+def test_a_form_has_a_sentence_for_every_field():
+    from prefect.utilities.callables import parameter_schema
+
+    for flow in (stages.prepare, stages.pretrain, stages.sft, stages.evaluate):
+        schema = parameter_schema(flow)
+        for fields in (schema.properties, *(d["properties"] for d in schema.definitions.values())):
+            for name, field in fields.items():
+                assert field.get("description"), (flow.name, name)
+
+
+def test_what_is_no_knob_is_refused_before_anything_runs():
+    with pytest.raises(Exception, match="learning_rat"):
+        stages.pretrain({"learning_rat": 1.0}, "nowhere")

@@ -1,0 +1,49 @@
+"""The weight of a message, in every format."""
+
+import json
+
+import pytest
+
+from mypt.data.conversations import Conversation
+from mypt.errors import DataError
+from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, leaf, read, trains, write
+
+WEIGHED = {
+    "messages": {"messages": [chat(ASK)[0], chat(TELL, weight=0)[0]]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo", "train": False},
+        ]
+    },
+    "alpaca": {"instruction": "hi", "output": "yo", "loss_weight": 0.0},
+    "prompt_completion": {"prompt": "hi", "completion": "yo", "train": False},
+    "tree": leaf("prompter", "hi", leaf("assistant", "yo", train=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", WEIGHED)
+def test_every_format_of_rows_hears_the_weight_of_a_message(tmp_path, format):
+    reader, rows = read(write(tmp_path / "a.jsonl", jsonl(WEIGHED[format])))
+    assert reader.format == format
+    assert trains(rows[0]) == [None, False]
+    refused = json.dumps(WEIGHED[format]).replace(": false", ": 0.5").replace("0.0", "0.5")
+    refused = refused.replace('"weight": 0}', '"weight": 0.5}')
+    with pytest.raises(DataError, match="expected 0 or 1"):
+        read(write(tmp_path / "b.jsonl", refused))
+
+
+def test_chat_hears_the_weight_of_a_message(tmp_path):
+    content = jsonl(chat(ASK, weight=1)[0], chat(TELL, weight=0)[0], chat(TELL)[0])
+    assert trains(read(write(tmp_path / "a.jsonl", content))[1][0]) == [True, False, None]
+
+
+def test_a_weight_of_the_row_holds_for_turns_of_the_assistant_that_have_none(tmp_path):
+    row = {"messages": chat(ASK, TELL) + chat(TELL, train=True), "weight": 0}
+    assert trains(read(write(tmp_path / "a.jsonl", jsonl(row)))[1][0]) == [None, False, True]
+
+
+def test_the_weight_of_a_csv_row_is_heard(tmp_path):
+    content = "question,answer,train\nhi,yo,false\nhi,yo,\n"
+    _, rows = read(write(tmp_path / "a.csv", content))
+    assert [trains(row) for row in rows] == [[None, False], [None, None]]
+    assert isinstance(rows[0], Conversation)

@@ -1,0 +1,97 @@
+"""What changed between two datasets is counted row by row and shown with its place."""
+
+import pytest
+
+from mypt.config import MaskPolicy
+from mypt.data.dataset import mask, prepare, tokenize
+from mypt.data.diff import diff
+from tests.mypt.data.corpora import chats, config, say, write_chats
+
+
+def made(folder, conversations, policy=None, **values):
+    """Prepare a dataset from a file that is called chat.jsonl in every folder."""
+    folder.mkdir()
+    path = write_chats(folder / "chat.jsonl", conversations)
+    return prepare(config(path, **values), policy or MaskPolicy(), folder / "d").path
+
+
+def counts(found):
+    return (found.same, found.added, found.removed, found.changed, found.moved)
+
+
+def test_a_dataset_does_not_differ_from_itself(tmp_path):
+    a, b = (made(tmp_path / name, chats(20)) for name in "ab")
+    found = diff(a, b)
+    assert counts(found) == (20, 0, 0, 0, 0)
+    assert (found.a, found.settings, found.examples) == (found.b, (), ())
+
+
+def test_rows_at_the_end_are_added_one_way_and_removed_the_other(tmp_path):
+    a, b = made(tmp_path / "a", chats(20)), made(tmp_path / "b", chats(20) + chats(3, seed=1))
+    assert counts(diff(a, b)) == (20, 3, 0, 0, 0)
+    assert counts(diff(b, a)) == (20, 0, 3, 0, 0)
+    (first, *_) = sorted(example.where for example in diff(a, b).examples)
+    assert first == "chat.jsonl:21"
+
+
+def test_a_row_that_says_something_else_in_the_same_place_is_changed(tmp_path):
+    edited = chats(20)
+    edited[4] = [say("user", "edited"), say("assistant", "yes")]
+    found = diff(made(tmp_path / "a", chats(20)), made(tmp_path / "b", edited))
+    assert counts(found) == (19, 0, 0, 1, 0)
+    (example,) = found.examples
+    assert example.where == "chat.jsonl:5"
+    assert example.detail.startswith("changed")
+
+
+def test_a_row_that_stands_twice_is_counted_twice(tmp_path):
+    found = diff(made(tmp_path / "a", chats(20)), made(tmp_path / "b", chats(20) + chats(2)))
+    assert counts(found) == (20, 2, 0, 0, 0)
+
+
+def test_a_larger_share_for_validation_moves_rows_and_changes_none(tmp_path):
+    a = made(tmp_path / "a", chats(60), val_fraction=0.1)
+    b = made(tmp_path / "b", chats(60), val_fraction=0.5)
+    found = diff(a, b)
+    assert found.same + found.moved == 60
+    assert found.moved > 5
+    assert (found.added, found.removed, found.changed) == (0, 0, 0)
+
+
+def test_another_policy_moves_density_by_role_and_by_source(tmp_path):
+    a = made(tmp_path / "a", chats(20))
+    b = mask(a, MaskPolicy(roles=("user",)), tmp_path / "m").path
+    found = diff(a, b)
+    assert found.same == 20
+    (setting,) = found.settings
+    assert setting == "mask policy: assistant -> user"
+    before, after = found.density["role assistant"]
+    assert before.density > 0.8
+    assert after.supervised == 0
+    before, after = found.density["source chat.jsonl"]
+    assert (before.tokens, before.density) != (after.tokens, after.density)
+
+
+def test_another_tokenizer_and_template_are_named(tmp_path):
+    a = made(tmp_path / "a", chats(20))
+    b = made(tmp_path / "b", chats(20), tokenization="char", template="chatml")
+    found = diff(a, b)
+    assert found.same == 20
+    assert [line.partition(":")[0] for line in found.settings] == [
+        "tokenizer", "tokenizer state", "template",
+    ]  # fmt: skip
+
+
+def test_a_dataset_without_masks_can_be_compared(tmp_path):
+    path = write_chats(tmp_path / "chat.jsonl", chats(20))
+    tokens = tokenize(config(path), tmp_path / "t").path
+    found = diff(tokens, mask(tokens, MaskPolicy(), tmp_path / "m").path)
+    assert found.settings == ("mask policy: no mask -> assistant",)
+    assert found.density["in all"][0].tokens == 0
+    assert found.density["in all"][1].density > 0
+
+
+def test_the_result_is_frozen(tmp_path):
+    a = made(tmp_path / "a", chats(5))
+    with pytest.raises(ValueError, match="frozen"):
+        diff(a, a).same = 1

@@ -1,0 +1,58 @@
+"""Text that is looked at can neither steer a terminal nor hide."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mypt.data.tokenizer import load_tokenizer
+from mypt.data.visible import shorten, token_texts, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\tb\rc\x00", "a\\tb\\rc\\x00"),
+        ("two\nlines", "two\nlines"),
+        ("abc\u202edcb", "abc\\u202edcb"),
+        ("zero\u200bwidth", "zero\\u200bwidth"),
+        ("\x9b31m", "\\x9b31m"),
+        ("line\u2028end", "line\\u2028end"),
+        ("\U000e0041tag", "\\U000e0041tag"),
+        ("\U0001f469\u200d\U0001f680 日本 é", "\U0001f469\u200d\U0001f680 日本 é"),
+    ],
+)
+def test_what_has_an_effect_is_escaped_and_what_is_seen_stays(text, shown):
+    assert visible(text) == shown
+
+
+@given(st.text())
+def test_nothing_is_left_that_a_terminal_obeys(text):
+    left = {
+        char for char in visible(text) if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")
+    }
+    assert left <= set("\n\u200c\u200d")
+
+
+def test_a_character_stands_at_the_last_of_its_tokens():
+    tokenizer = load_tokenizer("byte")
+    ids = tokenizer.encode("é!")
+    assert token_texts(tokenizer, ids) == ["", "é", "!"]
+    assert token_texts(tokenizer, ids[1:]) == ["\\xa9", "!"]
+    assert token_texts(tokenizer, ids[:1]) == ["\\xc3"]
+    assert token_texts(tokenizer, np.empty(0, np.uint32)) == []
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp"))))
+def test_the_texts_of_the_tokens_are_the_text(text):
+    tokenizer = load_tokenizer("byte")
+    assert "".join(token_texts(tokenizer, tokenizer.encode(text))) == text
+
+
+def test_shortened_texts_are_one_line():
+    assert shorten(["a\nb", "c\x1b"], 20) == "a b c\\x1b"
+    assert shorten(["abcdef"], 4) == "abc\u2026"

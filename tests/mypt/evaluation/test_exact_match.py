@@ -1,0 +1,77 @@
+"""Exact match: what counts as right, how tasks add up, and how each form is asked."""
+
+import pytest
+
+from mypt.data import exercises
+from mypt.data.exercises import Exercise
+from mypt.data.tokenizer import load_tokenizer
+from mypt.evaluation import exact_match
+from mypt.evaluation.exact_match import ask_exercises, score
+from mypt.inference.chat import Answer
+
+
+def exercise(task: str, answer: str) -> Exercise:
+    return Exercise(task, "x", "Do x.", answer, stem="x is ")
+
+
+def said(text: str, *, stopped: bool = True) -> Answer:
+    return Answer(text, stopped, len(text) + stopped)
+
+
+def test_an_answer_is_right_to_the_letter_or_not_at_all():
+    asked = [exercise("sort", "0247")] * 5
+    answers = [
+        said("0247"),
+        said("0247 "),
+        said("024"),
+        said("0247", stopped=False),
+        said("The answer is 0247"),
+    ]
+    scores = score(asked, answers)
+    assert scores.exact_match["sort"] == 1 / 5
+    assert scores.stop_recall == 4 / 5
+    assert scores.asked == 5
+
+
+def test_overall_is_the_mean_of_the_counted_tasks_however_many_questions_each_had():
+    asked = [exercise("spell", "a"), *[exercise("sort", "a")] * 3, exercise("add", "a")]
+    scores = score(asked, [said("a"), said("a"), said("b"), said("b"), said("b")])
+    assert scores.exact_match == pytest.approx(
+        {"spell": 1.0, "sort": 1 / 3, "add": 0.0, "overall": (1 + 1 / 3) / 2}
+    )
+    others = score(asked, [said("a"), said("a"), said("b"), said("b"), said("a")])
+    assert others.exact_match["overall"] == scores.exact_match["overall"]
+
+
+def test_plain_text_is_read_up_to_its_full_stop():
+    asked = [exercise("sort", "0247")] * 4
+    answers = [
+        said("0247.\n12 is", stopped=False),
+        said("0247", stopped=False),
+        said("0247", stopped=True),
+        said("024.7"),
+    ]
+    scores = score(asked, answers, form="plain")
+    assert scores.exact_match["sort"] == 1 / 4
+    assert scores.stop_recall == 2 / 4
+
+
+@pytest.mark.parametrize(("form", "asked"), [("chat", "question"), ("plain", "stem")])
+def test_each_form_asks_in_its_own_words_and_the_answers_are_matched(form, asked, monkeypatch):
+    tokenizer = load_tokenizer("byte")
+    some = exercises.test_exercises(8, seed=1)
+    fed = []
+
+    def know_it_all(_model, _tokenizer, prompts, **options):
+        fed.append((prompts, options))
+        end = "" if form == "chat" else "."
+        return [said(exercise.answer + end) for exercise in some]
+
+    monkeypatch.setattr(exact_match, "answer_prompts", know_it_all)
+    scores = ask_exercises(None, tokenizer, some, form=form, max_tokens=17)
+    assert set(scores.exact_match.values()) == {1.0}
+    ((prompts, options),) = fed
+    assert options == {"form": form, "max_tokens": 17}
+    for prompt, exercise in zip(prompts, some, strict=True):
+        assert getattr(exercise, asked) in tokenizer.decode(prompt)
+        assert exercise.answer not in tokenizer.decode(prompt)

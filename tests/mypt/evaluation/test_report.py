@@ -1,0 +1,140 @@
+"""Reports: the right model is asked the right thing, and references are what they say."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mypt.config import EvaluateConfig, PrepareConfig, Source
+from mypt.data.dataset import open_dataset, tokenize
+from mypt.errors import CheckpointError, ConfigError, ManifestError
+from mypt.evaluation import report
+from mypt.evaluation.masked_loss import validation_loss
+from mypt.evaluation.scores import Dialogue, EvaluationReport
+from mypt.inference.chat import ask
+from mypt.references import DatasetRef
+from mypt.training.checkpoint import load_model
+from tests.mypt.evaluation.worlds import make_world
+
+FEW = EvaluateConfig(exercises=8, max_tokens=4, prompts=("Spell cat.", "Hi"), eval_iters=0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with make_world(tmp_path_factory.mktemp("made")) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _home(made, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(made["home"]))
+
+
+def write_again(found, folder):
+    return report.write_report(found, folder).with_name("evaluation.html").read_text()
+
+
+def said(name, prompt):
+    model, tokenizer, _ = load_model(name)
+    return ask(model, tokenizer, prompt, form="chat", max_tokens=FEW.max_tokens).text
+
+
+def test_scores_hold_the_loss_of_that_model_on_that_data(made):
+    scores = report.evaluate_model(made["sft"], made["chat"], FEW)
+    model, _, _ = load_model("sft")
+    loss = validation_loss(model, open_dataset(made["chat"].path))
+    assert scores.val_loss == pytest.approx(loss.mean)
+    assert scores.perplexity == pytest.approx(math.exp(loss.mean))
+    assert (scores.supervised, scores.available) == (loss.supervised, loss.available)
+    assert (scores.model, scores.checkpoint, scores.form) == ("sft", made["sft"], "chat")
+    assert scores.exact_match.keys() == {"spell", "reverse", "sort", "add", "overall"}
+    assert scores.asked == 8
+
+
+def test_a_name_a_folder_and_a_reference_mean_the_same_model(made):
+    by_reference = report.evaluate_model(made["sft"], made["chat"], FEW)
+    assert report.evaluate_model("sft", made["chat"].path, FEW) == by_reference
+    assert report.evaluate_model(Path(made["sft"].path), None, FEW) == by_reference
+
+
+def test_the_form_follows_the_training_data_unless_it_is_given(made):
+    assert report.evaluate_model("base", None, FEW).form == "plain"
+    assert report.evaluate_model("sft", None, FEW).form == "chat"
+    assert report.evaluate_model("base", made["chat"], FEW, form="chat").form == "chat"
+
+
+@pytest.mark.usefixtures("made")
+def test_nothing_asked_leaves_the_loss_alone():
+    scores = report.evaluate_model("sft", None, EvaluateConfig(exercises=0))
+    assert (scores.exact_match, scores.stop_recall, scores.asked) == ({}, None, 0)
+    assert scores.val_loss > 0
+
+
+def test_a_comparison_measures_both_on_the_same_data(made):
+    config = FEW.model_copy(update={"sets": {"again": made["chat"].path}})
+    found = report.compare("base", "sft", made["chat"], config, from_scratch="sft")
+    assert found.base == report.evaluate_model("base", made["chat"], FEW, form="chat")
+    assert found.base_plain == report.evaluate_model("base", made["chat"], FEW, form="plain")
+    assert found.sft == report.evaluate_model("sft", made["chat"], FEW, form="chat")
+    assert found.from_scratch == found.sft
+    assert found.base.val_loss == found.base_plain.val_loss != found.sft.val_loss
+    assert found.dataset == made["chat"]
+    assert found.sets.keys() == {"chat", "base corpus", "again"}
+    assert found.sets["again"] == found.sets["chat"]
+    assert found.sets["chat"].change == pytest.approx(found.sft.val_loss - found.base.val_loss)
+    own = report.evaluate_model("base", None, FEW).val_loss
+    assert found.sets["base corpus"].before == pytest.approx(own)
+    for prompt, dialogue in zip(FEW.prompts, found.dialogues, strict=True):
+        assert dialogue == Dialogue(
+            prompt=prompt, base=said("base", prompt), sft=said("sft", prompt)
+        )
+        assert dialogue.base != dialogue.sft
+
+
+def test_a_report_is_written_and_reads_back_the_same(made, tmp_path):
+    found = report.compare("base", "sft", made["chat"], FEW)
+    path = report.write_report(found, tmp_path / "new" / "folder")
+    assert path.name == "evaluation.json"
+    page = path.with_name("evaluation.html").read_text()
+    assert page.count("<svg") == page.count("<figure>") == 4
+    assert not re.search(r"<script|<img|\b(src|href)=\"http", page)
+    assert "base corpus" in page
+    assert write_again(found, tmp_path / "again") == page
+    assert EvaluationReport.model_validate_json(path.read_bytes()) == found
+    assert json.loads(path.read_text())["from_scratch"] is None
+
+
+def test_a_reference_to_something_else_is_refused(made):
+    with pytest.raises(CheckpointError, match="is not the one that was referred to"):
+        report.evaluate_model(made["sft"].model_copy(update={"digest": "0" * 64}), None, FEW)
+    other = DatasetRef(path=made["chat"].path, digest="0" * 64)
+    with pytest.raises(ManifestError, match="not the one that was referred to"):
+        report.evaluate_model("sft", other, FEW)
+
+
+@pytest.mark.usefixtures("made")
+def test_data_of_another_tokenizer_is_refused(tmp_path):
+    raw = tmp_path / "raw.txt"
+    raw.write_text("\n".join(f"line {i}" for i in range(50)))
+    config = PrepareConfig(sources=(Source(path=str(raw)),), tokenization="char", val_fraction=0.0)
+    other = tokenize(config, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"--tokenizer_from"):
+        report.evaluate_model("sft", other, FEW)
+
+
+def test_data_that_moved_is_found_and_data_that_is_gone_is_named(made, tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(made["home"], moved)
+    shutil.rmtree(moved / "datasets" / "text")
+    (moved / "datasets" / "chat").rename(moved / "datasets" / "renamed")
+    monkeypatch.setenv("MYPT_HOME", str(moved))
+    hidden = made["home"].rename(made["home"].with_name("hidden"))
+    try:
+        assert report.evaluate_model("sft", None, FEW).asked == 8
+        with pytest.raises(ManifestError, match="--dataset_dir"):
+            report.evaluate_model("base", None, FEW)
+    finally:
+        hidden.rename(made["home"])

@@ -1,0 +1,69 @@
+"""A model that answers with the words of the last user, and a server of it in this process."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import torch
+import uvicorn
+
+from mypt.config import GPTConfig
+from mypt.data.tokenizer import load_tokenizer
+from mypt.inference.answering import Served
+from mypt.inference.serving import create_app, listen
+from mypt.inference.waiting import Line
+from mypt.model.gpt import GPT
+
+CONTEXT = 256
+
+
+class Echo(GPT):
+    """Writes what the user said last, then its stop token; waits for ``gate`` at each token."""
+
+    def __init__(self, tokenizer, endless=False):
+        super().__init__(
+            GPTConfig(block_size=CONTEXT, vocab_size=272, n_layer=1, n_head=1, n_embd=4)
+        )
+        self.tokenizer, self.endless = tokenizer, endless
+        self.gate = threading.Event()
+        self.gate.set()
+        self.steps = 0
+
+    def step(self, ids, *_, **__):
+        if ids.shape[1] > 1:
+            user, end = (self.tokenizer.special_id(tag) for tag in ("<User>", "</User>"))
+            read = ids[0].tolist()
+            begin = len(read) - 1 - read[::-1].index(user)
+            said = read[begin + 1 : len(read) - 1 - read[::-1].index(end)]
+            self.left = iter(said * 999 if self.endless else [*said, self.tokenizer.stop_id])
+        self.gate.wait(60)
+        self.steps += 1
+        logits = torch.zeros(1, 272)
+        logits[:, next(self.left)] = 99.0
+        return logits
+
+
+@contextmanager
+def serving(model, tokenizer, *, waiting=64, api_key=None):
+    """Yield the address of a server that ends with the block."""
+    line = Line(waiting)
+    served = Served(model, tokenizer, "echo", "d" * 64, line, lambda: 1, api_key)
+    with listen("127.0.0.1", 0, None) as listening:
+        config = uvicorn.Config(create_app(served), log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            model.gate.set()
+            line.close()
+            line.join()
+            server.should_exit = True
+            thread.join()
+
+
+def byte_tokenizer():
+    return load_tokenizer("byte")

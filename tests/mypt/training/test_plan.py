@@ -1,0 +1,169 @@
+import subprocess
+import sys
+
+import pytest
+
+from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Preset, Source
+from mypt.data.dataset import prepare, tokenize
+from mypt.errors import CheckpointError, ConfigError, ManifestError, MaskError
+from mypt.home import models_dir
+from mypt.training.checkpoint import load_model
+from mypt.training.lineage import read_lineage
+from mypt.training.plan import RunPlan, plan_run
+
+
+@pytest.fixture
+def base(plan, finish):
+    """A base model of another architecture than the tiny preset's."""
+    end = finish(plan("base", n_embd=24, n_layer=2, dropout=0.2, use_loss_mask=False, max_iters=2))[
+        "end"
+    ]
+    return end.checkpoint
+
+
+@pytest.mark.usefixtures("base")
+def test_architecture_and_weights_come_from_the_base_the_rest_from_the_preset(plan, finish):
+    made = plan("sft", init_from="base", max_iters=1, learning_rate=1e-9, warmup_iters=0)
+    assert made.preset.gpt() == GPTConfig(
+        block_size=16, vocab_size=272, n_layer=2, n_head=2, n_embd=24, dropout=0.1
+    )
+    assert made.preset.use_loss_mask
+    assert made.preset.learning_rate == 1e-9
+    finish(made)
+    old = load_model("base")[0].state_dict()
+    new = load_model("sft")[0].state_dict()
+    assert all((old[key] - new[key]).abs().max() < 1e-6 for key in old)
+
+
+@pytest.mark.usefixtures("base")
+def test_what_was_inherited_and_what_changed_is_said_line_by_line(tiny, chat_dataset):
+    lines = plan_run(tiny(), "sft", chat_dataset, init_from="base").inherited
+    assert lines[0].startswith("from base step 2: weights and architecture (block_size 16, ")
+    assert "n_embd: 24 kept from the base model, the preset's 16 is not used" in lines
+    assert "use_loss_mask: False -> True (preset)" in lines
+    assert "dropout: 0.2 -> 0.1 (preset)" in lines
+    assert "max_iters: 2 -> 12 (preset)" in lines
+    assert not [line for line in lines if line.startswith(("seed", "batch_size", "n_head"))]
+
+
+@pytest.mark.usefixtures("base")
+def test_a_default_that_overrides_the_base_is_named_as_a_default(chat_dataset):
+    lines = plan_run(Preset(use_loss_mask=True), "sft", chat_dataset, init_from="base").inherited
+    assert "batch_size: 4 -> 32 (default)" in lines
+    assert not [line for line in lines if "n_embd: " in line]
+
+
+def test_the_lineage_names_the_parent_by_its_weights(base, plan, finish):
+    end = finish(plan("sft", init_from="base", max_iters=1))["end"]
+    parent = read_lineage(models_dir() / "sft" / "step_000001").parent
+    assert (parent.model_name, parent.step, parent.path) == ("base", 2, base.path)
+    assert parent.digest == base.digest
+    assert parent.weights == read_lineage(models_dir() / "base" / "step_000002").weights
+    assert end.reason == "max_iters"
+
+
+def test_fine_tuning_from_scratch_is_allowed_and_says_so(plan, finish):
+    made = plan(max_iters=1)
+    assert made.inherited == (
+        "no base model: fine-tuning starts from random weights (parent: none)",
+    )
+    finish(made)
+    assert read_lineage(models_dir() / "m" / "step_000001").parent is None
+
+
+def test_pretraining_from_scratch_needs_no_remark(plan):
+    assert plan(use_loss_mask=False).inherited == ()
+
+
+@pytest.mark.usefixtures("base")
+def test_another_parent_under_the_name_is_refused(plan, finish):
+    finish(plan("sft", init_from="base", max_iters=1))
+    finish(plan("base2", n_embd=24, n_layer=2, max_iters=1))
+    with pytest.raises(ConfigError, match=r"init_from_model \w{12} -> \w{12};"):
+        finish(plan("sft", init_from="base2", max_iters=1))
+
+
+@pytest.mark.usefixtures("base")
+def test_a_base_of_another_tokenizer_is_refused_naming_both(tiny, tmp_path):
+    (tmp_path / "x.txt").write_text("to be or not to be\n\n" * 30)
+    config = PrepareConfig(
+        sources=(Source(path=str(tmp_path / "x.txt")),), tokenization="char", val_fraction=0.0
+    )
+    other = prepare(config, MaskPolicy(), tmp_path / "char").path
+    with pytest.raises(ConfigError, match=r"base reads tokenizer byte .* made with char"):
+        plan_run(tiny(), "sft", other, init_from="base")
+
+
+@pytest.mark.usefixtures("base")
+def test_a_base_whose_bytes_changed_is_refused(plan):
+    path = models_dir() / "base" / "step_000002" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: its bytes changed"):
+        plan("sft", init_from="base")
+
+
+@pytest.mark.usefixtures("base")
+def test_a_base_that_changed_after_planning_is_refused(plan, finish):
+    made = plan("sft", init_from="base", max_iters=1)
+    parent = made.parent.model_copy(update={"weights": "0" * 64})
+    with pytest.raises(CheckpointError, match="000000000000 planned"):
+        finish(made.model_copy(update={"parent": parent}))
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(plan):
+    with pytest.raises(ConfigError, match="byte has 269 tokens, the model's vocab_size is 200"):
+        plan(vocab_size=200)
+
+
+def test_a_dataset_without_masks_is_refused_with_both_ways_out(plan, tmp_path, make_chat):
+    make_chat(tmp_path)
+    config = PrepareConfig(
+        sources=(Source(path=str(tmp_path / "chat.jsonl")),), tokenization="byte"
+    )
+    bare = tokenize(config, tmp_path / "bare").path
+    with pytest.raises(MaskError, match=r"has no masks .*'mypt mask'.*use_loss_mask: false"):
+        plan(dataset=bare)
+    assert plan(dataset=bare, use_loss_mask=False).kind == "chat"
+
+
+def test_patience_without_a_validation_split_is_refused(plan, tmp_path, make_chat):
+    with pytest.raises(ConfigError, match="patience 2 needs a validation split"):
+        plan(dataset=make_chat(tmp_path, val_fraction=0.0), patience=2)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 65, "/etc", "a\0b", "dot."])
+def test_a_model_name_that_is_a_path_is_refused(plan, name):
+    with pytest.raises(ConfigError, match="no plain name"):
+        plan(name)
+
+
+def test_a_dataset_of_another_digest_is_refused(tiny, chat_dataset):
+    with pytest.raises(ManifestError, match="000000000000 expected"):
+        plan_run(tiny(), "m", chat_dataset, dataset_digest="0" * 64)
+
+
+def test_a_dataset_that_changed_after_planning_is_refused(plan, tmp_path, finish, make_chat):
+    made = plan(dataset=make_chat(tmp_path), max_iters=1)
+    shard = next((tmp_path / "datasets" / "chat" / "train").glob("shard_*_mask.bin"))
+    shard.write_bytes(bytes([1 - shard.read_bytes()[0]]) + shard.read_bytes()[1:])
+    with pytest.raises(ManifestError, match="its bytes changed"):
+        finish(made)
+
+
+def test_a_plan_survives_json_and_its_digest_knows_no_paths(plan, tmp_path, make_chat):
+    made = plan()
+    assert RunPlan.model_validate_json(made.model_dump_json()) == made
+    moved = plan(dataset=make_chat(tmp_path))
+    assert moved.dataset.path != made.dataset.path
+    assert moved.digest == made.digest
+    assert plan(seed=2).digest != made.digest
+
+
+def test_planning_imports_no_torch():
+    program = "import sys, mypt.training.plan, mypt.training.trace; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -1,0 +1,159 @@
+import errno
+import threading
+
+import pytest
+from prefect import flow
+from prefect.client.schemas.objects import StateType
+from prefect.states import State
+
+from mypt.errors import DataError, TrainingError
+from tasks.stages import Output, _may_pass, is_present, make_room, stage
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "home"))
+
+
+def whole(path):
+    if path.read_text() != "whole":
+        raise ValueError("changed")
+
+
+def make_stage(folder, failures=()):
+    """Return a stage that writes one file, and the list of its calls."""
+    calls = []
+    failing = list(failures)
+
+    def output(name: str) -> Output:
+        return Output(folder / name, f"write-{name}")
+
+    @stage("write {what} {name}", output, whole)
+    def write(name: str, what: str = "file") -> str:
+        calls.append(what)
+        if failing:
+            raise failing.pop(0)
+        (folder / name).write_text("whole")
+        return name
+
+    return write, calls
+
+
+def run(task, *args, times=1):
+    """Run a task in a flow; return the names of its task runs' states."""
+
+    @flow
+    def one():
+        return [task(*args, return_state=True) for _ in range(times)]
+
+    return [state.name for state in one()]
+
+
+@pytest.mark.usefixtures("prefect")
+class TestUnderPrefect:
+    def test_an_equal_call_is_cached_while_its_output_is_whole(self, tmp_path):
+        write, calls = make_stage(tmp_path)
+        assert run(write, "a", times=2) == ["Completed", "Cached"]
+        assert run(write, "a") == ["Cached"]
+        assert run(write, "b") == ["Completed"]
+        assert len(calls) == 2
+
+    @pytest.mark.parametrize("harm", [lambda p: p.unlink(), lambda p: p.write_text("changed")])
+    def test_a_harmed_output_is_made_again_once(self, tmp_path, harm):
+        write, calls = make_stage(tmp_path)
+        run(write, "a")
+        harm(tmp_path / "a")
+        assert run(write, "a", times=2) == ["Completed", "Cached"]
+        assert len(calls) == 2
+
+    def test_what_only_names_the_run_does_not_decide_the_result(self, tmp_path):
+        write, _ = make_stage(tmp_path)
+        run(write, "a", "one")
+        assert run(write, "a", "two") == ["Cached"]
+
+    def test_a_stage_with_an_output_elsewhere_is_another(self, tmp_path):
+        (tmp_path / "other").mkdir()
+        run(make_stage(tmp_path)[0], "a")
+        assert run(make_stage(tmp_path / "other")[0], "a") == ["Completed"]
+
+    def test_a_fault_of_the_machine_is_tried_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("prefect.task_engine.time.sleep", lambda _: None)
+        write, calls = make_stage(tmp_path, [OSError(errno.EIO, "I/O"), ConnectionError("gone")])
+        assert run(write, "a") == ["Completed"]
+        assert len(calls) == 3
+
+    def test_a_fault_of_the_data_is_not(self, tmp_path):
+        write, calls = make_stage(tmp_path, [DataError("line 3 is no JSON")])
+        assert run(write, "a") == ["Failed"]
+        assert len(calls) == 1
+
+    def test_a_reused_stage_says_so(self, tmp_path, capsys):
+        write, _ = make_stage(tmp_path)
+        run(write, "a", times=2)
+        assert capsys.readouterr().out.splitlines() == ["write file a", "reused: write file a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EIO, "I/O"), True),
+        (TimeoutError("slow"), True),
+        (FileNotFoundError("gone"), False),
+        (PermissionError("no"), False),
+        (OSError(errno.ENOSPC, "full"), False),
+        (DataError("bad line"), False),
+        (TrainingError("loss is nan"), False),
+        (ValueError("nan"), False),
+    ],
+)
+def test_only_what_the_machine_may_get_over_is_tried_again(error, passes):
+    assert _may_pass(None, None, State(type=StateType.FAILED, data=error)) is passes
+
+
+def test_the_machines_fault_behind_an_error_of_the_core_counts():
+    error = DataError("cannot be written")
+    error.__cause__ = OSError(errno.EIO, "I/O")
+    assert _may_pass(None, None, State(type=StateType.FAILED, data=error))
+
+
+def test_without_prefect_a_stage_is_a_plain_function(tmp_path):
+    write, _ = make_stage(tmp_path)
+    assert write.fn("a") == "a"
+
+
+def test_two_equal_stages_wait_for_each_other(tmp_path):
+    inside, most = 0, 0
+    guard = threading.Lock()
+
+    @stage("slow {name}", lambda name: Output(tmp_path / name, f"slow-{name}"), whole)
+    def slow(name: str) -> None:  # noqa: ARG001
+        nonlocal inside, most
+        with guard:
+            inside, most = inside + 1, max(most, inside + 1)
+        threading.Event().wait(0.1)
+        with guard:
+            inside -= 1
+
+    threads = [threading.Thread(target=slow.fn, args=("a",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_a_damaged_output_is_set_aside_and_named(tmp_path, capsys):
+    def whole_folder(path):
+        whole(path / "file")
+
+    folder = tmp_path / "set"
+    assert make_room(folder, whole_folder)
+    folder.mkdir()
+    (folder / "file").write_text("whole")
+    assert not make_room(folder, whole_folder)
+    (folder / "file").write_text("chanced")
+    assert not is_present(folder, whole_folder)
+    assert make_room(folder, whole_folder)
+    assert not folder.exists()
+    assert (tmp_path / "damaged-set" / "file").read_text() == "chanced"
+    assert "set was changed since it was made; it is damaged-set now" in capsys.readouterr().out
