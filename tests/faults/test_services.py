@@ -84,9 +84,9 @@ def train_recorded(house, turn):
         turn: Called when half of the steps are made.
     """
     os.environ["MYPT_HOME"] = str(house.home)
-    true_train, losses, waits = training.train_events, {}, Waits()
+    true_train, losses, waits = training.train_anywhere, {}, Waits()
 
-    def train_events(plan, **choices):
+    def train_anywhere(plan, **choices):
         for event in true_train(plan, **choices):
             if isinstance(event, StepReport):
                 losses[event.step] = event.loss
@@ -94,7 +94,7 @@ def train_recorded(house, turn):
                     turn()
             yield event
 
-    training.train_events = train_events
+    training.train_anywhere = train_anywhere
     training.train.fn.__wrapped__(PRETRAIN, "base", house.make_datasets()[0])
     return {"losses": losses, "waited": waits.in_vain}
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 
@@ -26,3 +27,11 @@ def processes_of(home, program=""):
         if f"MYPT_HOME={home}".encode() in environment and program.encode() in words:
             found.append(int(folder.name))
     return [pid for pid in found if pid != os.getpid()]
+
+
+def soon_alone(home, seconds=3.0):
+    """Return whether nothing works over ``home`` any more; what was killed takes a moment to go."""
+    end = time.monotonic() + seconds
+    while processes_of(home) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not processes_of(home)

@@ -190,7 +190,7 @@ def test_mlflow_has_datasets_with_digests_and_what_the_stages_left(runs, mlflow,
         "proof.json",
     }
     assert shown("tokenize base corpus small-base") == {"dataset_metadata.json"}
-    tables = {"figures.json", "dialogues.json"}
+    tables = {"figures.json", "dialogues.json", "sets.json", "tokens.json"}
     written = {"evaluation.html", "evaluation.json", "summary.json"}
     assert shown("evaluate small") == written | tables
     assert shown("fine-tune small-chat") == {"checkpoint", "lineage.html", "training.svg"}
@@ -359,7 +359,7 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(ran, mlflow, mon
     base = read_lineage(find_checkpoint(summary["base"]["checkpoint"]["path"]))
     dataset = DatasetRef(path=base.dataset.path, digest=base.dataset.digest)
     preset = load_pipeline(ran.home / "small.json").pretrain
-    real = training.train_events
+    real = training.train_anywhere
 
     def interrupted(*args, **kwargs):
         for event in real(*args, **kwargs):
@@ -367,10 +367,10 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(ran, mlflow, mon
             if isinstance(event, StepReport) and event.step == 7:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train_events", interrupted)
+    monkeypatch.setattr(training, "train_anywhere", interrupted)
     with pytest.raises(KeyboardInterrupt):
         training.train.fn(preset, "again", dataset)
-    monkeypatch.setattr(training, "train_events", real)
+    monkeypatch.setattr(training, "train_anywhere", real)
     training.train.fn(preset, "again", dataset)  # from the checkpoint of step 5
 
     experiment = mlflow.get_experiment_by_name("mypt").experiment_id

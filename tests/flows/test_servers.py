@@ -7,7 +7,7 @@ import pytest
 from flows.addresses import Addresses, resolve
 from flows.servers import up
 from mypt.errors import ConfigError, MyptError
-from tests.flows.processes import free_ports, processes_of
+from tests.flows.processes import free_ports, soon_alone
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_a_server_that_does_not_start_is_named_and_the_other_stopped(monkeypatch
     monkeypatch.setattr(Addresses, "commands", lambda _: commands)
     with pytest.raises(MyptError, match=r"mlflow ended by itself with code 1: no database; see"):
         up(Addresses("127.0.0.1", *free_ports(2), None))
-    assert processes_of(tmp_path / "home") == []
+    assert soon_alone(tmp_path / "home")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
@@ -56,7 +56,7 @@ def test_a_signal_while_starting_stops_all(monkeypatch, tmp_path, number, code):
     commands = {"prefect": [sys.executable, "-c", program.format(int(number))]}
     monkeypatch.setattr(Addresses, "commands", lambda _: commands)
     assert up(Addresses("127.0.0.1", *free_ports(2), None)) == code
-    assert processes_of(tmp_path / "home") == []
+    assert soon_alone(tmp_path / "home")
 
 
 def test_what_a_server_started_ends_with_it(monkeypatch, tmp_path):
@@ -71,7 +71,7 @@ def test_what_a_server_started_ends_with_it(monkeypatch, tmp_path):
     commands = {"prefect": [sys.executable, "-c", program]}
     monkeypatch.setattr(Addresses, "commands", lambda _: commands)
     assert up(Addresses("127.0.0.1", *free_ports(2), None)) == 143
-    assert processes_of(tmp_path / "home") == []
+    assert soon_alone(tmp_path / "home")
 
 
 def test_the_servers_are_safe_and_small():
