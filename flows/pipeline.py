@@ -13,9 +13,11 @@ from flows.summary import show_summary
 from flows.temporary_api import end_with_this_process
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
+from tasks.crowning import mirror_champion
 from tasks.evaluation import evaluate, summary_path
+from tasks.gate import NOT_ASKED, gate
 from tasks.masking import mask
-from tasks.parent import pipeline_run, report_pipeline
+from tasks.parent import pipeline_run, report_gate, report_pipeline
 from tasks.tokenization import tokenize
 from tasks.training import pretrain, sft
 from tasks.validation import validate
@@ -44,6 +46,12 @@ def sft_pipeline(config: PipelineConfig | str) -> Summary:
         chat_model = sft(config.sft, chat, talk, base=base_model)
         summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)
         report_pipeline(run, text, talk, summary)
+        asked = config.evaluate.gate
+        report_gate(
+            run, gate(chat_model, talk, config.evaluate, config.name) if asked else NOT_ASKED
+        )
+    if asked:  # by now MLflow's registry lists the model
+        mirror_champion()
     leave_if_prefect_is_away(lambda: show_summary(summary))
     return summary
 

@@ -14,8 +14,10 @@ from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.run import checkpoint_to_use
 from tasks import evaluation, training
+from tasks.crowning import mirror_champion
+from tasks.gate import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
-from tasks.parent import stage_run
+from tasks.parent import report_gate, stage_run
 from tasks.stages import tell
 from tasks.tokenization import tokenize
 from tasks.validation import validate
@@ -102,8 +104,12 @@ def evaluate(
     """
     end_with_this_process()
     before, after = (checkpoint_to_use(Path(model)) for model in (base, chat))
-    with stage_run(config, name):
-        summary = evaluation.evaluate(before, after, _dataset(dataset), config, name)
+    data = _dataset(dataset)
+    with stage_run(config, name) as run:
+        summary = evaluation.evaluate(before, after, data, config, name)
+        report_gate(run, gate(after, data, config, name) if config.gate else NOT_ASKED)
+    if config.gate:
+        mirror_champion()
     return _ended(summary)
 
 

@@ -312,6 +312,8 @@ class EvaluateConfig(Frozen):
     """Further datasets whose validation splits both models are scored on: folders by name."""
     harness: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness that each model is asked: names, or YAML files of tasks."""
+    gate: bool = False
+    """Flows only: let the fine-tuned model become the champion where the gate finds it better."""
 
 
 class PipelineConfig(Frozen):

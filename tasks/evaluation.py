@@ -26,8 +26,9 @@ def _output(
     read = [base.digest, sft.digest, dataset.digest]
     read += [read_manifest(Path(place)).digest for place in config.sets.values()]
     read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
+    measured = config.model_copy(update={"gate": False})  # which changes no figure
     key = stage_key(
-        "mypt.evaluation.report", base.digest, sft.digest, dataset.digest, config, *read
+        "mypt.evaluation.report", base.digest, sft.digest, dataset.digest, measured, *read
     )
     return Output(home() / "evaluations" / f"{name}-{key}", f"evaluate-{name}-{key}")
 

@@ -7,6 +7,8 @@ from tasks.destination import ui_page
 KIND_TAG = "mypt.kind"
 """Tag of a run by which the view finds those of whole pipelines."""
 PIPELINE = "pipeline"
+GATE_TAG = "gate"
+"""Tag of a run that says whether its model became the champion."""
 RANKED_BY = "exact_match_overall"
 """Losses over different masks are means over different tokens; answers are the same ones."""
 _VIEW = "pipelines"
@@ -14,6 +16,7 @@ _COLUMNS = {
     "attributes": ("Created",),
     "metrics": (RANKED_BY, "val_loss", "mask_density", "supervised_tokens"),
     "params": ("policy", "template", "chat_dataset"),
+    "tags": (GATE_TAG,),
 }
 
 

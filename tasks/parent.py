@@ -22,7 +22,7 @@ from tasks.destination import mlflow_url, shown_uri
 from tasks.evaluation_report import evaluation_tables, summary_metrics
 from tasks.inputs import SHOWN_DIGITS, dataset_input
 from tasks.journal import Journal
-from tasks.overview import KIND_TAG, PIPELINE
+from tasks.overview import GATE_TAG, KIND_TAG, PIPELINE
 from tasks.plots import training_plot
 from tasks.recording import recorded
 from tasks.records import Metrics, Params, Tags, Text, flatten, journal_path
@@ -59,7 +59,7 @@ def _recorded_flow(
     title: str, experiment: str, config: BaseModel, tags: dict[str, str], words: dict[str, str]
 ) -> Iterator[Journal]:
     journal = f"pipeline-{flow_run.id or uuid4()}"
-    with recorded(journal, title, experiment=experiment, tags=tags | _prefect_tags()) as run:
+    with recorded(journal, title, experiment=experiment, tags=tags, shared=_way_back()) as run:
         run.write(Params(values=words | flatten(config)))
         run.write(Text(name="config.json", text=config.model_dump_json(indent=2)))
         artifacts.mlflow_link(title, shown_uri(), lambda: mlflow_url(run.name))
@@ -83,6 +83,11 @@ def report_pipeline(run: Journal, base: DatasetRef, chat: DatasetRef, summary: S
         _report_training(run, stage, scores.checkpoint)
 
 
+def report_gate(run: Journal, decided: str) -> None:
+    """Say on a flow's run what the gate decided; a tag, since a retry may find it otherwise."""
+    run.write(Tags(values={GATE_TAG: decided}))
+
+
 def _data_figures(dataset: DatasetRef) -> dict[str, float]:
     manifest = read_manifest(Path(dataset.path), dataset.digest)
     tokens = {f"tokens_{split}": manifest.tokens(split) for split in SPLITS}
@@ -103,7 +108,8 @@ def _report_training(run: Journal, stage: str, checkpoint: CheckpointRef) -> Non
         run.write(Text(name=f"{stage}.svg", text=training_plot(journal, lineage.model_name)))
 
 
-def _prefect_tags() -> dict[str, str]:
+def _way_back() -> dict[str, str]:
+    """Return the tags that lead from a run in MLflow to the flow run that it is of."""
     if flow_run.id is None:
         return {}
     page = f"runs/flow-run/{flow_run.id}"

@@ -25,6 +25,7 @@ _LOCAL_PATIENCE = 120.0
 class _Open(NamedTuple):
     journal: Journal
     experiment: str
+    shared: dict[str, str]
     post: "_Post"
 
 
@@ -33,7 +34,12 @@ _current: ContextVar[_Open | None] = ContextVar("open_run", default=None)
 
 @contextmanager
 def recorded(
-    name: str, title: str, *, experiment: str = "mypt", tags: dict[str, str] | None = None
+    name: str,
+    title: str,
+    *,
+    experiment: str = "mypt",
+    tags: dict[str, str] | None = None,
+    shared: dict[str, str] | None = None,
 ) -> Iterator[Journal]:
     """Record what the block does as one run, below the run that is open around it.
 
@@ -46,19 +52,21 @@ def recorded(
         title: What people call the run.
         experiment: MLflow experiment of an outermost run; others are in their parent's.
         tags: What is known about the run from the start.
+        shared: Further tags, of this run and of all below it.
     """
     outer = _current.get()
     post = outer.post if outer else _Post()
     journal = Journal(name)
+    below = (outer.shared if outer else {}) | (shared or {})
     opened = Opened(
         experiment=outer.experiment if outer else experiment,
         title=title,
         parent=outer.journal.name if outer else None,
-        tags=tags or {},
+        tags=below | (tags or {}),
     )
     journal.write(opened)
     post.take(name)
-    token = _current.set(_Open(journal, opened.experiment, post))
+    token = _current.set(_Open(journal, opened.experiment, below, post))
     status: Status = "KILLED"
     try:
         yield journal

@@ -1,6 +1,7 @@
 """What every stage of the pipeline has in common as a Prefect task (D42)."""
 
 import errno
+import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import signature
@@ -138,3 +139,11 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 def _say_reused(_: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
     if state.name == "Cached":
         tell(f"reused: {run.name}")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line says more than that Prefect runs the hook above; it says so twice."""
+    return record.levelno > logging.INFO or _say_reused.__name__ not in record.getMessage()
+
+
+logging.getLogger("prefect.task_runs").addFilter(_is_news)

@@ -15,6 +15,7 @@ from mypt.references import CheckpointRef, DatasetRef
 
 CHAMPION = "champion.json"
 VERDICTS = "verdicts"
+HELD = "it is the champion already"
 QUESTIONS = 100
 """Asked where nobody says how many: without answers there is no leak to be seen."""
 RULE = (
@@ -115,6 +116,8 @@ def decide(candidate: ModelScores, before: ModelScores | None) -> Verdict:
             against.append(said)
     if before is None:
         better.append("there was no champion")
+    elif before.checkpoint.digest == candidate.checkpoint.digest:
+        better.append(HELD)
     elif not better:
         against.append("nothing is better")
     return Verdict(

@@ -1,19 +1,27 @@
+import re
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
 from prefect.deployments.runner import DeploymentTriggerTypes
 from prefect.events.schemas.automations import AutomationCore
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
 from pydantic import TypeAdapter
 
 from flows.catalogue import FLOWS, PIPELINE
+from tasks.gate import REFUSED
 
 ROOT = Path(__file__).parents[2]
+DEPLOYED = ROOT / "deployments"
 POOL, RETRAIN, AUTOMATIONS = (
-    yaml.safe_load((ROOT / "deployments" / f"{name}.yaml").read_text())
+    yaml.safe_load((DEPLOYED / f"{name}.yaml").read_text())
     for name in ("prefect", "retrain", "automations")
 )
+FAILED = "prefect.task-run.Failed"
 DEPLOYMENTS = POOL["deployments"] + RETRAIN["deployments"]
 
 
@@ -42,3 +50,37 @@ def test_the_examples_are_what_prefect_reads():
     TypeAdapter(DeploymentTriggerTypes).validate_python(trigger)
     for automation in AUTOMATIONS["automations"]:
         AutomationCore.model_validate(automation)
+
+
+def event(name, resource, called=""):
+    labels = {"prefect.resource.id": resource, "prefect.resource.name": called}
+    now = datetime.now(UTC)
+    return ReceivedEvent(occurred=now, received=now, event=name, resource=labels, id=uuid4())
+
+
+@pytest.mark.parametrize(
+    ("happened", "told"),
+    [
+        (event("prefect.flow-run.Crashed", "prefect.flow-run.1"), "a run failed or crashed"),
+        (event("prefect.flow-run.Completed", "prefect.flow-run.1"), None),
+        (event(FAILED, "prefect.task-run.1", "validate chat x"), "data were refused"),
+        (event(FAILED, "prefect.task-run.1", "pretrain x"), None),
+        (event(REFUSED, "mypt.model.chat-1"), "the gate refused a model"),
+        (event("mypt.data.changed", "mypt.data.raw"), None),
+    ],
+)
+def test_each_automation_is_set_off_by_what_its_name_says(happened, told):
+    fires = [
+        automation["name"]
+        for automation in AUTOMATIONS["automations"]
+        if EventTrigger.model_validate(automation["trigger"]).covers(happened)
+    ]
+    assert fires == ([f"mypt: {told}"] if told else [])
+
+
+def test_a_run_is_triggered_by_the_line_that_the_file_tells_people_to_emit():
+    (emitted,) = re.findall(
+        r"prefect event emit (\S+) --resource-id (\S+)", (DEPLOYED / "retrain.yaml").read_text()
+    )
+    (trigger,) = RETRAIN["deployments"][0]["triggers"]
+    assert EventTrigger.model_validate(trigger).covers(event(*emitted))

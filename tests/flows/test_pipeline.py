@@ -13,20 +13,25 @@ from prefect.client.schemas.filters import (
     ArtifactFilterFlowRunId,
     FlowRunFilter,
     FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
 )
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 
 from flows.pipeline import run_pipeline, sft_pipeline
 from mypt.config import load_pipeline
 from mypt.errors import ConfigError, DataError
+from mypt.evaluation.gate import champion
 from mypt.files import digest_file
 from mypt.home import find_checkpoint
 from mypt.references import DatasetRef
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage
 from tasks import training
+from tasks.gate import REFUSED
+from tasks.overview import KIND_TAG, PIPELINE
 from tasks.validation import validate
-from tests.flows.conftest import SECRET
+from tests.flows.conftest import CONFIG, SECRET
 
 STAGES = [
     "tokenize base corpus small-base",
@@ -64,7 +69,7 @@ def summary(ran):
     return json.loads(ran.paths[0].read_text())
 
 
-def task_runs(parent):
+def task_runs(parent, n=8):
     """Return the task runs of a flow run in order, once Prefect has written all of them."""
     flow_run = FlowRunFilter(
         id=FlowRunFilterId(any_=[UUID(parent.data.tags["prefect.flow_run_id"])])
@@ -72,7 +77,7 @@ def task_runs(parent):
     with get_client(sync_client=True) as client:
         for _ in range(100):
             found = client.read_task_runs(flow_run_filter=flow_run)
-            if len(found) == len(STAGES) and all(run.state.is_final() for run in found):
+            if len(found) == n and all(run.state.is_final() for run in found):
                 break
             time.sleep(0.1)  # task runs reach the database as events, a moment later
     return sorted(found, key=lambda run: run.start_time)
@@ -90,6 +95,19 @@ def test_the_second_run_reuses_every_stage_and_says_so(ran, parents):
     assert said == [f"reused: {name}" for name in STAGES]
     assert "reused" not in ran.first
     assert ran.paths[0] == ran.paths[1]
+
+
+def test_prefects_log_says_what_was_reused_and_nothing_of_how_that_is_found_out(parents):
+    run_id = UUID(parents[1].data.tags["prefect.flow_run_id"])
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    with get_client(sync_client=True) as client:
+        for _ in range(100):
+            lines = [line.message for line in client.read_logs(wanted)]
+            if sum(line.startswith("reused: ") for line in lines) == len(STAGES):
+                break
+            time.sleep(0.1)  # lines are sent in batches, a moment later
+    assert {f"reused: {name}" for name in STAGES} <= set(lines)
+    assert [line for line in lines if "hook" in line] == []
 
 
 def test_each_stage_follows_from_the_one_before(parents):
@@ -141,6 +159,7 @@ def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
     assert sorted(run.info.run_name for run in children) == sorted(STAGES)
     for run in children:
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.tags["mlflow.note.content"] == parents[0].data.tags["mlflow.note.content"]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -196,6 +215,37 @@ def test_mlflow_has_datasets_with_digests_and_what_the_stages_left(runs, mlflow,
     assert shown("fine-tune small-chat") == {"checkpoint", "lineage.html", "training.svg"}
     pages = {"lineage.html", "pretrain.svg", "sft.svg", "config.json"}
     assert shown(TITLE) == pages | tables
+
+
+def test_mlflows_tables_hold_the_figures_of_both_models_and_what_they_answered(
+    parents, mlflow, summary
+):
+    tables = {}
+    for listed in json.loads(parents[0].data.tags["mlflow.loggedArtifacts"]):
+        path = mlflow.download_artifacts(parents[0].info.run_id, listed["path"])
+        table = json.loads(Path(path).read_text())
+        tables[listed["path"]] = [
+            dict(zip(table["columns"], row, strict=True)) for row in table["data"]
+        ]
+    figures = {row["figure"]: row for row in tables["figures.json"]}
+    for column, model in (("base (chat form)", "base"), ("sft", "sft")):
+        assert figures["val_loss"][column] == summary[model]["val_loss"]
+        overall = figures["exact_match_overall"][column]
+        assert overall == summary[model]["exact_match"]["overall"]
+    whole = json.loads(Path(summary["evaluation"]).read_text())
+    assert [row["set"] for row in tables["sets.json"]] == ["chat", "base corpus"]
+    for row in tables["sets.json"]:
+        assert row.items() <= (whole["sets"][row["set"]] | {"set": row["set"]}).items()
+    groups = [whole[model]["tokens"]["groups"] for model in ("base", "sft")]
+    assert len(tables["tokens.json"]) == sum(map(len, groups[1].values()))
+    for row in tables["tokens.json"]:
+        old, new = (of[row["group"]][row["of"]] for of in groups)
+        assert (row["tokens"], row["base loss"], row["loss"]) == (
+            new["tokens"], old["loss"], new["loss"],
+        )  # fmt: skip
+    assert [tuple(row.values()) for row in tables["dialogues.json"]] == [
+        (said["prompt"], said["base"], said["sft"]) for said in whole["dialogues"]
+    ]
 
 
 def test_the_parent_repeats_what_runs_are_compared_by(parents, summary):
@@ -273,6 +323,59 @@ def test_no_secret_of_the_environment_is_kept_or_told(ran):
     assert {"mlflow.db", Path(database).name} <= {path.name for path in kept}
     assert [path for path in kept if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in ran.first + ran.second
+
+
+def gated(folder, learning_rate=CONFIG["sft"]["learning_rate"]):
+    """The small pipeline with the gate at its end, in a file of its own."""
+    asked = {
+        "sft": CONFIG["sft"] | {"learning_rate": learning_rate},
+        "evaluate": CONFIG["evaluate"] | {"gate": True},
+    }
+    path = folder / "gated.json"
+    path.write_text(json.dumps(CONFIG | asked))
+    return path
+
+
+def newest(mlflow):
+    """The pipeline run that MLflow got last."""
+    experiment = mlflow.get_experiment_by_name("small").experiment_id
+    wanted = f"tags.`{KIND_TAG}` = '{PIPELINE}'"
+    return mlflow.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])[0]
+
+
+def refusals():
+    """The events of refused models, once Prefect has one."""
+    wanted = {"filter": {"event": {"name": [REFUSED]}}}
+    with get_client(sync_client=True) as client:
+        for _ in range(100):
+            if found := client._client.post("/events/filter", json=wanted).json()["events"]:
+                return found
+            time.sleep(0.1)
+    raise AssertionError("no event arrived")
+
+
+def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_event(
+    ran, mlflow, parents, monkeypatch, capsys
+):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    assert {run.data.tags["gate"] for run in parents} == {"not asked"}
+    made = json.loads(run_pipeline(gated(ran.home)).read_text())
+    assert newest(mlflow).data.tags["gate"] == "promoted: there was no champion"
+    assert len(task_runs(newest(mlflow), len(STAGES) + 1)) == len(STAGES) + 1
+    assert champion().digest == made["digests"]["checkpoint"]
+    crowned = mlflow.get_model_version_by_alias("small", "champion")
+    assert crowned.tags["path"] == made["checkpoint"]
+    run_pipeline(gated(ran.home))
+    assert newest(mlflow).data.tags["gate"] == "promoted: it is the champion already"
+    capsys.readouterr()
+    run_pipeline(gated(ran.home, learning_rate=1e-6))
+    decided = newest(mlflow).data.tags["gate"]
+    assert decided.startswith("refused: loss ")
+    assert f"gate small: {decided}" in capsys.readouterr().out.splitlines()
+    assert champion().digest == made["digests"]["checkpoint"]
+    (event,) = refusals()
+    assert event["payload"]["reasons"] == decided.removeprefix("refused: ")
+    assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")
 
 
 def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatch, capsys):
