@@ -137,8 +137,9 @@ class _Agent:
             )
 
     def _read(self, speech: IO[str]) -> None:
-        for line in speech:
-            self._lines.put(line)
+        with speech:
+            for line in speech:
+                self._lines.put(line)
         self._lines.put(None)
 
 

@@ -31,14 +31,14 @@ BATCHES = [batch(*rows) for rows in STEP]
 N_SUPERVISED = sum(map(sum, STEP))
 
 
-def opened(plan, dtype, ranks, **changes):
-    torch.set_default_dtype(dtype)
+def opened(plan, weights, ranks, **changes):
+    torch.set_default_dtype(weights)
     try:
         made = plan(block_size=BLOCK, dropout=0.0, grad_accumulation=len(STEP), **changes)
         run = open_run(made, None, RunContext(), None, (), ranks)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert {weight.dtype for weight in run.model.parameters()} == {dtype}
+    assert {weight.dtype for weight in run.model.parameters()} == {weights}
     return run
 
 
@@ -98,6 +98,11 @@ def all_modes(plan, ranks):
         for mode, words in MODES.items():
             total, losses = gradients(opened(plan, dtype, ranks, **words), ranks)
             found[f"{mode} {dtype}"] = total.tolist(), losses
+    for mode in ("ddp", "fsdp"):
+        run = opened(plan, torch.float32, ranks, parallel=mode, dtype="bfloat16")
+        total, losses = gradients(run, ranks)
+        assert total.dtype == torch.float32
+        found[f"mixed {mode}"] = total.tolist(), losses
     return found
 
 
@@ -118,7 +123,7 @@ def off(found, expected):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, 4])
 def test_ranks_together_have_the_gradients_of_one_process(single, of_ranks, size, dtype, mode):
     expected, losses = single[1, dtype]
     for said in of_ranks(size):
@@ -128,13 +133,25 @@ def test_ranks_together_have_the_gradients_of_one_process(single, of_ranks, size
     assert theirs[2] == 0.0  # the rank without supervision, with four of them
 
 
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(single, of_ranks, mode):
+    """Near the gradients of float32, and not them; no gradient is rounded to bfloat16."""
+    expected, losses = single[1, torch.float32]
+    for said in of_ranks(2):
+        total, theirs = said[f"mixed {mode}"]
+        found = torch.tensor(total)
+        assert 1e-6 < off(found, expected) < 0.05
+        assert (found != found.bfloat16().float()).float().mean() > 0.5
+        assert theirs == pytest.approx(losses, rel=1e-2)
+
+
 def test_a_tree_in_one_process_is_the_same_sum(single, plan):
     for dtype, tolerance in TOLERANCE.items():
         found, _ = gradients(opened(plan, dtype, ALONE, reduction="tree"), ALONE)
         assert off(found, single[1, dtype][0]) <= tolerance
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, 4])
 def test_a_tree_gives_every_bit_at_any_number_of_ranks(of_ranks, plan, size):
     one, _ = gradients(opened(plan, torch.float32, ALONE, reduction="tree"), ALONE)
     for said in of_ranks(size):
