@@ -18,7 +18,16 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
-from flows.commands import answers, comparison, data, models, provenance, services, transfer
+from flows.commands import (
+    answers,
+    comparison,
+    data,
+    models,
+    planning,
+    provenance,
+    services,
+    transfer,
+)
 from mypt import __version__
 from mypt.errors import ConfigError, MyptError
 
@@ -36,8 +45,8 @@ app = App(
 )
 for command in (
     services.run, data.prepare, data.mask, data.adopt, data.validate, data.show, comparison.diff,
-    models.train, models.evaluate, answers.generate, answers.chat, answers.serve, transfer.export,
-    provenance.lineage, provenance.reproduce, services.up, services.sync,
+    planning.plan, models.train, models.evaluate, answers.generate, answers.chat, answers.serve,
+    transfer.export, provenance.lineage, provenance.reproduce, services.up, services.sync,
 ):  # fmt: skip
     app.command(command)
 

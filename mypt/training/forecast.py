@@ -1,0 +1,240 @@
+"""What a training will need and take, said before anything runs."""
+
+import math
+from typing import NamedTuple
+
+from mypt.config import Preset
+from mypt.errors import ConfigError
+from mypt.parsing import Frozen
+from mypt.training.counting import Operations, Weights, count_operations, count_weights
+from mypt.training.machines import FAILURE_HOURS, WRITE_RATE, Machine
+from mypt.training.memory import Memory, Parallel, estimate
+
+_STEP_BYTES = 16
+"""What the history keeps of a step."""
+_HOUR = 3600.0
+
+
+class Data(NamedTuple):
+    """What a dataset decides of a training."""
+
+    tokens: int
+    """Read once an epoch."""
+    steps: int
+    """Of an epoch."""
+    density: float
+    """Share of the tokens that is supervised."""
+    other_bytes: int = 0
+    """Of the tokenizer's state, which every checkpoint holds."""
+
+
+class Checkpoints(Frozen):
+    """What is written, and how often it should be."""
+
+    bytes: int
+    """Of the last one."""
+    write_seconds: float
+    failure_seconds: float
+    """Between two failures of any process."""
+    interval_seconds: float
+    """Between two checkpoints, so that writing and repeated steps cost least."""
+    interval_steps: int | None
+    """The same in steps, at least 1; None where the time of a step is not known."""
+
+
+class Forecast(Frozen):
+    """One training, before it runs."""
+
+    name: str
+    weights: Weights
+    parameters: int
+    processes: int
+    parallel: Parallel
+    memory: dict[Parallel, Memory]
+    """Of each process, by what it would hold; ``parallel`` is what the config says."""
+    memory_limit: int | None
+    """Of a named GPU."""
+    density: float
+    tokens_per_step: int
+    steps: int
+    """Of the whole training."""
+    steps_per_epoch: int | None
+    """None without a dataset, as the next one."""
+    tokens_per_epoch: int | None
+    operations: Operations
+    """Of one step, on all processes."""
+    operations_per_token: float
+    checkpoints: Checkpoints
+    where: str
+    """What computes; empty where no time is given."""
+    measured: bool
+    """Whether the time comes from a probe, not from a table."""
+    step_seconds: float | None
+    seconds: float | None
+    """Of all steps and evaluations."""
+    cost: float | None
+    assumed: tuple[str, ...]
+    """What was neither read nor measured, a line each."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a process fits into the named GPU; true where none is named."""
+        return self.memory_limit is None or self.memory[self.parallel].peak <= self.memory_limit
+
+
+def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Forecast:
+    """Return what training ``preset`` needs and takes on ``machine``.
+
+    Raises:
+        ConfigError: If the processes do not divide a step's micro-batches.
+    """
+    check_world(preset, machine.processes)
+    weights, density = count_weights(preset), data.density if data else 1.0
+    step = _count(preset, preset.grad_accumulation, density)
+    step_seconds = _step_seconds(preset, machine, step)
+    seconds = None if step_seconds is None else step_seconds * _steps_worth(preset, step)
+    several: Parallel = "ddp" if preset.parallel == "none" else preset.parallel
+    kind, dtype = _arithmetic(preset, machine)
+    modes: tuple[Parallel, ...] = ("none",) if machine.processes == 1 else ("ddp", "fsdp")
+    tokens = preset.batch_size * preset.grad_accumulation * preset.block_size
+    price = machine.price_per_hour
+    return Forecast(
+        name=preset.name,
+        weights=weights,
+        parameters=weights.total,
+        processes=machine.processes,
+        parallel="none" if machine.processes == 1 else several,
+        memory={
+            mode: estimate(
+                preset, mode, processes=machine.processes, density=density, dtype=dtype, device=kind
+            )
+            for mode in modes
+        },
+        memory_limit=machine.gpu.memory if machine.gpu else None,
+        density=density,
+        tokens_per_step=tokens,
+        steps=preset.max_iters,
+        steps_per_epoch=data.steps if data else None,
+        tokens_per_epoch=data.tokens if data else None,
+        operations=step,
+        operations_per_token=step.total / tokens,
+        checkpoints=_checkpoints(preset, weights, machine, data, step_seconds),
+        where=_where(machine),
+        measured=machine.probe is not None,
+        step_seconds=step_seconds,
+        seconds=seconds,
+        cost=None if price is None or seconds is None
+        else seconds / _HOUR * machine.processes * price,
+        assumed=_assumed(machine, data),
+    )  # fmt: skip
+
+
+def check_world(preset: Preset, processes: int) -> None:
+    """Refuse a number of processes that leaves some of them waiting for others in every step.
+
+    Raises:
+        ConfigError: If it does not divide the micro-batches of a step.
+    """
+    n = preset.grad_accumulation
+    if n % processes:
+        raise ConfigError(
+            f"{processes} processes do not divide grad_accumulation {n}, the micro-batches of a"
+            f" step; set it to a multiple of {processes} and batch_size so much smaller, or take"
+            f" another count, such as {max(d for d in range(1, processes) if n % d == 0)}"
+        )
+
+
+def best_interval(write: float, failure: float) -> float:
+    """Return seconds between checkpoints at which failures cost least.
+
+    Young's square root (CACM 17, 1974) with Daly's further terms (FGCS 22, 2006, equation 37).
+
+    Args:
+        write: Seconds that a checkpoint takes.
+        failure: Seconds between two failures, on average.
+    """
+    if write >= 2 * failure:
+        return failure
+    root = math.sqrt(write / (2 * failure))
+    return math.sqrt(2 * write * failure) * (1 + root / 3 + root**2 / 9) - write
+
+
+def _count(preset: Preset, micros: int, density: float) -> Operations:
+    return count_operations(
+        preset,
+        preset.batch_size * micros,
+        density=density,
+        prune_last_block=preset.prune_last_block,
+        checkpointing=preset.activation_checkpointing,
+    )
+
+
+def _arithmetic(preset: Preset, machine: Machine) -> tuple[str, str]:
+    """Return the kind of device and of products; a GPU is planned in bfloat16 unless told."""
+    if machine.probe is not None:
+        return machine.probe.kind, machine.probe.dtype
+    dtype = "bfloat16" if preset.dtype == "auto" else preset.dtype
+    return "cuda" if machine.gpu or preset.device != "cpu" else "cpu", dtype
+
+
+def _step_seconds(preset: Preset, machine: Machine, step: Operations) -> float | None:
+    if machine.probe is not None:
+        micros = preset.grad_accumulation // machine.processes
+        return micros * machine.probe.micro_seconds + machine.probe.update_seconds
+    if machine.gpu is not None:
+        speed = machine.processes * machine.gpu.peak * machine.utilisation
+        return (step.total + step.again) / speed
+    return None
+
+
+def _steps_worth(preset: Preset, step: Operations) -> float:
+    """Return steps and evaluations, these as steps: a forward pass is a third of one."""
+    evaluations = 1 + -(-preset.max_iters // preset.eval_interval)
+    share = step.total / (step.total + step.again)
+    passes = 2 * preset.eval_iters / preset.grad_accumulation
+    return preset.max_iters + evaluations * passes * share / 3
+
+
+def _checkpoints(
+    preset: Preset,
+    weights: Weights,
+    machine: Machine,
+    data: Data | None,
+    step_seconds: float | None,
+) -> Checkpoints:
+    size = 12 * weights.total + _STEP_BYTES * preset.max_iters + (data.other_bytes if data else 0)
+    write = size / (machine.write_rate or WRITE_RATE)
+    failure = machine.failure_hours * _HOUR / machine.processes
+    interval = best_interval(write, failure)
+    return Checkpoints(
+        bytes=size,
+        write_seconds=write,
+        failure_seconds=failure,
+        interval_seconds=interval,
+        interval_steps=None if step_seconds is None else max(1, round(interval / step_seconds)),
+    )
+
+
+def _assumed(machine: Machine, data: Data | None) -> tuple[str, ...]:
+    lines = []
+    if data is None:
+        lines.append("every token is supervised; --dataset_dir tells what is")
+    if machine.gpu is not None:
+        lines.append(
+            f"{machine.utilisation:.0%} of the peak that is published,"
+            f" {machine.gpu.peak / 1e12:.4g} TFLOP/s"
+        )
+    if machine.probe is not None and machine.processes > 1:
+        lines.append("processes do not slow each other down")
+    if machine.write_rate is None:
+        lines.append(f"checkpoints are written at {WRITE_RATE / 1e9:g} GB a second")
+    usual = machine.failure_hours == FAILURE_HOURS
+    source = ", as Llama 3's trainings had it" if usual else ""
+    lines.append(f"{machine.failure_hours:,.0f} hours between failures of a process{source}")
+    return tuple(lines)
+
+
+def _where(machine: Machine) -> str:
+    if machine.probe is not None:
+        return machine.probe.device
+    return f"{machine.processes} x {machine.gpu.name}" if machine.gpu else ""

@@ -1,0 +1,158 @@
+"""What one process of a training keeps in memory, by part, before it is started."""
+
+from typing import Literal
+
+from mypt.config import Preset
+from mypt.parsing import Frozen
+from mypt.training.counting import Weights, count_weights
+
+Parallel = Literal["none", "ddp", "fsdp"]
+_FLOAT = 4
+"""Bytes of a weight, a gradient and a moment: float32, whatever the products are made in."""
+_CHUNK = 1 << 26
+"""Bytes of logits that the head makes at a time (:mod:`mypt.model.linear_loss`)."""
+_SOFTMAX = 1 << 20
+"""Bytes of them that it brings to float32 at a time."""
+
+
+class Memory(Frozen):
+    """Bytes of one process, without what the runtime takes for itself (about 1 GB on a GPU)."""
+
+    weights: int
+    """With what fsdp gathers of the others' parts while it computes."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the blocks of one micro-batch keep for the backward pass."""
+    head: int
+    """Logits, their gradients and the vocabulary's, while the loss is made."""
+    peak: int
+    """The most at once: gradients grow while activations go."""
+    snapshot: int
+    """On the CPU beside it, while a checkpoint is written."""
+
+
+def estimate(
+    preset: Preset,
+    parallel: Parallel,
+    *,
+    processes: int = 1,
+    density: float = 1.0,
+    dtype: str = "bfloat16",
+    device: str = "cuda",
+) -> Memory:
+    """Return what one of ``processes`` keeps of a step of ``preset``.
+
+    Args:
+        preset: Sizes and training values.
+        parallel: Whether each process holds the whole model or a part of it.
+        processes: How many share a step.
+        density: Share of the tokens that is supervised.
+        dtype: float32 or bfloat16, of the products.
+        device: Kind of device; on a CPU attention computes in float32 and, with dropout, keeps
+            whole squares of weights.
+    """
+    on_cpu = device == "cpu"
+    weights, width = count_weights(preset), 4 if dtype == "float32" else 2
+    micros = -(-preset.grad_accumulation // processes)
+    rows = preset.batch_size * preset.block_size
+    own = _FLOAT * weights.total
+    gathered, sums = 0, own
+    if parallel == "fsdp":
+        own = -(-own // processes)
+        gathered, sums = _gathered(preset, weights, width)
+        sums += own
+    if preset.reduction == "tree":
+        sums = own * micros.bit_length()
+    activations = _activations(preset, rows, density, width, on_cpu)
+    if width < _FLOAT and parallel != "fsdp":
+        activations += width * weights.blocks  # autocast keeps its copies until the pass is over
+    head = _head(preset, round(rows * density), width)
+    back = _FLOAT * preset.vocab_size * preset.n_embd + rows * _way_back(preset, width, on_cpu)
+    stands = sums if micros > 1 or parallel == "ddp" else 0
+    return Memory(
+        weights=own + gathered,
+        gradients=sums,
+        optimizer=2 * own,
+        activations=activations,
+        head=head,
+        peak=3 * own + gathered + max(activations + max(head, back) + stands, sums),
+        snapshot=3 * own,
+    )
+
+
+def _gathered(preset: Preset, weights: Weights, width: int) -> tuple[int, int]:
+    """Return bytes of weights and of gradients that are whole while fsdp computes.
+
+    The vocabulary's matrix stays whole from the forward pass to the backward pass; of the blocks
+    one computes while the next one comes.
+    """
+    whole = weights.total - weights.blocks + 2 * weights.blocks // preset.n_layer
+    return width * whole, width * whole
+
+
+def _head(preset: Preset, supervised: int, width: int) -> int:
+    """Return bytes of one pass over the supervised tokens of a micro-batch."""
+    table = preset.vocab_size * preset.n_embd
+    most = max(1, _CHUNK // (width * preset.vocab_size))
+    chunk = -(-supervised // max(1, -(-supervised // most)))
+    lower = 0
+    if width < _FLOAT:
+        lower = width * (table + supervised * preset.n_embd) + _SOFTMAX
+    states = _FLOAT * preset.n_embd * (2 * supervised + 4 * chunk)
+    return width * chunk * preset.vocab_size + lower + states + _FLOAT * table
+
+
+def _activations(preset: Preset, rows: int, density: float, width: int, on_cpu: bool) -> int:
+    """Return bytes that all blocks and the last norm keep of ``rows`` tokens."""
+    wanted = density if preset.prune_last_block else 1.0
+    stream = _FLOAT * preset.n_embd
+    asked, answered = _block(preset, width, on_cpu)
+    kept = preset.n_layer * asked + (preset.n_layer - 1 + wanted) * answered
+    if preset.activation_checkpointing:
+        kept = preset.n_layer * stream
+    kept += wanted * _norm(preset, 0) + (stream if preset.dropout else 0)
+    return round(rows * kept)
+
+
+def _way_back(preset: Preset, width: int, on_cpu: bool) -> int:
+    """Return bytes a token of a block's gradients, and of what is computed again for them."""
+    gradients = _FLOAT * preset.n_embd + width * (_fan_out(preset) + preset.inner_width)
+    if preset.activation_checkpointing:
+        gradients += sum(_block(preset, width, on_cpu))
+    return gradients
+
+
+def _block(model: Preset, width: int, on_cpu: bool) -> tuple[int, int]:
+    """Return bytes a token that one block keeps: for keys and values, and for all the rest.
+
+    Each product keeps what goes in; so do the norms, in float32, attention and the MLP's bend.
+    """
+    c, keys = model.n_embd, model.key_heads * model.head_width
+    inside = _FLOAT if on_cpu else width  # attention's arithmetic (D21)
+    shared = c if model.key_heads < model.n_head else keys  # repeated for each query
+    asked = _norm(model, width) + inside * 2 * shared
+    answered = inside * 2 * c + (width * c if inside > width else 0) + _norm(model, width)
+    if model.qk_norm:
+        answered += _FLOAT * 2 * (c + keys)
+    elif model.pos_encoding == "rope" and width == _FLOAT:
+        answered += _FLOAT * (c + keys)
+    if model.dropout:
+        squares = 3 * inside * model.n_head * model.block_size
+        answered += squares + 2 * width * c if on_cpu else 2 * c
+    return asked, answered + width * (_fan_out(model) + model.inner_width + _gate(model))
+
+
+def _norm(model: Preset, width: int) -> int:
+    """Return bytes a token of a norm's input, of what it makes of it, and of its output."""
+    normed = _FLOAT if model.norm_type == "rmsnorm" else 0
+    return (_FLOAT + normed + width) * model.n_embd
+
+
+def _fan_out(model: Preset) -> int:
+    """Return numbers that the MLP keeps of its first product; a square needs only its root."""
+    return model.inner_width + _gate(model)
+
+
+def _gate(model: Preset) -> int:
+    return model.inner_width if model.mlp_type == "swiglu" else 0

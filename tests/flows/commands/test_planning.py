@@ -1,0 +1,44 @@
+"""``mypt plan``: what a training needs, as a table or as JSON."""
+
+import json
+
+from flows.cli import main
+
+
+def test_a_preset_is_planned_for_gpus(capsys):
+    words = ["plan", "configs/150M.json", "--gpu", "h100", "--count", "4", "--price_per_hour", "2"]
+    assert main([*words, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["trainings"]
+    assert found["parameters"] == 152_101_632
+    assert set(found["memory"]) == {"ddp", "fsdp"}
+    assert found["cost"] > 0
+    assert not found["measured"]
+    assert main(words) == 0
+    assert "4 x NVIDIA H100 SXM, calculated" in capsys.readouterr().out
+
+
+def test_this_machine_is_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path))
+    assert main(["plan", "configs/smoke.json", "--probe", "3", "--json"]) == 0
+    base, chat = json.loads(capsys.readouterr().out)["trainings"]
+    assert base["measured"]
+    assert chat["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fits_no_gpu_is_a_finding(capsys, tmp_path):
+    large = tmp_path / "large.json"
+    large.write_text('{"n_layer": 48, "n_embd": 8192, "n_head": 64, "batch_size": 1}')
+    assert main(["plan", str(large), "--gpu", "l4"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_wrong_use_is_said_in_one_line(capsys):
+    for words, said in (
+        (["--gpu", "abacus"], "not in the table"),
+        (["--count", "8"], "8 processes do not divide grad_accumulation 4"),
+        (["--utilisation", "1.5"], "at most 1"),
+        (["--price_per_hour", "0"], "above 0"),
+    ):
+        assert main(["plan", "configs/150M.json", *words]) == 2
+        assert said in capsys.readouterr().err

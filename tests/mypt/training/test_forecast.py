@@ -1,0 +1,127 @@
+"""What is said before a training is what the training then does."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mypt.config import Preset
+from mypt.errors import ConfigError
+from mypt.training.counting import count_operations
+from mypt.training.forecast import Data, best_interval, forecast
+from mypt.training.forecast_table import render
+from mypt.training.machines import GPUS, Machine, Probe, find_gpu
+from mypt.training.planning import plan, read_presets
+
+H100 = GPUS["h100"]
+
+
+def test_a_checkpoint_is_as_large_as_was_said(tiny, chat_dataset, plan, finish):
+    end = finish(plan(n_embd=64))["end"]
+    written = sum(file.stat().st_size for file in Path(end.checkpoint.path).iterdir())
+    size = (chat_dataset / "tokenizer_state.json").stat().st_size
+    found = forecast(tiny(n_embd=64), Machine(), Data(1000, 10, 0.5, other_bytes=size))
+    assert found.checkpoints.bytes == pytest.approx(written, rel=0.05)
+
+
+def test_tokens_steps_and_density_are_those_of_the_loader(tiny, chat_dataset, plan, finish):
+    from mypt.training.planning import plan as forecasts
+
+    for batching in ("windows", "packed"):
+        preset = tiny(batching=batching, max_lost=1.0)
+        (found,) = forecasts((preset,), Machine(), dataset_dir=chat_dataset)
+        steps = finish(plan(f"m-{batching}", batching=batching, max_lost=1.0))["steps"]
+        assert found.tokens_per_epoch is not None
+        assert sum(s.tokens for s in steps) == pytest.approx(
+            len(steps) * found.tokens_per_epoch / found.steps_per_epoch, rel=0.1
+        )
+        learned = sum(step.supervised for step in steps) / len(steps)
+        assert learned == pytest.approx(found.density * found.tokens_per_step, rel=0.1)
+
+
+@pytest.mark.parametrize(("write", "failure"), [(1, 100), (8, 86400), (60, 3600), (0.1, 1e7)])
+def test_the_best_interval_is_where_the_expected_time_is_least(write, failure):
+    """Against a search over Daly's expected time, with failures at random."""
+    intervals = np.geomspace(write / 10, 10 * failure, 200_001)
+    expected = np.expm1((intervals + write) / failure) / intervals
+    best = intervals[np.argmin(expected)]
+    assert best_interval(write, failure) == pytest.approx(best, rel=0.01)
+
+
+def test_young_is_the_limit_of_few_failures():
+    assert best_interval(8, 24 * 3600 * 1000) == pytest.approx(
+        math.sqrt(2 * 8 * 24 * 3600 * 1000), rel=0.01
+    )
+    assert best_interval(100, 50) == 50  # writing takes longer than a machine lives
+
+
+def test_a_gpu_is_as_quick_as_its_peak_and_the_share_say(tiny):
+    preset = tiny(grad_accumulation=8, eval_iters=1, eval_interval=12)
+    found = forecast(preset, Machine(8, gpu=H100, utilisation=0.5, price_per_hour=3.0))
+    work = count_operations(preset, 4 * 8).total
+    assert found.step_seconds == pytest.approx(work / (8 * 0.5 * H100.peak))
+    # two evaluations of one micro-batch of each split, of which 24 cost what a step does
+    assert found.seconds == pytest.approx(found.step_seconds * (12 + 2 * 2 / 24))
+    assert found.cost == pytest.approx(found.seconds / 3600 * 8 * 3.0)
+    assert not found.measured
+
+
+def test_a_probe_is_scaled_by_micro_batches(tiny):
+    probe = Probe("CPU", "cpu", "float32", 20, micro_seconds=0.5, update_seconds=0.1)
+    found = forecast(tiny(grad_accumulation=8, parallel="ddp"), Machine(2, probe=probe))
+    assert found.step_seconds == pytest.approx(4 * 0.5 + 0.1)
+    assert found.measured
+    assert "processes do not slow each other down" in found.assumed
+
+
+def test_what_is_timed_is_what_training_takes(tiny, plan, finish):
+    """Loosely: another program may take the processor meanwhile."""
+    sizes = {"n_embd": 64, "batch_size": 16, "grad_accumulation": 2}
+    steps = finish(plan(**sizes))["steps"]
+    taken = sorted(step.seconds for step in steps)[len(steps) // 2]
+    from mypt.training.planning import plan as forecasts
+
+    (found,) = forecasts((tiny(**sizes),), Machine(), probe_steps=5)
+    assert taken / 4 < found.step_seconds < taken * 4
+    assert found.where.endswith("1 threads")
+
+
+@pytest.mark.parametrize("processes", [3, 4, 16])
+def test_processes_that_would_wait_are_refused(tiny, processes):
+    with pytest.raises(ConfigError, match=f"{processes} processes do not divide"):
+        forecast(tiny(grad_accumulation=8 if processes != 4 else 2), Machine(processes))
+
+
+def test_a_model_that_fits_no_gpu_says_so():
+    large = Preset(n_layer=48, n_embd=8192, n_head=64, batch_size=1, grad_accumulation=8)
+    found = forecast(large, Machine(8, gpu=H100))
+    assert not found.fits
+    assert forecast(large.model_copy(update={"parallel": "fsdp"}), Machine(8, gpu=H100)).fits is (
+        found.memory["fsdp"].peak <= H100.memory
+    )
+
+
+def test_every_figure_is_printed(tiny):
+    from rich.console import Console
+
+    console = Console(width=200, record=True)
+    console.print(render(forecast(tiny(), Machine(gpu=H100), Data(1000, 8, 0.5))))
+    said = console.export_text()
+    for part in ("parameters", "memory of one process", "FLOPs a step", "a checkpoint", "an epoch",
+                 "50.0% supervised", "calculated", "40% of the peak", "50,000 hours"):  # fmt: skip
+        assert part in said
+
+
+def test_a_pipeline_has_two_trainings_of_one_architecture():
+    base, chat = read_presets(Path("configs/demo.json"))
+    assert base.architecture() == chat.architecture()
+    found = plan((base, chat), Machine())
+    assert [one.parameters for one in found] == [646_272] * 2
+
+
+def test_unknown_gpus_and_datasets_of_pipelines_are_refused(chat_dataset):
+    with pytest.raises(ConfigError, match="expected one of l4"):
+        find_gpu("h1000")
+    with pytest.raises(ConfigError, match="the config of a pipeline"):
+        plan(read_presets(Path("configs/demo.json")), Machine(), dataset_dir=chat_dataset)

@@ -1,0 +1,101 @@
+"""What a step keeps in memory is estimated to a tenth."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from mypt.config import Preset
+from mypt.model.gpt import GPT
+from mypt.training.memory import estimate
+from mypt.training.optim import make_optimizer
+
+BOUND = 0.10
+SIZES = {
+    "block_size": 64, "vocab_size": 1024, "n_layer": 3, "n_head": 4, "n_embd": 64,
+    "batch_size": 8, "dropout": 0.0,
+}  # fmt: skip
+MODERN = {
+    "norm_type": "rmsnorm", "pos_encoding": "rope", "qk_norm": True, "mlp_type": "swiglu",
+    "n_kv_head": 2, "tie_weights": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"dropout": 0.1}, {"grad_accumulation": 3}, {"bias": True, "mlp_type": "relu2"}, MODERN,
+     {"activation_checkpointing": True}, {"vocab_size": 50304}, {"n_layer": 8, "block_size": 32}],
+)  # fmt: skip
+def test_the_peak_is_what_a_step_needs(kind, dtype, density):
+    preset = Preset.model_validate(SIZES | kind)
+    expected = estimate(preset, "none", density=density, dtype=dtype, device="cpu")
+    assert expected.peak == pytest.approx(_peak(preset, dtype, density), rel=BOUND)
+
+
+def test_ranks_of_fsdp_divide_what_they_keep_and_gather_two_blocks():
+    preset = Preset.model_validate(SIZES | {"grad_accumulation": 8, "n_layer": 16})
+    whole = estimate(preset, "ddp", processes=8)
+    parts = estimate(preset, "fsdp", processes=8)
+    assert parts.optimizer == -(-whole.optimizer // 16) * 2
+    assert whole.weights // 8 < parts.weights < whole.weights // 2
+    assert parts.activations < whole.activations  # no copies of autocast's
+    assert parts.snapshot * 8 == whole.snapshot
+
+
+def test_a_tree_holds_a_sum_a_level():
+    sizes = SIZES | {"grad_accumulation": 8}
+    plain = estimate(Preset.model_validate(sizes), "none")
+    tree = estimate(Preset.model_validate(sizes | {"reduction": "tree"}), "none")
+    assert tree.gradients == 4 * plain.gradients
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self._known = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for found in tree_iter(out):
+            if isinstance(found, torch.Tensor):
+                self._note(found.untyped_storage())
+        return out
+
+    def _note(self, storage):
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key):
+        self.now -= self._known.pop(key)
+
+
+def _peak(preset, dtype, density):
+    """Return the most bytes that were alive in the second step, when all moments are there."""
+    torch.manual_seed(0)
+    with _Live() as live:
+        model = GPT(preset.gpt()).train()
+        model.transformer.checkpoint_blocks(preset.activation_checkpointing)
+        optimizer = make_optimizer(model, preset)
+        for _ in range(2):
+            live.most = live.now
+            for _ in range(preset.grad_accumulation):
+                ids = torch.randint(preset.vocab_size, (preset.batch_size, preset.block_size))
+                mask = (torch.rand(ids.shape) < density).to(torch.uint8)
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                    loss = model.loss(ids, ids, mask)
+                loss.total.backward()
+                del loss
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return live.most
