@@ -136,7 +136,7 @@ _ADVICE = {
     errno.EACCES: "change its permissions or name another place",
     errno.EPERM: "change its permissions or name another place",
     errno.EROFS: "name a place that can be written",
-    errno.ENOENT: "name one that is there",
+    errno.ENOENT: "check the path",
     errno.ENOTDIR: "one of its parts is a file; expected a folder",
     errno.EISDIR: "a folder; expected a file",
     errno.EEXIST: "a file of that name is in the way; name another",

@@ -77,9 +77,15 @@ class Architecture(Frozen):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
+            raise ValueError(
+                f"n_head {self.n_head} does not divide n_embd {self.n_embd}; set n_head to one that"
+                " does"
+            )
         if self.n_head % self.key_heads:
-            raise ValueError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}")
+            raise ValueError(
+                f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; set n_kv_head to"
+                " one that does"
+            )
         if self.pos_encoding == "rope" and self.head_width % 2:
             raise ValueError(
                 f"rope turns pairs of numbers; n_embd / n_head is {self.head_width}, expected an"

@@ -1,6 +1,7 @@
 """What holds for every file of the project."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,15 @@ def test_light_work_imports_nothing_heavy(statement):
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_pain_in_the_design_is_held_by_tests_that_exist():
+    text = (ROOT / "DESIGN.md").read_text()
+    table = text.partition("Pains, and the test that holds each")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", table, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 34))
+    for number, names in rows:
+        assert re.fullmatch(r"`[\w/]+\.py::test_\w+`(, `[\w/]+\.py::test_\w+`)*", names), number
+        for path, name in re.findall(r"`(.+?)::(.+?)`", names):
+            tests = ast.walk(ast.parse((ROOT / "tests" / path).read_text()))
+            assert name in {node.name for node in tests if isinstance(node, ast.FunctionDef)}

@@ -31,8 +31,10 @@ def render_report(report: ValidationReport) -> RenderableType:
         parts += [
             _line("rendered", f"{stats.rendered:,} rows written and encoded once more, compared"),
             _density_table({"in all": stats.total, **stats.by_role, **stats.by_source}),
-            Text(f"chat is expected to be supervised from {low:.0%} to {high:.0%}", style="dim"),
         ]
+        if set(stats.by_role) != {"text"}:
+            bounds = f"chat is expected to be supervised from {low:.0%} to {high:.0%}"
+            parts.append(Text(bounds, style="dim"))
     if stats.length is not None:
         parts.append(_length(stats.length))
     for finding in report.findings:

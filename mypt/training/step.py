@@ -81,7 +81,9 @@ def _check_finite(run: Run, losses: list[float], norm: float) -> None:
     found = f"loss {losses[suspects[0]]}" if suspects else f"gradient norm {norm}"
     rows = [row for i in suspects or range(len(losses)) for row in _odd_rows(run, i)]
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    kept = "the last checkpoint is good" if run.state.step else "there is no checkpoint yet"
+    kept = f"the checkpoint of step {run.saved_step} is good"
+    if run.saved_step is None:
+        kept = "there is no checkpoint yet"
     raise TrainingError(
         f"step {run.state.step + 1}: {found} where a finite one was expected, in"
         f" {', '.join(rows[:3])}{more}; nothing was updated and {kept};"

@@ -174,6 +174,16 @@ def test_reports_print_every_finding_with_its_count(tmp_path):
     assert said.splitlines()[-1].startswith("ok: 0 errors, ")
 
 
+def test_a_report_of_plain_text_says_nothing_of_chat(tmp_path):
+    (tmp_path / "text.txt").write_text("One.\n\n" * 20)
+    config = PrepareConfig(
+        sources=(Source(path=str(tmp_path / "text.txt")),), tokenization="byte", val_fraction=0.0
+    )
+    said = printed(render_report(validate(Path(tokenize(config, tmp_path / "dataset").path))))
+    assert "in all" in said
+    assert "chat" not in said
+
+
 def test_a_manifest_and_a_difference_are_printed(tmp_path, whole):
     path = made(tmp_path)
     assert "talks.jsonl: messages, 3 rows read" in printed(

@@ -1,5 +1,6 @@
 """Token scores against one conversation at a time, and what is made of them against arithmetic."""
 
+import dataclasses
 import json
 import math
 
@@ -90,16 +91,22 @@ def test_classes_turns_and_bytes_are_what_the_spans_say(dataset):
 
 
 def test_groups_weigh_every_token_the_same(dataset):
+    """Pain 25: a class of few tokens that is always right is not half of the accuracy."""
     scores = score_tokens(model_of(dataset), dataset)
+    stops = scores.places["token"] == dataset.tokenizer.stop_id
+    scores = dataclasses.replace(scores, hit=stops)
     report = describe(scores, dataset)
     assert report.all.loss == pytest.approx(scores.loss.mean())
+    assert report.all.accuracy == pytest.approx(stops.sum() / len(stops))
+    assert report.groups["class"]["stop"].accuracy == 1.0
     for members in report.groups.values():
         total = sum(group.loss * group.tokens for group in members.values())
         assert total / report.all.tokens == pytest.approx(report.all.loss)
+        right = sum(group.accuracy * group.tokens for group in members.values())
+        assert right == pytest.approx(stops.sum())
         assert sum(group.tokens for group in members.values()) == report.all.tokens
     n_bytes = scores.places["n_bytes"].sum()
     assert report.bits_per_byte == pytest.approx(scores.loss.sum() / math.log(2) / n_bytes)
-    stops = scores.places["token"] == dataset.tokenizer.stop_id
     assert report.stop_recall == pytest.approx(scores.said_stop[stops].mean())
     assert report.false_stops == pytest.approx(scores.said_stop[~stops].mean())
     assert sum(found.tokens for found in report.calibration) == report.all.tokens

@@ -145,6 +145,24 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(single, of_ranks
         assert theirs == pytest.approx(losses, rel=1e-2)
 
 
+def test_a_rank_without_any_supervision_takes_its_part_and_adds_nothing(plan, monkeypatch):
+    """Pain 2, last half: all that is supervised lies on the other rank."""
+    one_sided = [BATCHES[0], BATCHES[3], BATCHES[2], BATCHES[2]]
+    monkeypatch.setitem(globals(), "BATCHES", one_sided)
+    monkeypatch.setitem(globals(), "N_SUPERVISED", sum(int(b.loss_mask.sum()) for b in one_sided))
+    expected, losses = gradients(opened(plan, torch.float64, ALONE), ALONE)
+
+    def both_modes(ranks):
+        modes = [opened(plan, torch.float64, ranks, parallel=way) for way in ("ddp", "fsdp")]
+        return [(total.tolist(), said) for total, said in (gradients(r, ranks) for r in modes)]
+
+    assert losses[2:] == [0.0, 0.0]
+    for said in together(2, both_modes):
+        for total, theirs in said:
+            assert off(torch.tensor(total, dtype=torch.float64), expected) <= 1e-13
+            assert theirs == pytest.approx(losses, rel=1e-6)
+
+
 def test_a_tree_in_one_process_is_the_same_sum(single, plan):
     for dtype, tolerance in TOLERANCE.items():
         found, _ = gradients(opened(plan, dtype, ALONE, reduction="tree"), ALONE)

@@ -1,14 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.dataset import prepare
+from mypt.data.dataset import open_dataset, prepare
 from mypt.errors import CheckpointError, ConfigError, TrainingError
+from mypt.evaluation.masked_loss import validation_loss
 from mypt.home import models_dir
 from mypt.training import loop
-from mypt.training.checkpoint import load_checkpoint
+from mypt.training.checkpoint import load_checkpoint, load_model
 from mypt.training.events import CheckpointSaved, EvalReport, Finished, Sample, Started, StepReport
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
@@ -192,8 +194,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(plan, monkeypatch, fi
         seen["run"] = run
 
     poisoned(monkeypatch, 7, poison)
-    with pytest.raises(TrainingError, match=r"step 8: loss nan .* lines? \d+"):
+    with pytest.raises(TrainingError, match=r"step 8: loss nan .* lines? \d+") as caught:
         finish(plan())
+    assert "the checkpoint of step 6 is good" in str(caught.value)
     for before, after in zip(seen["before"], seen["run"].model.parameters(), strict=True):
         assert torch.equal(before.nan_to_num(), after.nan_to_num())
     assert load_checkpoint(models_dir() / "m" / "step_000006").state.step == 6
@@ -204,8 +207,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(plan, monkeypatch
         run.model.transformer.ln_f.weight.register_hook(lambda grad: grad * math.inf)
 
     poisoned(monkeypatch, 1, poison)
-    with pytest.raises(TrainingError, match=r"step 2: gradient norm (inf|nan)"):
+    with pytest.raises(TrainingError, match=r"step 2: gradient norm (inf|nan)") as caught:
         finish(plan())
+    assert "there is no checkpoint yet" in str(caught.value)
+    assert not (models_dir() / "m" / "latest").exists()
 
 
 def test_memory_that_runs_out_is_one_line_with_what_to_change(plan, monkeypatch, finish):
@@ -242,6 +247,32 @@ def test_packed_conversations_train_and_count_no_padding(plan, finish):
     found = finish(plan(batching="packed", block_size=32, max_iters=6, eval_interval=6))
     full = 2 * 4 * 32
     assert all(0 < step.tokens < full for step in found["steps"])
+
+
+def test_tags_that_the_base_never_read_are_learned_in_fine_tuning(plan, tmp_path, finish):
+    """Pain 30: no row of the embedding is frozen, though plain text never touched these."""
+    (tmp_path / "text.txt").write_text("All work and no play. " * 40 + "\n\n" + "Or not. " * 60)
+    source = Source(path=str(tmp_path / "text.txt"))
+    config = PrepareConfig(sources=(source,), tokenization="byte", val_fraction=0.0)
+    text = open_dataset(prepare(config, MaskPolicy(), tmp_path / "text").path)
+    names = ("<User>", "</User>", "<Assistant>", "</Assistant>")
+    tags = [text.tokenizer.special_id(name) for name in names]
+    assert not any(np.isin(shard.tokens, tags).any() for shard in text.shards("train"))
+    quiet = {"dropout": 0.0, "weight_decay": 0.0, "eval_interval": 100}
+    base = finish(plan("base", dataset=text.path, use_loss_mask=False, max_iters=1, **quiet))
+    made = plan("chat", init_from="base", max_iters=30, **quiet)
+    chat = finish(made)
+    old = load_model(base["end"].checkpoint.path)[0]
+    model = load_model(chat["end"].checkpoint.path)[0]
+    learned = validation_loss(model, open_dataset(made.dataset.path)).mean
+    for tag in tags:
+        rows = model.transformer.wte.weight
+        kept = rows[tag].clone()
+        assert not torch.equal(kept, old.transformer.wte.weight[tag])
+        with torch.no_grad():
+            rows[tag] = old.transformer.wte.weight[tag]
+            assert validation_loss(model, open_dataset(made.dataset.path)).mean > learned
+            rows[tag] = kept
 
 
 def test_text_is_trained_whole(plan, tmp_path, finish):

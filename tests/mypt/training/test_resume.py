@@ -13,7 +13,7 @@ from mypt.home import models_dir
 from mypt.training import checkpoint, loop, writer
 from mypt.training.checkpoint import load_checkpoint
 from mypt.training.events import StepReport
-from mypt.training.lineage import verify_folder
+from mypt.training.lineage import read_lineage, verify_folder
 from mypt.training.loop import train
 
 FILES = (
@@ -84,6 +84,7 @@ def test_a_resumed_run_reads_the_same_rows_in_the_same_order(plan, finish, monke
     finish(made)
     assert halves.read == whole.read
     assert len(whole.read) == 24
+    assert 5 < read_lineage(models_dir() / "b" / "step_000012").epoch.steps < 12  # over its edge
 
 
 def in_a_child(work):
