@@ -111,8 +111,9 @@ def adopt(
 
     Args:
         directory: Holds train/ and val/ with shard_000.bin and shard_000_mask.bin; with
-            --out_dir, train.parquet and validation.parquet of input_ids and labels.
-        out_dir: The new dataset's folder, for labels in Parquet.
+            --out_dir, train.parquet and validation.parquet of input_ids and labels, or what
+            save_to_disk of datasets wrote.
+        out_dir: The new dataset's folder, for such tables.
         tokenization: What the ids mean; default: the tokenizer_state.json beside them, else gpt2.
         json: Print the result as JSON.
     """

@@ -63,6 +63,9 @@ class Up:
             [BIN / words[0] if beside else words[0], *words[1:]],
             env=self._client, cwd=folder or ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # As from a terminal: what a shell starts in the background ignores Ctrl-C, and a
+            # worker that does ignores SIGTERM too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, command, code=0, folder=None):
