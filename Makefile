@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all faults bench bench-quick fuzz real-files check format clean
+.PHONY: setup demo test test-all test-cluster faults bench bench-quick fuzz real-files check format clean
 
 setup: $(STAMP)
 
@@ -27,7 +27,11 @@ $(VENV)/.peers: $(STAMP)
 	touch $@
 
 test-all: $(VENV)/.peers
-	$(BIN)/pytest -m 'not gpu' -n 2 --dist loadfile
+	$(BIN)/pytest -m 'not gpu and not cluster' -n 2 --dist loadfile
+
+# Two hosts that die, return or are cut off: minutes, and as root, since it makes networks.
+test-cluster: setup
+	$(BIN)/pytest tests/cluster -m cluster
 
 faults: setup
 	$(BIN)/pytest tests/faults --faults full -m faults --timeout 3600 -n 2

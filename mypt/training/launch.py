@@ -121,11 +121,13 @@ class _Agent:
     def _check_not_alone(self, ended: bool) -> None:
         """Raise where torchrun has had no worker for long: it waits for machines that are gone.
 
-        It does so inside a call that no signal reaches, so that only this process can end it.
+        It does so inside a call that no signal reaches, so that only this process can end it;
+        nor does it bury its dead meanwhile.
         """
         now = time.monotonic()
         try:
-            if ended or psutil.Process(self._process.pid).children():
+            workers = psutil.Process(self._process.pid).children()
+            if ended or any(one.status() != psutil.STATUS_ZOMBIE for one in workers):
                 self._busy = now
         except psutil.NoSuchProcess:
             return

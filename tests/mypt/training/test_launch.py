@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ from mypt.errors import CheckpointError, TrainingError
 from mypt.home import models_dir
 from mypt.training.events import Finished, Started, StepReport
 from mypt.training.folder import claim
-from mypt.training.launch import train_anywhere
+from mypt.training.launch import _Agent, train_anywhere
 from mypt.training.lineage import RunContext, read_lineage
 from tests.faults.children import Child
 
@@ -43,7 +45,9 @@ def weights(plan, finish, known):
 
 
 def weights_of(end):
-    return read_lineage(Path(end.checkpoint.path)).weights
+    """The digest of the last weights; a run's end names the best."""
+    last = Path(end.checkpoint.path).with_name(f"step_{RUN['max_iters']:06d}")
+    return read_lineage(last).weights
 
 
 def below(pid, program):
@@ -174,3 +178,20 @@ def test_parts_of_a_model_survive_a_killed_worker(plan, finish):
     losses = {event.step: event.loss for event in more if isinstance(event, StepReport)}
     assert losses[120] == pytest.approx(whole["steps"][-1].loss, rel=1e-3)
     assert end.reason == "max_iters"
+
+
+def test_a_machine_whose_workers_are_dead_is_given_up(tmp_path):
+    """As torchrun is when it waits for machines that are gone: it does not bury its worker."""
+    text = "import os, time; os.fork() or os._exit(1); print('', flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", text]
+    torchrun = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        torchrun.stdout.readline()
+        began, agent = time.monotonic(), _Agent(torchrun, tmp_path / "log", 2.0)
+        with pytest.raises(TrainingError, match="the other machines are gone or cut off"):
+            list(agent.events(lambda: False))
+        assert 2.0 <= time.monotonic() - began < 20.0
+        assert psutil.Process(torchrun.pid).children()  # dead, and still there
+    finally:
+        torchrun.kill()
+        torchrun.wait()
