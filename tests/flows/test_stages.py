@@ -6,6 +6,7 @@ from prefect.client.orchestration import get_client
 
 from flows import stages
 from mypt.config import MaskPolicy, load_pipeline
+from mypt.training.lineage import read_lineage
 from tests.flows.conftest import CONFIG
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -27,7 +28,15 @@ def made(prefect, tmp_path_factory, _mlflow_database):  # noqa: ARG001
         chat = stages.sft(config.sft, talk.path, base.path, "chat")
         summary = stages.evaluate(base.path, chat.path, talk.path, config.evaluate)
         again = stages.sft(config.sft, talk.path, base.path, "chat")
-    return {"talk": talk, "base": base, "chat": chat, "summary": summary, "again": again}
+    return {
+        "config": config,
+        "text": text,
+        "talk": talk,
+        "base": base,
+        "chat": chat,
+        "summary": summary,
+        "again": again,
+    }
 
 
 def test_the_stages_one_by_one_make_what_the_pipeline_makes(made):
@@ -67,3 +76,17 @@ def test_a_form_has_a_sentence_for_every_field():
 def test_what_is_no_knob_is_refused_before_anything_runs():
     with pytest.raises(Exception, match="learning_rat"):
         stages.pretrain({"learning_rat": 1.0}, "nowhere")
+
+
+@pytest.mark.slow
+def test_a_stage_trains_in_several_processes_to_the_same_weights(made, tmp_path, monkeypatch):
+    tree = {"reduction": "tree", "grad_accumulation": 4}
+    weights = []
+    for name, words in (("one", {}), ("two", {"parallel": "ddp", "processes": 2})):
+        monkeypatch.setenv("MYPT_HOME", str(tmp_path / name))
+        preset = made["config"].pretrain.model_copy(update=tree | words)
+        lineage = read_lineage(Path(stages.pretrain(preset, made["text"].path, "base").path))
+        assert lineage.compute.processes == preset.processes
+        assert lineage.context.prefect_flow_run_id
+        weights.append(lineage.weights)
+    assert weights[0] == weights[1]
