@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 LINES = [line.split("  #")[0] for block in BLOCKS for line in block.splitlines() if line.strip()]
 TYPED = [line for line in LINES if line.startswith("mypt ")]
-SERVICES = ("mypt run", "mypt up", "mypt sync", "mypt serve")
+SERVICES = ("mypt run", "mypt up", "mypt sync")
 """What starts servers or trains for minutes; tested in tests/flows and by ``make demo``."""
 
 
@@ -33,14 +34,38 @@ def newcomer(tmp_path):
     return tmp_path
 
 
-def run(command: str, folder: Path) -> str:
+def run(command: str, folder: Path) -> None:
     words = [str(Path(sys.executable).parent / "mypt"), *shlex.split(command)[1:]]
     environment = os.environ | {"MYPT_HOME": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    if words[1] == "serve":
+        return talk([*words, "--port", "0"], folder, environment)
     done = subprocess.run(
         words, cwd=folder, capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout
+    return None
+
+
+def talk(words: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Start a server, ask it as the README's client does, and end it."""
+    with subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        address = re.search(r"for clients (\S+);", process.stdout.readline())
+        assert address, process.stderr.read()
+        client = openai.OpenAI(base_url=address[1], api_key="any", max_retries=5)
+        messages = [{"role": "user", "content": "What is 2+2?"}]
+        said = client.chat.completions.create(model="mine", messages=messages, max_tokens=4)
+        assert 1 <= said.usage.completion_tokens <= 4
+        assert isinstance(said.choices[0].message.content, str)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
 
 
 def shortened(command: str) -> str:

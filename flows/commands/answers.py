@@ -38,7 +38,7 @@ def generate(
 
     Args:
         model: A name, a model folder or a step folder.
-        prompt: The user's message, or the text to continue.
+        prompt: The user's message, or the text to continue; not empty.
         max_tokens: Longest answer in tokens.
         form: chat wraps the prompt in the model's template, plain continues it; auto follows
             the training data.
@@ -50,6 +50,8 @@ def generate(
         seed: Seed of the sampling.
         json: Print text, tokens and why it stopped as JSON.
     """
+    if not prompt:
+        raise ConfigError("--prompt is empty; expected a message, or a text to go on with")
     from mypt.inference import chat as chats
     from mypt.training.checkpoint import load_model
 

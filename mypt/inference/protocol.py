@@ -15,7 +15,7 @@ from mypt.inference.reply import Ending, Reply
 from mypt.inference.sampling import Sampling
 
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
+    "n": (1,), "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},),
     "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],),
     "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False), "response_format": ({"type": "text"},),
@@ -119,9 +119,11 @@ def read_request(body: bytes) -> ChatRequest:
         raise Refused(400, "the body is no JSON; expected one object") from None
     if not isinstance(values, dict):
         raise Refused(400, "the body is no JSON object")
+    for key, value in values.items():
+        _check_text(key, value)
     for key in [key for key in values if key in _ONLY or key in _LABELS]:
         value = values.pop(key)
-        if key in _ONLY and value is not None and value not in _ONLY[key]:
+        if key in _ONLY and value is not None and not _is_one_of(_ONLY[key], value):
             known = " or ".join(json.dumps(value) for value in _ONLY[key])
             raise Refused(400, f"{key}: this server knows only {known}; leave it out", param=key)
     try:
@@ -132,6 +134,25 @@ def read_request(body: bytes) -> ChatRequest:
         unknown = first["type"] == "extra_forbidden"
         said = "this server does not know this parameter" if unknown else first["msg"]
         raise Refused(400, f"{param}: {said}", param=param) from None
+
+
+def _check_text(key: str, value: Any) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer can encode."""
+    try:
+        json.dumps([key, value], ensure_ascii=False).encode()
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        param = key.encode(errors="backslashreplace").decode()
+        raise Refused(
+            400, f"{param}: {half} is half of a surrogate pair and no character", param=param
+        ) from None
+
+
+def _is_one_of(known: tuple[Any, ...], value: Any) -> bool:
+    """Return whether ``value`` is among those; unlike in Python, true is not 1, nor is 1.0."""
+    return any(type(value) is type(same) and value == same for same in known)
 
 
 def completion(request: ChatRequest, reply: Reply, text: str, head: dict[str, Any]) -> Any:

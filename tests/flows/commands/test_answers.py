@@ -57,6 +57,13 @@ def test_generate_takes_every_choice(capsys):
     assert main(["generate", "tiny", "--prompt", "Hi", "--repetition_penalty", "0"]) == 2
 
 
+@pytest.mark.parametrize("form", ["auto", "chat", "plain"])
+@pytest.mark.usefixtures("home")
+def test_an_empty_prompt_asks_nothing_and_is_refused(capsys, form):
+    assert main(["generate", "tiny", "--prompt", "", "--form", form]) == 2
+    assert capsys.readouterr().err.startswith("mypt: --prompt is empty; expected ")
+
+
 @pytest.mark.usefixtures("home")
 def test_chat_streams_resets_saves_and_says_where_it_was_cut(capsys, monkeypatch, tmp_path):
     path = tmp_path / "talk.jsonl"

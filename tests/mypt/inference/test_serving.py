@@ -108,6 +108,8 @@ def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
         {"n": 2}, {"logprobs": True}, {"frequency_penalty": 0.5}, {"temperature": 3},
         {"response_format": {"type": "json_object"}}, {"stop": ""}, {"stop": list("abcde")},
         {"max_tokens": 0}, {"extra_body": {"colour": 1}},
+        # Python takes these for 1, 0 and False.
+        {"n": True}, {"n": 1.0}, {"presence_penalty": False}, {"logprobs": 0},
     ):  # fmt: skip
         with pytest.raises(openai.BadRequestError) as caught:
             say(client, "Hi", **choices)
@@ -155,6 +157,38 @@ def test_what_is_no_request_gets_an_error_too(url):
     ):
         found, said = answered(address, body, **headers)
         assert (found, json.loads(said)["error"]["type"]) == (status, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (r'{"model": "echo", "messages": [{"role": "user", "content": "\ud800"}]}', "messages"),
+        (r'{"model": "\udfff", "messages": [{"role": "user", "content": "Hi"}]}', "model"),
+        (r'{"stop": ["a", "\ud83d"], "messages": []}', "stop"),
+        (r'{"user": "\ude00\ud83d"}', "user"),
+        (r'{"\ud800": 1}', "\\ud800"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_by_name(url, body, param):
+    status, said = answered(f"{url}/v1/chat/completions", body.encode())
+    error = json.loads(said)["error"]
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["message"].startswith(f"{param}: \\ud")
+
+
+def test_a_whole_surrogate_pair_is_a_character(url):
+    body = rb'{"model": "echo", "messages": [{"role": "user", "content": "\ud83d\ude00"}]}'
+    status, said = answered(f"{url}/v1/chat/completions", body)
+    assert status == 200
+    assert json.loads(said)["choices"][0]["message"]["content"] == "😀"
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 950, 970, 980, 990, 1000])
+def test_any_depth_gets_an_answer(url, depth):
+    nested = "[" * depth + "]" * depth
+    body = f'{{"model": "echo", "messages": [{{"role": "user", "content": {nested}}}]}}'
+    status, said = answered(f"{url}/v1/chat/completions", body.encode())
+    assert (status, json.loads(said)["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_a_key_is_asked_for_where_one_is_set(tokenizer):
