@@ -80,7 +80,10 @@ def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
             " step folder"
         )
     if not pointer.is_file():
-        raise CheckpointError(f"{folder} has no complete checkpoint: the file {pick!r} is missing")
+        raise CheckpointError(
+            f"{folder} has no complete checkpoint: the file {pick!r} is missing; name a model that"
+            " has saved one"
+        )
     name = pointer.read_text(errors="replace").strip()
     if not STEP_FOLDER.fullmatch(name) or not (folder / name).is_dir():
         raise CheckpointError(f"{pointer} names {name[:40]!r}, which is no checkpoint of {folder}")

@@ -64,8 +64,8 @@ def parse_config(values: dict[str, Any], model: type[Config], where: str) -> Con
     try:
         return model.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        unknown_first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        first, *others = unknown_first
+        found = [e for e in error.errors() if not _follows(e, error.errors())]
+        first, *others = sorted(found, key=lambda e: e["type"] != "extra_forbidden")
         more = f" (and {len(others)} more)" if others else ""
         raise ConfigError(f"{where}: {_describe(first, model)}{more}") from None
 
@@ -107,6 +107,13 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: found {type(values).__name__}; expected one JSON object")
     return values
+
+
+def _follows(error: ErrorDetails, errors: list[ErrorDetails]) -> bool:
+    """Whether ``error`` only says of a list that an item of it, named by another, is wrong."""
+    place = error["loc"]
+    inside = (other["loc"] for other in errors if len(other["loc"]) > len(place))
+    return any(deeper[: len(place)] == place for deeper in inside)
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -105,6 +105,7 @@ def adopt(
     *,
     out_dir: Path | None = None,
     tokenization: str | None = None,
+    expect_single_role: bool = False,
     json: bool = False,
 ) -> int:
     """Take shards made by hand: digest them, write their metadata, validate; exit 1 if broken.
@@ -115,6 +116,7 @@ def adopt(
             save_to_disk of datasets wrote.
         out_dir: The new dataset's folder, for such tables.
         tokenization: What the ids mean; default: the tokenizer_state.json beside them, else gpt2.
+        expect_single_role: All of it is to be learned; else a mask of nothing but 1 is an error.
         json: Print the result as JSON.
     """
     from mypt.data import adoption
@@ -130,7 +132,7 @@ def adopt(
     _print_dataset(Path(made.path), json)
     from mypt.data import preview_report, validation
 
-    report = validation.validate(Path(made.path))
+    report = validation.validate(Path(made.path), expect_single_role=expect_single_role)
     if not report.ok and not json:
         Console().print(preview_report.render_report(report))
     return 0 if report.ok else 1
@@ -142,6 +144,7 @@ def validate(
     block_size: MaybeWhole = None,
     length_policy: LengthPolicy = "split",
     prove: bool = False,
+    expect_single_role: bool = False,
     json: bool = False,
 ) -> int:
     """Check a dataset; exit 1 on a broken contract, print everything else with its count.
@@ -151,13 +154,19 @@ def validate(
         block_size: Preview what a context of this many tokens would drop or cut.
         length_policy: For the preview.
         prove: Prove the mask on a real batch with a small random model (starts torch).
+        expect_single_role: All of it is to be learned; else a mask of nothing but 1 is an error.
         json: Print the report as JSON.
     """
     if block_size is not None and not 0 < block_size <= MAX_BLOCK:
         raise ConfigError(f"--block_size {block_size}: expected 1 to {MAX_BLOCK}")
     from mypt.data import preview_report, validation
 
-    report = validation.validate(dataset, block_size=block_size, length_policy=length_policy)
+    report = validation.validate(
+        dataset,
+        block_size=block_size,
+        length_policy=length_policy,
+        expect_single_role=expect_single_role,
+    )
     if not json:
         Console().print(preview_report.render_report(report))
     proved = None

@@ -30,7 +30,9 @@ def lineage(
         json: Print the answer as JSON.
     """
     if uses is not None:
-        _check_alone("--uses", checkpoint, verify, rows, row, html)
+        _check_alone(
+            "--uses", "the checkpoint and the other flags", checkpoint, verify, rows, row, html
+        )
         return _uses(uses, json)
     if html is not None:
         check_new(html)
@@ -40,7 +42,7 @@ def lineage(
 
     step_folder = find_checkpoint(checkpoint)
     if rows or row is not None:
-        _check_alone("--rows or --row", verify, html, rows and row)
+        _check_alone("--rows or --row", "the other flags", verify, html, rows and row)
         return _rows(step_folder, row, json)
     from mypt.training import trace
 
@@ -133,6 +135,6 @@ def _uses(what: str, json: bool) -> int:
     return 1 if found.problems else 0
 
 
-def _check_alone(flag: str, *others: object) -> None:
+def _check_alone(flag: str, without: str, *others: object) -> None:
     if any(others):
-        raise ConfigError(f"{flag} answers a question of its own; leave the other flags out")
+        raise ConfigError(f"{flag} answers a question of its own; leave {without} out")

@@ -53,7 +53,9 @@ def hf_folder(name: str) -> Path:
         raise ConfigError(f"{name}: no folder {text}; expected one with {TOKENIZER}") from None
     try:
         return Path(snapshot_download(text, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except HFValidationError:
+        raise ConfigError(f"{name}: no folder {text}; expected one with {TOKENIZER}") from None
+    except LocalEntryNotFoundError:
         raise ConfigError(
             f"{name}: no folder {text}, nor is it in huggingface's cache; nothing is downloaded"
             f" here, get it with 'hf download {text}'"

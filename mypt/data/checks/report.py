@@ -53,7 +53,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "stats_differ": ("error", "recorded mask statistics differ from the masks"),
     "density_zero": ("error", "nothing is supervised: no training step would learn"),
     "density_one": ("error", "everything is supervised, the user's words too; if the corpus has"
-                    " one role, say so"),
+                    " one role, say --expect_single_role"),
     "density_low": ("warning", f"fewer than {DENSITY_BOUNDS[0]:.0%} of the tokens are supervised"),
     "density_high": ("warning", f"more than {DENSITY_BOUNDS[1]:.0%} of the tokens are supervised"),
     "row_unsupervised": ("notice", "rows without any supervised token: read, never learned from"),

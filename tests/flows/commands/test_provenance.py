@@ -127,6 +127,7 @@ def test_questions_that_do_not_go_together_are_wrong_use(world, said, arguments)
     code, out, err = said("lineage", *arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
+    assert ("leave the checkpoint and" in err) == ("--uses" in arguments)
 
 
 def test_an_unknown_row_is_a_finding_in_one_line(world, said):
