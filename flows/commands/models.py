@@ -31,6 +31,7 @@ def train(
     threads: MaybeWhole = None,
     nodes: str | None = None,
     rendezvous: str | None = None,
+    json: bool = False,
 ) -> int:
     """Train a model, or go on where the same name and config stopped.
 
@@ -50,6 +51,7 @@ def train(
         nodes: How many machines train together, such as 2, or 1:4 where some may come later or
             go; each is started with the same command.
         rendezvous: HOST:PORT of the machine where they meet.
+        json: Print nothing but the end, as JSON: step, reason and the checkpoint to use.
     """
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
@@ -67,7 +69,11 @@ def train(
 
     machines = Nodes.parse(nodes, rendezvous)
     plan = plan_run(preset, model_name, dataset_dir, init_from=init_from_model)
-    *_, end = watch(train_anywhere(plan, should_stop=asked, nodes=machines), plan)
+    events = train_anywhere(plan, should_stop=asked, nodes=machines)
+    *_, end = events if json else watch(events, plan)
+    if json and isinstance(end, Finished):
+        checkpoint = end.checkpoint.model_dump(mode="json")
+        print_json({"step": end.step, "reason": end.reason, "checkpoint": checkpoint})
     stopped_elsewhere = isinstance(end, Finished) and end.reason == "stopped"
     return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
 
