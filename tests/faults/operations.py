@@ -1,8 +1,9 @@
 """Every write, sync, rename and removal seen as it happens, and made to go wrong."""
 
+import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -77,16 +78,24 @@ def crash_at(number: int) -> Act:
     return act
 
 
-def fail_at(number: int, code: int, then: Callable[[], None] = lambda: None) -> Act:
-    """Let an operation fail as the operating system would, a write in its middle."""
+def fail_at(number: int, code: int, kinds: Collection[str]) -> Act:
+    """Let an operation fail as the operating system would, a write in its middle.
+
+    Args:
+        number: Which one, counted from 1 among those of ``kinds``: threads take turns as they
+            like, so that the same number among all may be of another kind each time.
+        code: What the operating system says.
+        kinds: What may fail so.
+    """
+    count = itertools.count(1)
 
     def act(operation: Operation, do: Callable[[], Any], tear: Callable[[], None]) -> Any:
-        if operation.number != number:
+        if operation.kind not in kinds or next(count) != number:
             return do()
         if operation.kind in _DATA:
             tear()
-        then()
-        raise OSError(code, os.strerror(code))
+        named = operation.paths if operation.kind in ("rename", "create") else ()
+        raise OSError(code, os.strerror(code), *named[:1])
 
     return act
 

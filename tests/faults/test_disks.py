@@ -20,7 +20,7 @@ NEEDED = {
     "evaluate": f"home/models/chat/{STEP}/tokenizer_state.json",
 }
 """A file that each stage reads, beside or below the home."""
-_NEEDS_ROOM = ("create", "write", "tensors", "fsync", "mkdir", "link", "rename")
+_NEEDS_ROOM = ("create", "write", "tensors", "fsync", "rename")
 
 
 def assert_clear(ended, house):
@@ -50,18 +50,27 @@ def at(stage, do):
 def test_an_operation_that_finds_no_room_is_one_clear_error(
     trials, house, undisturbed, kinds, dice, row
 ):
-    """A hard link may fail: then the file is copied."""
-    numbers = [n for n, kind in enumerate(kinds, 1) if kind in _NEEDS_ROOM]
+    numbers = range(1, sum(kind in _NEEDS_ROOM for kind in kinds) + 1)
     for number in dice.sample(numbers, len(trials)):
 
         def work(number=number):
-            operations.intercept(operations.fail_at(number, errno.ENOSPC))
+            operations.intercept(operations.fail_at(number, errno.ENOSPC, _NEEDS_ROOM))
             house.run()
 
         with row.trial(), trouble(house, undisturbed):
-            ended = children.run(work)
-            if ended or kinds[number - 1] not in ("link", "mkdir"):
-                assert_clear(ended, house)
+            assert_clear(children.run(work), house)
+
+
+def test_where_no_hard_link_can_be_made_the_file_is_copied(house, undisturbed, kinds, row):
+    def work(number):
+        operations.intercept(operations.fail_at(number, errno.ENOSPC, ("link",)))
+        house.run()
+
+    for number in range(1, kinds.count("link") + 1):
+        with row.trial():
+            assert not children.run(lambda number=number: work(number)).code
+            assert house.print_of() == undisturbed
+            house.clear()
 
 
 @pytest.mark.parametrize("stage", STAGES)

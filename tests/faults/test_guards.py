@@ -11,7 +11,7 @@ from mypt import files
 from mypt.data import building, dataset
 from mypt.data.manifest import Manifest
 from mypt.errors import MyptError
-from mypt.training import checkpoint, folder, lineage, run, step
+from mypt.training import checkpoint, folder, gradients, lineage, run, step
 from tasks.journal import Journal
 from tests.faults.checks import (
     builds_once,
@@ -92,7 +92,9 @@ GUARDS = {
     "weights must be finite": (keeps_what_is_finite, (checkpoint, "_check_finite", nothing)),
     "SIGTERM is heeded": (saves_when_terminated, (models._Stop, "_ask", nothing)),
     "the optimizer comes back": (resumes_bit_for_bit, (run, "load_optimizer", nothing)),
-    "dropout is drawn from the step": (resumes_bit_for_bit, (step, "seed_everything", nothing)),
+    "dropout is drawn from the step": (
+        resumes_bit_for_bit, (gradients, "seed_everything", nothing),
+    ),
     "a journal repeats no step": (repeats_no_step, (Journal, "_fresh", lambda _, r: r.values)),
     "an error names its file": (names_the_disk, (files, "_naming", no_guard)),
 }  # fmt: skip
