@@ -85,6 +85,8 @@ def read_summary(folder: Path) -> Summary:
 
 
 def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
+    assert report.base
+    assert report.base_plain
     dataset = read_manifest(Path(report.dataset.path))
     return Summary(
         # One page: what takes the loss apart stands in the whole report.

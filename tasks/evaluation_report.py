@@ -76,7 +76,7 @@ def evaluation_tables(summary: Summary) -> Iterator[Record]:
 
 def _token_rows(report: EvaluationReport) -> Iterator[list[object]]:
     """Yield the loss taken apart, base model beside fine-tuned model."""
-    before, after = report.base.tokens, report.sft.tokens
+    before, after = report.base.tokens if report.base else None, report.sft.tokens
     if before is None or after is None:
         return
     for group, members in after.groups.items():

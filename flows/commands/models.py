@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from flows.commands.whole import MaybeWhole, Whole
 from flows.console import Console, print_json
+from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config
 from mypt.data.manifest import read_manifest
+from mypt.errors import ConfigError
 from mypt.home import check_name
 from mypt.parsing import parse_config
 
@@ -86,6 +88,7 @@ def evaluate(
     exercises: Whole = 0,
     eval_iters: Whole = 50,
     harness: Sequence[str] = (),
+    out_dir: Path | None = None,
     gate: bool = False,
     json: bool = False,
 ) -> int:
@@ -98,6 +101,8 @@ def evaluate(
         exercises: Held-out generated questions to ask.
         eval_iters: Batches of the validation split to score; 0 scores all of it.
         harness: Task of lm-evaluation-harness to ask: a name or a YAML file; may be given again.
+        out_dir: A new folder for evaluation.json and evaluation.html, in which the model that the
+            training began with stands beside it.
         gate: Compare with the champion under MYPT_HOME/models, make the model champion where it
             is better, write down why, and exit 1 where it is not.
         json: Print the scores as JSON.
@@ -105,13 +110,25 @@ def evaluate(
     from mypt.evaluation import report, score_table
 
     config = EvaluateConfig(exercises=exercises, eval_iters=eval_iters, harness=tuple(harness))
+    if gate and out_dir:
+        raise ConfigError("--gate and --out_dir: the gate writes its own verdict; give one of them")
+    if out_dir and out_dir.exists():
+        raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
     if gate:
         return _judge(model, dataset_dir, config, json)
-    scores = report.evaluate_model(model, dataset_dir, config, form=form)
+    if out_dir:
+        found = report.report_on(model, dataset_dir, config, form=form)
+        with files.new_folder(out_dir) as folder:
+            report.write_report(found, folder)
+        scores = found.sft
+    else:
+        scores = report.evaluate_model(model, dataset_dir, config, form=form)
     if json:
         print_json(scores.model_dump(mode="json"))
     else:
         Console().print(score_table.render(scores))
+        if out_dir:
+            Console().print(f"written: {out_dir}", markup=False, soft_wrap=True)
     return 0
 
 

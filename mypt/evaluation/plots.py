@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _POINTS = 300
 """Points of a loss curve; each is the mean of as many steps as that takes."""
-_COLOURS = {"base": "#888888", "fine-tuned": "#2a6fb0"}
+_NARROW, _WIDE = 8, 5000
+"""Ratios of losses below which ticks stand evenly, and above which at powers of ten alone."""
+_COLOURS = {"base": "#888888", "fine-tuned": "#2a6fb0", "model": "#2a6fb0"}
 
 
 def plots(report: EvaluationReport) -> dict[str, str]:
@@ -29,7 +31,8 @@ def plots(report: EvaluationReport) -> dict[str, str]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    models = {"base": report.base, "fine-tuned": report.sft}
+    models = {"base": report.base, "fine-tuned": report.sft} if report.base else {}
+    models = models or {"model": report.sft}
     drawn = {}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mypt", "font.size": 9}):
         for title, draw in {
@@ -56,7 +59,20 @@ def _history(axes: "Axes", models: dict[str, ModelScores]) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=name, color=_COLOURS[name])
     axes.set(xlabel="optimizer step", ylabel="nats a supervised token", yscale="log")
+    _plain_ticks(axes)
     _finish(axes)
+
+
+def _plain_ticks(axes: "Axes") -> None:
+    """Write 0.5, 1, 2 and so on beside a logarithmic axis: losses seldom span a power of ten."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    low, high = axes.get_ylim()
+    narrow, wide = high / low < _NARROW, high / low > _WIDE
+    steps = (1.0,) if wide else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _classes(axes: "Axes", models: dict[str, ModelScores]) -> None:

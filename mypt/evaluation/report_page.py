@@ -23,14 +23,11 @@ def render_page(report: EvaluationReport) -> str:
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["visible"] = visible
-    models = [("base, as chat", report.base), ("base, as text", report.base_plain)]
-    models.append(("fine-tuned", report.sft))
-    if report.from_scratch is not None:
-        models.append(("from scratch", report.from_scratch))
     return environment.get_template("report.html").render(
         report=report,
-        headings=[name for name, _ in models],
-        figures=_figures([scores for _, scores in models]),
+        headings=list(report.models),
+        figures=_figures(list(report.models.values())),
+        compared=["base", "fine-tuned"] if report.base else ["model"],
         groups=_groups(report),
         # Drawn here; every text in them was escaped by whoever drew.
         plots={title: Markup(drawn) for title, drawn in plots(report).items()},
@@ -64,24 +61,19 @@ def _figures(models: list[ModelScores]) -> dict[str, list[str]]:
 
 
 def _groups(report: EvaluationReport) -> dict[str, list[tuple[str, str, list[str]]]]:
-    """Return by group: its members, their tokens, loss and accuracy of both models."""
-    before, after = report.base.tokens, report.sft.tokens
-    if before is None or after is None:
+    """Return by group: its members, their tokens, loss and accuracy of each model."""
+    models = [scores.tokens for scores in (report.base, report.sft) if scores and scores.tokens]
+    if not models:
         return {}
     return {
         group: [
             (
                 name,
-                f"{new.tokens:,}",
-                [
-                    f"{old.loss:.3f}",
-                    f"{new.loss:.3f}",
-                    f"{old.accuracy:.1%}",
-                    f"{new.accuracy:.1%}",
-                ],
+                f"{found.tokens:,}",
+                [f"{of.groups[group][name].loss:.3f}" for of in models]
+                + [f"{of.groups[group][name].accuracy:.1%}" for of in models],
             )
-            for name, new in members.items()
-            for old in [before.groups[group][name]]
+            for name, found in members.items()
         ]
-        for group, members in after.groups.items()
+        for group, members in models[-1].groups.items()
     }

@@ -97,7 +97,8 @@ class Dialogue(Frozen):
     """One prompt and what both models answer to it."""
 
     prompt: str
-    base: str
+    base: str | None = None
+    """None where there is no base model."""
     sft: str
 
 
@@ -105,18 +106,30 @@ class EvaluationReport(Frozen):
     """A base model and what fine-tuning made of it, on one dataset and the same questions."""
 
     dataset: DatasetRef
-    base: ModelScores
-    """The base model, asked as a chat model is."""
-    base_plain: ModelScores
-    """The base model, asked in plain text, as it was trained."""
+    base: ModelScores | None = None
+    """The base model, asked as the fine-tuned one is; None where that began with none."""
+    base_plain: ModelScores | None = None
+    """The base model, asked in plain text, as it was trained; None where ``base`` was so."""
     sft: ModelScores
-    """The fine-tuned model."""
+    """The fine-tuned model, or the one that the report is about."""
     from_scratch: ModelScores | None = None
     """A model fine-tuned without the base model, where there is one to compare with."""
     dialogues: tuple[Dialogue, ...] = ()
     sets: dict[str, Difference] = Field(default_factory=dict)
-    """Base model against fine-tuned model by evaluation set: "chat", "base corpus" (what was
-    forgotten), and those that the config names."""
+    """Base model against fine-tuned model by evaluation set: "chat" or "text", "base corpus" (what
+    was forgotten), and those that the config names."""
+
+    @property
+    def models(self) -> dict[str, ModelScores]:
+        """Who was measured, by what tables call it."""
+        asked = "as chat" if self.base and self.base.form == "chat" else "as text"
+        found = {
+            f"base, {asked}": self.base,
+            "base, as text": self.base_plain or self.base,
+            "fine-tuned" if self.base else "model": self.sft,
+            "from scratch": self.from_scratch,
+        }
+        return {name: scores for name, scores in found.items() if scores is not None}
 
 
 class Summary(Frozen):

@@ -15,19 +15,13 @@ _LONGEST = 120
 
 def render_report(report: EvaluationReport) -> RenderableType:
     """Return a comparison: a line for each way of asking, then the dialogues."""
-    rows = [
-        ("base, as chat", report.base),
-        ("base, as text", report.base_plain),
-        ("fine-tuned", report.sft),
-    ]
-    if report.from_scratch is not None:
-        rows.append(("from scratch", report.from_scratch))
-    parts: list[RenderableType] = [_table(rows)]
+    parts: list[RenderableType] = [_table(list(report.models.items()))]
     parts += [Text(visible(_changed(name, found))) for name, found in report.sets.items()]
     for dialogue in report.dialogues:
         parts.append(_said("asked", dialogue.prompt))
-        parts.append(_said("base", dialogue.base))
-        parts.append(_said("fine-tuned", dialogue.sft))
+        if dialogue.base is not None:
+            parts.append(_said("base", dialogue.base))
+        parts.append(_said("fine-tuned" if report.base else "model", dialogue.sft))
     return Group(*parts)
 
 

@@ -7,17 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from flows.cli import main
 from mypt.config import EvaluateConfig, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, tokenize
 from mypt.errors import CheckpointError, ConfigError, ManifestError
-from mypt.evaluation import report
+from mypt.evaluation import plots, report
 from mypt.evaluation.masked_loss import validation_loss
 from mypt.evaluation.scores import Dialogue, EvaluationReport
 from mypt.inference.chat import ask
 from mypt.references import DatasetRef
 from mypt.training.checkpoint import load_model
-from tests.mypt.evaluation.worlds import make_world
+from tests.mypt.evaluation.worlds import fit, make_world
 
 FEW = EvaluateConfig(exercises=8, max_tokens=4, prompts=("Spell cat.", "Hi"), eval_iters=0)
 
@@ -105,6 +107,79 @@ def test_a_report_is_written_and_reads_back_the_same(made, tmp_path):
     assert write_again(found, tmp_path / "again") == page
     assert EvaluationReport.model_validate_json(path.read_bytes()) == found
     assert json.loads(path.read_text())["from_scratch"] is None
+
+
+def test_a_report_on_one_model_has_its_parent_beside_it(made):
+    found = report.report_on("sft", None, FEW)
+    assert found == report.compare("base", "sft", made["chat"], FEW)
+    assert found.sft == report.evaluate_model("sft", None, FEW)
+
+
+def test_a_report_on_a_model_that_began_at_random_has_it_alone(tmp_path):
+    found = report.report_on("base", None, FEW)
+    assert (found.base, found.base_plain, found.sets) == (None, None, {})
+    assert found.sft == report.evaluate_model("base", None, FEW)
+    assert [said.prompt for said in found.dialogues] == list(FEW.prompts)
+    path = report.write_report(found, tmp_path)
+    assert EvaluationReport.model_validate_json(path.read_bytes()) == found
+    page = path.with_name("evaluation.html").read_text()
+    assert page.count("<svg") == 3, "plain text has no masks to draw"
+    for word in ("Fine-tuned", "fine-tuned", "base, as", ", base", ">Base<", "None"):
+        assert word not in page
+
+
+def test_a_text_model_that_went_on_from_another_is_compared_as_text(made):
+    text = report.training_data(Path(made["base"].path))
+    fit("more", text.path, "base")
+    found = report.report_on("more", None, FEW)
+    assert list(found.models) == ["base, as text", "fine-tuned"]
+    assert found.base == report.evaluate_model("base", text, FEW, form="plain")
+    assert found.sets.keys() == {"text", "base corpus"}
+
+
+def test_a_parent_that_is_gone_is_named(made, monkeypatch, tmp_path):
+    shutil.copytree(made["home"], tmp_path / "home")
+    shutil.rmtree(tmp_path / "home" / "models" / "base")
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "home"))
+    hidden = made["home"].rename(made["home"].with_name("hidden"))
+    try:
+        with pytest.raises(CheckpointError, match="base step 2, which sft was made from"):
+            report.report_on("sft", None, FEW)
+    finally:
+        hidden.rename(made["home"])
+
+
+@pytest.mark.usefixtures("made")
+def test_the_command_writes_the_report_once(tmp_path, capsys):
+    words = ["evaluate", "sft", "--eval_iters", "0", "--out_dir"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert f"written: {tmp_path / 'out'}" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["evaluation.html", "evaluation.json"]
+    found = EvaluationReport.model_validate_json((tmp_path / "out" / names[1]).read_bytes())
+    assert found.base.model == "base"
+    assert main([*words, str(tmp_path / "out")]) == 2
+    assert main([*words, str(tmp_path / "new"), "--gate"]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels"),
+    [
+        ([5.7, 5.0], {"5", "5.2", "5.4", "5.6"}),
+        ([5.6, 0.6], {"1", "2", "5"}),
+        ([8.0, 1e-4], {"0.001", "0.01", "0.1", "1"}),
+    ],
+)
+def test_losses_stand_beside_the_axis_as_people_write_them(losses, labels):
+    axes = Figure().subplots()
+    axes.plot(losses)
+    axes.set_yscale("log")
+    plots._plain_ticks(axes)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high]
+    assert labels <= set(axes.yaxis.get_major_formatter().format_ticks(ticks))
+    assert len(ticks) <= 8
 
 
 def test_a_reference_to_something_else_is_refused(made):
