@@ -1,16 +1,20 @@
 """``mypt export``: what other programs then read."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from flows.cli import main
-from mypt.config import Preset
+from mypt.config import Preset, load_config
 from mypt.training.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tests.mypt.training.conftest import TINY, prepare_chat
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
+
+LLAMA = {"pos_encoding": "rope", "norm_type": "rmsnorm", "mlp_type": "swiglu"}
 
 
 @pytest.fixture
@@ -19,6 +23,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
     torch.set_num_threads(1)
     data = prepare_chat(tmp_path)
+    (tmp_path / "data").symlink_to(data)
     list(train(plan_run(Preset.model_validate(TINY | {"max_iters": 2}), "chat", data)))
     return tmp_path
 
@@ -42,3 +47,43 @@ def test_a_model_answers_in_transformers_as_here_and_its_card_says_what_made_it(
 def test_what_is_there_is_never_overwritten(world, capsys):
     assert main(["export", "chat", "--to", "hf", str(world)]) == 2
     assert "exists and is never overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "also"),
+    [
+        ("norm_type", "rmsnorm", {}),
+        ("mlp_type", "swiglu", {}),
+        ("mlp_type", "relu2", {}),
+        ("qk_norm", True, {}),
+        ("n_kv_head", 1, {}),
+        ("norm_type", "layernorm", LLAMA | {"norm_type": "layernorm"}),
+        ("mlp_type", "gelu", LLAMA | {"mlp_type": "gelu"}),
+        ("mlp_type", "relu2", LLAMA | {"mlp_type": "relu2"}),
+        ("qk_norm", True, LLAMA),
+    ],
+)
+def test_each_option_that_cannot_be_exported_is_named_with_what_could(
+    world, capsys, option, value, also
+):
+    changes = TINY | {"max_iters": 1} | also | {option: value}
+    list(train(plan_run(Preset.model_validate(changes), "odd", world / "data")))
+    capsys.readouterr()
+    assert main(["export", "odd", "--to", "hf", str(world / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    family = "LlamaForCausalLM" if also else "GPT2LMHeadModel"
+    assert line.startswith(f"mypt: {family} has no place for {option} {value!r} (expected ")
+    assert line.count("(expected ") == 1, "only what stands in the way is named"
+    assert not (world / "out").exists()
+
+
+def test_all_options_in_the_way_are_named_at_once(world, capsys):
+    config = Path(__file__).parents[3] / "configs" / "tiny_modern.json"
+    small = TINY | {"max_iters": 1}
+    modern = load_config(config).model_dump(exclude_unset=True) | small | {"compile": False}
+    list(train(plan_run(Preset.model_validate(modern), "modern", world / "data")))
+    capsys.readouterr()
+    assert main(["export", "modern", "--to", "hf", str(world / "out")]) == 2
+    said = capsys.readouterr().err
+    for option in ("mlp_type 'relu2' (expected 'swiglu')", "qk_norm True (expected False)"):
+        assert option in said
