@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from flows.cli import main
 from mypt.home import find_checkpoint
 from mypt.inference.chat import ask
 from mypt.training.checkpoint import load_model
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -58,3 +63,29 @@ def test_an_answer_leads_to_the_raw_bytes_and_a_changed_byte_is_named(ran, walke
         assert code == 1
         named = [problem for leaf in leaves(chain) for problem in leaf["problems"]]
         assert named == [f"{path}: its bytes changed"]
+
+
+def test_what_a_pipeline_made_is_made_again_bit_for_bit(ran, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MYPT_HOME", str(ran.home))
+    checkpoint = json.loads(ran.paths[0].read_text())["checkpoint"]
+    assert main(["reproduce", checkpoint, "--out_dir", str(tmp_path / "again"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [stage["outcome"] for stage in found["stages"]] == ["same"] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_demo_is_made_again_bit_for_bit(tmp_path):
+    """Twice the demo: ten minutes where nothing else runs, more where something does."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    environment = kept | {"MYPT_HOME": str(tmp_path)}
+
+    def mypt(*words):
+        command = [Path(sys.executable).parent / "mypt", *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    summary = mypt("run", "configs/demo.json").splitlines()[-1].removeprefix("summary: ")
+    said = mypt("reproduce", json.loads(Path(summary).read_text())["checkpoint"])
+    assert said.splitlines()[-1].startswith("the same bits; made in ")
