@@ -12,6 +12,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.faults import table
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 LINES = [line.split("  #")[0] for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -112,6 +114,15 @@ def test_every_command_is_in_the_table():
     for name in app:
         if not name.startswith("-"):
             assert f"`mypt {name}" in table, name
+
+
+def test_the_table_of_faults_has_every_row_and_no_failure():
+    text = (ROOT / "README.md").read_text()
+    for row in table.ROWS.values():
+        found = re.search(rf"^\| {re.escape(row.fault)} \| ([\d,]+) \| (.*) \|$", text, re.M)
+        assert found, row.fault
+        assert int(found[1].replace(",", "")) >= 16
+        assert found[2] == row.outcome
 
 
 def code_lines(path: Path) -> int:
