@@ -4,7 +4,6 @@ Whatever happens, training goes on from the last checkpoint and ends with the di
 one process that nothing disturbs, since gradients are added as one tree.
 """
 
-import json
 import os
 import re
 import signal
@@ -15,52 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from mypt.config import Preset
-from mypt.training.lineage import read_lineage
-from mypt.training.loop import train
-from mypt.training.plan import plan_run
-from tests.cluster.hosts import two_hosts, why_not
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.cluster.conftest import LAST, PATIENCE, Home, write_preset
 
-_REASON = why_not()
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(_REASON), reason=_REASON),
-    pytest.mark.timeout(600),
-]
-
-CONFIG = TINY | {
-    "reduction": "tree", "grad_accumulation": 4, "max_iters": 400, "eval_interval": 100,
-    "checkpoint_interval": 10, "step_timeout": 15.0,
-}  # fmt: skip
-LAST = CONFIG["max_iters"]
-PATIENCE = 300.0
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return prepare_chat(tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def alone(dataset, tmp_path_factory):
-    """The digest of the weights that one process ends with."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MYPT_HOME", str(tmp_path_factory.mktemp("alone")))
-        *_, end = train(plan_run(Preset.model_validate(CONFIG), "m", dataset))
-    return read_lineage(Path(end.checkpoint.path).with_name(f"step_{LAST:06d}")).weights
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 class Training:
     """One training of two machines, each started with the same command."""
 
     def __init__(self, hosts, folder, dataset, nodes):
-        self.home, self.hosts = folder / "runs", hosts
-        config = folder / "pair.json"
-        config.write_text(json.dumps(CONFIG | {"parallel": "ddp"}))
+        self.home, self.hosts = Home(folder / "runs"), hosts
         mypt = Path(sys.executable).parent / "mypt"
         self.words = [
-            str(mypt), "train", "--config_file", str(config), "--model_name", "m",
+            str(mypt), "train", "--config_file", str(write_preset(folder)), "--model_name", "m",
             "--dataset_dir", str(dataset), "--nodes", nodes,
             "--rendezvous", f"{hosts[0].address}:29400",
         ]  # fmt: skip
@@ -70,7 +36,7 @@ class Training:
             self.start(host)
 
     def start(self, host):
-        environment = {"MYPT_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+        environment = {"MYPT_HOME": str(self.home.path), "OMP_NUM_THREADS": "1"}
         self.running[host] = host.start(self.words, self.logs[host], **environment)
 
     def lose(self, host):
@@ -88,30 +54,13 @@ class Training:
             host.kill()
             process.wait()
 
-    def latest(self):
-        try:
-            return int((self.home / "models" / "m" / "latest").read_text().strip()[5:])
-        except FileNotFoundError:
-            return 0
-
     def begun(self, host):
         """The steps at which training began and went on, as one host was told."""
         return [int(step) for step in re.findall("from step (.+) to", self.logs[host].read_text())]
 
-    def lineage(self, step):
-        return read_lineage(self.home / "models" / "m" / f"step_{step:06d}")
-
-    def until(self, said, what):
-        deadline = time.monotonic() + PATIENCE
-        while not said():
-            assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s\n{self.story()}"
-            assert self.latest() < LAST, f"it ended before {what}\n{self.story()}"
-            time.sleep(0.1)
-
     def reach(self, step):
-        """Wait for a checkpoint of ``step`` or later; return it."""
-        self.until(lambda: self.latest() >= step, f"step {step}")
-        return self.latest()
+        """Wait for a checkpoint of ``step`` or later."""
+        self.home.reach(step, self.story)
 
     def code(self, host):
         """Wait until mypt has ended on a host; return its exit code."""
@@ -121,7 +70,7 @@ class Training:
             raise AssertionError(f"{host.name} hangs\n{self.story()}") from None
 
     def story(self):
-        logs = [*self.logs.values(), *(self.home / "logs").glob("*")]
+        logs = [*self.logs.values(), *(self.home.path / "logs").glob("*")]
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
 
     def ends_as(self, alone, *hosts):
@@ -129,13 +78,7 @@ class Training:
         for host in hosts:
             assert self.code(host) == 0, self.story()
             assert host.processes() == []
-        assert self.lineage(LAST).weights == alone
-
-
-@pytest.fixture
-def hosts():
-    with two_hosts() as made:
-        yield made
+        assert self.home.lineage(LAST).weights == alone
 
 
 @pytest.fixture
@@ -164,8 +107,8 @@ def test_where_a_host_dies_the_other_goes_on_alone(training, hosts, alone):
     run.reach(20)
     run.lose(second)
     run.ends_as(alone, first)
-    assert run.lineage(LAST).compute.processes == 1
-    assert run.lineage(LAST).earlier[-1].compute.processes == 2
+    assert run.home.lineage(LAST).compute.processes == 1
+    assert run.home.lineage(LAST).earlier[-1].compute.processes == 2
 
 
 def test_a_host_that_returns_is_waited_for_and_trains_again(training, hosts, alone):
@@ -184,12 +127,12 @@ def test_a_host_that_comes_later_is_let_in(training, hosts, alone):
     run = training("1:2")
     run.reach(10)
     run.lose(second)
-    alone_at = run.latest() + 10
+    alone_at = run.home.latest() + 10
     run.reach(alone_at)
     run.again(second)
     run.ends_as(alone, first, second)
-    assert [one.compute.processes for one in run.lineage(LAST).earlier][-2:] == [2, 1]
-    assert run.lineage(LAST).compute.processes == 2
+    assert [one.compute.processes for one in run.home.lineage(LAST).earlier][-2:] == [2, 1]
+    assert run.home.lineage(LAST).compute.processes == 2
 
 
 def test_a_cable_that_is_out_for_seconds_changes_nothing(training, hosts, alone):
