@@ -1,4 +1,4 @@
-"""The Slurm script trains on two hosts, with stand-ins for those commands of Slurm that it calls."""
+"""The Slurm script trains on two hosts; stand-ins answer for the commands of Slurm's in it."""
 
 import os
 import signal
