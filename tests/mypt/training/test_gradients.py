@@ -100,9 +100,13 @@ def all_modes(plan, ranks):
             found[f"{mode} {dtype}"] = total.tolist(), losses
     for mode in ("ddp", "fsdp"):
         run = opened(plan, torch.float32, ranks, parallel=mode, dtype="bfloat16")
+        used = set()
+        run.model.transformer.h[0].mlp.register_forward_pre_hook(
+            lambda mlp, _, used=used: used.update(str(w.dtype) for w in mlp.parameters())
+        )
         total, losses = gradients(run, ranks)
         assert total.dtype == torch.float32
-        found[f"mixed {mode}"] = total.tolist(), losses
+        found[f"mixed {mode}"] = total.tolist(), losses, sorted(used)
     return found
 
 
@@ -135,14 +139,17 @@ def test_ranks_together_have_the_gradients_of_one_process(single, of_ranks, size
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(single, of_ranks, mode):
-    """Near the gradients of float32, and not them; no gradient is rounded to bfloat16."""
+    """Near the gradients of float32, and not them; of four ranks, a micro-batch each, the sum is
+    not one that bfloat16 can hold."""
     expected, losses = single[1, torch.float32]
-    for said in of_ranks(2):
-        total, theirs = said[f"mixed {mode}"]
+    for said in of_ranks(4):
+        total, theirs, used = said[f"mixed {mode}"]
         found = torch.tensor(total)
         assert 1e-6 < off(found, expected) < 0.05
         assert (found != found.bfloat16().float()).float().mean() > 0.5
         assert theirs == pytest.approx(losses, rel=1e-2)
+        # What FSDP gathers is small already; DDP's weights are cast where they are used.
+        assert used == ["torch.bfloat16" if mode == "fsdp" else "torch.float32"]
 
 
 def test_a_rank_without_any_supervision_takes_its_part_and_adds_nothing(plan, monkeypatch):
