@@ -12,7 +12,8 @@ from mypt.evaluation.comparison import Comparison
 from mypt.parsing import Frozen
 from mypt.training.search import Search
 from tasks.destination import mlflow_is_there, read_sent, shown_uri
-from tasks.records import DatasetInput, Metrics, Opened, Params, names, read
+from tasks.overview import GATE_TAG
+from tasks.records import DatasetInput, Metrics, Opened, Params, Tags, names, read
 
 _ID_DIGITS = 6
 """Least digits by which a run's id may be given."""
@@ -28,6 +29,7 @@ class StoredRun(Frozen):
     title: str
     """What people call it."""
     params: dict[str, str]
+    """What was asked for, and what the gate decided."""
     metrics: dict[str, float]
     """The last value of each."""
     datasets: tuple[DatasetInput, ...]
@@ -105,6 +107,8 @@ def _read_run(journal: str) -> StoredRun:
                 title = line.record.title
             case Params():
                 params |= line.record.values
+            case Tags():
+                params |= _decided(line.record.values)
             case Metrics():
                 metrics |= line.record.values
             case DatasetInput():
@@ -132,7 +136,7 @@ def _in_mlflow(text: str) -> Iterator[StoredRun]:
         yield StoredRun(
             id=run.info.run_id,
             title=run.info.run_name,
-            params=run.data.params,
+            params=run.data.params | _decided(run.data.tags),
             metrics=run.data.metrics,
             datasets=tuple(map(_read_input, run.inputs.dataset_inputs)),
         )
@@ -146,6 +150,10 @@ def _read_input(found: Any) -> DatasetInput:
         path=str(json.loads(found.dataset.source).get("uri", "")),
         context=tags.get("mlflow.data.context", ""),
     )
+
+
+def _decided(tags: dict[str, str]) -> dict[str, str]:
+    return {GATE_TAG: tags[GATE_TAG]} if GATE_TAG in tags else {}
 
 
 def _told_apart(run: StoredRun) -> str:

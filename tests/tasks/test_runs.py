@@ -8,7 +8,7 @@ from mypt.errors import ConfigError
 from tasks.destination import read_sent
 from tasks.journal import Journal
 from tasks.mirror import sync
-from tasks.records import DatasetInput, Metrics, Opened, Params, journals_dir
+from tasks.records import DatasetInput, Metrics, Opened, Params, Tags, journals_dir
 from tasks.runs import compare_runs, find_run
 from tests.mypt.training.conftest import prepare_chat
 
@@ -18,7 +18,7 @@ def _home(own_home):
     return own_home
 
 
-def run(name, title, policy="assistant", loss=2.0, dataset=None, **opened):
+def run(name, title, policy="assistant", loss=2.0, dataset=None, gate="not asked", **opened):
     journal = Journal(name)
     journal.write(Opened(experiment="demo", title=title, **opened))
     journal.write(Params(values={"policy": policy, "seed": "1"}))
@@ -28,6 +28,7 @@ def run(name, title, policy="assistant", loss=2.0, dataset=None, **opened):
         journal.write(DatasetInput(**read, context="train"))
     journal.write(Metrics(step=1, values={"val_loss": loss + 1, "system/cpu": 50.0}))
     journal.write(Metrics(step=2, values={"val_loss": loss}))
+    journal.write(Tags(values={"gate": gate, "checkpoint": name}))
     journal.end("FINISHED")
 
 
@@ -37,9 +38,12 @@ def test_two_runs_are_compared_by_params_figures_and_datasets(tmp_path):
     first = reference(prepare_chat(tmp_path))
     second = mask(first.path, MaskPolicy(end_of_turn=False), tmp_path / "datasets" / "other")
     run("a", "demo one", dataset=first)
-    run("b", "demo two", "assistant,no_stop", 1.0, dataset=second)
+    run("b", "demo two", "assistant,no_stop", 1.0, second, "promoted: there was no champion")
     found = compare_runs(find_run("demo one"), find_run("demo two"))
-    assert found.settings == {"policy": ("assistant", "assistant,no_stop")}
+    assert found.settings == {
+        "policy": ("assistant", "assistant,no_stop"),
+        "gate": ("not asked", "promoted: there was no champion"),
+    }
     assert found.metrics == {"val_loss": (2.0, 1.0)}
     assert found.dataset.same == 80
     assert found.dataset.settings
@@ -63,13 +67,14 @@ def test_a_name_of_several_runs_is_refused_with_their_ids():
 
 def test_runs_of_which_only_mlflow_is_left_are_compared_too(own_home):
     run("a", "demo one")
-    run("b", "demo two", loss=1.0)
+    run("b", "demo two", loss=1.0, gate="refused: nothing is better")
     sync()
     before = compare_runs(find_run("demo one"), find_run("demo two"))
     for path in journals_dir().iterdir():
         path.unlink()
     found = compare_runs(find_run("demo one"), find_run("demo two"))
     assert found == before
+    assert found.settings == {"gate": ("not asked", "refused: nothing is better")}
     assert own_home.exists()
 
 
