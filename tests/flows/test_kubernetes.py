@@ -161,3 +161,20 @@ def test_no_pod_is_root_or_may_become_it(pod):
     mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     assert mounted.keys() == {one["name"] for one in pod["volumes"]}
     assert f"MYPT_HOME={mounted['runs']}" in DOCKERFILE
+
+
+def test_prefects_server_takes_the_pool_and_what_a_deployment_asks_of_it(prefect):  # noqa: ARG001
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    name, asked = DEPLOYMENT["work_pool"]["name"], DEPLOYMENT["work_pool"]["job_variables"]
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type="kubernetes", base_job_template=POOL)
+        )
+        flow = client.create_flow_from_name("asks")
+        client.create_deployment(flow, "asks", work_pool_name=name, job_variables=asked)
+        with pytest.raises(PrefectHTTPStatusError, match="gpus"):
+            wrong = asked | {"gpus": "all"}
+            client.create_deployment(flow, "wrong", work_pool_name=name, job_variables=wrong)
