@@ -175,6 +175,6 @@ def test_prefects_server_takes_the_pool_and_what_a_deployment_asks_of_it(prefect
         )
         flow = client.create_flow_from_name("asks")
         client.create_deployment(flow, "asks", work_pool_name=name, job_variables=asked)
+        wrong = asked | {"gpus": "all"}
         with pytest.raises(PrefectHTTPStatusError, match="gpus"):
-            wrong = asked | {"gpus": "all"}
             client.create_deployment(flow, "wrong", work_pool_name=name, job_variables=wrong)
