@@ -16,6 +16,8 @@ from mypt.errors import ConfigError, MyptError
 from tasks.progress import print_line
 
 _SECONDS = 1.0
+_LATE = 3.0
+"""Prefect sends log lines every two seconds."""
 _LOGS = 200
 
 
@@ -67,7 +69,7 @@ def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse:
 
 def _follow(client: SyncPrefectClient, run_id: UUID, page: str) -> int:
     logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
-    shown = 0
+    shown, settled = 0, False
     try:
         while True:
             run = client.read_flow_run(run_id)
@@ -75,9 +77,11 @@ def _follow(client: SyncPrefectClient, run_id: UUID, page: str) -> int:
             for line in lines:
                 print_line(line.message)
             shown += len(lines)
-            if not lines and run.state is not None and run.state.is_final():
+            over = not lines and run.state is not None and run.state.is_final()
+            if over and settled:
                 return _ended(run)
-            time.sleep(0 if lines else _SECONDS)
+            settled = over  # and once more: the last lines arrive after the last state
+            time.sleep(_LATE if over else 0 if lines else _SECONDS)
     except KeyboardInterrupt:
         print_line(f"the run goes on: {page}; 'prefect flow-run cancel {run_id}' stops it")
         return 130

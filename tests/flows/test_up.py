@@ -132,6 +132,7 @@ def test_a_short_name_and_parameters_do_for_mypt_run(up):
     assert "small on exercises_chat: Completed" in said
     assert "reused: pretrain small-base" in said
     assert "max_iters at step 4" in said
+    assert "small: exact match " in said, "the last line that the run logs"
     assert up.flow_run(run_id_in(said))["parameters"]["config"]["sft"]["max_iters"] == 4
 
 
