@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from mypt.model.block_attention import attend_blocks, block_mask, has_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (B, T, H, D), keys and values (B, T, G, D) to what each position gathered (B, T, H, D);
@@ -16,27 +19,33 @@ class Documents(NamedTuple):
     """Where attention must stop, worked out once a forward pass and used by every block.
 
     On a CPU one causal call a document is both exact and the quickest (it never computes a
-    score that is thrown away); elsewhere many small calls would starve the device, so one
-    dense mask is used.
+    score that is thrown away). Elsewhere many small calls would starve the device: one kernel
+    skips the blocks that lie across documents, or takes one dense mask where it cannot.
     """
 
-    lengths: list[int] | None
+    lengths: list[int] | None = None
     """Lengths of the documents in reading order; they add up to B * T."""
-    mask: Tensor | None
+    mask: Tensor | None = None
     """(B, 1, T, T) bool, True where a query may look."""
+    blocks: BlockMask | None = None
+    """Blocks of scores that are wanted."""
 
 
-def separate(segments: Tensor) -> Documents:
+def separate(segments: Tensor, *, head_width: int = 0, dropout: float = 0.0) -> Documents:
     """Return how attention keeps apart the runs of equal numbers in each row.
 
     Args:
         segments: (B, T) int; neighbours with the same number belong to one document. A number
             that comes back after another one begins a new document.
+        head_width: Numbers of a query; with ``dropout`` decides which kernel a GPU has for it.
+        dropout: Share of attention weights that will be dropped.
     """
+    if has_kernel(segments.device, head_width, dropout):
+        return Documents(blocks=block_mask(run_numbers(segments)))
     if segments.device.type != "cpu":
-        return Documents(None, document_mask(segments))
+        return Documents(mask=document_mask(segments))
     runs = run_numbers(segments).flatten()
-    return Documents(torch.unique_consecutive(runs, return_counts=True)[1].tolist(), None)
+    return Documents(torch.unique_consecutive(runs, return_counts=True)[1].tolist())
 
 
 def document_mask(segments: Tensor) -> Tensor:
@@ -112,7 +121,7 @@ def attend_at(
             seen = torch.zeros(rows, width, dtype=torch.int64).index_put((row, slot), place)
             mask = seen[:, None, :, None] >= torch.arange(length)
             few = query.new_zeros(rows, width, *query.shape[1:]).index_put((row, slot), query)
-            return _attend((few, key, value), Documents(None, mask), dropout)[row, slot]
+            return _attend((few, key, value), Documents(mask=mask), dropout)[row, slot]
     everywhere = query.new_zeros(rows, length, *query.shape[1:]).index_put((row, place), query)
     return _attend((everywhere, key, value), documents, dropout)[row, place]
 
@@ -131,6 +140,8 @@ def _attend(qkv: Sequence[Tensor], documents: Documents | None, dropout: float) 
         # a CPU's bfloat16 attention is slower than its float32, backward up to five times
         with torch.autocast("cpu", enabled=False):
             return _attend([part.float() for part in qkv], documents, dropout)
+    if documents is not None and documents.blocks is not None:
+        return attend_blocks(qkv[0], qkv[1], qkv[2], documents.blocks)
     key, value = share(qkv[0], *qkv[1:])
     if documents is not None and documents.lengths is not None:
         return _attend_each((qkv[0], key, value), documents.lengths, dropout)

@@ -140,8 +140,10 @@ class GPT(nn.Module):
             positions = restart_positions(segments)
         elif positions is None:
             positions = torch.arange(length, device=idx.device).expand_as(idx)
-        documents = None if segments is None else separate(segments)
-        dropout = self.config.dropout if self.training else 0.0
+        dropout, width = self.config.dropout if self.training else 0.0, self.config.head_width
+        documents = None
+        if segments is not None:
+            documents = separate(segments, head_width=width, dropout=dropout)
         one = partial(attend, documents=documents, dropout=dropout)
         wanted = None
         if rows is not None:

@@ -12,6 +12,7 @@ from mypt.model.attention import (
     run_numbers,
     separate,
 )
+from mypt.model.block_attention import block_mask, has_kernel
 
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2], [5, 5, 5, 5, 5, 5, -1, -1, -1]])
 
@@ -37,11 +38,21 @@ def qkv():
 
 
 def dense(segments):
-    """What separate gives where the device is no CPU."""
-    return Documents(None, document_mask(segments))
+    """What separate gives where the device is no CPU and the kernel below has no use."""
+    return Documents(mask=document_mask(segments))
 
 
-@pytest.mark.parametrize("plan", [separate, dense])
+def blocks(segments):
+    """What separate gives on a GPU; a CPU computes it forward and without a fused kernel."""
+    return Documents(blocks=block_mask(run_numbers(segments)))
+
+
+UNFUSED = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+PLANS = pytest.mark.parametrize("plan", [separate, dense, blocks])
+
+
+@UNFUSED
+@PLANS
 def test_attention_stays_inside_each_run(qkv, plan):
     torch.testing.assert_close(attend(*qkv.unbind(2), plan(SEGMENTS)), by_hand(qkv, SEGMENTS))
 
@@ -69,8 +80,27 @@ def test_a_cpu_gets_one_call_a_document():
     assert separate(SEGMENTS).lengths == [3, 2, 4, 6, 3]
 
 
+def test_blocks_are_for_gpus_without_dropout_and_heads_that_have_a_kernel(monkeypatch):
+    monkeypatch.setattr("mypt.model.block_attention.find_spec", lambda name: name == "triton")
+    gpu = torch.device("cuda")
+    assert has_kernel(gpu, 64, 0.0)
+    assert not has_kernel(torch.device("cpu"), 64, 0.0)
+    assert not has_kernel(gpu, 8, 0.0)
+    assert not has_kernel(gpu, 64, 0.1)
+
+
+@UNFUSED
+@PLANS
+def test_grouped_heads_read_their_groups_keys(qkv, plan):
+    query, (key, value) = qkv[:, :, 0], (part[:, :, :1] for part in qkv.unbind(2)[1:])
+    shared = (part.expand_as(query) for part in (key, value))
+    expected = attend(query, *shared, plan(SEGMENTS))
+    torch.testing.assert_close(attend(query, key, value, plan(SEGMENTS)), expected)
+
+
+@UNFUSED
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4, 1.0])
-@pytest.mark.parametrize("plan", [None, separate, dense])
+@pytest.mark.parametrize("plan", [None, separate, dense, blocks])
 def test_queries_at_some_places_gather_what_they_gather_among_all(density, plan):
     """With few queries a row, with many, with none in some row; in one document or several."""
     generator = torch.Generator().manual_seed(0)

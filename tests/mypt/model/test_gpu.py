@@ -3,8 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 from mypt.config import GPTConfig
+from mypt.model import attention
+from mypt.model.attention import separate
 from mypt.model.compiling import compile_blocks
 from mypt.model.gpt import GPT
 
@@ -64,6 +67,33 @@ def test_no_conversation_sees_its_neighbour(batch, config):
     changed = torch.where(segments == 0, (idx + 1) % 1024, idx)
     after = model(changed, segments=segments)[0]
     assert torch.equal(before[segments > 0], after[segments > 0])
+
+
+@BOTH
+def test_one_kernel_for_packed_conversations_gives_what_a_dense_mask_gives(
+    batch, config, monkeypatch
+):
+    idx, targets, mask, segments = batch
+    assert separate(segments, head_width=config.head_width).blocks is not None
+    losses, slopes = [], []
+    for dense in (False, True):
+        if dense:
+            monkeypatch.setattr(attention, "has_kernel", lambda *_: False)
+        model = build(config)
+        loss = model.loss(idx, targets, mask, segments=segments).total
+        losses.append(loss.item())
+        slopes.append(gradients(model, loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (slopes[0] - slopes[1]).norm() <= 1e-5 * slopes[1].norm()
+
+
+def test_other_borders_need_no_other_graph(batch):
+    idx, targets, mask, segments = batch
+    model = build(GPT2)
+    model.loss(idx, targets, mask, segments=segments).total.backward()
+    before = counters["stats"]["unique_graphs"]
+    model.loss(idx, targets, mask, segments=segments.roll(7, dims=1)).total.backward()
+    assert counters["stats"]["unique_graphs"] == before
 
 
 @BOTH
