@@ -76,7 +76,7 @@ def test_what_a_pipeline_made_is_made_again_bit_for_bit(ran, monkeypatch, capsys
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_demo_is_made_again_bit_for_bit(tmp_path):
-    """Twice the demo: ten minutes where nothing else runs, more where something does."""
+    """Twice the demo, so that it takes some ten minutes, and twice that on a busy machine."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     environment = kept | {"MYPT_HOME": str(tmp_path)}
 
