@@ -19,7 +19,7 @@ from mypt.data.manifest import METADATA
 from mypt.data.validation import REPORT
 from tasks.evaluation import summary_path
 from tests.faults import children
-from tests.faults.pipeline import EVALUATE, TINY, write_raw_files
+from tests.faults.pipeline import EVALUATE, TINY, draw_nothing, write_raw_files
 
 _KINDS = ("base", "chat")
 _WITH_IDS = ("lineage.json", "trainer_state.json")
@@ -64,6 +64,7 @@ class Flow:
         """Run the flow in this process."""
         os.environ["MYPT_HOME"] = str(self.home)
         pipeline.end_with_this_process = lambda: None  # the API belongs to the tests
+        draw_nothing()
         before()
         with redirect_stdout(StringIO()) as out:
             path = pipeline.run_pipeline(self.config)
@@ -79,6 +80,7 @@ class Flow:
         """Do a flow run in this process, as Prefect's runner does; return its summary's path."""
         os.environ["MYPT_HOME"] = str(self.home)
         pipeline.end_with_this_process = lambda: None
+        draw_nothing()
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(UUID(run_id))
         with redirect_stdout(StringIO()):

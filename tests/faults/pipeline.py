@@ -12,6 +12,7 @@ from mypt.config import EvaluateConfig, MaskPolicy, PrepareConfig, Preset, Sourc
 from mypt.data.dataset import mask, open_dataset, tokenize
 from mypt.data.validation import REPORT, validate
 from mypt.errors import DataError
+from mypt.evaluation import report_page
 from mypt.evaluation.report import EVALUATION, compare, write_report
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import Finished
@@ -54,6 +55,7 @@ class House:
         Args:
             before: Called with the name of each stage as it begins.
         """
+        draw_nothing()
         base, chat = self.make_datasets(before)
         before("validate")
         report = validate(Path(chat.path), block_size=SFT.block_size)
@@ -107,6 +109,14 @@ class House:
         report = self.home / "evaluation" / EVALUATION
         if report.exists():
             json.loads(report.read_bytes())
+
+
+def draw_nothing() -> None:
+    """Leave the plots out, for the rest of this process's life.
+
+    Drawing takes half of a pipeline this small, and neither reads nor writes what a fault meets.
+    """
+    report_page.plots = lambda _report: {}  # type: ignore[assignment]
 
 
 def write_raw_files(root: Path) -> None:

@@ -14,7 +14,9 @@ def test_a_preset_is_planned_for_gpus(capsys):
     assert found["cost"] > 0
     assert not found["measured"]
     assert main(words) == 0
-    assert "4 x NVIDIA H100 SXM, calculated" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "4 x NVIDIA H100 SXM" in out
+    assert "calculated" in out
 
 
 def test_this_machine_is_measured(capsys, tmp_path, monkeypatch):
