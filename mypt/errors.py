@@ -11,7 +11,18 @@ MyptError
 
 
 class MyptError(Exception):
-    """What was found, what was expected, where, and what to do, in one line."""
+    """What was found, what was expected, where, and what to do, in one line.
+
+    Names and values come from files and may hold anything: what is not printable is escaped, so
+    that no message has several lines or steers a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(map(_shown, message)))
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
 class ConfigError(MyptError):

@@ -85,6 +85,8 @@ def read_json(path: Path, example: str = "") -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: no UTF-8 ({error.reason}); expected one JSON object") from None
+    except ValueError as error:  # a byte 0 in the name
+        raise ConfigError(f"{path}: no file's name ({error}); expected a file") from None
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
