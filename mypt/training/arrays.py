@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-Wide = TypeVar("Wide", np.int64, np.uint8)
 
 
 class Arrays(NamedTuple):

@@ -1,16 +1,17 @@
 """Random windows over a token stream, the seed's way of drawing batches."""
 
 from collections.abc import Iterator
+from typing import Generic, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.shards import ShardView
 from mypt.errors import DataError
-from mypt.training.arrays import Arrays, Scalar, Wide, shift
+from mypt.training.arrays import Arrays, Scalar, shift
 from mypt.training.places import Place
 
 _DRAWN_AT_ONCE = 256  # batches; seeding a generator takes longer than drawing a batch
@@ -53,24 +54,22 @@ class Windows:
         self.n_skipped = sum(len(shard.tokens) for shard in shards) - self.n_tokens
         self.notes = _notes(split, block_size, window, self.n_skipped)
         self._shards, self._length = long, window + 1
-        self._tokens = [_windows(shard.tokens, window) for shard in long]
-        self._masks = [
-            _windows(shard.mask, window)
-            for shard in long
-            if use_loss_mask and shard.mask is not None
-        ]
+        self._tokens = _Together([shard.tokens for shard in long], window + 1)
+        masks = [shard.mask for shard in long if use_loss_mask and shard.mask is not None]
+        self._masks = _Together(masks, window + 1) if masks else None
+        self._counts = np.array([len(shard.tokens) - window for shard in long])
         sources = dataset.manifest.sources
         self._weights = np.array([sources[shard.record.source].weight for shard in long])
-        self._edges = np.cumsum([len(tokens) for tokens in self._tokens] * self._weights)
+        self._edges = np.cumsum(self._counts * self._weights)
         self._entropy = (seed, SPLITS.index(split))
         self._batch_size = batch_size
-        self._drawn = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
+        self._lot = _Lot(-1, *[np.empty(0, np.int64)] * 4)
 
     def batch(self, number: int) -> Arrays:
         """Return batch ``number``, a function of dataset, seed and number alone."""
-        shards, starts = self._draw(number)
-        tokens = _gather(self._tokens, shards, starts, np.int64)
-        mask = _gather(self._masks, shards, starts, np.uint8) if self._masks else None
+        lot, within = self._drawn_with(number)
+        tokens = self._tokens.windows[lot.token_places[within]].astype(np.int64)
+        mask = self._masks.windows[lot.mask_places[within]] if self._masks else None
         return Arrays(*shift(tokens, mask))
 
     def places(self, number: int) -> list[list[Place]]:
@@ -95,10 +94,15 @@ class Windows:
                 yield self._shards[index], starts[shards == index]
 
     def _draw(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return shard and start of each row, drawn for many batches at a time."""
-        block, within = divmod(number, _DRAWN_AT_ONCE)
-        if self._drawn[0] != block:
-            bits = np.random.Philox(np.random.SeedSequence([*self._entropy, block]))
+        """Return shard and start of each row."""
+        lot, within = self._drawn_with(number)
+        return lot.shards[within], lot.starts[within]
+
+    def _drawn_with(self, number: int) -> tuple["_Lot", int]:
+        """Return the draws of many batches at a time, and which of them is asked for."""
+        index, within = divmod(number, _DRAWN_AT_ONCE)
+        if self._lot.index != index:
+            bits = np.random.Philox(np.random.SeedSequence([*self._entropy, index]))
             # Raw bits are the same in every version of numpy; its distributions need not be.
             raw = bits.random_raw(_DRAWN_AT_ONCE * self._batch_size) >> np.uint64(11)
             place = raw.reshape(_DRAWN_AT_ONCE, -1) * 2.0**-53 * self._edges[-1]
@@ -107,23 +111,48 @@ class Windows:
             shards = np.searchsorted(self._edges[:-1], place, side="right")
             before = np.append(0.0, self._edges)[shards]
             starts = ((place - before) / self._weights[shards]).astype(np.int64)
-            last = np.array([len(tokens) for tokens in self._tokens])[shards] - 1
-            self._drawn = (block, shards, np.minimum(starts, last))
-        return self._drawn[1][within], self._drawn[2][within]
+            starts = np.minimum(starts, self._counts[shards] - 1)
+            places = [
+                starts if part is None else part.begins[shards] + starts
+                for part in (self._tokens, self._masks)
+            ]
+            self._lot = _Lot(index, shards, starts, *places)
+        return self._lot, within
 
 
-def _gather(
-    values: list[NDArray[Scalar]],
-    shards: NDArray[np.int64],
-    places: NDArray[np.int64],
-    dtype: type[Wide],
-) -> NDArray[Wide]:
-    """Return ``values[shard][place]`` for each pair, a row each."""
-    if len(values) == 1:
-        return values[0][places].astype(dtype, copy=False)
-    rows = np.empty((len(places), values[0].shape[1]), dtype)
-    parts = [values[i][j] for i, j in zip(shards.tolist(), places.tolist(), strict=True)]
-    return np.concatenate(parts, out=rows.ravel(), casting="same_kind").reshape(rows.shape)
+class _Lot(NamedTuple):
+    """Where the rows of many batches begin; all (batches, rows)."""
+
+    index: int
+    shards: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    """In the shard."""
+    token_places: NDArray[np.int64]
+    """Among all windows of tokens."""
+    mask_places: NDArray[np.int64]
+    """Among all windows of masks, where there are masks."""
+
+
+class _Together(Generic[Scalar]):
+    """Windows of arrays mapped anywhere in memory, for one indexing of one view.
+
+    The view reaches from the lowest array to the highest. What lies between them is never read,
+    since every window lies inside its array. Copying row by row takes twice as long.
+    """
+
+    def __init__(self, arrays: list[NDArray[Scalar]], length: int) -> None:
+        # A memory map's own indexing costs several times a plain array's; the pages are the same.
+        self._arrays = [np.asarray(array) for array in arrays]  # kept, as the view keeps but one
+        places, size = [array.ctypes.data for array in arrays], arrays[0].itemsize
+        lowest = min(places)
+        self.begins = np.array([(place - lowest) // size for place in places])
+        ends = [begin + len(array) for begin, array in zip(self.begins, arrays, strict=True)]
+        self.windows = as_strided(
+            self._arrays[places.index(lowest)],
+            (max(ends) - length + 1, length),
+            (size, size),
+            writeable=False,
+        )
 
 
 def _notes(split: Split, block_size: int, window: int, skipped: int) -> tuple[str, ...]:
@@ -131,8 +160,3 @@ def _notes(split: Split, block_size: int, window: int, skipped: int) -> tuple[st
     short = f"{split}: windows of {window} tokens, no shard holds block_size {block_size} + 1"
     left = f"{split}: {skipped} tokens of shards shorter than a window are never drawn"
     return (short,) * (window < block_size) + (left,) * (skipped > 0)
-
-
-def _windows(values: NDArray[Scalar], block_size: int) -> NDArray[Scalar]:
-    # A memory map's own indexing costs several times a plain array's; the pages are the same.
-    return sliding_window_view(np.asarray(values), block_size + 1)
