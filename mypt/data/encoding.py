@@ -1,7 +1,6 @@
 """From rows to token ids, spans and digests, many rows at a time."""
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -125,19 +124,17 @@ def row_digest(row: Row) -> bytes:
 
 
 def _digests(turns: _Turns, texts: list[bytes]) -> list[bytes]:
-    sizes = map(len, texts)
+    sizes = list(map(len, texts))
     forms = [_line_of(kind) for kind in turns.kinds]
     n_parts = [len(kind.parts) for kind in turns.kinds]
-    lines = [forms[kind] % tuple(islice(sizes, n_parts[kind])) for kind in turns.kind]
-    counts = [n_parts[kind] for kind in turns.kind]
     digests, turn, part = [], 0, 0
     for n_turns in turns.per_row:
-        last_turn = turn + n_turns
-        last_part = part + sum(counts[turn:last_turn])
-        head = "".join(lines[turn:last_turn]).encode()
-        said = b"".join((head, b"\n", *texts[part:last_part]))
+        kinds = turns.kind[turn : turn + n_turns]
+        last = part + sum([n_parts[kind] for kind in kinds])
+        head = "".join([forms[kind] for kind in kinds]) % tuple(sizes[part:last])
+        said = b"".join((head.encode(), b"\n", *texts[part:last]))
         digests.append(blake3(said).digest(length=16))
-        turn, part = last_turn, last_part
+        turn, part = turn + n_turns, last
     return digests
 
 
@@ -149,7 +146,7 @@ def _line_of(kind: _Kind) -> str:
 
 
 def _collect(rows: Sequence[Row]) -> _Turns:
-    numbers: dict[_Kind, int] = {_DOCUMENT: 0}
+    kinds, numbers = [_DOCUMENT], dict[tuple[object, ...], int]()
     kind: list[int] = []
     per_row: list[int] = []
     texts: list[str] = []
@@ -162,14 +159,19 @@ def _collect(rows: Sequence[Row]) -> _Turns:
         per_row.append(len(row.messages))
         for turn in row.messages:
             parts = turn.parts
+            key: tuple[object, ...]
             if len(parts) == 1:
-                key = _Kind(turn.role, turn.train, (parts[0].kind,))
+                key = (turn.role, turn.train, parts[0].kind)
                 texts.append(parts[0].text)
             else:
-                key = _Kind(turn.role, turn.train, tuple([part.kind for part in parts]))
+                key = (turn.role, turn.train, *[part.kind for part in parts])
                 texts += [part.text for part in parts]
-            kind.append(numbers.setdefault(key, len(numbers)))
-    return _Turns(list(numbers), kind, per_row, texts)
+            number = numbers.get(key)
+            if number is None:
+                number = numbers[key] = len(kinds)
+                kinds.append(_Kind(turn.role, turn.train, tuple([part.kind for part in parts])))
+            kind.append(number)
+    return _Turns(kinds, kind, per_row, texts)
 
 
 def _shapes(
