@@ -101,7 +101,7 @@ class Windows:
     def _drawn_with(self, number: int) -> tuple["_Lot", int]:
         """Return the draws of many batches at a time, and which of them is asked for."""
         index, within = divmod(number, _DRAWN_AT_ONCE)
-        if self._lot.index != index:
+        if self._lot.number != index:
             bits = np.random.Philox(np.random.SeedSequence([*self._entropy, index]))
             # Raw bits are the same in every version of numpy; its distributions need not be.
             raw = bits.random_raw(_DRAWN_AT_ONCE * self._batch_size) >> np.uint64(11)
@@ -123,7 +123,7 @@ class Windows:
 class _Lot(NamedTuple):
     """Where the rows of many batches begin; all (batches, rows)."""
 
-    index: int
+    number: int
     shards: NDArray[np.int64]
     starts: NDArray[np.int64]
     """In the shard."""
