@@ -23,7 +23,7 @@ test: setup
 
 # Peers that only some tests ask; 'make test' says what it skips without them.
 $(VENV)/.peers: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,bench,cluster]'
 	touch $@
 
 test-all: $(VENV)/.peers

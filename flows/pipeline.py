@@ -35,11 +35,11 @@ def sft_pipeline(config: PipelineConfig | str) -> Summary:
     end_with_this_process()
     if isinstance(config, str):
         config = load_pipeline(config)
-    base, chat = f"{config.name}-base", f"{config.name}-chat"
+    base, chat, who = f"{config.name}-base", f"{config.name}-chat", config.preparation
     with pipeline_run(config) as run:
-        text = tokenize(config.base, base, "base corpus")
+        text = tokenize(config.base, base, "base corpus", preparation=who)
         text = validate(text, config.pretrain, base, "base corpus")
-        talk = tokenize(config.chat, chat, "chat data", tokenizer=text)
+        talk = tokenize(config.chat, chat, "chat data", tokenizer=text, preparation=who)
         talk = mask(talk, config.mask, chat, "chat data")
         talk = validate(talk, config.sft, chat, "chat data")
         base_model = pretrain(config.pretrain, base, text)

@@ -8,7 +8,7 @@ from prefect import flow
 from flows.farewell import leave_if_prefect_is_away
 from flows.naming import prepare_run_name, training_run_name
 from flows.temporary_api import end_with_this_process
-from mypt.config import EvaluateConfig, MaskPolicy, PrepareConfig, Preset, load_config
+from mypt.config import EvaluateConfig, MaskPolicy, Preparation, PrepareConfig, Preset, load_config
 from mypt.data.manifest import reference
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
@@ -31,6 +31,7 @@ def prepare(
     name: str = "data",
     mask: MaskPolicy | None = MaskPolicy(),
     preset: Preset | str = Preset(),
+    preparation: Preparation = Preparation(),
 ) -> DatasetRef:
     """Turn raw files into a dataset, mask it and check it.
 
@@ -40,11 +41,12 @@ def prepare(
         mask: Whose tokens are supervised; null makes a dataset without masks, for pretraining.
         preset: What will be trained on it, or the path of its file: what its context would drop
             or cut is checked too.
+        preparation: Who reads and encodes; the dataset is the same.
     """
     end_with_this_process()
     preset = load_config(preset) if isinstance(preset, str) else preset
     with stage_run(config, name):
-        made = tokenize(config, name, "data")
+        made = tokenize(config, name, "data", preparation=preparation)
         if mask is not None:
             made = mask_task(made, mask, name, "data")
         made = validate(made, preset, name, "data")

@@ -301,6 +301,34 @@ class PrepareConfig(Frozen):
     """Tokens after which a new shard begins."""
 
 
+class Preparation(Frozen):
+    """Who prepares data: no digest depends on it (DESIGN.md D94)."""
+
+    engine: Literal["serial", "process", "dask"] = "process"
+    """This process; processes of this machine, for inputs that are worth it; or Dask's workers."""
+    workers: int = Field(default=0, ge=0, le=1024)
+    """How many processes; 0 is one a core."""
+    address: str = ""
+    """Dask only: the scheduler's, such as tcp://host:8786; empty starts workers here."""
+
+    @model_validator(mode="after")
+    def _address_is_of_dask(self) -> Self:
+        if self.address and self.engine != "dask":
+            raise ValueError(f"address {self.address!r} with engine {self.engine}; expected dask")
+        return self
+
+
+class PrepareFile(PrepareConfig):
+    """What ``mypt prepare --config`` reads: the data, and who prepares them."""
+
+    preparation: Preparation = Preparation()
+    """Who prepares; no part of what is made."""
+
+    def data(self) -> PrepareConfig:
+        """Return what decides the dataset."""
+        return PrepareConfig(**{key: getattr(self, key) for key in PrepareConfig.model_fields})
+
+
 class EvaluateConfig(Frozen):
     """How checkpoints are compared."""
 
@@ -339,6 +367,8 @@ class PipelineConfig(Frozen):
     """Training of the chat model; the architecture is the base model's."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is asked of both models."""
+    preparation: Preparation = Preparation()
+    """Who prepares the data of both."""
 
     @model_validator(mode="after")
     def _names_folders(self) -> Self:

@@ -1,6 +1,6 @@
 """Prefect task that turns raw files into tokens and spans."""
 
-from mypt.config import PrepareConfig
+from mypt.config import Preparation, PrepareConfig
 from mypt.data import dataset
 from mypt.data.tokenization import recipe
 from mypt.home import datasets_dir
@@ -22,7 +22,11 @@ def _output(config: PrepareConfig, name: str, tokenizer: DatasetRef | None) -> O
 
 @stage("tokenize {what} {name}", _output, whole_dataset)
 def tokenize(
-    config: PrepareConfig, name: str, what: str, tokenizer: DatasetRef | None = None
+    config: PrepareConfig,
+    name: str,
+    what: str,
+    tokenizer: DatasetRef | None = None,
+    preparation: Preparation = Preparation(),
 ) -> DatasetRef:
     """Turn raw files into a dataset of tokens and spans.
 
@@ -31,6 +35,7 @@ def tokenize(
         name: Prefix of the dataset's folder.
         what: What people call it, for the task run's name.
         tokenizer: A dataset whose tokenizer is used instead of the config's.
+        preparation: Who reads and encodes; the dataset is the same.
     """
     folder, key = _output(config, name, tokenizer)
     resolved = _resolved(config, tokenizer)
@@ -41,7 +46,9 @@ def tokenize(
             live_progress(folder.name) as move,
             progress.reading(f"tokenize {what}", log, move) as shown,
         ):
-            made = dataset.tokenize(resolved, folder, progress=shown, reuse=True)
+            made = dataset.tokenize(
+                resolved, folder, progress=shown, reuse=True, preparation=preparation
+            )
         report_dataset(run, folder)
     return made
 

@@ -9,11 +9,12 @@ from flows.commands.mappings import MappingFlags, parse_mapping
 from flows.commands.policies import parse_policy
 from flows.commands.whole import MaybeWhole, Whole
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, PrepareConfig
+from mypt.config import MAX_BLOCK, Format, Preparation, PrepareFile
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 
 Split = Literal["train", "val"]
+Engine = Literal["serial", "process", "dask"]
 LengthPolicy = Literal["split", "drop", "keep_last_turns", "error"]
 Files = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
@@ -31,6 +32,9 @@ def prepare(
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
+    engine: Engine | None = None,
+    workers: MaybeWhole = None,
+    address: str | None = None,
     json: bool = False,
 ) -> int:
     """Turn raw files into a dataset of token shards and loss masks.
@@ -47,6 +51,10 @@ def prepare(
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
         mapping: Where the turns are, for --format mapping.
+        engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
+            the same.
+        workers: How many processes; default: one a core.
+        address: Scheduler of a Dask cluster whose machines see the same files.
         json: Print the result as JSON.
     """
     from mypt.data import dataset
@@ -56,8 +64,8 @@ def prepare(
     if bool(config) == bool(input_files):
         given = "both were given" if config else "neither was given"
         raise ConfigError(f"prepare wants --input_files or --config, and one of them; {given}")
-    prepared = (
-        read_config(config, PrepareConfig)
+    asked = (
+        read_config(config, PrepareFile)
         if config
         else parse_config(
             {
@@ -71,17 +79,22 @@ def prepare(
                 "val_fraction": val_fraction,
                 "shard_tokens": shard_tokens,
             },
-            PrepareConfig,
+            PrepareFile,
             "the command line",
         )
     )
+    who = asked.preparation.model_dump()
+    flags = {"engine": engine, "workers": workers, "address": address}
+    who |= {flag: value for flag, value in flags.items() if value is not None}
+    preparation = parse_config(who, Preparation, "the command line")
     with reading("prepare") as progress:
         if mask_role == "none":
-            made = dataset.tokenize(prepared, out_dir, progress=progress)
-        else:
-            made = dataset.prepare(
-                prepared, parse_policy(mask_role, "--mask_role"), out_dir, progress=progress
+            made = dataset.tokenize(
+                asked.data(), out_dir, progress=progress, preparation=preparation
             )
+        else:
+            policy = parse_policy(mask_role, "--mask_role")
+            made = dataset.prepare(asked.data(), policy, out_dir, progress, preparation=preparation)
     return _print_dataset(Path(made.path), json)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from mypt.data import strict_json, tables
-from mypt.data.places import Place
+from mypt.data.places import WHOLE, Place
 from mypt.data.raw import RawFile, lines
 from mypt.data.records import BLANK, Record
 from mypt.data.strict_json import BLANKS
@@ -49,6 +49,11 @@ def container_of(raw: RawFile, *, text: bool | None = None) -> Container:
     return _lines_or_json(raw) if container == "json" else container
 
 
+def is_packed(raw: RawFile) -> bool:
+    """Return whether a file's bytes are not those of its rows."""
+    return raw.path.suffix.lower() in _PACKED
+
+
 def read_records(raw: RawFile, container: Container) -> Iterator[Record]:
     """Yield the rows of a file in order.
 
@@ -61,7 +66,7 @@ def read_records(raw: RawFile, container: Container) -> Iterator[Record]:
         records = _json(raw)
     else:
         records = tables.read_csv(raw) if container == "csv" else tables.read_parquet(raw)
-    empty = True
+    empty = raw.stretch == WHOLE
     for record in records:
         empty = empty and record.value is BLANK
         yield record

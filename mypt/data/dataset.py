@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mypt import files
-from mypt.config import MaskPolicy, PrepareConfig
+from mypt.config import MaskPolicy, Preparation, PrepareConfig
 from mypt.data.building import build
 from mypt.data.manifest import (
     METADATA,
@@ -18,8 +18,9 @@ from mypt.data.manifest import (
     verify_files,
 )
 from mypt.data.mask_files import write_masks
+from mypt.data.meter import Progress
 from mypt.data.shards import ShardView, check_ids, view_shard
-from mypt.data.tokenization import Progress, recipe, write_tokens
+from mypt.data.tokenization import recipe, write_tokens
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import ManifestError
 from mypt.references import DatasetRef
@@ -102,7 +103,12 @@ def open_dataset(path: str | Path, *, digest: str | None = None, verify: bool = 
 
 
 def tokenize(
-    config: PrepareConfig, out_dir: Path, *, progress: Progress | None = None, reuse: bool = False
+    config: PrepareConfig,
+    out_dir: Path,
+    *,
+    progress: Progress | None = None,
+    reuse: bool = False,
+    preparation: Preparation = Preparation(),
 ) -> DatasetRef:
     """Turn raw files into a dataset of tokens and spans, without masks.
 
@@ -111,6 +117,7 @@ def tokenize(
         out_dir: The new dataset's folder.
         progress: Called with bytes read, bytes to read, rows and tokens so far.
         reuse: Return a dataset that is already there if the same sources and settings made it.
+        preparation: Who reads and encodes; the dataset is the same.
 
     Raises:
         ConfigError: If ``out_dir`` exists and may not be reused, or a name means nothing.
@@ -118,7 +125,7 @@ def tokenize(
     """
     return build(
         out_dir,
-        lambda folder: write_tokens(folder, config, progress),
+        lambda folder: write_tokens(folder, config, progress, preparation),
         recipe(config) if reuse else None,
     )
 
@@ -130,6 +137,7 @@ def prepare(
     progress: Progress | None = None,
     *,
     reuse: bool = False,
+    preparation: Preparation = Preparation(),
 ) -> DatasetRef:
     """Turn raw files into a dataset of tokens, spans and masks in one folder.
 
@@ -142,6 +150,7 @@ def prepare(
         out_dir: The new dataset's folder.
         progress: As for :func:`tokenize`.
         reuse: As for :func:`tokenize`.
+        preparation: As for :func:`tokenize`.
 
     Raises:
         ConfigError: As :func:`tokenize`.
@@ -149,7 +158,7 @@ def prepare(
     """
     return build(
         out_dir,
-        lambda folder: _prepare(folder, config, policy, progress),
+        lambda folder: _prepare(folder, config, policy, progress, preparation),
         masked_recipe(recipe(config), policy) if reuse else None,
     )
 
@@ -195,9 +204,13 @@ def masked_recipe(tokens: str, policy: MaskPolicy) -> str:
 
 
 def _prepare(
-    folder: Path, config: PrepareConfig, policy: MaskPolicy, progress: Progress | None
+    folder: Path,
+    config: PrepareConfig,
+    policy: MaskPolicy,
+    progress: Progress | None,
+    preparation: Preparation,
 ) -> Manifest:
-    manifest = write_tokens(folder, config, progress)
+    manifest = write_tokens(folder, config, progress, preparation)
     update = {
         "recipe": masked_recipe(manifest.recipe, policy),
         "making": Making(config=config, policies=(policy,)),

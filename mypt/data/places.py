@@ -30,6 +30,20 @@ class Place(NamedTuple):
         return f"{name}:{self.line}" if self.unit == "line" else f"{name}: {self.unit} {self.line}"
 
 
+class Stretch(NamedTuple):
+    """The part of a raw file that is read at a time; by default all of it."""
+
+    start: int = 0
+    """First byte as stored."""
+    stop: int | None = None
+    """The one past the last; None is the end of the file."""
+    line: int = 1
+    """The line that begins at ``start``."""
+
+
+WHOLE = Stretch()
+
+
 def printable(name: str) -> str:
     """Return a file's name so that no control character in it reaches the terminal."""
     return name if name.isprintable() else repr(name)

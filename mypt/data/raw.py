@@ -1,23 +1,18 @@
 """Raw files as bounded pieces of bytes: unpacked, hashed and counted while they are read."""
 
-import gzip
-import hashlib
 import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 from mypt import files
-from mypt.data.places import Place, Unit, printable
+from mypt.data.places import WHOLE, Place, Stretch, Unit, printable
+from mypt.data.unpacking import Stored, unpacker
 from mypt.errors import DataError
 
-_CHUNK = 256 << 10
-# Its decoder takes no limit, and 4 bytes of it can unpack to 128 KiB: 8 MiB a slice.
-_ZSTD_SLICE = 256
-_ZSTD_WINDOW = 128 << 20
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 class Limits(NamedTuple):
@@ -50,7 +45,13 @@ class Line(NamedTuple):
 class RawFile:
     """One file of a source. ``bytes_done`` of ``size`` stored bytes are read so far."""
 
-    def __init__(self, path: Path, index: int = 0, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        index: int = 0,
+        limits: Limits | None = None,
+        stretch: Stretch = WHOLE,
+    ) -> None:
         """Look at the file without reading it.
 
         Raises:
@@ -60,6 +61,7 @@ class RawFile:
         self.name = printable(str(path))
         self.index = index
         self.limits = limits or Limits()
+        self.stretch = stretch
         self.bytes_done = 0
         self._sha256 = ""
         try:
@@ -78,6 +80,15 @@ class RawFile:
         """Return the place of a line, item or row of this file."""
         return Place(str(self.path), self.index, line, unit)
 
+    def has_bom(self) -> bool:
+        """Return whether the file begins with a byte order mark, which :meth:`chunks` leaves out.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        with self.path.open("rb") as file:
+            return file.read(len(BOM)) == BOM
+
     def chunks(self) -> Iterator[bytes]:
         """Yield the unpacked bytes in order, without a byte order mark at the start.
 
@@ -86,11 +97,12 @@ class RawFile:
                 the limits allow.
         """
         self.bytes_done, self._sha256, n_plain = 0, "", 0
-        unpack = _UNPACK.get(self.path.suffix.lower(), _plain)
+        unpack = unpacker(self.path)
         try:
             with self.path.open("rb") as file:
-                stored = _Stored(file)
-                for piece in _without_bom(unpack(stored)):
+                stored = Stored(file, self.stretch)
+                pieces = unpack(stored)
+                for piece in pieces if self.stretch.start else _without_bom(pieces):
                     self.bytes_done = stored.n_read
                     n_plain += len(piece)
                     self.check_expansion(n_plain)
@@ -147,7 +159,7 @@ def lines(raw: RawFile) -> Iterator[Line]:
     Raises:
         DataError: For a line over the limit, before it is read whole.
     """
-    number, offset = 1, 0
+    number, offset = raw.stretch.line, raw.stretch.start
     pending: list[bytes] = []
     n_pending = 0
     for chunk in raw.chunks():
@@ -182,64 +194,11 @@ def decode(data: bytes, offset: int, place: Place) -> str:
         ) from None
 
 
-class _Stored:
-    """The bytes as they are stored, counted and hashed as they pass."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.n_read = 0
-        self.hasher = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self.n_read += len(data)
-        self.hasher.update(data)
-        return data
-
-
 def _without_bom(pieces: Iterator[bytes]) -> Iterator[bytes]:
     head = b""
     for piece in pieces:
         head += piece
-        if len(head) >= len(_BOM):
+        if len(head) >= len(BOM):
             break
-    yield head.removeprefix(_BOM)
+    yield head.removeprefix(BOM)
     yield from pieces
-
-
-def _plain(stored: _Stored) -> Iterator[bytes]:
-    while data := stored.read(_CHUNK):
-        yield data
-
-
-def _gunzip(stored: _Stored) -> Iterator[bytes]:
-    with gzip.GzipFile(fileobj=cast(BinaryIO, stored), mode="rb") as file:
-        while data := file.read(_CHUNK):
-            yield data
-
-
-def _unxz(stored: _Stored) -> Iterator[bytes]:
-    with lzma.LZMAFile(cast(BinaryIO, stored)) as file:
-        while data := file.read(_CHUNK):
-            yield data
-
-
-def _unzstd(stored: _Stored) -> Iterator[bytes]:
-    from zstandard import ZstdDecompressor, ZstdError
-
-    frames = ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    frame = None
-    while data := stored.read(_ZSTD_SLICE):
-        while data:
-            frame = frame or frames.decompressobj()
-            try:
-                yield frame.decompress(data)
-            except ZstdError as error:
-                raise OSError(str(error)) from None
-            data = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("it ends inside a zstd frame")
-
-
-_UNPACK = {".gz": _gunzip, ".xz": _unxz, ".zst": _unzstd}

@@ -28,3 +28,8 @@ class Tally:
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+
+    def add(self, other: "Tally") -> None:
+        """Add what another one has counted."""
+        self.dropped.update(other.dropped)
+        self.notes.update(other.notes)

@@ -11,6 +11,7 @@ from mypt.data import exercises
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.places import printable
+from mypt.data.portions import Piece, Portion, cut_portions
 from mypt.data.raw import Limits, RawFile
 from mypt.data.readers import detect_format, read_rows
 from mypt.data.records import Tally
@@ -57,8 +58,7 @@ class SourceReader:
             self.format = "mapping" if source.mapping else detect_format(raws[0])
         self._source = source
         self._raws = raws
-        self._tally = Tally()
-        self._n_kept: int | None = None
+        self.begin()
 
     @property
     def bytes_total(self) -> int:
@@ -77,18 +77,49 @@ class SourceReader:
             DataError: For the first row that is wrong, if a file changed since it was hashed,
                 or if no row of the source is kept.
         """
-        self._tally, self._n_kept, n_kept = Tally(), None, 0
-        for raw in self._raws:
-            raw.bytes_done = 0
+        self.begin()
         for raw, file in zip(self._raws, self.files, strict=True):
             for row in read_rows(raw, self.format, self._tally, self._source.mapping):
-                n_kept += 1
+                self._n_kept += 1
                 yield row
             raw.check_unchanged(file.sha256)
-        if not n_kept:
+        self.finish()
+
+    def portions(self, source: int) -> Iterator[Portion]:
+        """Cut the source into what workers read; ``source`` is its place among the sources.
+
+        Raises:
+            DataError: If a file changed since it was hashed.
+        """
+        hashed = zip(self._raws, (file.sha256 for file in self.files), strict=True)
+        return cut_portions(hashed, source, self.format, self._source.mapping)
+
+    def begin(self) -> None:
+        """Begin a pass over the rows: forget what was counted in the one before."""
+        self._tally, self._n_kept, self._finished = Tally(), 0, False
+        for raw in self._raws:
+            raw.bytes_done = 0
+
+    def add(self, n_kept: int, tally: Tally) -> None:
+        """Count what was read elsewhere."""
+        self._n_kept += n_kept
+        self._tally.add(tally)
+
+    def set_aside(self, piece: Piece) -> None:
+        """Note that a piece was not read, since it ends whoever reads it."""
+        name = piece.name.removeprefix(str(Path(piece.path).parent)).lstrip("/")
+        self._tally.dropped[f"{name}: set aside, its rows unknown, since it ended every worker"] = 0
+
+    def finish(self) -> None:
+        """End a pass.
+
+        Raises:
+            DataError: If no row of the source is kept.
+        """
+        if not self._n_kept:
             why = ", ".join(f"{n} of {reason}" for reason, n in self._tally.dropped.items())
             raise DataError(f"{self.name}: every row was dropped ({why}); choose other data")
-        self._n_kept = n_kept
+        self._finished = True
 
     def record(self) -> SourceRecord:
         """Return what was read and what was left out, for the dataset's metadata.
@@ -96,7 +127,7 @@ class SourceReader:
         Raises:
             ValueError: If the last pass over the rows did not reach their end.
         """
-        if self._n_kept is None:
+        if not self._finished:
             raise ValueError(f"{self.name} was not read to its end")
         return SourceRecord(
             name=self.name,

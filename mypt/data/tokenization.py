@@ -1,14 +1,14 @@
 """From raw files to shards of tokens and spans, as a stream: a batch of rows at a time."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
 
 from mypt import files
-from mypt.config import PrepareConfig
-from mypt.data.conversations import Document, Row
-from mypt.data.encoding import encode_rows
+from mypt.config import Preparation, PrepareConfig
+from mypt.data.batches import texts_of
+from mypt.data.crew import encode_sources
+from mypt.data.encoding import Encoded
 from mypt.data.manifest import (
     SPLITS,
     TOKENIZER_STATE,
@@ -21,6 +21,7 @@ from mypt.data.manifest import (
     Split,
     record_file,
 )
+from mypt.data.meter import Meter, Progress
 from mypt.data.shard_writer import ShardWriter
 from mypt.data.sources import SourceReader, open_source
 from mypt.data.spans import ROLE
@@ -29,18 +30,17 @@ from mypt.data.template import load_template
 from mypt.data.tokenizer import Tokenizer, is_trained, load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError
 
-Progress = Callable[[int, int, int, int], None]
-"""Called with bytes read, bytes to read, rows and tokens written so far."""
 
-_BATCH_ROWS: Final = 1 << 14
-_BATCH_CHARACTERS: Final = 1 << 21
-"""What a batch may hold; tokens, spans and Python's own objects stay below 100 MB."""
-
-
-def write_tokens(folder: Path, config: PrepareConfig, progress: Progress | None = None) -> Manifest:
+def write_tokens(
+    folder: Path,
+    config: PrepareConfig,
+    progress: Progress | None = None,
+    preparation: Preparation = Preparation(),
+) -> Manifest:
     """Write shards, spans and the tokenizer's state into ``folder``.
 
-    The same sources and config give the same bytes, however the reading is batched.
+    The same sources and config give the same bytes, whoever reads and encodes the rows and
+    however that is batched.
 
     Returns:
         The metadata, not sealed and without masks.
@@ -52,16 +52,21 @@ def write_tokens(folder: Path, config: PrepareConfig, progress: Progress | None 
     """
     readers = _open(config)
     _check_prompts(config, readers)
-    meter = _Meter(readers, progress, passes=1 + _trains(config))
+    meter = Meter(readers, progress, passes=1 + _trains(config))
     tokenizer = _tokenizer(config, readers, meter)
     tokenizer.write(folder)
     split = RowSplit(config.val_fraction)
-    manifest = _write_shards(folder, config, readers, tokenizer, split, meter)
+
+    def write(split: RowSplit) -> Manifest:
+        rows = encode_sources(folder, readers, tokenizer, meter, preparation)
+        return _write_shards(folder, config, readers, tokenizer, split, meter, rows)
+
+    manifest = write(split)
     if split.empty is not None:
         for name in SPLITS:
             shutil.rmtree(folder / name, ignore_errors=True)
         repaired = split.repaired(", ".join(reader.name for reader in readers))
-        manifest = _write_shards(folder, config, readers, tokenizer, repaired, meter)
+        manifest = write(repaired)
         manifest = _note_repair(manifest, split.empty)
     return manifest
 
@@ -112,20 +117,19 @@ def _write_shards(
     readers: Sequence[SourceReader],
     tokenizer: Tokenizer,
     split: RowSplit,
-    meter: "_Meter",
+    meter: Meter,
+    rows: Iterable[tuple[int, Encoded]],
 ) -> Manifest:
     is_chat = False
     meter.rows = 0
     with ShardWriter(folder, config.shard_tokens, tokenizer.n_vocab) as writer:
-        for index, reader in enumerate(readers):
-            for batch in meter.batches(reader):
-                encoded = encode_rows(batch, tokenizer)
-                is_chat = is_chat or bool((encoded.spans["role"] != ROLE["text"]).any())
-                in_val = split.in_val(encoded.rows)
-                writer.append("train", index, select_rows(encoded, ~in_val))
-                writer.append("val", index, select_rows(encoded, in_val))
-                meter.rows += len(batch)
-                meter.tokens = writer.n_tokens
+        for index, encoded in rows:
+            is_chat = is_chat or bool((encoded.spans["role"] != ROLE["text"]).any())
+            in_val = split.in_val(encoded.rows)
+            writer.append("train", index, select_rows(encoded, ~in_val))
+            writer.append("val", index, select_rows(encoded, in_val))
+            meter.rows += len(encoded.rows)
+            meter.tokens = writer.n_tokens
         shards = writer.close()
     return Manifest(
         kind="chat" if is_chat else "text",
@@ -172,62 +176,15 @@ def _trains(config: PrepareConfig) -> bool:
     return config.tokenizer_from is None and is_trained(config.tokenization)
 
 
-def _tokenizer(
-    config: PrepareConfig, readers: Sequence[SourceReader], meter: "_Meter"
-) -> Tokenizer:
+def _tokenizer(config: PrepareConfig, readers: Sequence[SourceReader], meter: Meter) -> Tokenizer:
     if config.tokenizer_from is not None:
         return load_tokenizer(config.tokenizer_from)
     if not is_trained(config.tokenization):
         return load_tokenizer(config.tokenization, config.template)
     batches = (batch for reader in readers for batch in meter.batches(reader))
-    texts = (text for batch in batches for text in _texts(batch))
+    texts = (text for batch in batches for text in texts_of(batch))
     return train_tokenizer(config.tokenization, texts, config.template)
-
-
-def _texts(rows: Iterable[Row]) -> Iterator[str]:
-    for row in rows:
-        if isinstance(row, Document):
-            yield row.text
-        else:
-            yield from (part.text for message in row.messages for part in message.parts)
 
 
 def _open(config: PrepareConfig) -> list[SourceReader]:
     return [open_source(source, index) for index, source in enumerate(config.sources)]
-
-
-class _Meter:
-    """Reads sources in batches and tells how far it is."""
-
-    def __init__(
-        self, readers: Sequence[SourceReader], progress: Progress | None, passes: int
-    ) -> None:
-        self.rows = self.tokens = 0
-        self._progress = progress
-        self._total = passes * sum(reader.bytes_total for reader in readers)
-        self._done = 0
-
-    def batches(self, reader: SourceReader) -> Iterator[list[Row]]:
-        """Yield a source's rows, in lists of a bounded size; report when one is used up."""
-        for batch in _batches(reader):
-            yield batch
-            self._report(reader.bytes_done)
-        self._done += reader.bytes_total
-
-    def _report(self, more: int) -> None:
-        if self._progress is not None:
-            done = self._done + more
-            self._progress(done, max(done, self._total), self.rows, self.tokens)
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += sum(len(text) for text in _texts((row,)))
-        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from mypt.training.orphans import end_with
+from mypt.orphans import end_with
 
 AGENT = "MYPT_AGENT"
 """Environment variable that tells workers the agent's process id."""

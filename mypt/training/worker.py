@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from mypt.errors import ConfigError, MyptError
+from mypt.orphans import end_with
 from mypt.parsing import Frozen
 from mypt.training.agent import AGENT
 from mypt.training.events import Event, Finished
 from mypt.training.lineage import RunContext
-from mypt.training.orphans import end_with
 from mypt.training.plan import RunPlan
 from mypt.training.telling import Failed, to_line
 

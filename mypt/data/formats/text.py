@@ -5,7 +5,7 @@ from typing import Any
 
 from mypt.data.conversations import Document
 from mypt.data.formats.message import fields_of, read_text, read_train
-from mypt.data.places import Place
+from mypt.data.places import WHOLE, Place
 from mypt.data.raw import RawFile, decode
 from mypt.data.records import Dropped, Tally
 from mypt.errors import DataError
@@ -42,9 +42,9 @@ def read_text_file(raw: RawFile, tally: Tally) -> Iterator[Document]:
     Raises:
         DataError: If the file is no UTF-8 or holds nothing but white space.
     """
-    offset, line = 0, 1
-    blank = True
-    for piece in _cut(raw.chunks()):
+    offset, line = raw.stretch.start, raw.stretch.line
+    blank = raw.stretch == WHOLE
+    for piece in cut_documents(raw.chunks()):
         if offset:
             tally.notes["text cut into one more document"] += 1
         place = raw.place(line)
@@ -56,7 +56,8 @@ def read_text_file(raw: RawFile, tally: Tally) -> Iterator[Document]:
         raise DataError(f"{raw.name}: only white space; expected text; leave the file out")
 
 
-def _cut(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def cut_documents(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut the bytes of a text file into documents, as :func:`read_text_file` says."""
     held = b""
     for chunk in chunks:
         held += chunk

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mypt.data import raw
+from mypt.data import unpacking
 from mypt.data.raw import Limits, RawFile, decode, lines
 from mypt.errors import DataError
 from tests.mypt.data.rawfiles import memory_below, write
@@ -33,7 +33,7 @@ def test_lines_are_cut_at_line_feeds_and_nowhere_else(tmp_path_factory, data):
     data = b"x" + data
     path = write(tmp_path_factory.getbasetemp() / "lines.txt", data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw, "_CHUNK", 3)
+        patch.setattr(unpacking, "CHUNK", 3)
         found = list(lines(RawFile(path)))
     expected = data.split(b"\n")
     if expected[-1] == b"":
@@ -104,7 +104,7 @@ def test_a_line_of_exactly_the_limit_is_read(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_a_byte_order_mark_is_skipped_at_the_start_only(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(raw, "_CHUNK", chunk)
+    monkeypatch.setattr(unpacking, "CHUNK", chunk)
     path = write(tmp_path / "a.txt", "\ufeffone\ufefftwo")
     assert plain(path).decode() == "one\ufefftwo"
     assert plain(write(tmp_path / "b.txt", "\ufeff")) == b""

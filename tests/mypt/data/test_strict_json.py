@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mypt.data import raw, strict_json
+from mypt.data import strict_json, unpacking
 from mypt.data.raw import Limits, RawFile
 from mypt.data.strict_json import items, parse
 from mypt.errors import DataError
@@ -44,7 +44,7 @@ def test_an_array_is_cut_into_its_items_wherever_the_chunks_end(
     data = json.dumps(values, indent=indent, ensure_ascii=False).encode()
     path = write(tmp_path_factory.getbasetemp() / "array.json", b" \n" + data + b"\n ")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw, "_CHUNK", chunk)
+        patch.setattr(unpacking, "CHUNK", chunk)
         found = list(items(RawFile(path)))
     assert [json.loads(item.data) for item in found] == values
     assert [item.number for item in found] == list(range(1, len(values) + 1))
@@ -57,7 +57,7 @@ def test_an_object_is_cut_into_its_members(tmp_path_factory, fields, indent, chu
     data = json.dumps(fields, indent=indent).encode()
     path = write(tmp_path_factory.getbasetemp() / "object.json", data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw, "_CHUNK", chunk)
+        patch.setattr(unpacking, "CHUNK", chunk)
         found = [json.loads(b"{%b}" % item.data) for item in items(RawFile(path))]
     assert found == [{key: value} for key, value in fields.items()]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data import tokenization
+from mypt.data import batches, tokenization
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.data.template import load_template
 from mypt.data.tokenization import recipe
@@ -44,7 +44,7 @@ def test_the_rows_on_disk_say_what_was_read(tmp_path):
 def test_the_same_input_gives_the_same_bytes_however_it_is_batched(tmp_path, monkeypatch):
     path = write_chats(tmp_path / "chat.jsonl", chats(40))
     once = tokenize(config(path, shard_tokens=300), tmp_path / "a")
-    monkeypatch.setattr(tokenization, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(batches, "_ROWS", 3)
     again = tokenize(config(path, shard_tokens=300), tmp_path / "b")
     assert once.digest == again.digest
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
@@ -208,7 +208,7 @@ def test_packed_files_are_read_as_they_are(tmp_path):
 
 
 def test_progress_goes_up_to_the_end_over_all_passes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenization, "_BATCH_ROWS", 5)
+    monkeypatch.setattr(batches, "_ROWS", 5)
     paths = [write_chats(tmp_path / f"{i}.jsonl", chats(20, seed=i)) for i in range(2)]
     seen = []
     tokenize(
@@ -244,7 +244,7 @@ def test_a_wrong_line_deep_in_the_file_leaves_nothing_behind(tmp_path):
 
 
 def test_a_crash_between_batches_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenization, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(batches, "_ROWS", 10)
     path = write_chats(tmp_path / "chat.jsonl", chats(50))
 
     def stop(done, total, *_):
@@ -273,7 +273,7 @@ def peak_of(out_dir, prepared):
 
 
 def test_memory_stays_flat_however_large_the_input_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenization, "_BATCH_CHARACTERS", 1 << 16)
+    monkeypatch.setattr(batches, "_CHARACTERS", 1 << 16)
     peaks = []
     for count in (1, 8):
         path = tmp_path / f"{count}.txt"
