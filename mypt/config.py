@@ -101,6 +101,9 @@ class GPTConfig(Architecture):
     """Share of activations dropped in training; not architecture, so fine-tuning sets its own."""
     zero_init: bool = False
     """Random weights begin with residual projections of 0, so that each block begins as nothing."""
+    scaled_init: bool = False
+    """The blocks' random matrices are drawn by what they read, 1 / sqrt(inputs), instead of GPT-2's
+    0.02 whatever the width."""
 
 
 class TrainConfig(Frozen):

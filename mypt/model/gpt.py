@@ -213,12 +213,14 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _initialise(self) -> None:
-        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        shrinks = math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
             residual = name.endswith("c_proj.weight")
             if residual and self.config.zero_init:
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=residual_std if residual else INIT_STD)
+                scaled = self.config.scaled_init and name.startswith("transformer.h.")
+                std = 1 / math.sqrt(parameter.shape[1]) if scaled else INIT_STD
+                nn.init.normal_(parameter, std=std / shrinks if residual else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)

@@ -28,7 +28,7 @@ OURS = TrainConfig(
 )  # fmt: skip
 PARTS = {
     "pos_encoding": "rope", "norm_type": "rmsnorm", "mlp_type": "relu2", "qk_norm": True,
-    "tie_weights": False,
+    "zero_init": True, "scaled_init": True,
 }  # fmt: skip
 
 

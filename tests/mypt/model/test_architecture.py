@@ -141,6 +141,15 @@ def test_zero_projections_make_each_block_begin_as_nothing():
     torch.testing.assert_close(model.hidden(batch()[0]), embedded)
 
 
+def test_scaled_weights_keep_the_size_of_what_they_read():
+    torch.manual_seed(0)
+    model = GPT(GPT2.model_copy(update={**MODERN, "n_embd": 256, "scaled_init": True}))
+    read, block = torch.randn(512, 256), model.transformer.h[0]
+    assert block.attn.c_attn(read).std().item() == pytest.approx(1.0, rel=0.1)
+    assert block.attn.c_proj(read).std().item() == pytest.approx(1 / 2, rel=0.1)  # of 4 added
+    assert model.transformer.wte.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("values", "found"),
     [
