@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait should sleep: where other programs run, spinning ones slow each other down
     # five times (D60). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         _check_words(words)

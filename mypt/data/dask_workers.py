@@ -1,13 +1,18 @@
 """The engine of a cluster: Dask's workers, which see the same files under the same paths."""
 
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Final
 
 from mypt.config import Preparation
 from mypt.data.engine import DEATHS, Died, Engine, cores
 from mypt.data.portion_work import work
-from mypt.errors import ConfigError
+from mypt.errors import ConfigError, DataError
+
+_LOOK: Final = 0.2
+_PATIENCE: Final = 120.0
+"""Seconds without any worker, after which nobody waits for one any longer."""
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def dask_workers(preparation: Preparation) -> Iterator[Engine]:
                 n_workers=preparation.workers or cores(),
                 threads_per_worker=1,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
             )
             address = stack.enter_context(cluster)
         try:
@@ -65,18 +70,40 @@ class _Asked:
 
         Dask blames a worker's death on all jobs that it had been given, so that a job which
         ended three is asked again when no other is on its way.
+
+        Raises:
+            Died: If it ended three more.
+            DataError: If there is no worker for two minutes.
         """
-        from distributed import KilledWorker, wait
+        from distributed import KilledWorker
 
         self._waiting.discard(future)
         try:
-            return future.result()
+            return self._wait(future).result()
         except KilledWorker:
-            wait(self._waiting)
+            for other in self._waiting:
+                self._wait(other)
         try:
-            return self._client.submit(work, job, pure=False).result()
+            return self._wait(self._client.submit(work, job, pure=False)).result()
         except KilledWorker:
             raise Died from None
+
+    def _wait(self, future: Any) -> Any:
+        """Return ``future`` when it is done; Dask itself would wait for ever for a worker."""
+        from distributed import wait
+
+        since = time.monotonic()
+        while not future.done():
+            with suppress(TimeoutError):
+                wait(future, timeout=_LOOK)
+            if self._client.scheduler_info()["workers"]:
+                since = time.monotonic()
+            elif time.monotonic() - since > _PATIENCE:
+                raise DataError(
+                    f"Dask has had no worker for {_PATIENCE:.0f} seconds, and expected one; start"
+                    " workers, see why they ended, and run the same again"
+                )
+        return future
 
 
 class _Job:
