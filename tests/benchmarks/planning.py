@@ -42,7 +42,7 @@ def _measured(config: Path, name: str) -> Iterator[Line]:
     for found in _plan(config):
         rate = found["tokens_per_step"] / found["step_seconds"]
         note = f"{rate:,.0f} tokens a second in a probe, wall time at load {os.getloadavg()[0]:.0f}"
-        yield _line(f"{name}: {found['name']}, one core of this machine", found, note)
+        yield _line(f"{name}: {found['name']}, this machine", found, note)
 
 
 def _line(work: str, found: dict[str, Any], note: str) -> Line:
