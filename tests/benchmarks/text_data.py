@@ -86,18 +86,28 @@ def _compared(size: int, engine: str, rounds: list[Round]) -> Line:
 
 
 def _fitted(engine: str, points: NDArray[np.float64]) -> Line:
-    """Fit seconds over sizes, each size weighing alike, and see how far any lies from the line."""
     size, seconds, peak = points.T
+    work = f"preparation of text, gpt2, {engine}: seconds over {len(size)} sizes"
+    note = (
+        f"{size[0]:,.0f} to {size[-1]:,.0f} MB take {peak.min():.0f} to {peak.max():.0f} MB of"
+        " memory"
+    )
+    return as_a_line(work, size, seconds, note)
+
+
+def as_a_line(
+    work: str, size: NDArray[np.float64], seconds: NDArray[np.float64], note: str
+) -> Line:
+    """Fit seconds over sizes, each size weighing alike, and see how far any lies from the line."""
     slope, intercept = np.polyfit(size, seconds, 1, w=1 / seconds)
     worst = np.abs((intercept + slope * size) / seconds - 1).max()
     return Line(
-        work=f"preparation of text, gpt2, {engine}: seconds over {len(size)} sizes",
+        work=work,
         against="a line",
         reach="within 15 %",
         measured=f"{intercept:.2f} s + {slope * 1000:.1f} s a GB",
         met=judge(0.15, worst),
-        note=f"no size is off by more than {worst:.0%}; {size[0]:,.0f} to {size[-1]:,.0f} MB take"
-        f" {peak.min():.0f} to {peak.max():.0f} MB of memory",
+        note=f"no size is off by more than {worst:.0%}; {note}",
     )
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from harness import Line, judge
-from numpy.typing import NDArray
-from text_data import write_text
+from harness import Line
+from text_data import as_a_line, write_text
 
 PROGRAM = """
 from pathlib import Path
@@ -42,19 +41,10 @@ def lines(*, quick: bool) -> Iterator[Line]:
                 subprocess.run([sys.executable, "-c", PROGRAM, *words], check=True)
                 seconds[width].append(time.monotonic() - started)
     for width in widths:
-        yield _fitted(np.array(sizes), np.array(seconds[width]), width)
-
-
-def _fitted(size: NDArray[np.int64], seconds: NDArray[np.float64], width: int) -> Line:
-    slope, intercept = np.polyfit(size, seconds, 1, w=1 / seconds)
-    worst = np.abs((intercept + slope * size) / seconds - 1).max()
-    each = ", ".join(f"{n} MB {s:.1f} s" for n, s in zip(size, seconds, strict=True))
-    return Line(
-        work=f"preparation of text, gpt2, wall seconds of {width} worker{'s' * (width > 1)}",
-        against="a line",
-        reach="within 15 %",
-        measured=f"{intercept:.2f} s + {slope * 1000:.1f} s a GB",
-        met=judge(0.15, worst),
-        note=f"{each}; no size is off by more than {worst:.0%}; {os.cpu_count()} cores, load"
-        f" {os.getloadavg()[1]:.0f}",
-    )
+        each = ", ".join(f"{n} MB {s:.1f} s" for n, s in zip(sizes, seconds[width], strict=True))
+        yield as_a_line(
+            f"preparation of text, gpt2, wall seconds of {width} worker{'s' * (width > 1)}",
+            np.array(sizes, dtype=np.float64),
+            np.array(seconds[width]),
+            f"{each}; {os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}",
+        )
