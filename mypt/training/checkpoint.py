@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -217,7 +218,11 @@ def put_moments(
 
 
 def _check_finite(path: Path, snapshot: Snapshot) -> None:
-    odd = [name for name, tensor in snapshot.weights.items() if not tensor.isfinite().all()]
+    # By NumPy: torch would give the thread that writes checkpoints a second team of threads, and
+    # with more threads than cores OpenMP lets all of them sleep after every product (D60).
+    odd = [
+        name for name, tensor in snapshot.weights.items() if not np.isfinite(tensor.numpy()).all()
+    ]
     if odd:
         raise TrainingError(
             f"{path}: not written, {odd[0]} (and {len(odd) - 1} more) holds inf or nan; the"

@@ -1,6 +1,8 @@
 """Checkpoints are written beside training, in order, and a failed one is not passed over."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,19 @@ def test_an_abandoned_run_finishes_the_checkpoint_it_was_writing(plan):
     next(events)
     events.close()
     assert read_lineage(models_dir() / "m" / "step_000004").step == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux only")
+def test_writing_starts_no_second_team_of_threads(plan):
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    wide = plan(max_iters=2, eval_interval=2, n_embd=256, n_layer=1, threads=2)
+    before, seen = 0, []
+    for event in train(wide):
+        if isinstance(event, StepReport):
+            before = threads()
+        elif isinstance(event, CheckpointSaved):
+            seen.append(threads())
+    assert seen
+    assert seen[-1] <= before + 1, "more than the writer's own thread"
