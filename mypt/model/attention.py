@@ -155,15 +155,15 @@ def _attend(qkv: Sequence[Tensor], documents: Documents | None, dropout: float) 
 
 def _attend_each(qkv: Sequence[Tensor], lengths: list[int], dropout: float) -> Tensor:
     """Attend in one call a document; queries, keys and values lie one document behind another."""
-    parts = []
-    split = (torch.split(part.flatten(0, 1), lengths) for part in qkv)
-    for document in zip(*split, strict=True):
-        query, key, value = (part.transpose(0, 1)[None] for part in document)
-        gathered = F.scaled_dot_product_attention(
+    lying = (part.flatten(0, 1)[None].transpose(1, 2) for part in qkv)
+    documents = zip(*(torch.split(part, lengths, dim=2) for part in lying), strict=True)
+    gathered = [
+        F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True
-        )
-        parts.append(gathered[0].transpose(0, 1))
-    return torch.cat(parts).view_as(qkv[0])
+        ).transpose(1, 2)
+        for query, key, value in documents
+    ]
+    return torch.cat(gathered, dim=1).view_as(qkv[0])
 
 
 def _run_starts(segments: Tensor) -> Tensor:

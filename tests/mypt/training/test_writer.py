@@ -1,6 +1,5 @@
 """Checkpoints are written beside training, in order, and a failed one is not passed over."""
 
-import os
 import threading
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def test_an_abandoned_run_finishes_the_checkpoint_it_was_writing(plan):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux only")
 def test_writing_starts_no_second_team_of_threads(plan):
     def threads():
-        return len(os.listdir("/proc/self/task"))
+        return len(list(Path("/proc/self/task").iterdir()))
 
     wide = plan(max_iters=2, eval_interval=2, n_embd=256, n_layer=1, threads=2)
     before, seen = 0, []
