@@ -105,7 +105,7 @@ class GPT(nn.Module):
         total = linear_cross_entropy(
             states, self.lm_head.weight, targets.flatten()[index], shared=shared
         )
-        return MaskedLoss(total, torch.tensor(index.numel(), device=index.device))
+        return MaskedLoss(total, index.new_full((), index.numel()))
 
     def hidden(
         self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None

@@ -95,7 +95,7 @@ def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
 def _sum_loss(logits: Tensor, targets: Tensor) -> MaskedLoss:
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = F.cross_entropy(precise, targets, reduction="sum")
-    return MaskedLoss(total, torch.tensor(targets.numel(), device=targets.device))
+    return MaskedLoss(total, targets.new_full((), targets.numel()))
 
 
 def _check_shape(values: Tensor, targets: Tensor, what: str) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from mypt.model.loss import MaskedLoss
+from mypt.model.loss import MaskedLoss, supervised_positions
 from mypt.training.compute import seed_everything
 from mypt.training.distributed import share
-from mypt.training.loader import Batch
+from mypt.training.loader import Batch, send
 from mypt.training.run import Run
 from mypt.training.tree import Block, Sum, add_all, blocks
 
@@ -23,37 +23,43 @@ class Share(NamedTuple):
     micros: range
     """Its micro-batches, by their number in the step."""
     batches: list[Batch]
+    """As the loader made them: each goes to the device at its turn."""
     places: list[Tensor]
-    """(N,) int64 each: supervised positions of the flattened batch."""
+    """(N,) int64 each, on the CPU: supervised positions of the flattened batch."""
     supervised: int
     """Supervised tokens of the whole step, on all ranks: what every loss is divided by."""
 
 
-def add_gradients(run: Run, mine: Share) -> dict[int, float]:
+def add_gradients(run: Run, mine: Share) -> Tensor:
     """Leave the gradients of the whole step in the model; return this rank's summed losses.
 
     Each micro-batch's summed loss is divided by the count of the whole step, over all ranks
-    (law 3), so that gradients only ever add up. A device is asked for its losses once.
+    (law 3), so that gradients only ever add up. Nothing here waits for a device.
 
     Returns:
-        Nats by number of the micro-batch.
+        (n,) float32, on the device: nats of each of this rank's micro-batches.
     """
     if run.plan.preset.reduction == "tree":
-        losses = _as_tree(run, mine)
-    elif isinstance(run.model, FSDPModule):
-        losses = _sharded(run, mine)
-    elif run.ranks.size > 1:
-        losses = _replicated(run, mine)
-    else:
-        losses = _in_order(run, mine)
-    return dict(zip(mine.micros, losses.tolist(), strict=True))
+        return _as_tree(run, mine)
+    if isinstance(run.model, FSDPModule):
+        return _sharded(run, mine)
+    if run.ranks.size > 1:
+        return _replicated(run, mine)
+    return _in_order(run, mine)
 
 
 def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedLoss:
     """Return the loss of one micro-batch as a sum and a count, in the run's arithmetic.
 
-    ``supervised`` is what the batch's targets and mask say, where that is known already.
+    Args:
+        run: Whose model, on whose device.
+        batch: On the CPU, as the run's loaders give it.
+        supervised: What the batch's targets and mask say, where that is known already.
     """
+    if supervised is None:
+        supervised = supervised_positions(batch.targets, batch.loss_mask)
+    device = run.compute.device
+    batch, supervised = batch.to(device), send(supervised, device)
     with run.compute.autocast():
         return run.model.loss(
             batch.input_ids,

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mypt.data.accounts import LengthAccount
@@ -22,7 +20,7 @@ from mypt.training.windows import Windows
 
 
 class Batch(NamedTuple):
-    """One micro-batch on its device; B rows, T places."""
+    """One micro-batch; B rows, T places."""
 
     input_ids: Tensor
     """(B, T) int64."""
@@ -34,6 +32,10 @@ class Batch(NamedTuple):
     """(B, T) int64, counted from 0 in each packed piece; None counts along the row."""
     segments: Tensor | None = None
     """(B, T) int64, the packed piece that a place belongs to, -1 for padding."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on ``device``."""
+        return Batch._make(None if part is None else send(part, device) for part in self)
 
 
 class Epoch(NamedTuple):
@@ -99,7 +101,6 @@ class GPTDataLoader:
         opened = dataset_dir if isinstance(dataset_dir, Dataset) else open_dataset(dataset_dir)
         self.dataset = opened
         self.device = torch.device(device)
-        self._on_cpu = self.device.type == "cpu"
         self._block_size, self._batch_size = block_size, batch_size
         self._micros, self._masked = grad_accumulation, use_loss_mask
         self._drawn = dict.fromkeys(SPLITS, 0)
@@ -225,16 +226,14 @@ class GPTDataLoader:
         return self._rows[split]
 
     def _to_device(self, arrays: Arrays) -> Batch:
-        return Batch(
-            self._tensor(arrays.input_ids),
-            self._tensor(arrays.targets),
-            *(None if part is None else self._tensor(part) for part in arrays[2:]),
-        )
+        parts = (None if part is None else torch.from_numpy(part) for part in arrays)
+        return Batch._make(parts).to(self.device)
 
-    def _tensor(self, array: NDArray[np.int64] | NDArray[np.uint8]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._on_cpu:
-            return tensor
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` on ``device``; a GPU fetches it by itself while the host goes on."""
+    if tensor.device.type == device.type:
+        return tensor
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

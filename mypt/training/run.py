@@ -70,7 +70,7 @@ class Run:
     """What torch wraps the model in where ranks hold copies of it; made by the first step."""
 
     def batch(self, micro: int) -> Batch:
-        """Return micro-batch ``micro`` of the next step."""
+        """Return micro-batch ``micro`` of the next step, on the CPU."""
         return self.loader.batch_at("train", self.state.step, micro)
 
     def row_names(self, micro: int) -> list[str]:
@@ -150,7 +150,7 @@ def open_run(
         else:
             load_optimizer(found.path, model, optimizer)
         state, history = found.state, read_history(found.path, found.state.step)
-    loader = _loader(config, dataset, compute)
+    loader = _loader(config, dataset)
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
         plan=plan,
@@ -158,7 +158,7 @@ def open_run(
         compute=compute,
         dataset=dataset,
         loader=loader,
-        watch=_loader(config.model_copy(update=watched), dataset, compute),
+        watch=_loader(config.model_copy(update=watched), dataset),
         model=model.train(),
         optimizer=optimizer,
         lineage=_lineage(plan, compute, loader, context, found),
@@ -203,7 +203,7 @@ def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
     return ()
 
 
-def _loader(config: Preset, dataset: Dataset, compute: Compute) -> GPTDataLoader:
+def _loader(config: Preset, dataset: Dataset) -> GPTDataLoader:
     return GPTDataLoader(
         dataset,
         batch_size=config.batch_size,
@@ -214,7 +214,6 @@ def _loader(config: Preset, dataset: Dataset, compute: Compute) -> GPTDataLoader
         length_policy=config.length_policy,
         max_lost=config.max_lost,
         grad_accumulation=config.grad_accumulation,
-        device=compute.device,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mypt.errors import TrainingError
@@ -22,7 +23,8 @@ def take_step(run: Run) -> StepReport:
 
     Every supervised token of the step weighs the same: each micro-batch's summed loss is
     divided by the count of the whole step, which the masks tell before the first forward
-    pass. Where that count is 0, weights and optimizer are left alone.
+    pass. Where that count is 0, weights and optimizer are left alone. Counting is the host's,
+    and batches go to a device one by one, so that it never waits for the next (D96).
 
     Raises:
         TrainingError: If a loss or the gradient's norm is not finite, before the update.
@@ -35,10 +37,14 @@ def take_step(run: Run) -> StepReport:
         places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
         tokens, supervised = run.ranks.total(sum(map(count_tokens, batches)), sum(map(len, places)))
         if supervised:
-            found = add_gradients(run, Share(micros, batches, places, supervised))
+            on_device = add_gradients(run, Share(micros, batches, places, supervised))
+            measured = _norm(run)
+            # The only wait of a step: all that a device is to do is queued by now.
+            found = dict(zip(micros, on_device.tolist(), strict=True))
             losses = run.ranks.merge(found, config.grad_accumulation)
-            norm = _clip(run, config.grad_clip)
+            norm = measured.item()
             _check_finite(run, losses, norm)
+            _clip(run, config.grad_clip, measured, norm)
             loss = sum(losses) / supervised
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
@@ -63,14 +69,17 @@ def count_tokens(batch: Batch) -> int:
     return int((batch.segments >= 0).sum().item())
 
 
-def _clip(run: Run, limit: float) -> float:
-    """Bound the gradient's norm by ``limit``, where it is not 0; return the norm as it was."""
-    weights = [weight for weight in run.model.parameters() if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-    found = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+def _norm(run: Run) -> Tensor:
+    """Return the gradient's norm, shape (), on its device."""
+    gradients = [w.grad for w in run.model.parameters() if w.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _clip(run: Run, limit: float, norm: Tensor, found: float) -> None:
+    """Bound the gradient's norm, which was ``found``, by ``limit``, where that is not 0."""
     if 0.0 < limit < found:  # where it is not, a pass over all gradients would change none
-        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
-    return found
+        torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), limit, norm)
 
 
 def _check_finite(run: Run, losses: list[float], norm: float) -> None:

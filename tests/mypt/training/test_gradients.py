@@ -52,7 +52,8 @@ def gradients(run, ranks):
     micros = ranks.share(len(STEP))
     batches = [BATCHES[micro] for micro in micros]
     places = [one.loss_mask.flatten().nonzero().squeeze(1) for one in batches]
-    losses = add_gradients(run, Share(micros, batches, places, N_SUPERVISED))
+    found = add_gradients(run, Share(micros, batches, places, N_SUPERVISED))
+    losses = dict(zip(micros, found.tolist(), strict=True))
     return flat(run.model), ranks.merge(losses, len(STEP))
 
 

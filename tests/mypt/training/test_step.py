@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mypt.training import step
 from mypt.training.folder import claim
 from mypt.training.lineage import RunContext
 from mypt.training.loader import Batch
@@ -131,3 +133,70 @@ def test_pruning_the_last_block_is_a_switch_that_changes_no_result(plan):
             found[prune] = report.loss, report.grad_norm
     assert widths == {True: [7], False: [64]}
     assert found[True] == pytest.approx(found[False], rel=1e-6)
+
+
+class Queue(TorchDispatchMode):
+    """Notes what would make a host wait for its device."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_gets_each_batch_after_the_host_counted_and_is_asked_last(plan, monkeypatch):
+    seen, true_to, true_norm = [], Batch.to, step._norm
+
+    def sent(one, device):
+        seen.append("sent")
+        return true_to(one, device)
+
+    def queued(run):
+        norm = true_norm(run)
+        seen.append("queued")
+        return norm
+
+    monkeypatch.setattr(Batch, "to", sent)
+    monkeypatch.setattr(step, "_norm", queued)
+    # pruned, a CPU's last block looks how many rows to gather, which a GPU's does not
+    made = plan(block_size=32, grad_accumulation=3, dropout=0.0, prune_last_block=False)
+    with claim(made, RunContext()) as folder:
+        run = open_run(made, folder, RunContext(), None, ())
+        run.loader = Rows(batch(3, 4), batch(0, 0), batch(5, 1))
+        with Queue(seen):
+            take_step(run)
+    before, after = seen[: seen.index("sent")], seen[seen.index("sent") :]
+    assert before.count("nonzero") == 3, "the host counts supervised tokens of every micro-batch"
+    assert after[:3] == ["sent", "sent", "queued"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("batching", ["windows", "packed"])
+def test_a_gpu_is_not_waited_for_before_all_of_a_step_is_queued(plan, monkeypatch, batching):
+    made = plan(device="cuda", batching=batching, grad_accumulation=3, dropout=0.0)
+    true_add, true_norm = step.add_gradients, step._norm
+
+    def strict(run, share):
+        torch.cuda.set_sync_debug_mode("error")
+        return true_add(run, share)
+
+    def lenient(run):
+        norm = true_norm(run)
+        torch.cuda.set_sync_debug_mode("default")
+        return norm
+
+    with claim(made, RunContext()) as folder:
+        run = open_run(made, folder, RunContext(), None, ())
+        take_step(run)  # kernels are compiled and memory is found at the first
+        monkeypatch.setattr(step, "add_gradients", strict)
+        monkeypatch.setattr(step, "_norm", lenient)
+        try:
+            assert math.isfinite(take_step(run).loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
