@@ -11,7 +11,10 @@ from flows.console import Console, print_json
 from mypt.errors import ConfigError, MyptError
 
 if TYPE_CHECKING:
+    from mypt.data.tokenizer import Tokenizer
     from mypt.inference.session import Session
+    from mypt.model.gpt import GPT
+    from mypt.training.checkpoint import Checkpoint
 
 Form = Literal["auto", "chat", "plain"]
 _HELP = (
@@ -32,6 +35,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: Whole = 0,
+    compile: bool = False,
     json: bool = False,
 ) -> int:
     """Let a model answer a prompt.
@@ -48,14 +52,15 @@ def generate(
         min_p: Sample among tokens of at least this share of the likeliest one's probability.
         repetition_penalty: Above 1 makes tokens that stood there before less likely.
         seed: Seed of the sampling.
+        compile: Compile what each token needs: some seconds at the start, then quicker. A model
+            trained with compile: true is compiled in any case.
         json: Print text, tokens and why it stopped as JSON.
     """
     if not prompt:
         raise ConfigError("--prompt is empty; expected a message, or a text to go on with")
     from mypt.inference import chat as chats
-    from mypt.training.checkpoint import load_model
 
-    gpt, tokenizer, checkpoint = load_model(model)
+    gpt, tokenizer, checkpoint = _load(model, compiled=compile)
     trained_on_chat = checkpoint.lineage.dataset.kind == "chat"
     answer = chats.ask(
         gpt, tokenizer, prompt,
@@ -81,6 +86,7 @@ def chat(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: Whole = 0,
+    compile: bool = False,
 ) -> int:
     """Talk with a model; an empty line or Ctrl-D ends it, /help lists what else it understands.
 
@@ -94,16 +100,16 @@ def chat(
         min_p: Sample among tokens of at least this share of the likeliest one's probability.
         repetition_penalty: Above 1 makes tokens that stood there before less likely.
         seed: Seed of the sampling.
+        compile: As for mypt generate.
     """
     from mypt.inference.generation import sampling_of
     from mypt.inference.session import Session
-    from mypt.training.checkpoint import load_model
 
     sampling = sampling_of(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
-    gpt, tokenizer, _ = load_model(model)
+    gpt, tokenizer, _ = _load(model, compiled=compile)
     session = Session(gpt, tokenizer, system=system, max_tokens=max_tokens, sampling=sampling)
     while line := _read_line():
         try:
@@ -120,6 +126,7 @@ def serve(
     port: Whole = 8000,
     api_key: str | None = None,
     waiting: Whole = 64,
+    compile: bool = False,
 ) -> int:
     """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
 
@@ -129,17 +136,17 @@ def serve(
         port: Port to listen on; 0 takes a free one.
         api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
         waiting: Requests that may wait; beyond them the answer is 429.
+        compile: As for mypt generate.
     """
     from mypt.inference import serving
     from mypt.inference.answering import Served
     from mypt.inference.waiting import Line
-    from mypt.training.checkpoint import load_model
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:
         raise ConfigError(f"waiting {waiting}, port {port}: expected 1 or more, and 0 to 65535")
     with serving.listen(host, port, key) as listening:
-        gpt, tokenizer, checkpoint = load_model(model)
+        gpt, tokenizer, checkpoint = _load(model, compiled=compile)
         name = checkpoint.lineage.model_name
         line = Line(waiting)
         served = Served(gpt, tokenizer, name, checkpoint.ref.digest, line, time.time, key)
@@ -148,6 +155,23 @@ def serve(
         _write(f"{name} step {checkpoint.ref.step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
         serving.serve(serving.create_app(served), line, listening)
     return 0
+
+
+def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
+    """Return a model with its tokenizer and checkpoint, compiled if that or its config asks."""
+    from mypt.model.compiling import compile_reading, missing_compiler
+    from mypt.training.checkpoint import load_model
+
+    gpt, tokenizer, checkpoint = load_model(model)
+    if compiled or checkpoint.lineage.config.compile:
+        missing = missing_compiler(gpt.lm_head.weight.device)
+        if missing and compiled:
+            raise ConfigError(f"--compile: {missing} is not on this machine; leave it out")
+        if missing:
+            sys.stderr.write(f"compile: {missing} is not on this machine: nothing is compiled\n")
+        else:
+            compile_reading(gpt)
+    return gpt, tokenizer, checkpoint
 
 
 def _read_line() -> str:

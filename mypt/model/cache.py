@@ -34,13 +34,15 @@ class KVCache:
             raise ValueError(
                 f"a cache of {max_length} tokens does not fit block_size {config.block_size}"
             )
-        shape = (
-            config.n_layer, 2, batch_size, max_length, config.key_heads, config.head_width
-        )  # fmt: skip
+        shape = (batch_size, max_length, config.key_heads, config.head_width)
         self.max_length = max_length
         self.head: Tensor | None = None
         """(C, V), the vocabulary projection as single rows read it; None takes the model's own."""
-        self._stored = torch.zeros(shape, device=device, dtype=dtype)
+        # A tensor each: of one that held them all, a compiled step would copy the whole (D97).
+        self._keys, self._values = (
+            [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+            for _ in range(2)
+        )
         self._rows = torch.arange(batch_size, device=device)[:, None]
 
     def attend(
@@ -65,7 +67,7 @@ class KVCache:
         Returns:
             (B, S, H, D).
         """
-        keys, values = self._stored[layer]
+        keys, values = self._keys[layer], self._values[layer]
         keys[self._rows, positions] = key.to(keys.dtype)
         values[self._rows, positions] = value.to(values.dtype)
         used = visible.shape[-1]

@@ -1,11 +1,13 @@
-"""torch.compile around attention: few graphs that serve every batch."""
+"""torch.compile for training, around attention, and for generation: few graphs for all sizes."""
 
 import os
 import shutil
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
+from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
 
 PARTS = ("before", "before_at", "after")
@@ -22,6 +24,21 @@ def compile_blocks(model: GPT, backend: str = "inductor") -> None:
     for block in model.transformer.h:
         for part in PARTS:
             setattr(block, part, torch.compile(getattr(block, part), dynamic=True, backend=backend))
+
+
+def compile_reading(model: GPT, backend: str = "inductor") -> None:
+    """Compile what a model does with each row's one new token, to the same within rounding.
+
+    Two or three graphs serve every number of rows, of tokens before and of room: a single row has
+    its own. Prompts are read without.
+    """
+    plain = model.read
+    compiled = torch.compile(plain, fullgraph=True, dynamic=True, backend=backend)
+
+    def read(ids: Tensor, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
+        return (compiled if ids.shape[1] == 1 else plain)(ids, cache, positions, visible)
+
+    model.read = read  # type: ignore[method-assign]
 
 
 def missing_compiler(device: torch.device) -> str:

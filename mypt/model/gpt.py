@@ -173,16 +173,27 @@ class GPT(nn.Module):
         Raises:
             ValueError: If a position lies outside the cache.
         """
-        visible = cache.visible(positions)
-        attends: list[Attend] = [
-            partial(cache.attend, layer, positions=positions, visible=visible)
-            for layer in range(self.config.n_layer)
-        ]
-        states = self.transformer(ids, positions, attends)
+        states = self.read(ids, cache, positions, cache.visible(positions))
         if last is None:
             last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
         rows = torch.arange(len(ids), device=ids.device)
         return self._project(states[rows, last], cache)
+
+    def read(self, ids: Tensor, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
+        """Add new tokens to the cache; return their states after the final norm, (B, S, C).
+
+        Args:
+            ids: As for :meth:`step`.
+            cache: Likewise.
+            positions: Likewise.
+            visible: What the cache's ``visible`` says of them.
+        """
+        attends: list[Attend] = [
+            partial(cache.attend, layer, positions=positions, visible=visible)
+            for layer in range(self.config.n_layer)
+        ]
+        states: Tensor = self.transformer(ids, positions, attends)
+        return states
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Return an empty cache for :meth:`step`, on the model's device and in its dtype."""

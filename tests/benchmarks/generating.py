@@ -1,5 +1,6 @@
 """Greedy generation of identical tokens, against nanoGPT's way and transformers."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -7,10 +8,13 @@ from harness import Line, interleave, judge, ratio
 from masked_step import SMALL
 from trl_step import peer
 
+from mypt.config import GPTConfig
 from mypt.inference.generation import generate_batch
+from mypt.model.compiling import compile_reading, missing_compiler
 from mypt.model.gpt import GPT
 
 PROMPT = 32
+DEMO = GPTConfig(block_size=128, vocab_size=272, n_layer=3, n_head=4, n_embd=128, bias=True)
 
 
 def lines(*, quick: bool) -> Iterator[Line]:
@@ -47,6 +51,33 @@ def lines(*, quick: bool) -> Iterator[Line]:
                 met=judge(found.median, least) if answer == answers[0] else "no",
                 note=f"{same}; {rows * n / min(seconds['ours']):.0f} tokens a processor second",
             )
+    for config in (DEMO, SMALL):
+        if not missing_compiler(torch.device("cpu")):
+            yield from (_beside_compiled(config, rows, quick=quick) for rows in (1, 8))
+
+
+def _beside_compiled(config: GPTConfig, rows: int, *, quick: bool) -> Line:
+    torch.manual_seed(0)
+    plain = GPT(config).eval()
+    compiled = copy.deepcopy(plain)
+    compile_reading(compiled)
+    prompts = list(torch.randint(config.vocab_size, (rows, PROMPT)))
+    n = config.block_size - PROMPT
+    variants = {
+        "compiled": lambda: generate_batch(compiled, prompts, max_tokens=n),
+        "plain": lambda: generate_batch(plain, prompts, max_tokens=n),
+    }
+    same = variants["compiled"]() == variants["plain"]()
+    found = ratio(interleave(variants, 2 if quick else 3), "compiled", "plain")
+    return Line(
+        work=f"generation, compiled, {config.n_layer} layers of {config.n_embd}, V"
+        f" {config.vocab_size:,}, batch {rows}, float32",
+        against="the same without",
+        reach=">= 1.0",
+        measured=str(found),
+        met=judge(found.median, 1.0) if same else "no",
+        note="identical tokens" if same else "OTHER TOKENS",
+    )
 
 
 @torch.no_grad()

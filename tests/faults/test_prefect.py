@@ -56,7 +56,7 @@ def test_a_run_goes_on_without_prefect(trouble, moment, tmp_path, port, row):
         assert out[-1].startswith("summary: ")
         assert "Traceback" not in "".join(err)
         told = {"start": "goes on with a temporary API", "middle": "everything is done and kept"}
-        assert told[moment] in err[-1]
+        assert any(told[moment] in line for line in err), "\n".join(err)  # Prefect may speak last
         kept = flow.outputs(Path(out[-1].removeprefix("summary: ")))
         assert all(path.exists() for path in kept.values())
         door.set(gate.UP)

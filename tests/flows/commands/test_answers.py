@@ -16,6 +16,7 @@ import torch
 from flows.cli import main
 from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import prepare
+from mypt.model import compiling
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 
@@ -55,6 +56,21 @@ def test_generate_takes_every_choice(capsys):
     first, second = capsys.readouterr().out.split("}\n{")
     assert json.loads(first + "}") == json.loads("{" + second)
     assert main(["generate", "tiny", "--prompt", "Hi", "--repetition_penalty", "0"]) == 2
+
+
+@pytest.mark.usefixtures("home")
+def test_compile_compiles_to_the_same_answer_or_names_what_is_missing(capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "")
+    monkeypatch.setattr(compiling, "compile_reading", compiled.append)
+    words = ["generate", "tiny", "--prompt", "Hi", "--max_tokens", "5"]
+    assert main(words) == 0
+    assert not compiled
+    assert main([*words, "--compile"]) == 0
+    assert len(compiled) == 1
+    monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "a C++ compiler")
+    assert main([*words, "--compile"]) == 2
+    assert "--compile: a C++ compiler is not on this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["auto", "chat", "plain"])

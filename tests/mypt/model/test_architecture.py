@@ -85,7 +85,7 @@ def test_reading_token_by_token_from_the_cache_gives_the_same_logits(changes):
 
 
 def test_shared_heads_keep_a_smaller_cache():
-    sizes = [build(c).new_cache(2, 24)._stored.numel() for c in ({}, {"n_kv_head": 1})]
+    sizes = [build(c).new_cache(2, 24)._keys[0].numel() for c in ({}, {"n_kv_head": 1})]
     assert sizes[0] == 4 * sizes[1]
 
 

@@ -5,7 +5,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from mypt.config import GPTConfig
-from mypt.model.compiling import compile_blocks, missing_compiler
+from mypt.inference.generation import generate_batch
+from mypt.model.compiling import compile_blocks, compile_reading, missing_compiler
 from mypt.model.gpt import GPT
 
 GPT2 = GPTConfig(block_size=32, vocab_size=61, n_layer=2, n_head=4, n_embd=48, bias=True)
@@ -103,3 +104,37 @@ def test_a_machine_without_a_compiler_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda _name: None)
     assert missing_compiler(torch.device("cpu")) == "a C++ compiler"
     assert missing_compiler(torch.device("mps")) == "a backend for mps"
+
+
+PROMPTS = [[1, 2, 3], [4] * 9, [5, 6], [7]]
+
+
+def test_generation_keeps_its_graphs_whatever_the_rows_and_lengths():
+    model = build(GPT2)
+    compile_reading(model, backend="eager")
+    for rows in (1, 2, 4):
+        generate_batch(model, PROMPTS[:rows], max_tokens=4)
+    made = counters["stats"]["unique_graphs"]
+    assert made in (2, 3)
+    for rows, more in ((3, 20), (1, 9), (2, 30)):
+        generate_batch(model, PROMPTS[:rows], max_tokens=more)
+    assert counters["stats"]["unique_graphs"] == made
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("config", [GPT2, MODERN], ids=["gpt2", "modern"])
+def test_compiled_generation_writes_the_tokens_of_the_uncached_path(config, backend):
+    model = build(config)
+    alone = [naively(model, prompt, 20) for prompt in PROMPTS]
+    compile_reading(model, backend)
+    assert generate_batch(model, PROMPTS, max_tokens=20) == alone
+    assert [generate_batch(model, [p], max_tokens=20)[0] for p in PROMPTS] == alone
+
+
+@torch.no_grad()
+def naively(model, prompt, n):
+    model.eval()
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model(torch.tensor([ids]))[0][0, -1].argmax()))
+    return ids[len(prompt) :]
