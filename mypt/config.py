@@ -220,7 +220,8 @@ class MaskPolicy(Frozen):
     roles: tuple[Role, ...] = ("assistant",)
     """Roles whose content is supervised; tool results never are."""
     last_turn_only: bool = False
-    """Supervise only the last turn of the roles in each conversation."""
+    """Supervise only the last turn of the roles in each conversation; a turn that leaves no token
+    is none."""
     end_of_turn: bool = True
     """Supervise the token that ends such a turn; without it the model never stops."""
     reasoning: bool = True

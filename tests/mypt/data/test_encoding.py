@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mypt.config import MaskPolicy
@@ -162,7 +162,10 @@ def test_supervised_tokens_are_the_answers_and_their_stops_byte_for_byte(templat
 
 def learned(turns, template, policy):
     """Return what the policy has the model write, turn by turn, without spans or rules."""
-    last = max((n for n, turn in enumerate(turns) if turn.role in policy.roles), default=None)
+    written = template.render(Conversation(tuple(turns), HERE))
+    present = {segment.message for segment in written if segment.text or segment.special}
+    asked_for = (n for n in present if turns[n].role in policy.roles)  # no token, no last turn
+    last = max(asked_for, default=None)
     said = ""
     for number, turn in enumerate(turns):
         asked = turn.role in policy.roles and (not policy.last_turn_only or number == last)
@@ -197,6 +200,11 @@ def test_under_every_policy_supervised_tokens_are_what_it_says_byte_for_byte(tem
 
     @settings(deadline=None, max_examples=100)
     @given(turns=st.lists(turns, min_size=1, max_size=5), document=documents, policy=policies)
+    @example(
+        turns=[say("user", "a"), say("user", "")],
+        document=Document("b", HERE),
+        policy=MaskPolicy(roles=("user",), last_turn_only=True),
+    )
     def check(turns, document, policy):
         rows = [Conversation(tuple(turns), HERE), document]
         encoded = encode_rows(rows, ours)
