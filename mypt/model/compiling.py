@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from importlib.util import find_spec
 
 import torch
@@ -29,11 +30,11 @@ def compile_blocks(model: GPT, backend: str = "inductor") -> None:
 def compile_reading(model: GPT, backend: str = "inductor") -> None:
     """Compile what a model does with each row's one new token, to the same within rounding.
 
-    Two or three graphs serve every number of rows, of tokens before and of room: a single row has
-    its own. Prompts are read without.
+    A few graphs serve every number of rows, of tokens before and of room: a single row has its
+    own. Prompts of several tokens are read without.
     """
     plain = model.read
-    compiled = torch.compile(plain, fullgraph=True, dynamic=True, backend=backend)
+    compiled = torch.compile(plain, dynamic=True, backend=backend)
 
     def read(ids: Tensor, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
         return (compiled if ids.shape[1] == 1 else plain)(ids, cache, positions, visible)
@@ -44,8 +45,8 @@ def compile_reading(model: GPT, backend: str = "inductor") -> None:
 def missing_compiler(device: torch.device) -> str:
     """Return what torch.compile needs for ``device`` and this machine has not, or nothing."""
     if device.type == "cpu":
-        names = [os.environ.get("CXX", ""), "g++", "clang++"]
-        return "" if any(map(shutil.which, filter(None, names))) else "a C++ compiler"
+        named = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        return "" if shutil.which(named) else f"a C++ compiler ({named or 'CXX'})"
     if device.type == "cuda":
         return "" if find_spec("triton") else "triton"
     return f"a backend for {device.type}"

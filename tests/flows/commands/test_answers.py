@@ -59,7 +59,7 @@ def test_generate_takes_every_choice(capsys):
 
 
 @pytest.mark.usefixtures("home")
-def test_compile_compiles_to_the_same_answer_or_names_what_is_missing(capsys, monkeypatch):
+def test_compile_compiles_or_names_what_is_missing(capsys, monkeypatch):
     compiled = []
     monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "")
     monkeypatch.setattr(compiling, "compile_reading", compiled.append)

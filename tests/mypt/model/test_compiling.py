@@ -102,7 +102,8 @@ def test_weights_keep_their_names():
 
 def test_a_machine_without_a_compiler_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    assert missing_compiler(torch.device("cpu")) == "a C++ compiler"
+    monkeypatch.setenv("CXX", "c++9")
+    assert missing_compiler(torch.device("cpu")) == "a C++ compiler (c++9)"
     assert missing_compiler(torch.device("mps")) == "a backend for mps"
 
 
