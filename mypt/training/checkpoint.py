@@ -20,7 +20,7 @@ from mypt.model.gpt import GPT
 from mypt.references import CheckpointRef
 from mypt.training.history import HISTORY, History, write_history
 from mypt.training.lineage import WEIGHTS, Lineage, read_lineage, verify_folder, write_lineage
-from mypt.training.sharding import part_of
+from mypt.training.moments import moments_of, put_moments
 from mypt.training.state import STATE, TrainerState
 
 OPTIMIZER = "optimizer.safetensors"
@@ -78,16 +78,6 @@ def take_snapshot(
             update={"step": state.step, "tokens": state.tokens, "supervised": state.supervised}
         ),
     )
-
-
-def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's moments and step counts as ``PARAMETER.exp_avg`` and so on, not copied."""
-    moments = optimizer.state_dict()["state"]
-    return {
-        f"{name}.{part}": tensor
-        for index, name in enumerate(_names(model, optimizer))
-        for part, tensor in moments.get(index, {}).items()
-    }
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointRef:
@@ -193,30 +183,6 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
     put_moments(_read_tensors(path / OPTIMIZER), path / OPTIMIZER, model, optimizer)
 
 
-def put_moments(
-    found: dict[str, Tensor],
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Put what :func:`moments_of` once returned into ``optimizer``; of a shard, this rank's part.
-
-    Raises:
-        CheckpointError: If it knows a parameter that the model has not; ``path`` is named.
-    """
-    moments: dict[str, dict[str, Tensor]] = {}
-    parameters = dict(model.named_parameters())
-    for key, tensor in found.items():
-        name, _, part = key.rpartition(".")
-        if name not in parameters:
-            raise CheckpointError(f"{path}: holds {name}, which the model has not")
-        moments.setdefault(name, {})[part] = part_of(tensor, parameters[name])
-    names = _names(model, optimizer)
-    state = {index: moments[name] for index, name in enumerate(names) if name in moments}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
 def _check_finite(path: Path, snapshot: Snapshot) -> None:
     # By NumPy: torch would give the thread that writes checkpoints a second team of threads, and
     # with more threads than cores OpenMP lets all of them sleep after every product (D60).
@@ -233,12 +199,6 @@ def _check_finite(path: Path, snapshot: Snapshot) -> None:
 def copied(tensor: Tensor) -> Tensor:
     """Return a copy on the CPU."""
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Return the parameters' names in the optimizer's order."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,10 +12,11 @@ from torch.distributed.tensor import DTensor
 from mypt import files
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
-from mypt.training.checkpoint import load_checkpoint, moments_of
+from mypt.training.checkpoint import load_checkpoint
 from mypt.training.joining import beginning
 from mypt.training.lineage import RunContext, verify_folder
 from mypt.training.loop import train
+from mypt.training.moments import moments_of
 from mypt.training.run import open_run
 from mypt.training.shards import consolidate, verify_shards
 from tests.mypt.training.gloo import together
