@@ -162,7 +162,8 @@ class TrainConfig(Frozen):
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice. Recorded, since it can change the last bit."""
     compile: bool = False
-    """torch.compile around attention: some seconds at the start, then quicker modern blocks."""
+    """torch.compile around attention: some seconds at the start, then quicker modern blocks; the
+    commands that answer compile what each new token needs."""
     prune_last_block: bool = True
     """Let the last block compute queries, projection and MLP of supervised targets only."""
     reduction: Literal["allreduce", "tree"] = "allreduce"

@@ -163,7 +163,7 @@ def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
     from mypt.training.checkpoint import load_model
 
     gpt, tokenizer, checkpoint = load_model(model)
-    if compiled or checkpoint.lineage.config.compile:
+    if compiled or checkpoint.preset.compile:
         missing = missing_compiler(gpt.lm_head.weight.device)
         if missing and compiled:
             raise ConfigError(f"--compile: {missing} is not on this machine; leave it out")

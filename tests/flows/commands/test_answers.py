@@ -1,5 +1,6 @@
 """generate, chat and serve over a real checkpoint, as people start them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from flows.cli import main
 from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import prepare
 from mypt.model import compiling
+from mypt.training import checkpoint
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 
@@ -71,6 +73,27 @@ def test_compile_compiles_or_names_what_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "a C++ compiler")
     assert main([*words, "--compile"]) == 2
     assert "--compile: a C++ compiler is not on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("home")
+def test_a_model_trained_compiled_answers_so_and_says_where_it_cannot(capsys, monkeypatch):
+    compiled, true_load = [], checkpoint.load_model
+
+    def trained_compiled(name):
+        gpt, tokenizer, found = true_load(name)
+        preset = found.preset.model_copy(update={"compile": True})
+        return gpt, tokenizer, dataclasses.replace(found, preset=preset)
+
+    monkeypatch.setattr(checkpoint, "load_model", trained_compiled)
+    monkeypatch.setattr(compiling, "compile_reading", compiled.append)
+    monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "")
+    typed(monkeypatch, "hi")
+    assert main(["chat", "tiny", "--max_tokens", "2"]) == 0
+    assert len(compiled) == 1
+    monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "a C++ compiler")
+    assert main(["generate", "tiny", "--prompt", "Hi", "--max_tokens", "2"]) == 0
+    assert len(compiled) == 1
+    assert "nothing is compiled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["auto", "chat", "plain"])

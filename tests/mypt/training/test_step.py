@@ -150,7 +150,11 @@ class Queue(TorchDispatchMode):
 
 
 def test_a_device_gets_each_batch_after_the_host_counted_and_is_asked_last(plan, monkeypatch):
-    seen, true_to, true_norm = [], Batch.to, step._norm
+    seen, true_to, true_norm, true_tolist = [], Batch.to, step._norm, torch.Tensor.tolist
+
+    def asked(tensor):  # on a CPU no operation, on a GPU a wait
+        seen.append("asked")
+        return true_tolist(tensor)
 
     def sent(one, device):
         seen.append("sent")
@@ -168,11 +172,12 @@ def test_a_device_gets_each_batch_after_the_host_counted_and_is_asked_last(plan,
     with claim(made, RunContext()) as folder:
         run = open_run(made, folder, RunContext(), None, ())
         run.loader = Rows(batch(3, 4), batch(0, 0), batch(5, 1))
+        monkeypatch.setattr(torch.Tensor, "tolist", asked)
         with Queue(seen):
             take_step(run)
     before, after = seen[: seen.index("sent")], seen[seen.index("sent") :]
     assert before.count("nonzero") == 3, "the host counts supervised tokens of every micro-batch"
-    assert after[:3] == ["sent", "sent", "queued"]
+    assert after[:4] == ["sent", "sent", "queued", "asked"]
 
 
 @pytest.mark.gpu
