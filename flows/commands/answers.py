@@ -54,24 +54,33 @@ def generate(
         seed: Seed of the sampling.
         compile: Compile what each token needs: some seconds at the start, then quicker. A model
             trained with compile: true is compiled in any case.
-        json: Print text, tokens and why it stopped as JSON.
+        json: Print text, number of tokens and ending as JSON: stop (by the model), length (by
+            max_tokens) or context (the model's is full).
     """
     if not prompt:
         raise ConfigError("--prompt is empty; expected a message, or a text to go on with")
-    from mypt.inference import chat as chats
+    from mypt.inference.chat import prompt_of
+    from mypt.inference.generation import sampling_of
+    from mypt.inference.reply import Reply
+    from mypt.inference.session import ending_note
 
-    gpt, tokenizer, checkpoint = _load(model, compiled=compile)
-    trained_on_chat = checkpoint.lineage.dataset.kind == "chat"
-    answer = chats.ask(
-        gpt, tokenizer, prompt,
-        form=form if form != "auto" else "chat" if trained_on_chat else "plain",
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+    sampling = sampling_of(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
+    gpt, tokenizer, checkpoint = _load(model, compiled=compile)
+    if form == "auto":
+        form = "chat" if checkpoint.lineage.dataset.kind == "chat" else "plain"
+    reply = Reply(
+        gpt, tokenizer, prompt_of(tokenizer, prompt, form), max_tokens=max_tokens, sampling=sampling
+    )
+    text = "".join(reply)
     if json:
-        print_json({"text": answer.text, "stopped": answer.stopped, "n_tokens": answer.n_tokens})
-    else:
-        Console().print(answer.text, markup=False, highlight=False)
+        print_json({"text": text, "ending": reply.ending, "n_tokens": reply.n_tokens})
+        return 0
+    Console().print(text, markup=False, highlight=False)
+    if note := ending_note(reply, gpt.config.block_size):
+        sys.stderr.write(f"[{note}]\n")
     return 0
 
 

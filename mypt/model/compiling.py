@@ -3,20 +3,24 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from mypt.errors import ConfigError
 from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
 
+T = TypeVar("T")
 PARTS = ("before", "before_at", "after")
 """What is compiled of a block. Attention stays outside: which conversations a batch packs differs
 from batch to batch, and its kernels are compiled already."""
 
 
-def compile_blocks(model: GPT, backend: str = "inductor") -> None:
+def compile_blocks(model: GPT, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile the parts of each block, to the same results within rounding.
 
     Sizes are symbols in the graphs, so that another number of rows, places or supervised tokens
@@ -24,22 +28,46 @@ def compile_blocks(model: GPT, backend: str = "inductor") -> None:
     """
     for block in model.transformer.h:
         for part in PARTS:
-            setattr(block, part, torch.compile(getattr(block, part), dynamic=True, backend=backend))
+            setattr(block, part, _compiled(getattr(block, part), backend))
 
 
-def compile_reading(model: GPT, backend: str = "inductor") -> None:
+def compile_reading(model: GPT, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile what a model does with each row's one new token, to the same within rounding.
 
     A few graphs serve every number of rows, of tokens before and of room: a single row has its
     own. Prompts of several tokens are read without.
     """
     plain = model.read
-    compiled = torch.compile(plain, dynamic=True, backend=backend)
+    compiled = _compiled(plain, backend)
 
     def read(ids: Tensor, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
         return (compiled if ids.shape[1] == 1 else plain)(ids, cache, positions, visible)
 
     model.read = read  # type: ignore[method-assign]
+
+
+def _compiled(work: Callable[..., T], backend: str | Callable[..., Any]) -> Callable[..., T]:
+    """Compile ``work`` for all sizes, and let a compiler that fails say so in one line.
+
+    Raises (on a call):
+        ConfigError: If it could not be compiled.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # seconds, which only who compiles pays
+
+    compiled = torch.compile(work, dynamic=True, backend=backend)
+
+    def call(*given: Any) -> T:
+        try:
+            return compiled(*given)
+        except BackendCompilerFailed as failed:
+            said = str(failed).splitlines()
+            line = next((line for line in said if "error: " in line), said[0]).strip()
+            raise ConfigError(
+                f"torch.compile could not compile the model: {line}; mend the compiler, or set"
+                " compile: false and leave --compile out"
+            ) from failed
+
+    return call
 
 
 def missing_compiler(device: torch.device) -> str:

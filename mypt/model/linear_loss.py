@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from mypt.model.tied_embedding import TiedGradient
 
-CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 48 << 20
 """Most bytes of logits at a time. Each chunk adds a (V, C) product to the weight's gradient, so
 a few large ones are quicker than many small ones."""
 _CACHE_BYTES = 1 << 20  # what a core keeps close by: softmax passes over no more at a time

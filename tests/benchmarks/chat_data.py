@@ -28,10 +28,10 @@ TAGS = ["<User>", "</User>", "<Assistant>", "</Assistant>"]
 
 def lines(*, quick: bool) -> Iterator[Line]:
     """Yield the lines of this area."""
-    for chats, kind in (
-        (_dialogues(500 if quick else 4000), "dialogues of 1 to 4 exchanges"),
-        (_chats(100 if quick else 800), "chats of many short messages"),
-    ):
+    kinds = [(_dialogues(500 if quick else 4000), "dialogues of 1 to 4 exchanges")]
+    if not quick:
+        kinds.append((_chats(800), "chats of many short messages"))
+    for chats, kind in kinds:
         for engine, reach in (("tiktoken", 12.0), ("fast", 200.0)):
             if engine == "fast" and not find_spec("gigatoken"):
                 yield Line(f"{kind}, fast engine", "TRL", ">= 200", "-", "-", "absent")

@@ -31,7 +31,7 @@ def lines(*, quick: bool) -> Iterator[Line]:
         compile_reading(writers[", compiled"])
     theirs = _with_weights_of(model)
     n = 64 if quick else 224
-    for rows, reach in ((1, 3.5), (8, 10.0)):
+    for rows, reach in ((8, 10.0),) if quick else ((1, 3.5), (8, 10.0)):
         prompts = torch.randint(SMALL.vocab_size, (rows, PROMPT))
         variants: dict[str, Callable[[], list[list[int]]]] = {
             "nanogpt": lambda p=prompts: _reading_all_again(model, p, n),

@@ -19,7 +19,7 @@ def lines(*, quick: bool) -> Iterator[Line]:
     from tasks.recording import recorded
     from tasks.records import Metrics
 
-    steps = 100 if quick else 600
+    steps = 50 if quick else 600
     with recorded("benchmark", "benchmark") as run:
         run.write(Metrics(step=0, values={"loss": 1.0}))
         time.sleep(10 if quick else 40)  # MLflow's imports and tables, once a run

@@ -121,7 +121,10 @@ def fields_of(row: Any, place: Place) -> dict[str, Any]:
 
 def first_of(fields: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
     """Return the first of several fields that is there and not null, else None."""
-    return next((fields[key] for key in keys if fields.get(key) is not None), None)
+    for key in keys:
+        if (value := fields.get(key)) is not None:
+            return value
+    return None
 
 
 def read_text(fields: Mapping[str, Any], key: str, place: Place) -> str:

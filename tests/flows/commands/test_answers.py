@@ -61,6 +61,19 @@ def test_generate_takes_every_choice(capsys):
 
 
 @pytest.mark.usefixtures("home")
+def test_generate_says_what_cut_an_answer_off(capsys):
+    words = ["generate", "tiny", "--prompt", "Hi", "--temperature", "5", "--max_tokens"]
+    for most, ending, note in (
+        ("2", "length", "[cut off after 2 tokens]\n"),
+        ("9999", "context", "[cut off: the model's context of 64 tokens is full]\n"),
+    ):
+        assert main([*words, most]) == 0
+        assert capsys.readouterr().err == note
+        assert main([*words, most, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["ending"] == ending
+
+
+@pytest.mark.usefixtures("home")
 def test_compile_compiles_or_names_what_is_missing(capsys, monkeypatch):
     compiled = []
     monkeypatch.setattr(compiling, "missing_compiler", lambda _device: "")

@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from mypt.config import GPTConfig
+from mypt.errors import ConfigError
 from mypt.inference.generation import generate_batch
 from mypt.model.compiling import compile_blocks, compile_reading, missing_compiler
 from mypt.model.gpt import GPT
@@ -105,6 +106,16 @@ def test_a_machine_without_a_compiler_says_what_is_missing(monkeypatch):
     monkeypatch.setenv("CXX", "c++9")
     assert missing_compiler(torch.device("cpu")) == "a C++ compiler (c++9)"
     assert missing_compiler(torch.device("mps")) == "a backend for mps"
+
+
+def test_a_compiler_that_fails_says_so_in_one_line():
+    def broken(_graph, _inputs):
+        raise RuntimeError("Command:\nc++ -O3\n\nx.cpp:3:10: fatal error: Python.h: no such file")
+
+    model = build(GPT2)
+    compile_blocks(model, backend=broken)
+    with pytest.raises(ConfigError, match=r"Python\.h: no such file; mend the compiler"):
+        model.hidden(torch.zeros(1, 4, dtype=torch.int64))
 
 
 PROMPTS = [[1, 2, 3], [4] * 9, [5, 6], [7]]
