@@ -102,8 +102,8 @@ class GPTConfig(Architecture):
     zero_init: bool = False
     """Random weights begin with residual projections of 0, so that each block begins as nothing."""
     scaled_init: bool = False
-    """The blocks' random matrices are drawn by what they read, 1 / sqrt(inputs), instead of GPT-2's
-    0.02 whatever the width."""
+    """Random matrices are drawn by what they read, the blocks' by 1 / sqrt(inputs), embeddings and
+    head by half of 1 / sqrt(n_embd), instead of GPT-2's 0.02 whatever the width."""
 
 
 class TrainConfig(Frozen):

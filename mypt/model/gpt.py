@@ -230,8 +230,10 @@ class GPT(nn.Module):
             if residual and self.config.zero_init:
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                scaled = self.config.scaled_init and name.startswith("transformer.h.")
-                std = 1 / math.sqrt(parameter.shape[1]) if scaled else INIT_STD
+                std = INIT_STD
+                if self.config.scaled_init:
+                    share = 1.0 if name.startswith("transformer.h.") else 0.5
+                    std = share / math.sqrt(parameter.shape[1])
                 nn.init.normal_(parameter, std=std / shrinks if residual else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)

@@ -80,7 +80,8 @@ def test_each_option_that_cannot_be_exported_is_named_with_what_could(
 def test_all_options_in_the_way_are_named_at_once(world, capsys):
     config = Path(__file__).parents[3] / "configs" / "tiny_modern.json"
     small = TINY | {"max_iters": 1}
-    modern = load_config(config).model_dump(exclude_unset=True) | small | {"compile": False}
+    changed = small | {"compile": False, "mlp_type": "relu2"}
+    modern = load_config(config).model_dump(exclude_unset=True) | changed
     list(train(plan_run(Preset.model_validate(modern), "modern", world / "data")))
     capsys.readouterr()
     assert main(["export", "modern", "--to", "hf", str(world / "out")]) == 2
