@@ -215,7 +215,7 @@ class GPT(nn.Module):
         if cache.head is not None:
             return states @ cache.head
         if states.device.type == "cpu":
-            return (self.lm_head.weight @ states.T).T.contiguous()
+            return (self.lm_head.weight @ states.T).T
         logits: Tensor = self.lm_head(states)
         return logits
 
