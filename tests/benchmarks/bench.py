@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / ".benchmarks" / "results.json"
@@ -69,12 +70,27 @@ def write_report() -> None:
         f" {row['note']} |"
         for row in rows
     ]
-    machines = sorted({f"{row['machine']} ({row['date']})" for row in rows})
     text = (HERE / "preface.md").read_text()
     versions = ", ".join(f"{name} {_version(name)}" for name in PEERS)
     heads = ["| work | against | to reach | measured | met | note |", "|---|---|---|---|---|---|"]
-    parts = [text, *machines, f"Peers: {versions}.", "", *heads, *table, ""]
+    parts = [text, *_machines(rows), f"Peers: {versions}.", "", *heads, *table, ""]
     REPORT.write_text("\n".join(parts))
+
+
+def _machines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each machine and day; areas measure its products again."""
+    from harness import PRODUCTS
+
+    said = []
+    for machine, date in sorted({(row["machine"], row["date"]) for row in rows}):
+        here = [row for row in rows if (row["machine"], row["date"]) == (machine, date)]
+        rates = [sorted(row[name] for row in here) for name in PRODUCTS]
+        spans = [
+            f"{found[0]:.0f} to {found[-1]:.0f} GFLOP/s in {name}"
+            for name, found in zip(PRODUCTS, rates, strict=True)
+        ]
+        said.append(f"{machine} ({date}); its products: {', '.join(spans)}.")
+    return said
 
 
 def _version(name: str) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 Work = Callable[[], object]
+PRODUCTS = ("float32", "bfloat16")
+"""Dtypes whose products tell most about a processor."""
 
 
 @dataclass(frozen=True)
@@ -86,29 +88,28 @@ def extra_bytes(work: Work) -> int:
 
 
 @cache
-def machine() -> str:
-    """Return what was measured on, in one line, and how fast it multiplies."""
+def machine() -> dict[str, str | float]:
+    """Return what was measured on, and how many GFLOP a processor second its products make."""
     import numpy as np
     import torch
 
     cpu = torch.cpu.get_capabilities()
     has = [name for name in ("avx512_bf16", "amx_bf16") if cpu.get(name)]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    rates = [f"{_products(dtype):.0f}" for dtype in (torch.float32, torch.bfloat16)]
-    return (
-        f"{_cpu_name()} ({', '.join(has) or 'no bfloat16'}; products of {rates[0]} GFLOP/s in"
-        f" float32, {rates[1]} in bfloat16), one thread, {gpu}; Python"
+    named = (
+        f"{_cpu_name()} ({', '.join(has) or 'no bfloat16'}), one thread, {gpu}; Python"
         f" {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     )
+    rates = {name: _products(getattr(torch, name)) for name in PRODUCTS}
+    return {"machine": named, "date": time.strftime("%Y-%m-%d")} | rates
 
 
-def keep(lines: list[Line], path: Path) -> list[dict[str, str]]:
+def keep(lines: list[Line], path: Path) -> list[dict[str, str | float]]:
     """Merge lines into the results file, a newer one in place of an older; return all of them."""
     known = json.loads(path.read_text()) if path.exists() else []
     places = {(row["work"], row["against"]): i for i, row in enumerate(known)}
-    stamp = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
     for line in lines:
-        row = asdict(line) | stamp
+        row = asdict(line) | machine()
         if (place := places.get((line.work, line.against))) is None:
             known.append(row)
         else:
