@@ -9,7 +9,7 @@ from mypt.training.counting import Weights, count_weights
 Parallel = Literal["none", "ddp", "fsdp"]
 _FLOAT = 4
 """Bytes of a weight, a gradient and a moment: float32, whatever the products are made in."""
-_CHUNK = 1 << 26
+_CHUNK = 48 << 20
 """Bytes of logits that the head makes at a time (:mod:`mypt.model.linear_loss`)."""
 _SOFTMAX = 1 << 20
 """Bytes of them that it brings to float32 at a time."""
