@@ -123,7 +123,7 @@ def chat(
     while line := _read_line():
         try:
             _command(session, line) if line.startswith("/") else _talk(session, line)
-        except MyptError as error:  # the conversation goes on
+        except (MyptError, OSError) as error:  # the conversation goes on
             _write(f"[{error}]\n")
     return 0
 

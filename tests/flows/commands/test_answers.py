@@ -133,6 +133,15 @@ def test_chat_streams_resets_saves_and_says_where_it_was_cut(capsys, monkeypatch
     assert len(json.loads(path.read_text())["messages"]) == 2
 
 
+@pytest.mark.usefixtures("home")
+def test_a_conversation_goes_on_where_it_cannot_be_saved(capsys, monkeypatch, tmp_path):
+    typed(monkeypatch, "Hi", f"/save {tmp_path}/none/talk.jsonl", f"/save {tmp_path}/talk.jsonl")
+    assert main(["chat", "tiny", "--max_tokens", "3", "--temperature", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "No such file or directory" in said
+    assert f"[saved as {tmp_path}/talk.jsonl]" in said
+
+
 def started(home, *flags, **environment):
     words = [str(Path(sys.executable).parent / "mypt"), "serve", "tiny", "--port", "0", *flags]
     environment = os.environ | {"MYPT_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment
