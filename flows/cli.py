@@ -1,13 +1,10 @@
 """The ``mypt`` command: parses, calls the core, prints, and turns errors into exit codes."""
 
-import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from cyclopts import (
@@ -18,6 +15,7 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from flows.advice import describe
 from flows.commands import (
     answers,
     comparison,
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of a pipe left; there is nobody to tell
         return FINDING
     except OSError as error:
-        return _fail(_describe(error), FINDING)
+        return _fail(describe(error), FINDING)
     except _Terminated:
         return _fail(
             "stopped by SIGTERM; what was complete is kept, run the same again", TERMINATED
@@ -129,29 +127,6 @@ def _check_words(words: Sequence[str]) -> None:
         if not value and flag not in _MAY_BE_EMPTY:
             where = f"after {flag}" if flag else "first"
             raise ConfigError(f"an empty word {where}; expected a name, a path or a value")
-
-
-_ADVICE = {
-    errno.ENOSPC: "make room and run the same again",
-    errno.EDQUOT: "make room and run the same again",
-    errno.EACCES: "change its permissions or name another place",
-    errno.EPERM: "change its permissions or name another place",
-    errno.EROFS: "name a place that can be written",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "one of its parts is a file; expected a folder",
-    errno.EISDIR: "a folder; expected a file",
-    errno.EEXIST: "a file of that name is in the way; name another",
-    errno.ENAMETOOLONG: "name a shorter one",
-    errno.EADDRINUSE: "another program listens there; name another port",
-}
-
-
-def _describe(error: OSError) -> str:
-    path = Path(str(error.filename or ""))
-    name = re.sub(r"^\.tmp-(\d+-)?", "", path.name)  # what people asked for, not what it is made as
-    where = f"{path.with_name(name)}: " if name else ""
-    advice = _ADVICE.get(error.errno or 0, "see to it and run the same again")
-    return f"{where}{error.strerror or error}; {advice}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flows.advice import describe
 from flows.commands.whole import MaybeWhole, Whole
 from flows.console import Console, print_json
 from mypt.errors import ConfigError, MyptError
@@ -123,7 +124,7 @@ def chat(
     while line := _read_line():
         try:
             _command(session, line) if line.startswith("/") else _talk(session, line)
-        except (MyptError, OSError) as error:  # the conversation goes on
+        except MyptError as error:  # the conversation goes on
             _write(f"[{error}]\n")
     return 0
 
@@ -205,7 +206,10 @@ def _command(session: "Session", line: str) -> None:
         _write("[a new conversation]\n")
     elif name == "/save" and rest.strip():
         path = Path(rest.strip())
-        session.save(path)
+        try:
+            session.save(path)
+        except OSError as error:
+            raise ConfigError(describe(error)) from None
         _write(f"[saved as {path}]\n")
     else:
         _write(f"[{_HELP}]\n")

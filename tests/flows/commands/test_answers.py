@@ -138,7 +138,7 @@ def test_a_conversation_goes_on_where_it_cannot_be_saved(capsys, monkeypatch, tm
     typed(monkeypatch, "Hi", f"/save {tmp_path}/none/talk.jsonl", f"/save {tmp_path}/talk.jsonl")
     assert main(["chat", "tiny", "--max_tokens", "3", "--temperature", "0"]) == 0
     said = capsys.readouterr().out
-    assert "No such file or directory" in said
+    assert f"[{tmp_path}/none/talk.jsonl: No such file or directory; check the path]" in said
     assert f"[saved as {tmp_path}/talk.jsonl]" in said
 
 
