@@ -63,7 +63,6 @@ def generate(
     from mypt.inference.chat import prompt_of
     from mypt.inference.generation import sampling_of
     from mypt.inference.reply import Reply
-    from mypt.inference.session import ending_note
 
     sampling = sampling_of(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
@@ -80,8 +79,8 @@ def generate(
         print_json({"text": text, "ending": reply.ending, "n_tokens": reply.n_tokens})
         return 0
     Console().print(text, markup=False, highlight=False)
-    if note := ending_note(reply, gpt.config.block_size):
-        sys.stderr.write(f"[{note}]\n")
+    if reply.note:
+        sys.stderr.write(f"[{reply.note}]\n")
     return 0
 
 

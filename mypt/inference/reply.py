@@ -63,6 +63,15 @@ class Reply:
         if rest := self._held.rest:
             yield rest
 
+    @property
+    def note(self) -> str:
+        """Why the whole answer was cut off; empty where the model ended it itself."""
+        if self.ending == "context":
+            return f"cut off: the model's context of {self._model.config.block_size} tokens is full"
+        if self.ending == "length":
+            return f"cut off after {self.n_tokens} tokens"
+        return ""
+
     def _texts(self) -> Iterator[str]:
         """Yield what each token adds; a character's bytes may lie in several tokens."""
         ends = (self._tokenizer.stop_id, self._tokenizer.end_of_text)

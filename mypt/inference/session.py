@@ -65,7 +65,7 @@ class Session:
             answer += piece
             yield piece
         self.messages = [*asked, _plain("assistant", answer)]
-        self.note = ending_note(reply, self._model.config.block_size)
+        self.note = reply.note
 
     note: str = ""
     """Why the newest answer was cut off; empty where the model ended it."""
@@ -87,15 +87,6 @@ class Session:
         turns = [{"role": turn.role, "content": turn.text} for turn in self.messages]
         row = json.dumps({"messages": turns}, ensure_ascii=False)
         files.write_bytes(path, f"{row}\n".encode())
-
-
-def ending_note(reply: Reply, context: int) -> str:
-    """Return why an answer was cut off; empty where the model ended it itself."""
-    if reply.ending == "context":
-        return f"cut off: the model's context of {context} tokens is full"
-    if reply.ending == "length":
-        return f"cut off after {reply.n_tokens} tokens"
-    return ""
 
 
 def _plain(role: Role, text: str) -> Message:
