@@ -6,12 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mypt.model.chunks import CACHE_BYTES, CHUNK_BYTES
 from mypt.model.tied_embedding import TiedGradient
 
-CHUNK_BYTES = 48 << 20
-"""Most bytes of logits at a time. Each chunk adds a (V, C) product to the weight's gradient, so
-a few large ones are quicker than many small ones."""
-_CACHE_BYTES = 1 << 20  # what a core keeps close by: softmax passes over no more at a time
 _VOCABULARY_ROWS = 4096  # rows of the weight's gradient that stay there while they are added
 
 
@@ -140,7 +137,7 @@ def _exponentiate(logits: Tensor, targets: Tensor) -> _Row:
     """
     n = len(logits)
     if logits.device.type == "cpu":
-        n = max(1, _CACHE_BYTES // (4 * logits.shape[1]))
+        n = max(1, CACHE_BYTES // (4 * logits.shape[1]))
     found = []
     for start in range(0, len(logits), n):
         block, target = logits[start : start + n], targets[start : start + n, None]

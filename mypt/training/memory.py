@@ -3,16 +3,13 @@
 from typing import Literal
 
 from mypt.config import Preset
+from mypt.model.chunks import CACHE_BYTES, CHUNK_BYTES
 from mypt.parsing import Frozen
 from mypt.training.counting import Weights, count_weights
 
 Parallel = Literal["none", "ddp", "fsdp"]
 _FLOAT = 4
 """Bytes of a weight, a gradient and a moment: float32, whatever the products are made in."""
-_CHUNK = 48 << 20
-"""Bytes of logits that the head makes at a time (:mod:`mypt.model.linear_loss`)."""
-_SOFTMAX = 1 << 20
-"""Bytes of them that it brings to float32 at a time."""
 
 
 class Memory(Frozen):
@@ -94,11 +91,11 @@ def _gathered(preset: Preset, weights: Weights, width: int) -> tuple[int, int]:
 def _head(preset: Preset, supervised: int, width: int) -> int:
     """Return bytes of one pass over the supervised tokens of a micro-batch."""
     table = preset.vocab_size * preset.n_embd
-    most = max(1, _CHUNK // (width * preset.vocab_size))
+    most = max(1, CHUNK_BYTES // (width * preset.vocab_size))
     chunk = -(-supervised // max(1, -(-supervised // most)))
     lower = 0
     if width < _FLOAT:
-        lower = width * (table + supervised * preset.n_embd) + _SOFTMAX
+        lower = width * (table + supervised * preset.n_embd) + CACHE_BYTES
     states = _FLOAT * preset.n_embd * (2 * supervised + 4 * chunk)
     return width * chunk * preset.vocab_size + lower + states + _FLOAT * table
 

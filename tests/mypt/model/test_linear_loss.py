@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_the_plain_ones(chunk_rows, spread, dtype, limit)
 
 @pytest.mark.parametrize("blocks", [1, 5])
 def test_blocks_that_fit_a_cache_change_nothing(monkeypatch, blocks):
-    monkeypatch.setattr(linear_loss, "_CACHE_BYTES", 4 * V * -(-N // blocks))
+    monkeypatch.setattr(linear_loss, "CACHE_BYTES", 4 * V * -(-N // blocks))
     monkeypatch.setattr(linear_loss, "_VOCABULARY_ROWS", 64)
     batch = make()
     for ours, theirs in zip(found(*batch, chunk_rows=9), truth(*batch), strict=True):
