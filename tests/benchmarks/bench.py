@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import statistics
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -84,12 +85,9 @@ def _machines(rows: list[dict[str, Any]]) -> list[str]:
     said = []
     for machine, date in sorted({(row["machine"], row["date"]) for row in rows}):
         here = [row for row in rows if (row["machine"], row["date"]) == (machine, date)]
-        rates = [sorted(row[name] for row in here) for name in PRODUCTS]
-        spans = [
-            f"{found[0]:.0f} to {found[-1]:.0f} GFLOP/s in {name}"
-            for name, found in zip(PRODUCTS, rates, strict=True)
-        ]
-        said.append(f"{machine} ({date}); its products: {', '.join(spans)}.")
+        rates = {name: statistics.median(row[name] for row in here) for name in PRODUCTS}
+        products = ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items())
+        said.append(f"{machine} ({date}); its products: {products}.")
     return said
 
 
