@@ -5,6 +5,7 @@ from pathlib import Path
 from mypt import files
 from mypt.config import EvaluateConfig
 from mypt.data.manifest import read_manifest
+from mypt.evaluation import report as code
 from mypt.evaluation.report import EVALUATION, compare, write_report
 from mypt.evaluation.scores import EvaluationReport, Summary
 from mypt.home import home
@@ -27,9 +28,7 @@ def _output(
     read += [read_manifest(Path(place)).digest for place in config.sets.values()]
     read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
     measured = config.model_copy(update={"gate": False})  # which changes no figure
-    key = stage_key(
-        "mypt.evaluation.report", base.digest, sft.digest, dataset.digest, measured, *read
-    )
+    key = stage_key(code, base.digest, sft.digest, dataset.digest, measured, *read)
     return Output(home() / "evaluations" / f"{name}-{key}", f"evaluate-{name}-{key}")
 
 

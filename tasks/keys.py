@@ -3,6 +3,7 @@
 import ast
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import BaseModel
 
@@ -13,17 +14,20 @@ _PACKAGE = Path(mypt.__file__).parent
 KEY_DIGITS = 12
 
 
-def stage_key(module: str, *inputs: str | BaseModel) -> str:
+def stage_key(module: ModuleType, *inputs: str | BaseModel) -> str:
     """Return the digest of what decides a stage's result.
 
     Args:
         module: The core module that the stage calls; its code and that of all it imports count.
         inputs: Digests and configs.
+
+    Raises:
+        LookupError: If it, or a module of the core that it imports, has no file in a room.
     """
     values = [
         value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in inputs
     ]
-    return files.digest_json([code_digest(module), *values])[:KEY_DIGITS]
+    return files.digest_json([code_digest(module.__name__), *values])[:KEY_DIGITS]
 
 
 @cache
@@ -32,35 +36,50 @@ def code_digest(module: str) -> str:
 
     The files directly in ``mypt/`` do not count: they hold names and knobs, and the knobs'
     values are inputs of their own.
+
+    Raises:
+        LookupError: If a module has no file, so that its code would silently not count.
     """
     digests: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = _file(name)
-        if name in digests or path is None:
+        if name in digests:
             continue
+        path = _file(name)
+        if path is None:
+            raise LookupError(
+                f"{name}: no module in a room of {_PACKAGE.name}, so its code cannot be part of a"
+                " stage's key; expected one such as mypt.data.masking"
+            )
         data = path.read_bytes()
         digests[name] = files.digest_bytes(data)
         waiting += _imports(name, data)
     return files.digest_json(digests)
 
 
+def _in_a_room(name: str) -> bool:
+    return name.startswith(f"{_PACKAGE.name}.") and name.count(".") > 1
+
+
 def _file(name: str) -> Path | None:
     """Return the file of a module in a room of the core, None for any other name."""
-    first, *rest = name.split(".")
-    if first != _PACKAGE.name or len(rest) < 2:
+    if not _in_a_room(name):
         return None
+    _, *rest = name.split(".")
     path = _PACKAGE.joinpath(*rest)
     found = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in found if file.is_file()), None)
 
 
 def _imports(name: str, code: bytes) -> list[str]:
-    found = []
+    """Return the modules of the core's rooms that a file names in its imports, found or not."""
+    named: list[str] = []
     for node in ast.walk(ast.parse(code, filename=name)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            named += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            named.append(node.module)
+            within = (f"{node.module}.{alias.name}" for alias in node.names)
+            named += [whole for whole in within if _file(whole)]  # others are a module's own names
+    return [module for module in named if _in_a_room(module)]

@@ -2,6 +2,7 @@
 
 from mypt.config import MaskPolicy
 from mypt.data import dataset as datasets
+from mypt.data import mask_files
 from mypt.data.dataset import masked_recipe
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
@@ -15,7 +16,7 @@ from tasks.stages import Output, make_room, stage
 
 
 def _output(dataset: DatasetRef, policy: MaskPolicy, name: str) -> Output:
-    key = stage_key("mypt.data.mask_files", masked_recipe(dataset.digest, policy))
+    key = stage_key(mask_files, masked_recipe(dataset.digest, policy))
     return Output(datasets_dir() / f"{name}-{key}", f"mask-{name}-{key}")
 
 

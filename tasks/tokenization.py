@@ -16,7 +16,7 @@ from tasks.stages import Output, log, make_room, stage
 
 
 def _output(config: PrepareConfig, name: str, tokenizer: DatasetRef | None) -> Output:
-    key = stage_key("mypt.data.dataset", recipe(_resolved(config, tokenizer)))
+    key = stage_key(dataset, recipe(_resolved(config, tokenizer)))
     return Output(datasets_dir() / f"{name}-{key}", f"tokenize-{name}-{key}")
 
 

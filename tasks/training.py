@@ -6,6 +6,7 @@ from mypt.config import Preset
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.training import loop
 from mypt.training.events import Finished, StepReport
 from mypt.training.launch import train_anywhere
 from mypt.training.lineage import RunContext
@@ -30,7 +31,7 @@ def _plan(preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | 
             f"{base.path}: digest {plan.parent.digest[:12]} found, {base.digest[:12]} expected; the"
             " checkpoint is not the one that was referred to"
         )
-    key = stage_key("mypt.training.loop", plan.digest)
+    key = stage_key(loop, plan.digest)
     return plan.model_copy(update={"model_name": f"{name}-{key}"})
 
 

@@ -8,6 +8,7 @@ from mypt.data.checks.report import ValidationReport
 from mypt.data.validation import REPORT
 from mypt.data.validation import validate as check
 from mypt.errors import DataError
+from mypt.evaluation import proof
 from mypt.evaluation.proof import prove_mask
 from mypt.references import DatasetRef
 from tasks.inputs import dataset_input
@@ -22,7 +23,7 @@ def _output(dataset: DatasetRef, preset: Preset) -> Output:
     folder = Path(dataset.path)
     length = [str(_block_size(preset)), preset.length_policy, str(preset.max_lost)]
     proved = str(preset.use_loss_mask)
-    key = stage_key("mypt.evaluation.proof", dataset.digest, *length, proved)
+    key = stage_key(proof, dataset.digest, *length, proved)
     return Output(folder / REPORT, f"validate-{folder.name}-{key}")
 
 

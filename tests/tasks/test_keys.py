@@ -1,6 +1,9 @@
+from types import ModuleType
+
 import pytest
 
 from mypt.config import MaskPolicy
+from mypt.data import encoding, masking
 from tasks import keys
 from tasks.keys import code_digest, stage_key
 
@@ -45,19 +48,34 @@ def test_other_code_does_not_count(package, changed):
     assert digest() == before
 
 
+@pytest.mark.parametrize(
+    "missing", ["mypt.data.gone", "mypt.config", "numpy", "mypt.data.cutting.cut"]
+)
+@pytest.mark.usefixtures("package")
+def test_what_is_no_module_of_a_room_gives_no_key(missing):
+    with pytest.raises(LookupError, match=f"^{missing}: no module in a room"):
+        stage_key(ModuleType(missing))
+
+
+def test_an_import_that_leads_nowhere_gives_no_key(package):
+    (package / "model" / "net.py").write_text("from mypt.data.renamed import cut")
+    with pytest.raises(LookupError, match=r"^mypt\.data\.renamed: no module"):
+        digest()
+
+
 def test_modules_that_import_each_other_come_to_an_end(package):
     (package / "model" / "net.py").write_text("import mypt.data.reading")
     assert digest() == digest()
 
 
 def test_the_inputs_decide_the_key():
-    module = "mypt.data.masking"
+    module = masking
     one = stage_key(module, "a" * 64, MaskPolicy())
     assert one == stage_key(module, "a" * 64, MaskPolicy())
     others = {
         stage_key(module, "b" * 64, MaskPolicy()),
         stage_key(module, "a" * 64, MaskPolicy(end_of_turn=False)),
-        stage_key("mypt.data.encoding", "a" * 64, MaskPolicy()),
+        stage_key(encoding, "a" * 64, MaskPolicy()),
     }
     assert len(others | {one}) == 4
 
