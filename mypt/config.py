@@ -408,3 +408,7 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
             base = read_json(path.parent / str(inner["preset"]), "configs/tiny_sft.json")
             values[stage] = base | {k: v for k, v in inner.items() if k != "preset"}
     return parse_config(values, PipelineConfig, str(path))
+
+
+Form = Literal["chat", "plain"]
+"""Asked as a turn of a chat, or given as the beginning of a text."""

@@ -6,7 +6,7 @@ from itertools import groupby, islice
 from mypt.data.dataset import Dataset
 from mypt.data.preview import ShownToken, shown_tokens
 from mypt.data.rowview import RowView, iter_rows
-from mypt.data.visible import visible
+from mypt.text import visible
 
 _ROWS = 3
 _TOKENS = 400

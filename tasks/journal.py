@@ -7,15 +7,7 @@ from filelock import Timeout
 
 from mypt.errors import MyptError
 from tasks.locks import lock
-from tasks.records import (
-    Ended,
-    Metrics,
-    Record,
-    Status,
-    journal_path,
-    journals_dir,
-    read,
-)
+from tasks.records import Ended, Metrics, Record, Status, journal_path, journals_dir, read
 
 _LOCK_SECONDS = 10.0
 

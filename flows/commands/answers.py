@@ -191,7 +191,7 @@ def _read_line() -> str:
 
 
 def _talk(session: "Session", line: str) -> None:
-    from mypt.data.visible import visible
+    from mypt.text import visible
 
     for piece in session.say(line):
         _write(visible(piece))

@@ -1,11 +1,11 @@
 """Where in a raw file something stands, and how an error shows what was found there."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mypt.data.conversations import Origin
+from mypt.text import printable
 
 Unit = Literal["line", "item", "row"]
-_SHOWN = 60
 
 
 class Place(NamedTuple):
@@ -42,30 +42,3 @@ class Stretch(NamedTuple):
 
 
 WHOLE = Stretch()
-
-
-def printable(name: str) -> str:
-    """Return a file's name so that no control character in it reaches the terminal."""
-    return name if name.isprintable() else repr(name)
-
-
-def shown(value: Any) -> str:
-    """Return a short, one-line picture of a value that should not have been there."""
-    if isinstance(value, str):
-        return repr(value[:_SHOWN]) + (" ..." if len(value) > _SHOWN else "")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return "a huge number" if abs(value) > 1e18 else f"the number {value}"
-    if isinstance(value, list):
-        return f"an array of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object with the fields {names(value)}" if value else "an empty object"
-    return "null" if value is None else f"a value of type {type(value).__name__}"
-
-
-def names(fields: Any) -> str:
-    """Return the first few field names of a row, for an error."""
-    listed = [name if name.isprintable() else repr(name) for name in map(str, fields)]
-    short = ", ".join(name[:_SHOWN] for name in listed[:8])
-    return short + (" ..." if len(listed) > 8 else "")

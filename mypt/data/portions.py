@@ -10,11 +10,12 @@ from mypt.config import FieldMapping, Format
 from mypt.data.containers import container_of, is_packed
 from mypt.data.conversations import Row
 from mypt.data.formats.text import cut_documents
-from mypt.data.places import WHOLE, Stretch, printable
+from mypt.data.places import WHOLE, Stretch
 from mypt.data.raw import BOM, RawFile
 from mypt.data.readers import read_rows
 from mypt.data.records import Tally
 from mypt.parsing import Frozen
+from mypt.text import printable
 
 PORTION_BYTES: Final = 16 << 20
 """A portion has about as many: seconds of work."""

@@ -13,13 +13,12 @@ from mypt.config import MaskPolicy
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import Split
 from mypt.data.masking import Rule
-from mypt.data.places import shown
 from mypt.data.preview_report import render_diff, render_manifest, render_report
-from mypt.data.rowview import RowView, iter_rows, read_row, reasons
+from mypt.data.rowview import RowView, iter_rows, read_row, reasons, token_texts
 from mypt.data.spans import KINDS, ROLES
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.visible import token_texts, visible
 from mypt.errors import DataError
+from mypt.text import shown, visible
 
 __all__ = ["render_diff", "render_manifest", "render_report", "render_rows"]
 

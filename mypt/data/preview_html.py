@@ -1,7 +1,5 @@
 """A dataset as one self-contained HTML page: nothing is loaded, nothing in the data can run."""
 
-import base64
-import hashlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,15 @@ from mypt.data.charts import density_chart, length_chart
 from mypt.data.checks.report import LEVELS, ValidationReport
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Split
-from mypt.data.rowview import RowView, count_rows, read_row, reasons
+from mypt.data.rowview import RowView, count_rows, read_row, reasons, token_texts
 from mypt.data.spans import KINDS, ROLES
 from mypt.data.validation import validate
-from mypt.data.visible import token_texts, visible
+from mypt.pages.render import render
+from mypt.text import visible
 
 MAX_ROWS = 300
 MAX_TOKENS = 4000
 """Tokens of one row that are shown; how many follow is said."""
-_PAGE = Path(__file__).parent / "page"
 _NO_SPAN = len(ROLES), len(KINDS)
 """Role and kind of tokens whose spans nobody recorded."""
 
@@ -51,29 +49,20 @@ def write_preview(
 
 def render_preview(dataset: Dataset, report: ValidationReport, max_rows: int = MAX_ROWS) -> str:
     """Return the page's HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    script = (_PAGE / "page.js").read_text(encoding="utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     data = _data(dataset, report, max_rows)
     shown = len(data["rows"])
     in_all = sum(count_rows(dataset, split) for split in SPLITS)
-    return environment.get_template("page.html").render(
-        _summary(dataset, report),
+    return render(
+        "preview.html",
+        styles=["page.css"],
+        script="preview.js",
+        **_summary(dataset, report),
         data=data,
         filters=_filters(data),
         shown_codes={code for row in data["rows"] for code in row["findings"]},
         sample=f"{shown:,} of {in_all:,} rows, those with findings first" if shown < in_all else "",
         density=density_chart(dataset),
         lengths=length_chart(dataset),
-        # The only two things that are not escaped; both are files of this package.
-        style=Markup((_PAGE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=f"sha256-{base64.b64encode(digest).decode()}",
     )
 
 

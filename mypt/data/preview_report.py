@@ -10,7 +10,7 @@ from mypt.data.accounts import LengthAccount
 from mypt.data.checks.report import DENSITY_BOUNDS, LengthPreview, Level, ValidationReport
 from mypt.data.diff import DatasetDiff
 from mypt.data.manifest import SPLITS, Density, Manifest
-from mypt.data.visible import visible
+from mypt.text import visible
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
 SHOWN = 3

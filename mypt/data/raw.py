@@ -8,9 +8,10 @@ from stat import S_ISREG
 from typing import NamedTuple
 
 from mypt import files
-from mypt.data.places import WHOLE, Place, Stretch, Unit, printable
+from mypt.data.places import WHOLE, Place, Stretch, Unit
 from mypt.data.unpacking import Stored, unpacker
 from mypt.errors import DataError
+from mypt.text import printable
 
 BOM = b"\xef\xbb\xbf"
 

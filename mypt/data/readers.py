@@ -9,10 +9,11 @@ from mypt.data.containers import container_of, first_row, read_records
 from mypt.data.conversations import Row
 from mypt.data.formats import chats, mapped, pairs, tagged, text, tree
 from mypt.data.formats.message import first_of
-from mypt.data.places import Place, shown
+from mypt.data.places import Place
 from mypt.data.raw import RawFile
 from mypt.data.records import BLANK, Dropped, Record, Tally
 from mypt.errors import DataError
+from mypt.text import shown
 
 ReadRow = Callable[[Any, Place, Tally], Iterator[Row]]
 

@@ -1,5 +1,6 @@
 """One row of a dataset as people look at it: its tokens, who wrote them, where it came from."""
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from mypt.data.masking import Rule, explain, last_turns
 from mypt.data.spans import KIND
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
+from mypt.text import visible
 
 HAND_ROW = 256
 """Tokens shown as one row where shards were made by hand and nobody recorded rows."""
@@ -160,3 +162,16 @@ def _view(
         spans=spans,
         digest=digest,
     )
+
+
+def token_texts(tokenizer: Tokenizer, ids: NDArray[np.uint32]) -> list[str]:
+    r"""Return the visible text of each token, one item an id.
+
+    A character whose bytes lie in several tokens stands at the last of them, the others are
+    empty; bytes that are no UTF-8 are shown as ``\xff``.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
+    pieces = [decoder.decode(tokenizer.decode_bytes(ids[n : n + 1])) for n in range(len(ids))]
+    if pieces:
+        pieces[-1] += decoder.decode(b"", final=True)
+    return [visible(piece) for piece in pieces]

@@ -10,13 +10,13 @@ from mypt.config import Format, Source
 from mypt.data import exercises
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
-from mypt.data.places import printable
 from mypt.data.portions import Piece, Portion, cut_portions
 from mypt.data.raw import Limits, RawFile
 from mypt.data.readers import detect_format, read_rows
 from mypt.data.records import Tally
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
+from mypt.text import printable
 
 _SHOWN = 60
 

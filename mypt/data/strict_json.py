@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mypt.data.places import Place, shown
+from mypt.data.places import Place
 from mypt.data.raw import Limits, RawFile, decode
 from mypt.errors import DataError
+from mypt.text import shown
 
 BLANKS = b" \t\r\n"
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'

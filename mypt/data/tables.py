@@ -4,10 +4,10 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mypt.data.places import names
 from mypt.data.raw import RawFile, decode, lines
 from mypt.data.records import BLANK, Record
 from mypt.errors import DataError
+from mypt.text import names
 
 _BATCH_ROWS = 64
 _BUFFER = 1 << 20

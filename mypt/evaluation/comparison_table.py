@@ -5,8 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mypt.data.preview_report import render_diff
-from mypt.data.visible import visible
 from mypt.evaluation.comparison import Comparison, Pair
+from mypt.text import visible
 
 
 def render(diff: Comparison) -> RenderableType:

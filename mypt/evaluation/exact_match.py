@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from mypt.config import Form
 from mypt.data.exercises import TASKS, Exercise
 from mypt.data.tokenizer import Tokenizer
-from mypt.inference.chat import Answer, Form, answer_prompts, prompt_of
+from mypt.inference.chat import Answer, answer_prompts, prompt_of
 from mypt.model.gpt import GPT
 from mypt.parsing import Frozen
 

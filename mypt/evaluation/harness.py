@@ -14,10 +14,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from mypt.config import Form
 from mypt.data.conversations import say
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
-from mypt.inference.chat import Form, chat_prompt
+from mypt.inference.chat import chat_prompt
 from mypt.inference.generation import sampling_of
 from mypt.inference.reply import Reply
 from mypt.model.gpt import GPT

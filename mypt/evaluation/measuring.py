@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mypt.config import EvaluateConfig, TrainConfig
+from mypt.config import EvaluateConfig, Form, TrainConfig
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.exercises import test_exercises
 from mypt.data.tokenizer import Tokenizer
@@ -13,7 +13,7 @@ from mypt.evaluation.breakdown import describe
 from mypt.evaluation.exact_match import ask_exercises
 from mypt.evaluation.scores import ModelScores
 from mypt.evaluation.token_scores import TokenScores, score_tokens
-from mypt.inference.chat import Form, answer_prompts, prompt_of
+from mypt.inference.chat import answer_prompts, prompt_of
 from mypt.model.gpt import GPT
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.checkpoint import Checkpoint, load_model

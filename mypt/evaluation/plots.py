@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mypt.data.manifest import read_manifest
-from mypt.data.visible import visible
 from mypt.evaluation.scores import EvaluationReport, ModelScores
+from mypt.text import visible
 from mypt.training.history import read_history
 
 if TYPE_CHECKING:

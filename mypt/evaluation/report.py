@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from mypt import files
-from mypt.config import EvaluateConfig
+from mypt.config import EvaluateConfig, Form
 from mypt.errors import CheckpointError
 from mypt.evaluation.breakdown import difference
 from mypt.evaluation.measuring import (
@@ -24,7 +24,6 @@ from mypt.evaluation.report_page import render_page
 from mypt.evaluation.scores import Dialogue, Difference, EvaluationReport
 from mypt.evaluation.tables import render_report
 from mypt.home import checkpoint_to_use
-from mypt.inference.chat import Form
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import IMPORTED, read_lineage
 from mypt.training.search import Search

@@ -1,12 +1,8 @@
 """An evaluation as one self-contained HTML page: figures, plots, answers; nothing is loaded."""
 
-from pathlib import Path
-
-from mypt.data.visible import visible
 from mypt.evaluation.plots import plots
 from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
-
-_PAGE = Path(__file__).parent / "page"
+from mypt.pages.render import render
 
 
 def render_page(report: EvaluationReport) -> str:
@@ -16,14 +12,10 @@ def render_page(report: EvaluationReport) -> str:
         CheckpointError: If a checkpoint's history is damaged.
         ManifestError: If the dataset is.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["visible"] = visible
-    return environment.get_template("report.html").render(
+    return render(
+        "evaluation.html",
         report=report,
         headings=list(report.models),
         figures=_figures(list(report.models.values())),

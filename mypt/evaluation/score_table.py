@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from mypt.data.visible import visible
 from mypt.evaluation.scores import ModelScores, TokenReport, harness_metrics
+from mypt.text import visible
 
 if TYPE_CHECKING:
     from rich.table import Table

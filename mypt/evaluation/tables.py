@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mypt.data.visible import visible
 from mypt.evaluation.scores import Difference, EvaluationReport, ModelScores
+from mypt.text import visible
 
 _LONGEST = 120
 """Characters of an answer that are shown."""

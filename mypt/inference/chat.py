@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from mypt.config import Form
 from mypt.data.conversations import Message, say
 from mypt.data.tokenizer import Tokenizer
 from mypt.inference.generation import generate_batch, known_tokens, sampling_of, text_prompt
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.gpt import GPT
-
-Form = Literal["chat", "plain"]
-"""Asked as a turn of a chat, or given as the beginning of a text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mypt.data.visible import shorten, visible
+from mypt.text import shorten, visible
 from mypt.training.trace import Link
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, TOP = 190, 56, 46, 12, 34

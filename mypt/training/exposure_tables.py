@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mypt.data.visible import visible
+from mypt.text import visible
 from mypt.training.exposure import Exposure, RowExposure
 from mypt.training.row_lookup import Found
 from mypt.training.uses import Uses

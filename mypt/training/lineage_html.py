@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mypt.data
 from mypt import files
-from mypt.data.visible import visible
+from mypt.pages.render import render
+from mypt.text import visible
 from mypt.training.drawing import BOX_HEIGHT, BOX_WIDTH, anchor, draw, state, walk
 from mypt.training.trace import Link
 
-_PAGE = Path(mypt.data.__file__).parent / "page"
 _WORDS = {"good": "as recorded", "bad": "not as recorded", "unknown": "not verified"}
 
 
@@ -26,15 +25,10 @@ def write_page(link: Link, path: Path) -> None:
 
 def render_page(link: Link) -> str:
     """Return the page's HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     problems = [visible(line) for one in walk(link) for line in one.problems]
-    style = "".join((_PAGE / name).read_text("utf-8") for name in ("page.css", "lineage.css"))
-    return environment.get_template("lineage.html").render(
+    return render(
+        "lineage.html",
+        styles=["page.css", "lineage.css"],
         name=visible(link.name),
         digest=link.digest,
         verdict=_verdict(link, problems),
@@ -44,7 +38,6 @@ def render_page(link: Link) -> str:
         drawing=draw(link),
         box=(BOX_WIDTH, BOX_HEIGHT),
         cards=[_card(one) for one in _once(link) if one.kind != "file"],
-        style=Markup(style),  # files of this package
     )
 
 

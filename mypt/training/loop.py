@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
+from mypt.config import Form
 from mypt.data.manifest import Split
-from mypt.inference.chat import Form, ask
+from mypt.inference.chat import ask
 from mypt.training.compute import use_threads
 from mypt.training.distributed import ALONE, Ranks
 from mypt.training.events import EvalReport, Event, Finished, Sample, Started

@@ -3,16 +3,7 @@ import pytest
 from mypt.errors import MyptError
 from tasks.journal import Journal, close_if_dead
 from tasks.locks import lock
-from tasks.records import (
-    Ended,
-    Metrics,
-    Opened,
-    Tags,
-    flatten,
-    journal_path,
-    names,
-    read,
-)
+from tasks.records import Ended, Metrics, Opened, Tags, flatten, journal_path, names, read
 
 
 @pytest.fixture(autouse=True)

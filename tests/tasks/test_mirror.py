@@ -9,16 +9,7 @@ from tasks import mirror
 from tasks.destination import read_sent, shown_uri, without_password, write_sent
 from tasks.journal import Journal
 from tasks.mirror import Mirror, sync
-from tasks.records import (
-    Artifact,
-    DatasetInput,
-    Metrics,
-    Opened,
-    Params,
-    Tags,
-    Text,
-    journal_path,
-)
+from tasks.records import Artifact, DatasetInput, Metrics, Opened, Params, Tags, Text, journal_path
 from tasks.tracking import JOURNAL_TAG
 
 

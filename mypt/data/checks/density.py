@@ -7,13 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.data.checks.masks import supervised_in
-from mypt.data.checks.report import (
-    DENSITY_BOUNDS,
-    EXAMPLES,
-    Findings,
-    Place,
-    ValidationStats,
-)
+from mypt.data.checks.report import DENSITY_BOUNDS, EXAMPLES, Findings, Place, ValidationStats
 from mypt.data.checks.shards import ShardCheck
 from mypt.data.manifest import SPLITS, Density, Manifest
 from mypt.data.spans import ROLE, ROLES

@@ -7,10 +7,11 @@ from typing import Any
 from mypt.data import strict_json
 from mypt.data.conversations import Conversation, Message, Part, say
 from mypt.data.formats.message import fields_of, first_of, read_message, read_text, read_train
-from mypt.data.places import Place, names, shown
+from mypt.data.places import Place
 from mypt.data.raw import Limits
 from mypt.data.records import BLANK, Dropped, Record, Tally
 from mypt.errors import DataError
+from mypt.text import names, shown
 
 
 def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:

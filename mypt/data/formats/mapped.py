@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from mypt.config import FieldMapping, Role
 from mypt.data.conversations import Conversation, Message, Part
 from mypt.data.formats.message import fields_of, read_role, read_train, to_message
-from mypt.data.places import Place, names, shown
+from mypt.data.places import Place
 from mypt.data.records import Dropped, Tally
 from mypt.errors import DataError
+from mypt.text import names, shown
 
 
 class _Utterance(NamedTuple):

@@ -7,9 +7,10 @@ from typing import Any
 
 from mypt.config import Role
 from mypt.data.conversations import Message, Part, PartKind
-from mypt.data.places import Place, names, shown
+from mypt.data.places import Place
 from mypt.data.records import Dropped
 from mypt.errors import DataError
+from mypt.text import names, shown
 
 ROLE_NAMES: dict[str, Role] = {
     "system": "system", "developer": "system",

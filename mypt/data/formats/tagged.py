@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from mypt.data.places import Place, shown
+from mypt.data.places import Place
 from mypt.data.raw import RawFile, decode, lines
 from mypt.data.records import BLANK, Record
 from mypt.errors import DataError
+from mypt.text import shown
 
 TAGS = ("User", "Assistant", "System", "Tool")
 _TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")

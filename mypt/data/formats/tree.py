@@ -6,9 +6,10 @@ from typing import Any
 
 from mypt.data.conversations import Conversation, Message
 from mypt.data.formats.message import fields_of, read_message
-from mypt.data.places import Place, shown
+from mypt.data.places import Place
 from mypt.data.records import Dropped, Tally
 from mypt.errors import DataError
+from mypt.text import shown
 
 
 def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mypt
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.charts import density_chart, length_chart
 from mypt.data.dataset import open_dataset, prepare, tokenize
@@ -113,8 +114,8 @@ def test_nothing_is_loaded_from_anywhere(page):
     assert not any("src" in a or "href" in a for _, a in parsed.elements)
     (policy,) = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["content"].startswith("default-src 'none';")
-    for asset in ("page.css", "page.js", "page.html"):
-        text = Path(prepare.__code__.co_filename).with_name("page").joinpath(asset).read_text()
+    for asset in ("page.css", "preview.js", "preview.html"):
+        text = Path(mypt.__file__).with_name("pages").joinpath(asset).read_text()
         assert not re.search(r"https?://|@import|url\(|fetch\(|innerHTML|eval\(", text)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import mypt.inference
+import mypt
 from mypt.inference.chat_page import chat_page
 from tests.mypt.inference.browser import needs_browser, tab
 from tests.mypt.inference.echo import Echo, byte_tokenizer, serving
@@ -21,7 +21,7 @@ def test_the_page_loads_nothing_and_escapes_the_models_name():
     assert "<b>" not in html
     assert not re.search(r"\b(src|href)=", html)
     assert policy.startswith("default-src 'none';")
-    for file in (Path(mypt.inference.__file__).parent / "page").iterdir():
+    for file in (Path(mypt.__file__).parent / "pages").glob("chat.*"):
         text = file.read_text()
         assert not re.search(r"https?://|@import|url\(|innerHTML|insertAdjacent|eval\(", text)
 

@@ -6,13 +6,7 @@ import torch
 from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError
-from mypt.inference.generation import (
-    generate,
-    generate_batch,
-    generate_text,
-    known_tokens,
-    stream,
-)
+from mypt.inference.generation import generate, generate_batch, generate_text, known_tokens, stream
 from mypt.inference.sampling import Sampling
 from mypt.model.gpt import GPT
 

@@ -5,16 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.mypt.data.rawfiles import (
-    dropped,
-    jsonl,
-    leaf,
-    notes,
-    read,
-    trains,
-    turns,
-    write,
-)
+from tests.mypt.data.rawfiles import dropped, jsonl, leaf, notes, read, trains, turns, write
 
 
 def test_a_tree_gives_every_path_and_supervises_each_message_once(tmp_path):

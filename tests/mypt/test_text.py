@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mypt.data.rowview import token_texts
 from mypt.data.tokenizer import load_tokenizer
-from mypt.data.visible import shorten, token_texts, visible
+from mypt.text import shorten, visible
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The pages that mypt writes: their templates, styles and scripts."""
