@@ -7,7 +7,7 @@ from typing import Any
 from prefect.context import FlowRunContext
 
 from mypt.config import PipelineConfig, PrepareConfig, load_pipeline
-from mypt.data.sources import source_name
+from mypt.data.reading.sources import source_name
 from mypt.errors import MyptError
 
 _LONGEST = 80

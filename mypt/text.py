@@ -6,6 +6,7 @@ from typing import Any
 
 _VISIBLE = frozenset("\n\u200c\u200d")  # the joiners stand inside words and emoji
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_LONGEST = 60
 
 
 def visible(text: str) -> str:
@@ -30,9 +31,6 @@ def shorten(texts: Iterable[str], length: int) -> str:
     """Return the texts joined in one visible line of at most ``length`` characters."""
     joined = " ".join(" ".join(texts).split())
     return visible(joined if len(joined) <= length else joined[: length - 1] + "\u2026")
-
-
-_LONGEST = 60
 
 
 def printable(name: str) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mypt.data.manifest import TOKENIZER_STATE, Manifest, Split, read_manifest
-from mypt.data.policies import policy_words
+from mypt.data.masking import policy_words
 from mypt.references import CheckpointRef, DatasetRef
 from tasks.records import DatasetInput, Subject
 

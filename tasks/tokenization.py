@@ -2,7 +2,7 @@
 
 from mypt.config import Preparation, PrepareConfig
 from mypt.data import dataset
-from mypt.data.tokenization import recipe
+from mypt.data.preparation.tokenization import recipe
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks import progress

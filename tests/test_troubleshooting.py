@@ -8,7 +8,7 @@ import pytest
 
 from flows.cli import main
 from mypt.config import Preset
-from mypt.data.adoption import adopt
+from mypt.data.exchange.adoption import adopt
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.validation import validate
 from mypt.errors import MaskError, TrainingError

@@ -132,14 +132,14 @@ def adopt(
         expect_single_role: All of it is to be learned; else a mask of nothing but 1 is an error.
         json: Print the result as JSON.
     """
-    from mypt.data import adoption
+    from mypt.data.exchange import adoption
 
     if out_dir is None:
         made = adoption.adopt(directory, tokenization)
     elif out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
     else:
-        from mypt.data import label_import
+        from mypt.data.exchange import labels as label_import
 
         made = label_import.adopt_labels(directory, out_dir, tokenization)
     _print_dataset(Path(made.path), json)

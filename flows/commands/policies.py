@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mypt.config import MaskPolicy
-from mypt.data.policies import WORDS
+from mypt.data.masking import WORDS
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, parse_json, read_config
 

@@ -20,7 +20,7 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
     if out.exists():
         raise ConfigError(f"{out} exists and is never overwritten; name another")
     if to == "parquet":
-        from mypt.data.label_tables import export_labels
+        from mypt.data.exchange.labels import export_labels
 
         export_labels(Path(source), out)
     elif to == "mlflow":

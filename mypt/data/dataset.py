@@ -18,9 +18,9 @@ from mypt.data.manifest import (
     verify_files,
 )
 from mypt.data.mask_files import write_masks
-from mypt.data.meter import Progress
+from mypt.data.preparation.batches import Progress
+from mypt.data.preparation.tokenization import recipe, write_tokens
 from mypt.data.shards import ShardView, check_ids, view_shard
-from mypt.data.tokenization import recipe, write_tokens
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import ManifestError
 from mypt.references import DatasetRef

@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mypt.data.accounts import LengthAccount
 from mypt.data.checks.report import DENSITY_BOUNDS, LengthPreview, Level, ValidationReport
 from mypt.data.diff import DatasetDiff
 from mypt.data.manifest import SPLITS, Density, Manifest
+from mypt.data.packing.accounts import LengthAccount
 from mypt.text import visible
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "notice": "cyan"}

@@ -4,9 +4,10 @@ Spans tile a shard: the first starts at 0, each starts where the one before it s
 stops at the shard's length. Rows do too; a row is one conversation or document.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 ROLES: Final = ("text", "system", "user", "assistant", "tool")
 KINDS: Final = ("header", "content", "end", "reasoning", "tool_call")
@@ -43,4 +44,53 @@ ROW_DTYPE: Final = np.dtype(
     ]
 )
 """One conversation or document: its tokens, where it came from, and 16 bytes of a blake3 digest
-of what it says (:func:`mypt.data.encoding.row_digest`), by which train and val are parted."""
+of what it says (:func:`mypt.data.preparation.encoding.row_digest`), by which train and val are
+parted."""
+
+
+class Segment(NamedTuple):
+    """Text or one special token; no merge of the tokenizer crosses its ends (law 1)."""
+
+    text: str | None
+    """Encoded as ordinary text, whatever tags it seems to hold; None for a special token."""
+    special: str | None
+    """The special token; None for text."""
+    role: int
+    """Index into :data:`mypt.data.spans.ROLES`."""
+    kind: int
+    """Index into :data:`mypt.data.spans.KINDS`."""
+    message: int
+    """Index of the turn in its conversation."""
+    train: int
+    """0 or 1 where the row itself decides, else :data:`mypt.data.spans.BY_POLICY`."""
+    part: int = 0
+    """Index of the part of the turn to which it belongs; 0 in headers and ends."""
+
+
+def spans_of(lengths: NDArray[np.int64], part: ArrayLike, **columns: ArrayLike) -> NDArray[np.void]:
+    """Return the spans that tile the tokens of S segments.
+
+    Neighbours that agree in everything, such as the pieces of one header, share a span; two
+    parts never do, so that what was encoded apart can be told apart. Segments without tokens
+    have no span.
+
+    Args:
+        lengths: (S,) tokens of each segment.
+        part: (S,) the part of its turn to which each segment belongs.
+        columns: (S,) or () each: ``conversation``, ``message``, ``role``, ``kind`` and
+            ``train`` as ``SPAN_DTYPE`` has them.
+    """
+    spans = np.empty(len(lengths), SPAN_DTYPE)
+    spans["stop"] = np.cumsum(lengths)
+    spans["start"] = spans["stop"] - lengths.astype(np.uint64)
+    for name, column in columns.items():
+        spans[name] = column
+    kept = lengths > 0
+    spans, part = spans[kept], np.asarray(part)[kept]
+    first = np.zeros(len(spans), bool)
+    first[:1] = True
+    for column in (part, *(spans[name] for name in columns)):
+        first[1:] |= column[1:] != column[:-1]
+    merged = spans[first]
+    merged["stop"] = np.append(merged["start"], spans["stop"][-1:])[1:]
+    return merged

@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 from mypt import files
 from mypt.config import Role
 from mypt.data.conversations import Conversation, Document, Message, Origin, Part, PartKind, Row
-from mypt.data.segments import Segment
-from mypt.data.spans import BY_POLICY, KIND, ROLE
+from mypt.data.spans import BY_POLICY, KIND, ROLE, Segment
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen, read_config
 

@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 
 from mypt import home
 from mypt.data.manifest import TOKENIZER_STATE
-from mypt.data.segments import Segment, spans_of
+from mypt.data.spans import Segment, spans_of
 from mypt.data.template import END_OF_TEXT, Template, load_template
-from mypt.data.text_encoder import TextEncoder, encode_ordinary, encoding_of
-from mypt.data.tokenizer_files import PUBLISHED, published_vocabulary
-from mypt.data.tokenizer_json import PREFIX, hf_folder, hf_vocabulary
-from mypt.data.tokenizer_state import ADVICE, TokenizerState, read_state
-from mypt.data.vocabulary import (
+from mypt.data.vocabularies.encoder import TextEncoder, encode_ordinary, encoding_of
+from mypt.data.vocabularies.huggingface import PREFIX, hf_folder, hf_vocabulary
+from mypt.data.vocabularies.published import PUBLISHED, published_vocabulary
+from mypt.data.vocabularies.vocabulary import (
+    ADVICE,
     TRAINED,
+    TokenizerState,
     Vocabulary,
     bpe_vocabulary,
     byte_vocabulary,
     char_vocabulary,
+    read_state,
 )
 from mypt.errors import ConfigError, DataError
 
@@ -107,7 +109,7 @@ class Tokenizer:
     ) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
         """Return the ids of one row's segments, (N,), and the spans that tile them.
 
-        :func:`mypt.data.encoding.encode_rows` gives the same for many rows, faster.
+        :func:`mypt.data.preparation.encoding.encode_rows` gives the same for many rows, faster.
 
         Raises:
             DataError: As :meth:`encode`.

@@ -20,7 +20,7 @@ from mypt.data.checks.rows import check_rows
 from mypt.data.checks.shards import ShardCheck, check_tokens
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import SPLITS, Manifest, read_manifest
-from mypt.data.pieces import LengthPolicy
+from mypt.data.packing.pieces import LengthPolicy
 
 __all__ = [
     "CODES",

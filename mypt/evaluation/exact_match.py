@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mypt.config import Form
-from mypt.data.exercises import TASKS, Exercise
+from mypt.data.reading.exercises import TASKS, Exercise
 from mypt.data.tokenizer import Tokenizer
 from mypt.inference.chat import Answer, answer_prompts, prompt_of
 from mypt.model.gpt import GPT

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from mypt.config import EvaluateConfig, Form, TrainConfig
 from mypt.data.dataset import Dataset, open_dataset
-from mypt.data.exercises import test_exercises
+from mypt.data.reading.exercises import test_exercises
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import CheckpointError, ConfigError, ManifestError
 from mypt.evaluation.breakdown import describe

@@ -7,8 +7,8 @@ import numpy as np
 
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import Manifest, Split
-from mypt.data.packing import PackingPlan, plan_rows
-from mypt.data.pieces import LengthPolicy
+from mypt.data.packing.layout import PackingPlan, plan_rows
+from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import MaskError
 from mypt.evaluation.alignment import Truth
 from mypt.evaluation.proof_checks import check_alignment, check_gradients, check_nothing_lost

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mypt.config import GPTConfig
 from mypt.data.manifest import Split
-from mypt.data.packing import PackingPlan
+from mypt.data.packing.layout import PackingPlan
 from mypt.data.spans import KIND, KINDS
 from mypt.evaluation.alignment import Match, Piece, Truth, match, pieces_of
 from mypt.evaluation.proof_report import ProofCheck

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mypt.config import Architecture
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabulary import Vocabulary
+from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError
 from mypt.inference.hf_weights import Family, Weights, from_hf
 from mypt.parsing import parse_config

@@ -3,9 +3,8 @@
 import re
 from typing import Any, Final
 
-from mypt.data.byte_characters import CHARACTER
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabulary import Vocabulary
+from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
 from mypt.inference.hf_template import CUT, GLUE
 
 

@@ -7,9 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mypt.data.conversations import Message, Part
-from mypt.data.formats.message import read_message
-from mypt.data.places import Place
-from mypt.data.records import Dropped
+from mypt.data.reading.formats.message import read_message
+from mypt.data.reading.records import Dropped, Place
 from mypt.errors import DataError
 from mypt.inference.reply import Ending, Reply
 from mypt.inference.sampling import Sampling

@@ -7,8 +7,8 @@ from mypt.config import Preset
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.tokenizer_json import TOKENIZER, hf_folder, hf_vocabulary
-from mypt.data.vocabulary import Vocabulary
+from mypt.data.vocabularies.huggingface import TOKENIZER, hf_folder, hf_vocabulary
+from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
 from mypt.inference.hf_import import read_hf, with_new_tokens
 from mypt.training.checkpoint import Snapshot, save_checkpoint

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import Split
-from mypt.data.packing import plan_rows
+from mypt.data.packing.layout import plan_rows
 from mypt.data.shards import ShardView
 from mypt.errors import MyptError
 from mypt.parsing import Frozen

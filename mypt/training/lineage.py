@@ -7,8 +7,8 @@ from pydantic import Field, ValidationError
 
 from mypt import files
 from mypt.config import Preset
-from mypt.data.accounts import LengthAccount
 from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord
+from mypt.data.packing.accounts import LengthAccount
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mypt.data.accounts import LengthAccount
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.packing import plan_rows
-from mypt.data.pieces import LengthPolicy
+from mypt.data.packing.accounts import LengthAccount
+from mypt.data.packing.layout import plan_rows
+from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import ConfigError, DataError
 from mypt.training.arrays import Arrays
 from mypt.training.mask_files import check_masks
@@ -85,8 +85,8 @@ class GPTDataLoader:
             use_loss_mask: Learn only what the dataset's masks supervise.
             seed: With the step, decides all rows. Evaluation takes a loader of its own.
             batching: See above.
-            length_policy: As for :func:`mypt.data.packing.plan_rows`; packed only.
-            max_lost: As for :func:`mypt.data.packing.plan_rows`; packed only.
+            length_policy: As for :func:`mypt.data.packing.layout.plan_rows`; packed only.
+            max_lost: As for :func:`mypt.data.packing.layout.plan_rows`; packed only.
             grad_accumulation: Micro-batches an optimizer step.
             device: Where the tensors go.
 

@@ -8,7 +8,7 @@ from mypt.config import Architecture, Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import Manifest, read_manifest
 from mypt.data.tokenizer import load_tokenizer
-from mypt.data.tokenizer_json import PREFIX
+from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef

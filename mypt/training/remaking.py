@@ -8,7 +8,7 @@ from mypt import files
 from mypt.config import PrepareConfig, Source
 from mypt.data.dataset import mask, prepare, tokenize
 from mypt.data.manifest import TOKENIZER_STATE, Manifest, SourceRecord, read_manifest
-from mypt.data.sources import source_name
+from mypt.data.reading.sources import source_name
 from mypt.data.template import load_template
 from mypt.errors import ConfigError, DataError
 from mypt.training.lineage import DatasetRecord

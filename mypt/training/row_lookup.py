@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt import files
-from mypt.data.containers import container_of, last_line
 from mypt.data.manifest import SPLITS, SourceFile, SourceRecord, Split
-from mypt.data.raw import RawFile
+from mypt.data.reading.containers import container_of, last_line
+from mypt.data.reading.raw import RawFile
 from mypt.data.shards import ShardView
 from mypt.errors import ConfigError, DataError
 from mypt.training.exposure import Exposure, RowExposure, Training

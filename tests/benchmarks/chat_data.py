@@ -11,12 +11,12 @@ import numpy as np
 from harness import Line, interleave, judge, ratio
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data import text_encoder
 from mypt.data.conversations import Conversation, Origin, say
 from mypt.data.dataset import prepare
-from mypt.data.encoding import encode_rows
 from mypt.data.masking import mask_from_spans
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
+from mypt.data.vocabularies import encoder as text_encoder
 
 Chat = list[dict[str, str]]
 

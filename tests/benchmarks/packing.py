@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from harness import Line, interleave, judge, ratio
 
-from mypt.data.best_fit import best_fit
+from mypt.data.packing.layout import best_fit
 
 CAPACITY = 1024
 

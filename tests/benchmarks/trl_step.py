@@ -15,7 +15,7 @@ from harness import Line, interleave, judge, ratio
 from masked_step import GPT2, SMALL, Setting, spans
 
 from mypt.config import GPTConfig, Preset
-from mypt.data.adoption import adopt
+from mypt.data.exchange.adoption import adopt
 from mypt.training.events import StepReport
 from mypt.training.loop import train
 from mypt.training.plan import plan_run

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mypt.data import label_import, tokenizer_json
-from mypt.data.byte_characters import BYTES, CHARACTER
+from mypt.data.exchange import labels as label_import
+from mypt.data.vocabularies import huggingface as tokenizer_json
+from mypt.data.vocabularies.vocabulary import BYTES, CHARACTER
 from mypt.inference import hf_import, protocol
 
 _GPT2 = {

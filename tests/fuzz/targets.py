@@ -26,10 +26,10 @@ from mypt.config import (
 )
 from mypt.data import shards
 from mypt.data.manifest import METADATA, read_manifest
-from mypt.data.sources import open_source
+from mypt.data.reading.sources import open_source
 from mypt.data.spans import SPAN_DTYPE
 from mypt.data.template import Template
-from mypt.data.tokenizer_state import read_state as read_tokenizer_state
+from mypt.data.vocabularies.vocabulary import read_state as read_tokenizer_state
 from mypt.errors import MyptError
 from mypt.parsing import read_config
 from mypt.training import checkpoint, folder, history, lineage, state

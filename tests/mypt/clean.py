@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mypt.config import FieldMapping, MaskPolicy, PrepareConfig, Source
-from mypt.data.adoption import adopt
 from mypt.data.dataset import prepare
+from mypt.data.exchange.adoption import adopt
 from mypt.data.tokenizer import load_tokenizer
 
 WORDS = ("tea", "rain", "über", "Paris", "no", "🙂", "2+2", "日本", "of", "the\nsea", "don't")

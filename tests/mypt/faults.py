@@ -8,7 +8,7 @@ import numpy as np
 
 from mypt.config import MaskPolicy
 from mypt.data.manifest import read_manifest, record_file, write_manifest
-from mypt.data.mask_stats import mask_stats
+from mypt.data.mask_files import mask_stats
 from mypt.data.masking import mask_from_spans
 from mypt.data.shards import view_shard
 from mypt.data.spans import KIND, ROLE

@@ -3,7 +3,8 @@ from types import ModuleType
 import pytest
 
 from mypt.config import MaskPolicy
-from mypt.data import encoding, masking
+from mypt.data import masking
+from mypt.data.preparation import encoding
 from tasks import keys
 from tasks.keys import code_digest, stage_key
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from mypt.data.accounts import LengthAccount, merge
 from mypt.data.checks.report import EXAMPLES, Findings, LengthPreview, Place
 from mypt.data.checks.shards import ShardCheck
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.packing import plan_rows
-from mypt.data.pieces import LengthPolicy
+from mypt.data.packing.accounts import LengthAccount, merge
+from mypt.data.packing.layout import plan_rows
+from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import DataError
 
 

@@ -12,7 +12,7 @@ from mypt.config import Role
 from mypt.data.checks.report import Findings, Place
 from mypt.data.checks.shards import part_forms
 from mypt.data.conversations import Conversation, Document, Message, Origin, Part, PartKind, Row
-from mypt.data.encoding import encode_rows, row_digest
+from mypt.data.preparation.encoding import encode_rows, row_digest
 from mypt.data.rowview import RowView
 from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLE, ROLES
 from mypt.data.tokenizer import Tokenizer

@@ -4,8 +4,8 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from mypt.data.accounts import LengthAccount, merge
 from mypt.data.manifest import Density, Split
+from mypt.data.packing.accounts import LengthAccount, merge
 from mypt.parsing import Frozen
 
 Level = Literal["error", "warning", "notice"]

@@ -4,7 +4,7 @@ import pytest
 
 from flows.commands.policies import parse_policy
 from mypt.config import MaskPolicy
-from mypt.data.policies import policy_words
+from mypt.data.masking import policy_words
 from mypt.errors import ConfigError
 
 WORDS = [

@@ -3,8 +3,9 @@
 import json
 
 from flows.cli import main
-from mypt.data import crew, portions
 from mypt.data.manifest import read_manifest
+from mypt.data.preparation import parallel as crew
+from mypt.data.reading import portions
 from tests.mypt.data.corpora import chats, write_chats
 
 

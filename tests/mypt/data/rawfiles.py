@@ -9,8 +9,8 @@ from typing import Any
 
 from mypt.config import Source
 from mypt.data.conversations import Conversation, Row
-from mypt.data.raw import Limits
-from mypt.data.sources import SourceReader, open_source
+from mypt.data.reading.raw import Limits
+from mypt.data.reading.sources import SourceReader, open_source
 
 
 def write(path: Path, content: bytes | str) -> Path:

@@ -290,5 +290,5 @@ def test_the_state_is_the_same_bytes_each_time_and_holds_tokens_in_rank_order(tm
 
 
 def test_loading_a_tokenizer_brings_no_torch():
-    code = "import sys, mypt.data.encoding; sys.exit(int('torch' in sys.modules))"
+    code = "import sys, mypt.data.preparation.encoding; sys.exit(int('torch' in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from mypt import files
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.adoption import adopt
 from mypt.data.checks.report import EXAMPLES
 from mypt.data.dataset import open_dataset, prepare, tokenize
+from mypt.data.exchange.adoption import adopt
 from mypt.data.manifest import METADATA, read_manifest, record_file, write_manifest
-from mypt.data.packing import plan_rows
+from mypt.data.packing.layout import plan_rows
 from mypt.data.preview_report import render_report
 from mypt.data.spans import ROLES
 from mypt.data.tokenizer import load_tokenizer

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mypt.data import exercises
-from mypt.data.exercises import Exercise
+from mypt.data.reading import exercises
+from mypt.data.reading.exercises import Exercise
 from mypt.data.tokenizer import load_tokenizer
 from mypt.evaluation import exact_match
 from mypt.evaluation.exact_match import ask_exercises, score

@@ -8,9 +8,9 @@ import torch
 
 from mypt.config import FieldMapping, GPTConfig, MaskPolicy, Source
 from mypt.data.conversations import Conversation
-from mypt.data.label_tables import UNSUPERVISED, export_labels
+from mypt.data.exchange.labels import UNSUPERVISED, export_labels
 from mypt.data.masking import mask_from_spans
-from mypt.data.sources import open_source
+from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MyptError
 from mypt.inference.hf_export import export_hf

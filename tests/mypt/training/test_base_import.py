@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
-from mypt.data.tokenizer_json import hf_vocabulary
+from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.inference.hf_export import export_hf
 from mypt.inference.hf_import import read_hf

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.adoption import adopt
 from mypt.data.dataset import mask, tokenize
+from mypt.data.exchange.adoption import adopt
 from mypt.training import row_counts, windows
 from mypt.training.exposure import MANY_PASSES, exposure
 from mypt.training.lineage import read_lineage

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.adoption import adopt
 from mypt.data.dataset import mask, prepare, tokenize
+from mypt.data.exchange.adoption import adopt
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import datasets_dir, home
 from mypt.training import reproduction, step
@@ -102,7 +102,7 @@ def test_a_changed_raw_file_is_named_and_nothing_is_trained(made, tmp_path):
 
 
 def test_other_rows_read_from_the_same_bytes_are_told(made, tmp_path, monkeypatch):
-    from mypt.data import encoding
+    from mypt.data.preparation import encoding
 
     true = encoding._digests
     monkeypatch.setattr(encoding, "_digests", lambda *turns: [d[::-1] for d in true(*turns)])

@@ -8,9 +8,9 @@ import pytest
 
 from mypt import files
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.containers import container_of, last_line
 from mypt.data.dataset import prepare
-from mypt.data.raw import RawFile
+from mypt.data.reading.containers import container_of, last_line
+from mypt.data.reading.raw import RawFile
 from mypt.errors import ConfigError, DataError
 from mypt.training.exposure import exposure
 from mypt.training.row_lookup import find_row, parse_place

@@ -1,0 +1,1 @@
+"""Shards and tables of others, taken in and given out."""

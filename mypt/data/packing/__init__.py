@@ -1,0 +1,1 @@
+"""Whole conversations laid into blocks, and what that loses."""

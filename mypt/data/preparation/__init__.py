@@ -1,0 +1,1 @@
+"""Conversations to token shards, by one process or by many."""

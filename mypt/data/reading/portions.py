@@ -1,0 +1,153 @@
+"""What is prepared at a time: stretches of a source's files, cut where no row is."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from mypt.config import FieldMapping, Format
+from mypt.data.conversations import Row
+from mypt.data.reading.containers import container_of, is_packed
+from mypt.data.reading.formats.texts import cut_documents
+from mypt.data.reading.raw import BOM, RawFile
+from mypt.data.reading.readers import read_rows
+from mypt.data.reading.records import WHOLE, Stretch, Tally
+from mypt.parsing import Frozen
+from mypt.text import printable
+
+PORTION_BYTES: Final = 16 << 20
+"""A portion has about as many: seconds of work."""
+_END_OF_LINE: Final = re.compile(rb"\n")
+_END_OF_CHAT: Final = re.compile(rb"\n[ \t\r]*\n")
+
+
+class Piece(Frozen):
+    """A stretch of one raw file, and what it must hold."""
+
+    path: str
+    file: int
+    """Index of the file within its source."""
+    stretch: Stretch
+    size: int
+    """Bytes as stored."""
+    sha256: str
+    """Of them."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        name = printable(self.path)
+        start, stop, _ = self.stretch
+        return name if self.stretch == WHOLE else f"{name}, bytes {start:,} to {stop:,}"
+
+
+class Portion(Frozen):
+    """Neighbouring pieces of one source."""
+
+    source: int
+    format: Format
+    mapping: FieldMapping | None
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes as stored."""
+        return sum(piece.size for piece in self.pieces)
+
+    def alone(self) -> "tuple[Portion, ...]":
+        """Return a portion for each piece."""
+        return tuple(self.model_copy(update={"pieces": (piece,)}) for piece in self.pieces)
+
+
+def cut_portions(
+    files: Iterable[tuple[RawFile, str]], source: int, format: Format, mapping: FieldMapping | None
+) -> Iterator[Portion]:
+    """Cut the files of a source into portions, in order.
+
+    Small files go together. A large one is cut where reading can begin afresh: text between two
+    documents, lines between two rows. What is packed, a table or one JSON value stays whole. So
+    the rows of all portions are the rows of the files.
+
+    Args:
+        files: With their sha256.
+        source: Its place among the sources.
+        format: Of the rows.
+        mapping: Where the turns are, for format "mapping".
+
+    Raises:
+        DataError: If a large file changed since it was hashed.
+    """
+    held: list[Piece] = []
+    for raw, sha256 in files:
+        for piece in _pieces(raw, sha256, format):
+            if held and sum(one.size for one in held) + piece.size > PORTION_BYTES:
+                yield Portion(source=source, format=format, mapping=mapping, pieces=tuple(held))
+                held = []
+            held.append(piece)
+    yield Portion(source=source, format=format, mapping=mapping, pieces=tuple(held))
+
+
+def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
+    """Yield the rows of a portion; what is left out or changed is counted in ``tally``.
+
+    Raises:
+        DataError: For the first row that is wrong, or if a piece holds other bytes than it must.
+    """
+    for piece in portion.pieces:
+        raw = RawFile(Path(piece.path), piece.file, stretch=piece.stretch)
+        yield from read_rows(raw, portion.format, tally, portion.mapping)
+        raw.check_unchanged(piece.sha256)
+
+
+def _pieces(raw: RawFile, sha256: str, format: Format) -> Iterator[Piece]:
+    whole = Piece(path=str(raw.path), file=raw.index, stretch=WHOLE, size=raw.size, sha256=sha256)
+    blocks = _blocks(raw, format)
+    if raw.size <= PORTION_BYTES or blocks is None:
+        yield whole
+        return
+    bom = BOM if raw.has_bom() else b""
+    start, stop, hasher = 0, len(bom), hashlib.sha256(bom)
+    line = next_line = 1
+    found, blank = [], True
+
+    def end() -> Piece:
+        return Piece(
+            path=str(raw.path),
+            file=raw.index,
+            stretch=Stretch(start, stop, line),
+            size=stop - start,
+            sha256=hasher.hexdigest(),
+        )
+
+    for block, may_end in blocks:
+        hasher.update(block)
+        stop, next_line = stop + len(block), next_line + block.count(b"\n")
+        blank = blank and not block.strip()
+        if may_end and stop - start >= PORTION_BYTES:
+            found.append(end())
+            start, line, hasher = stop, next_line, hashlib.sha256()
+    if stop > start:
+        found.append(end())
+    raw.check_unchanged(sha256)
+    yield from [whole] if blank else found  # of white space alone the reader tells
+
+
+def _blocks(raw: RawFile, format: Format) -> Iterator[tuple[bytes, bool]] | None:
+    """Yield the bytes of a file, and whether a row may begin behind them; None: nobody knows."""
+    if is_packed(raw) or format == "tagged":
+        return None
+    container = container_of(raw, text=format == "text")
+    if container == "text":
+        return ((document, True) for document in cut_documents(raw.chunks()))
+    if container != "lines":
+        return None
+    return _blocks_of_lines(raw, _END_OF_CHAT if format == "chat" else _END_OF_LINE)
+
+
+def _blocks_of_lines(raw: RawFile, ends: re.Pattern[bytes]) -> Iterator[tuple[bytes, bool]]:
+    for chunk in raw.chunks():
+        at = max((found.end() for found in ends.finditer(chunk)), default=0)
+        if at:
+            yield chunk[:at], True
+        yield chunk[at:], False

@@ -1,0 +1,130 @@
+"""From a raw file to conversations and documents: which format it has, and its rows."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from mypt.config import FieldMapping, Format
+from mypt.data.conversations import Row
+from mypt.data.reading.containers import container_of, first_row, read_records
+from mypt.data.reading.formats import chats, mapped, pairs
+from mypt.data.reading.formats import chats as tree
+from mypt.data.reading.formats import texts as tagged
+from mypt.data.reading.formats import texts as text
+from mypt.data.reading.formats.message import first_of
+from mypt.data.reading.raw import RawFile
+from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
+from mypt.errors import DataError
+from mypt.text import shown
+
+ReadRow = Callable[[Any, Place, Tally], Iterator[Row]]
+
+_BY_ROW: dict[Format, ReadRow] = {
+    "messages": chats.read_messages,
+    "sharegpt": chats.read_messages,
+    "alpaca": pairs.read_alpaca,
+    "prompt_completion": pairs.read_prompt_completion,
+    "tree": tree.read_tree,
+    "text": text.read_text_rows,
+}
+_KNOWN = (
+    "messages, conversations, instruction and output, prompt and completion, question and answer,"
+    " role and content, a tree of replies, or text"
+)
+_TAGGED = tuple(f"<{tag}>".encode() for tag in tagged.TAGS)
+
+
+def detect_format(raw: RawFile) -> Format:
+    """Return the format of a file, by its extension, its first bytes and its first row.
+
+    Raises:
+        DataError: If it cannot be told, or the first row cannot be parsed.
+    """
+    container = container_of(raw)
+    if container == "text":
+        return _identify_text(raw)
+    record = next(record for record in read_records(raw, container) if record.value is not BLANK)
+    format = identify(record.value)
+    if format is None:
+        raise DataError(
+            f"{record.place}: found {shown(record.value)}, which fits no known format; expected"
+            f" {_KNOWN}; or name the fields with format 'mapping'"
+        )
+    return format
+
+
+def identify(row: Any) -> Format | None:
+    """Return the format whose fields a row has; None if it has those of none."""
+    fields = {"messages": row} if isinstance(row, list) else row
+    if not isinstance(fields, dict):
+        return None
+    keys = fields.keys()
+    turns = first_of(fields, ("messages", "conversations"))
+    if isinstance(turns, list | str):
+        first = turns[0] if isinstance(turns, list) and turns else {"role": ""}
+        has_role = isinstance(first, dict) and first.keys() & {"role", "from"}
+        return ("messages" if "messages" in keys else "sharegpt") if has_role else None
+    if "replies" in keys or isinstance(fields.get("prompt"), dict):
+        return "tree"
+    if {"instruction", "output"} <= keys:
+        return "alpaca"
+    if any(set(pair) <= keys for pair in pairs.PAIRS):
+        return "prompt_completion"
+    if keys & {"role", "from"} and keys & {"content", "value", "tool_calls"}:
+        return "chat"
+    return "text" if "text" in keys else None
+
+
+def _identify_text(raw: RawFile) -> Format:
+    row = first_row(raw)
+    format = identify(row) if isinstance(row, dict) else None
+    if format:
+        raise DataError(
+            f"{raw.name}: a text file with rows of format {format!r}; name that format, or format"
+            " 'text' to read it as it stands"
+        )
+    head = next(raw.chunks(), b"").lstrip()
+    return "tagged" if head.startswith(_TAGGED) else "text"
+
+
+def read_rows(
+    raw: RawFile, format: Format, tally: Tally, mapping: FieldMapping | None = None
+) -> Iterator[Row]:
+    """Yield the rows of a file; what is left out or changed is counted in ``tally``.
+
+    Args:
+        raw: The file.
+        format: Any but "auto"; see :func:`detect_format`.
+        tally: Counts by reason; it grows while rows are taken.
+        mapping: Where the turns are, for format "mapping".
+
+    Raises:
+        DataError: For the first row that is wrong; the rows before it were given.
+    """
+    container = container_of(raw, text=format in ("text", "tagged"))
+    if format == "tagged":
+        yield from chats.read_chat(tagged.read_turns(raw), tally, raw.limits)
+        return
+    if container == "text":
+        yield from text.read_text_file(raw, tally)
+        return
+    records = read_records(raw, container)
+    if format == "chat":
+        yield from chats.read_chat(records, tally, raw.limits)
+        return
+    read_row = (
+        partial(mapped.read_mapped, mapping=mapping or FieldMapping())
+        if format == "mapping"
+        else _BY_ROW[format]
+    )
+    yield from _read_each(records, read_row, tally)
+
+
+def _read_each(records: Iterable[Record], read_row: ReadRow, tally: Tally) -> Iterator[Row]:
+    for value, place, _ in records:
+        if value is BLANK:
+            continue
+        try:
+            yield from read_row(value, place, tally)
+        except Dropped as dropped:
+            tally.dropped[str(dropped)] += 1

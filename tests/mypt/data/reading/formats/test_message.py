@@ -1,0 +1,142 @@
+"""One message: roles, parts, tool calls, weights."""
+
+import pytest
+
+from mypt.data.conversations import Message, Part
+from mypt.data.reading.formats.message import ROLE_NAMES, read_message
+from mypt.data.reading.records import Dropped, Place
+from mypt.errors import DataError
+
+PLACE = Place("a.jsonl", 0, 7)
+
+
+def parts(message: Message) -> list[tuple[str, str]]:
+    return [(part.kind, part.text) for part in message.parts]
+
+
+def read(**fields):
+    return read_message({"role": "assistant"} | fields, PLACE)
+
+
+@pytest.mark.parametrize(("name", "role"), ROLE_NAMES.items())
+def test_every_known_role_is_read_under_either_key(name, role):
+    for fields in ({"role": name, "content": "x"}, {"from": name, "value": "x"}):
+        message = read_message(fields, PLACE)
+        kind = "tool_call" if name == "function_call" else "text"
+        assert message == Message(role, (Part(kind, "x"),))
+
+
+@pytest.mark.parametrize(
+    ("role", "hint"),
+    [
+        ("asistant", "did you mean 'assistant'?"),
+        ("User", "did you mean 'user'?"),
+        ("zebra", "known: system, developer, user"),
+        (3, "unknown role the number 3"),
+        (["user"], "unknown role an array of 1"),
+        ("a\nb" * 100, "unknown role 'a"),
+    ],
+)
+def test_an_unknown_role_is_named_with_the_nearest_known(role, hint):
+    with pytest.raises(DataError) as caught:
+        read(role=role, content="x")
+    assert str(caught.value).startswith("a.jsonl:7: unknown role ")
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_content_is_kept_byte_for_byte():
+    text = " \n<Assistant>\u2028\0 e\u0301 \n"
+    assert parts(read(content=text)) == [("text", text)]
+
+
+def test_parts_are_read_in_order_and_texts_in_a_row_are_one():
+    content = [
+        {"type": "reasoning", "value": "think"},
+        {"type": "text", "value": "a"},
+        {"type": "text", "text": "b"},
+        {"type": "tool_call", "value": '{"name": "f"}'},
+        {"type": "tool_call", "value": {"name": "g", "arguments": {"x": "é"}}},
+        {"type": "text", "value": ""},
+        {"type": "thinking", "thinking": "more"},
+    ]
+    assert parts(read(content=content)) == [
+        ("reasoning", "think"),
+        ("text", "ab"),
+        ("tool_call", '{"name": "f"}'),
+        ("tool_call", '{"name": "g", "arguments": {"x": "é"}}'),
+        ("reasoning", "more"),
+    ]
+
+
+def test_tool_calls_and_reasoning_beside_the_content_are_parts():
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x":  1.0}'}},
+        {"name": "g", "arguments": {}},
+        {"function": {"name": "h", "arguments": ""}},
+    ]
+    message = read(content=None, reasoning_content="why", tool_calls=calls)
+    assert parts(message) == [
+        ("reasoning", "why"),
+        ("tool_call", '{"name": "f", "arguments": {"x":  1.0}}'),
+        ("tool_call", '{"name": "g", "arguments": {}}'),
+        ("tool_call", '{"name": "h", "arguments": {}}'),
+    ]
+    assert parts(read(content="hm", function_call={"name": "f"})) == [
+        ("text", "hm"),
+        ("tool_call", '{"name": "f", "arguments": {}}'),
+    ]
+
+
+@pytest.mark.parametrize("key", ["train", "weight", "loss_weight"])
+@pytest.mark.parametrize(
+    ("value", "train"),
+    [(True, True), (False, False), (0, False), (1, True), (0.0, False), (1.0, True), (None, None)],
+)
+def test_a_weight_of_0_or_1_decides_the_mask(key, value, train):
+    assert read(content="x", **{key: value}).train is train
+
+
+@pytest.mark.parametrize("key", ["train", "weight", "loss_weight"])
+@pytest.mark.parametrize("value", [0.5, 2, -1, float("nan"), "1", [], {"a": 1}, float("inf")])
+def test_any_other_weight_is_refused_with_the_reason(key, value):
+    with pytest.raises(DataError, match=rf"{key} is .* expected 0 or 1, since a token is"):
+        read(content="x", **{key: value})
+
+
+def test_weights_that_disagree_are_refused():
+    assert read(content="x", train=True, weight=1, loss_weight=1.0).train is True
+    with pytest.raises(DataError, match="disagree"):
+        read(content="x", train=True, weight=0)
+
+
+@pytest.mark.parametrize("content", ["", " \n\t", [], [{"type": "text", "text": ""}]])
+def test_a_message_that_says_nothing_drops_its_conversation(content):
+    with pytest.raises(Dropped, match="a message of the assistant without text"):
+        read(content=content)
+    assert read(content=content, tool_calls=[{"name": "f"}]).parts
+    assert read_message({"role": "tool", "content": content}, PLACE).text.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("hello", "found 'hello'; expected a message with role and content"),
+        ([], "found an array of 0; expected a message"),
+        ({"content": "x"}, "without a role; found the fields content"),
+        ({"role": "user"}, "without content; found the fields role"),
+        ({"role": "user", "content": 3}, "content is the number 3"),
+        ({"role": "user", "content": {"text": "x"}}, "content is an object with the fields text"),
+        ({"role": "user", "content": ["x"]}, "a part of the content is 'x'"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "only text can be learned"),
+        ({"role": "user", "content": [{"type": ["text"]}]}, "a part of the content is type an arr"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content is null"),
+        ({"role": "assistant", "tool_calls": "f()"}, "tool_calls is 'f.*expected a list"),
+        ({"role": "assistant", "tool_calls": [{"id": 1}]}, "a tool call is an object with"),
+        ({"role": "assistant", "tool_calls": [3]}, "a tool call is the number 3"),
+        ({"role": "assistant", "reasoning_content": 1, "content": "x"}, "content is the number 1"),
+    ],
+)
+def test_what_is_no_message_is_named(fields, message):
+    with pytest.raises(DataError, match=rf"^a.jsonl:7: .*{message}"):
+        read_message(fields, PLACE)

