@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate
 from mypt.model.cache import KVCache
-from mypt.model.linear_loss import linear_cross_entropy
+from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
-from mypt.model.tied_embedding import TiedGradient
 from mypt.model.transformer import Transformer, Wanted
 
 INIT_STD = 0.02  # Radford et al. 2019, section 2.3, as is the scaling of residual projections

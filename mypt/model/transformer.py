@@ -1,19 +1,77 @@
-"""The blocks between the token embedding and the vocabulary projection."""
+"""The blocks between the token embedding and the vocabulary projection.
+
+A block attends, then computes for each position on its own. Rotary positions turn queries and keys
+by their place, so that products see distances.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mypt.config import GPTConfig
 from mypt.model.attention import Attend
-from mypt.model.mlp import MLP
-from mypt.model.rotary import turn, turns
-from mypt.model.tied_embedding import TiedGradient, embed
+from mypt.model.linear_loss import TiedGradient, embed
 
+BASE = 10_000.0  # Su et al. 2021, section 3.2.2
 RMS_EPS = 1e-6  # as in Llama's descendants
+
+
+class MLP(nn.Module):
+    """Wider, bent, back: GELU in its tanh form as GPT-2's, squared ReLU, or SwiGLU.
+
+    SwiGLU makes a value and a gate of it by one product; it is 8/3 as wide as the residual
+    stream where the others are 4 times, so that all have about as many weights.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp_type
+        width = config.inner_width
+        first = 2 * width if self.kind == "swiglu" else width
+        self.c_fc = nn.Linear(config.n_embd, first, bias=config.bias)
+        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., C), each position on its own."""
+        out: Tensor = self.dropout(self.c_proj(self._bend(self.c_fc(x))))
+        return out
+
+    def _bend(self, x: Tensor) -> Tensor:
+        if self.kind == "gelu":
+            return F.gelu(x, approximate="tanh")
+        if self.kind == "relu2":
+            return F.relu(x).square()
+        value, gate = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+def turns(block_size: int, width: int, base: float = BASE) -> Tensor:
+    """Return (block_size, 2, width / 2) float32: cosines and sines of each place's angles.
+
+    A table rather than a function of positions: equal places get equal bits, whatever stands
+    around them, so that packed conversations stay apart.
+    """
+    speeds = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.arange(block_size, dtype=torch.float64)[:, None] * speeds
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+
+
+def turn(heads: Tensor, by: Tensor) -> Tensor:
+    """Turn each number of the first half with its partner in the second.
+
+    Args:
+        heads: (..., H, D) queries or keys.
+        by: (..., 2, D / 2), rows of :func:`turns`.
+    """
+    cosine, sine = by[..., None, 0, :], by[..., None, 1, :]
+    first, second = heads.chunk(2, dim=-1)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return turned.type_as(heads)
 
 
 class Wanted(NamedTuple):

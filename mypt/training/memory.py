@@ -3,7 +3,7 @@
 from typing import Literal
 
 from mypt.config import Preset
-from mypt.model.chunks import CACHE_BYTES, CHUNK_BYTES
+from mypt.model.linear_loss import CACHE_BYTES, CHUNK_BYTES
 from mypt.parsing import Frozen
 from mypt.training.counting import Weights, count_weights
 

@@ -66,7 +66,7 @@ def event(name, resource, called=""):
         (event(FAILED, "prefect.task-run.1", "validate chat x"), "data were refused"),
         (event(FAILED, "prefect.task-run.1", "pretrain x"), None),
         (event(REFUSED, "mypt.model.chat-1"), "the gate refused a model"),
-        (event("mypt.data.changed", "mypt.data.reading.raw"), None),
+        (event("mypt.data.changed", "mypt.data.raw"), None),
     ],
 )
 def test_each_automation_is_set_off_by_what_its_name_says(happened, told):

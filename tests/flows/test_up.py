@@ -235,7 +235,7 @@ def test_a_change_of_the_data_asks_for_a_new_training(up):
     triggered = []
     while not triggered:
         # Whoever watches a folder says so at each change, and a server may be busy for a moment.
-        up.run("prefect event emit mypt.data.changed --resource-id mypt.data.reading.raw")
+        up.run("prefect event emit mypt.data.changed --resource-id mypt.data.raw")
         time.sleep(2)
         found = up.ask("flow_runs/filter", asked)
         triggered = [run for run in found if not run["auto_scheduled"]]

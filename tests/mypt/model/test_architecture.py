@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from mypt.config import GPTConfig, parse_config
 from mypt.errors import ConfigError
 from mypt.model.gpt import GPT
-from mypt.model.mlp import MLP
-from mypt.model.rotary import turn, turns
+from mypt.model.transformer import MLP, turn, turns
 
 GPT2 = GPTConfig(block_size=24, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 MODERN = {

@@ -7,12 +7,13 @@ from mypt.model.attention import (
     Documents,
     attend,
     attend_at,
+    block_mask,
     document_mask,
+    has_kernel,
     restart_positions,
     run_numbers,
     separate,
 )
-from mypt.model.block_attention import block_mask, has_kernel
 
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2], [5, 5, 5, 5, 5, 5, -1, -1, -1]])
 
@@ -81,7 +82,7 @@ def test_a_cpu_gets_one_call_a_document():
 
 
 def test_blocks_are_for_gpus_without_dropout_and_heads_that_have_a_kernel(monkeypatch):
-    monkeypatch.setattr("mypt.model.block_attention.find_spec", lambda name: name == "triton")
+    monkeypatch.setattr("mypt.model.attention.find_spec", lambda name: name == "triton")
     gpu = torch.device("cuda")
     assert has_kernel(gpu, 64, 0.0)
     assert not has_kernel(torch.device("cpu"), 64, 0.0)

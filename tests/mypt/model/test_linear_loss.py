@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mypt.model import linear_loss
-from mypt.model.linear_loss import linear_cross_entropy
-from mypt.model.tied_embedding import TiedGradient, embed
+from mypt.model.linear_loss import TiedGradient, embed, linear_cross_entropy
 
 N, C, V = 23, 16, 301
 
