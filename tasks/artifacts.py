@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from mypt.data.checks.report import ValidationReport
 from mypt.data.manifest import Density, MaskStats
+from mypt.inspection.checks.findings import ValidationReport
 
 _PATIENCE = 2.0
 """Seconds that all artifacts of a process wait in all for a Prefect API that does not answer."""

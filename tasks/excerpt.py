@@ -4,8 +4,8 @@ import re
 from itertools import groupby, islice
 
 from mypt.data.dataset import Dataset
-from mypt.data.preview import ShownToken, shown_tokens
-from mypt.data.rowview import RowView, iter_rows
+from mypt.inspection.rowview import RowView, iter_rows
+from mypt.inspection.terminal import ShownToken, shown_tokens
 from mypt.text import visible
 
 _ROWS = 3

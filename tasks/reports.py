@@ -3,13 +3,13 @@
 from functools import partial
 from pathlib import Path
 
-from mypt.data.checks.report import LEVELS, ValidationReport
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import METADATA, SPLITS, read_manifest
-from mypt.data.preview_html import render_preview
-from mypt.data.validation import REPORT
 from mypt.errors import MaskError
 from mypt.evaluation.proof_report import ProofReport
+from mypt.inspection.checks.findings import LEVELS, ValidationReport
+from mypt.inspection.preview import render_preview
+from mypt.inspection.validation import REPORT
 from tasks import artifacts
 from tasks.destination import mlflow_url
 from tasks.excerpt import excerpt

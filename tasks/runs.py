@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mypt.data.diff import DatasetDiff
-from mypt.data.diff import diff as diff_datasets
 from mypt.errors import ConfigError, MyptError
 from mypt.evaluation.comparison import Comparison
+from mypt.inspection.diff import DatasetDiff
+from mypt.inspection.diff import diff as diff_datasets
 from mypt.parsing import Frozen
 from mypt.training.search import Search
 from tasks.destination import mlflow_is_there, read_sent, shown_uri

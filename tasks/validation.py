@@ -4,12 +4,12 @@ from pathlib import Path
 
 from mypt import files
 from mypt.config import Preset
-from mypt.data.checks.report import ValidationReport
-from mypt.data.validation import REPORT
-from mypt.data.validation import validate as check
 from mypt.errors import DataError
 from mypt.evaluation import proof
 from mypt.evaluation.proof import prove_mask
+from mypt.inspection.checks.findings import ValidationReport
+from mypt.inspection.validation import REPORT
+from mypt.inspection.validation import validate as check
 from mypt.references import DatasetRef
 from tasks.inputs import dataset_input
 from tasks.keys import stage_key

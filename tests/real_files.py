@@ -16,8 +16,8 @@ from rich.console import Console
 
 from mypt.config import FieldMapping, Format, MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare
-from mypt.data.validation import validate
 from mypt.errors import MyptError
+from mypt.inspection.validation import validate
 
 NONE = "-"
 CONSOLE = Console(soft_wrap=True, markup=False, highlight=False)

@@ -50,7 +50,7 @@ def test_only_one_file_renames(path):
     [
         "from flows.cli import app; app(['--help'])",
         "from mypt.config import load_config; load_config('configs/tiny_sft.json')",
-        "import mypt.data.dataset, mypt.data.masking, mypt.data.validation, mypt.training.lineage",
+        "import mypt.data.masking, mypt.inspection.validation, mypt.training.lineage",
     ],
 )
 def test_light_work_imports_nothing_heavy(statement):

@@ -10,8 +10,8 @@ from flows.cli import main
 from mypt.config import Preset
 from mypt.data.exchange.adoption import adopt
 from mypt.data.tokenizer import load_tokenizer
-from mypt.data.validation import validate
 from mypt.errors import MaskError, TrainingError
+from mypt.inspection.validation import validate
 from mypt.training.events import EvalReport
 from mypt.training.loop import train
 from mypt.training.plan import plan_run

@@ -67,8 +67,8 @@ def _diff_runs(a: str, b: str) -> tuple[Frozen, RenderableType]:
 
 
 def _diff_datasets(a: str, b: str) -> tuple[Frozen, RenderableType]:
-    from mypt.data import diff as diffs
-    from mypt.data import preview_report
+    from mypt.inspection import diff as diffs
+    from mypt.inspection import terminal as preview_report
 
     found = diffs.diff(Path(a), Path(b))
     return found, preview_report.render_diff(found)

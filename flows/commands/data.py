@@ -143,7 +143,8 @@ def adopt(
 
         made = label_import.adopt_labels(directory, out_dir, tokenization)
     _print_dataset(Path(made.path), json)
-    from mypt.data import preview_report, validation
+    from mypt.inspection import terminal as preview_report
+    from mypt.inspection import validation
 
     report = validation.validate(Path(made.path), expect_single_role=expect_single_role)
     if not report.ok and not json:
@@ -172,7 +173,8 @@ def validate(
     """
     if block_size is not None and not 0 < block_size <= MAX_BLOCK:
         raise ConfigError(f"--block_size {block_size}: expected 1 to {MAX_BLOCK}")
-    from mypt.data import preview_report, validation
+    from mypt.inspection import terminal as preview_report
+    from mypt.inspection import validation
 
     report = validation.validate(
         dataset,
@@ -222,14 +224,14 @@ def show(
         if why or row is not None or search is not None:
             raise ConfigError("--html writes all of it into one page; leave --row, --search, --why")
         check_new(html)
-        from mypt.data import preview_html
+        from mypt.inspection import preview as preview_html
 
         preview_html.write_preview(dataset, html)
         Console().print(f"preview: {html}", markup=False)
         return 0
     if rows < 1:
         raise ConfigError(f"--rows {rows}: expected 1 or more")
-    from mypt.data import preview
+    from mypt.inspection import terminal as preview
 
     for block in preview.render_rows(
         dataset, split=split, row=row, rows=rows, search=search, why=why
@@ -239,7 +241,8 @@ def show(
 
 
 def _print_dataset(folder: Path, json: bool) -> int:
-    from mypt.data import manifest, preview_report
+    from mypt.data import manifest
+    from mypt.inspection import terminal as preview_report
 
     found = manifest.read_manifest(folder)
     if json:

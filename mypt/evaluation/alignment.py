@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
-from mypt.data.checks.masks import wanted_spans
 from mypt.data.manifest import Shard
 from mypt.data.spans import KIND
 from mypt.errors import MaskError
+from mypt.inspection.checks.masks import wanted_spans
 from mypt.training.loader import Batch
 
 MOST_HITS = 1000

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from mypt.data.diff import DatasetDiff
-from mypt.data.diff import diff as diff_datasets
 from mypt.errors import DataError
+from mypt.inspection.diff import DatasetDiff
+from mypt.inspection.diff import diff as diff_datasets
 from mypt.parsing import Frozen
 from mypt.training.history import read_history
 from mypt.training.lineage import DatasetRecord, Lineage, read_lineage

@@ -16,7 +16,7 @@ from prefect.states import AwaitingRetry, Crashed
 from flows import pipeline
 from mypt import files, home
 from mypt.data.manifest import METADATA
-from mypt.data.validation import REPORT
+from mypt.inspection.validation import REPORT
 from tasks.evaluation import summary_path
 from tests.faults import children
 from tests.faults.pipeline import EVALUATE, TINY, draw_nothing, write_raw_files

@@ -10,10 +10,10 @@ from pathlib import Path
 from mypt import files
 from mypt.config import EvaluateConfig, MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import mask, open_dataset, tokenize
-from mypt.data.validation import REPORT, validate
 from mypt.errors import DataError
 from mypt.evaluation import report_page
 from mypt.evaluation.report import EVALUATION, compare, write_report
+from mypt.inspection.validation import REPORT, validate
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import Finished
 from mypt.training.folder import BEST, LATEST

@@ -6,10 +6,10 @@ import pytest
 
 from mypt.config import MaskPolicy
 from mypt.data.dataset import mask, open_dataset
-from mypt.data.validation import validate
 from mypt.errors import CheckpointError, DataError, MyptError
 from mypt.evaluation.report import evaluate_model
 from mypt.home import step_folder
+from mypt.inspection.validation import validate
 from mypt.training.checkpoint import load_checkpoint
 from mypt.training.loop import train
 from mypt.training.plan import plan_run

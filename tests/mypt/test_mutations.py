@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from mypt.data.checks import masks
 from mypt.data.dataset import open_dataset
-from mypt.data.validation import validate
 from mypt.errors import MyptError
 from mypt.evaluation.proof import prove_mask
+from mypt.inspection.checks import masks
+from mypt.inspection.validation import validate
 from tests.mypt.clean import CLEAN, everything, pairs
 from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, moved, on_spans
 from tests.mypt.loader_faults import FAULTS as LOADER_FAULTS

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mypt.data.rowview import token_texts
 from mypt.data.tokenizer import load_tokenizer
+from mypt.inspection.rowview import token_texts
 from mypt.text import shorten, visible
 
 

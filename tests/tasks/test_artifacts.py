@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from mypt.data.checks.report import Finding, Place, ValidationReport, ValidationStats
 from mypt.data.manifest import Density, MaskStats
+from mypt.inspection.checks.findings import Finding, Place, ValidationReport, ValidationStats
 from tasks import artifacts
 
 STATS = MaskStats(

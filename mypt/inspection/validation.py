@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from mypt.config import TrainConfig
-from mypt.data.checks.density import Tally, check_density, check_stats
-from mypt.data.checks.files import check_files
-from mypt.data.checks.length import preview_length
-from mypt.data.checks.masks import check_mask
-from mypt.data.checks.report import (
+from mypt.data.dataset import open_dataset
+from mypt.data.manifest import SPLITS, Manifest, read_manifest
+from mypt.data.packing.pieces import LengthPolicy
+from mypt.inspection.checks.contents import ShardCheck, check_files, check_tokens
+from mypt.inspection.checks.density import Tally, check_density, check_stats
+from mypt.inspection.checks.findings import (
     CODES,
     DENSITY_BOUNDS,
     Finding,
@@ -16,11 +17,9 @@ from mypt.data.checks.report import (
     ValidationReport,
     ValidationStats,
 )
-from mypt.data.checks.rows import check_rows
-from mypt.data.checks.shards import ShardCheck, check_tokens
-from mypt.data.dataset import open_dataset
-from mypt.data.manifest import SPLITS, Manifest, read_manifest
-from mypt.data.packing.pieces import LengthPolicy
+from mypt.inspection.checks.length import preview_length
+from mypt.inspection.checks.masks import check_mask
+from mypt.inspection.checks.rows import check_rows
 
 __all__ = [
     "CODES",

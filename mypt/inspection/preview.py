@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from mypt import files
-from mypt.data.charts import density_chart, length_chart
-from mypt.data.checks.report import LEVELS, ValidationReport
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Split
-from mypt.data.rowview import RowView, count_rows, read_row, reasons, token_texts
 from mypt.data.spans import KINDS, ROLES
-from mypt.data.validation import validate
+from mypt.inspection.charts import density_chart, length_chart
+from mypt.inspection.checks.findings import LEVELS, ValidationReport
+from mypt.inspection.rowview import RowView, count_rows, read_row, reasons, token_texts
+from mypt.inspection.validation import validate
 from mypt.pages.render import render
 from mypt.text import visible
 

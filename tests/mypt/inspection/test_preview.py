@@ -12,10 +12,10 @@ import pytest
 
 import mypt
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.charts import density_chart, length_chart
 from mypt.data.dataset import open_dataset, prepare, tokenize
-from mypt.data.preview_html import choose_rows, write_preview
-from mypt.data.validation import validate
+from mypt.inspection.charts import density_chart, length_chart
+from mypt.inspection.preview import choose_rows, write_preview
+from mypt.inspection.validation import validate
 from tests.mypt.clean import by_hand, everything
 
 OWNED = "document.title = 'owned'"
@@ -192,7 +192,7 @@ def test_datasets_without_masks_or_rows_have_a_page_too(tmp_path):
 
 def test_a_known_report_is_not_made_again(whole, tmp_path, monkeypatch):
     report = validate(whole)
-    monkeypatch.setattr("mypt.data.preview_html.validate", None)
+    monkeypatch.setattr("mypt.inspection.preview.validate", None)
     write_preview(whole, tmp_path / "page.html", report=report)
     assert "no findings" in (tmp_path / "page.html").read_text()
 

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
-from mypt.data.checks.report import EXAMPLES, Place
-from mypt.data.checks.shards import ShardCheck
 from mypt.data.conversations import Conversation, Origin, say
 from mypt.data.dataset import Dataset
 from mypt.data.masking import mask_from_spans
 from mypt.data.spans import KIND, KINDS, ROLE, ROLES
 from mypt.errors import MaskError
+from mypt.inspection.checks.contents import ShardCheck
+from mypt.inspection.checks.findings import EXAMPLES, Place
 
 Booleans = NDArray[np.bool_]
 

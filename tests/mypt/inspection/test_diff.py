@@ -4,7 +4,7 @@ import pytest
 
 from mypt.config import MaskPolicy
 from mypt.data.dataset import mask, prepare, tokenize
-from mypt.data.diff import diff
+from mypt.inspection.diff import diff
 from tests.mypt.data.corpora import chats, config, say, write_chats
 
 

@@ -9,10 +9,13 @@ from rich.console import Console
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
-from mypt.data.diff import diff
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.masking import last_turns, rules
-from mypt.data.preview import (
+from mypt.data.spans import BY_POLICY
+from mypt.errors import DataError
+from mypt.inspection.diff import diff
+from mypt.inspection.rowview import count_rows, iter_rows, read_row
+from mypt.inspection.terminal import (
     render_diff,
     render_manifest,
     render_report,
@@ -20,10 +23,7 @@ from mypt.data.preview import (
     search_rows,
     shown_tokens,
 )
-from mypt.data.rowview import count_rows, iter_rows, read_row
-from mypt.data.spans import BY_POLICY
-from mypt.data.validation import validate
-from mypt.errors import DataError
+from mypt.inspection.validation import validate
 from tests.mypt.clean import by_hand, everything
 from tests.mypt.faults import POLICY
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from mypt.data.checks.report import EXAMPLES, Findings, LengthPreview, Place
-from mypt.data.checks.shards import ShardCheck
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount, merge
 from mypt.data.packing.layout import plan_rows
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import DataError
+from mypt.inspection.checks.contents import ShardCheck
+from mypt.inspection.checks.findings import EXAMPLES, Findings, LengthPreview, Place
 
 
 def preview_length(

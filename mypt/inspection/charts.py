@@ -6,11 +6,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mypt.data.checks.masks import supervised_in
-from mypt.data.checks.report import DENSITY_BOUNDS
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS
 from mypt.data.spans import ROLE
+from mypt.inspection.checks.findings import DENSITY_BOUNDS
+from mypt.inspection.checks.masks import supervised_in
 
 WIDTH, BASE, HEIGHT = 480, 140, 116
 """Width of the drawing, its base line, and the height of the tallest bar."""

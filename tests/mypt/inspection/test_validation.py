@@ -11,16 +11,16 @@ from rich.console import Console
 
 from mypt import files
 from mypt.config import MaskPolicy, PrepareConfig, Source
-from mypt.data.checks.report import EXAMPLES
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.data.exchange.adoption import adopt
 from mypt.data.manifest import METADATA, read_manifest, record_file, write_manifest
 from mypt.data.packing.layout import plan_rows
-from mypt.data.preview_report import render_report
 from mypt.data.spans import ROLES
 from mypt.data.tokenizer import load_tokenizer
-from mypt.data.validation import CODES, ValidationReport, validate
 from mypt.errors import ManifestError
+from mypt.inspection.checks.findings import EXAMPLES
+from mypt.inspection.terminal import render_report
+from mypt.inspection.validation import CODES, ValidationReport, validate
 from tests.mypt.clean import everything
 from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, of, on_masks, painted, seal, shards
 

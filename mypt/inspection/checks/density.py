@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mypt.data.checks.masks import supervised_in
-from mypt.data.checks.report import DENSITY_BOUNDS, EXAMPLES, Findings, Place, ValidationStats
-from mypt.data.checks.shards import ShardCheck
 from mypt.data.manifest import SPLITS, Density, Manifest
 from mypt.data.spans import ROLE, ROLES
+from mypt.inspection.checks.contents import ShardCheck
+from mypt.inspection.checks.findings import (
+    DENSITY_BOUNDS,
+    EXAMPLES,
+    Findings,
+    Place,
+    ValidationStats,
+)
+from mypt.inspection.checks.masks import supervised_in
 
 Group = tuple[str, str, str]
 """Split, source and role; the role is empty in shards made by hand."""

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mypt.data.checks.report import EXAMPLES, Place
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Manifest, Split
 from mypt.data.masking import policy_words
+from mypt.inspection.checks.findings import EXAMPLES, Place
 from mypt.parsing import Frozen
 
 _ROW = np.dtype([("digest", "<u8"), ("split", "u1"), ("shard", "<u4"), ("row", "<u4")])

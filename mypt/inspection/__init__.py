@@ -1,0 +1,1 @@
+"""Datasets looked at: their contract, their rows, two side by side."""
