@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from mypt import files
 from mypt.errors import DataError
-from mypt.inference.answering import head_of, reply_to
-from mypt.inference.protocol import Refused, completion, read_request
+from mypt.inference.server.answering import head_of, reply_to
+from mypt.inference.server.protocol import Refused, completion, read_request
 from mypt.training.checkpoint import Checkpoint, load_model
 
 _STRING, _LONG, _DOUBLE = ({"type": name} for name in ("string", "long", "double"))

@@ -13,7 +13,7 @@ from mypt.errors import ConfigError, MyptError
 
 if TYPE_CHECKING:
     from mypt.data.tokenizer import Tokenizer
-    from mypt.inference.session import Session
+    from mypt.inference.chat import Session
     from mypt.model.gpt import GPT
     from mypt.training.checkpoint import Checkpoint
 
@@ -111,8 +111,8 @@ def chat(
         seed: Seed of the sampling.
         compile: As for mypt generate.
     """
+    from mypt.inference.chat import Session
     from mypt.inference.generation import sampling_of
-    from mypt.inference.session import Session
 
     sampling = sampling_of(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
@@ -147,9 +147,8 @@ def serve(
         waiting: Requests that may wait; beyond them the answer is 429.
         compile: As for mypt generate.
     """
-    from mypt.inference import serving
-    from mypt.inference.answering import Served
-    from mypt.inference.waiting import Line
+    from mypt.inference.server import serving
+    from mypt.inference.server.answering import Line, Served
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:

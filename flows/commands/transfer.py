@@ -38,7 +38,7 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
 def _export_model(source: str, out: Path) -> None:
     from mypt.config import MaskPolicy
     from mypt.home import checkpoint_to_use
-    from mypt.inference.hf_export import export_hf
+    from mypt.inference.huggingface.exports import export_hf
     from mypt.training.checkpoint import load_checkpoint
     from mypt.training.model_card import model_card
 

@@ -10,7 +10,7 @@ from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.huggingface import TOKENIZER, hf_folder, hf_vocabulary
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
-from mypt.inference.hf_import import read_hf, with_new_tokens
+from mypt.inference.huggingface.imports import read_hf, with_new_tokens
 from mypt.training.checkpoint import Snapshot, save_checkpoint
 from mypt.training.compute import resolve
 from mypt.training.folder import point

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from mypt.data.exchange import labels as label_import
 from mypt.data.vocabularies import huggingface as tokenizer_json
 from mypt.data.vocabularies.vocabulary import BYTES, CHARACTER
-from mypt.inference import hf_import, protocol
+from mypt.inference.huggingface import imports as hf_import
+from mypt.inference.server import protocol
 
 _GPT2 = {
     "model_type": "gpt2", "n_positions": 4, "n_embd": 2, "n_layer": 1, "n_head": 1,

@@ -102,7 +102,9 @@ def _bytes(token: str) -> bytes:
 
 
 def _is_filler(token: str) -> bool:
-    return token.startswith("\ufdd1unused ")  # of our own export (mypt.inference.hf_tokenizer)
+    return token.startswith(
+        "\ufdd1unused "
+    )  # of our own export (mypt.inference.huggingface.exports)
 
 
 def _check_kind(values: dict[str, Any], path: Path) -> None:

@@ -9,9 +9,8 @@ import uvicorn
 
 from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
-from mypt.inference.answering import Served
-from mypt.inference.serving import create_app, listen
-from mypt.inference.waiting import Line
+from mypt.inference.server.answering import Line, Served
+from mypt.inference.server.serving import create_app, listen
 from mypt.model.gpt import GPT
 
 CONTEXT = 256

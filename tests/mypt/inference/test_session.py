@@ -7,8 +7,8 @@ import pytest
 from mypt.config import PrepareConfig, Source
 from mypt.data.dataset import open_dataset, tokenize
 from mypt.errors import ConfigError
+from mypt.inference.chat import Session
 from mypt.inference.reply import Reply
-from mypt.inference.session import Session
 from tests.mypt.inference.echo import CONTEXT, Echo, byte_tokenizer
 
 

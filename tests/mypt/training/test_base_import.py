@@ -9,8 +9,8 @@ import torch
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError, DataError
-from mypt.inference.hf_export import export_hf
-from mypt.inference.hf_import import read_hf
+from mypt.inference.huggingface.exports import export_hf
+from mypt.inference.huggingface.imports import read_hf
 from mypt.training.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train

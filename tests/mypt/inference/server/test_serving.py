@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from mypt.errors import ConfigError
-from mypt.inference.serving import MOST_BYTES, listen
+from mypt.inference.server.serving import MOST_BYTES, listen
 from tests.mypt.inference.echo import CONTEXT, Echo, byte_tokenizer, serving
 
 

@@ -22,6 +22,89 @@ GLUE: Final = "\ufdd0"
 CUT: Final = "\ufdd1"
 _KINDS: Final = ("content", "end", "reasoning", "tool_call")
 _TRAINS: Final = ("unset", "0", "1")
+_BODY: Final = """\
+{%- macro plain(text) -%}
+{%- if GLUE in text or CUT in text -%}
+{{- raise_exception('a message holds U+FDD0 or U+FDD1, which are no characters; remove them') -}}
+{%- endif -%}
+{%- set found = namespace(special=false) -%}
+{%- for token in SPECIALS -%}{%- if token in text -%}{%- set found.special = true -%}{%- endif -%}
+{%- endfor -%}
+{{- text | join(GLUE) if found.special else text -}}
+{%- endmacro -%}
+{%- macro spelled(call) -%}
+{%- set called = call.function if call.function is defined else call -%}
+{%- set arguments = called.arguments if called.arguments is defined else {} -%}
+{{- '{"name": ' ~ (called.name | tojson) ~ ', "arguments": ' -}}
+{{- (arguments if arguments is string else (arguments or {}) | tojson) or '{}' -}}{{- '}' -}}
+{%- endmacro -%}
+{%- set ns = namespace(last=-1, learned='', in_text=false, slots=[], parts=[]) -%}
+{%- for message in messages -%}
+{%- if message.role in ROLES -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{%- if message.role not in TURNS -%}
+{{- raise_exception('the template has no form for role ' ~ message.role) -}}
+{%- endif -%}
+{%- set turn = TURNS[message.role] -%}
+{%- set train = 'unset' -%}
+{%- if message.train is defined and message.train is not none -%}
+{%- set train = '1' if message.train else '0' -%}
+{%- endif -%}
+{%- set ns.parts = [] -%}
+{%- if message.reasoning_content -%}
+{%- set ns.parts = [['reasoning', message.reasoning_content]] -%}
+{%- endif -%}
+{%- if message.content is string -%}
+{%- set ns.parts = ns.parts + [['text', message.content]] -%}
+{%- elif message.content -%}
+{%- for part in message.content -%}
+{%- set ns.parts = ns.parts + [[part.type, part.text]] -%}
+{%- endfor -%}
+{%- endif -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set ns.parts = ns.parts + [['tool_call', spelled(call)]] -%}
+{%- endfor -%}
+{%- set ns.slots = turn.first if loop.first else turn.later -%}
+{%- for kind, text in ns.parts -%}
+{%- if kind not in PARTS -%}
+{{- raise_exception('the template has no form for ' ~ kind ~ ' parts') -}}
+{%- endif -%}
+{%- set form = PARTS[kind] -%}
+{%- set ns.slots = ns.slots + form.open + [[form.kind, plain(text), false]] + form.close -%}
+{%- endfor -%}
+{%- set behind = LAST_ONLY and train == 'unset' and loop.index0 != ns.last -%}
+{%- for kind, text, special in ns.slots + turn.end -%}
+{%- if text -%}
+{%- set outcome = 0 if kind == 'header' or behind else LEARNED[message.role][train][kind] -%}
+{%- if outcome == 2 -%}
+{{- raise_exception('a tool\\'s result is given to the model, never written by it') -}}
+{%- endif -%}
+{%- set gap = CUT if ns.in_text and not special else '' -%}
+{%- if outcome and ns.learned -%}
+{%- set ns.learned = ns.learned ~ gap ~ text -%}
+{%- elif outcome -%}
+{{- gap -}}{%- set ns.learned = text -%}
+{%- else -%}
+{%- if ns.learned -%}
+{%- generation -%}{{- ns.learned -}}{%- endgeneration -%}{%- set ns.learned = '' -%}
+{%- endif -%}
+{{- gap ~ text -}}
+{%- endif -%}
+{%- set ns.in_text = not special -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- if ns.learned -%}
+{%- generation -%}{{- ns.learned -}}{%- endgeneration -%}
+{%- endif -%}
+{%- if add_generation_prompt -%}
+{%- for kind, text, special in (OPENING.later if messages else OPENING.first) -%}
+{{- CUT if ns.in_text and not special else '' -}}{{- text -}}
+{%- set ns.in_text = not special -%}
+{%- endfor -%}
+{%- endif -%}
+"""
 
 
 def chat_template(template: Template, policy: MaskPolicy) -> str:
@@ -116,88 +199,3 @@ def _outcome(role: str, kind: str, train: str, policy: MaskPolicy) -> int:
     }  # fmt: skip
     decides = next(rule for rule in rules(policy) if rule.fits(values))
     return {"0": 0, "1": 1, "refused": 2}[decides.outcome]
-
-
-_BODY: Final = """\
-{%- macro plain(text) -%}
-{%- if GLUE in text or CUT in text -%}
-{{- raise_exception('a message holds U+FDD0 or U+FDD1, which are no characters; remove them') -}}
-{%- endif -%}
-{%- set found = namespace(special=false) -%}
-{%- for token in SPECIALS -%}{%- if token in text -%}{%- set found.special = true -%}{%- endif -%}
-{%- endfor -%}
-{{- text | join(GLUE) if found.special else text -}}
-{%- endmacro -%}
-{%- macro spelled(call) -%}
-{%- set called = call.function if call.function is defined else call -%}
-{%- set arguments = called.arguments if called.arguments is defined else {} -%}
-{{- '{"name": ' ~ (called.name | tojson) ~ ', "arguments": ' -}}
-{{- (arguments if arguments is string else (arguments or {}) | tojson) or '{}' -}}{{- '}' -}}
-{%- endmacro -%}
-{%- set ns = namespace(last=-1, learned='', in_text=false, slots=[], parts=[]) -%}
-{%- for message in messages -%}
-{%- if message.role in ROLES -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
-{%- endfor -%}
-{%- for message in messages -%}
-{%- if message.role not in TURNS -%}
-{{- raise_exception('the template has no form for role ' ~ message.role) -}}
-{%- endif -%}
-{%- set turn = TURNS[message.role] -%}
-{%- set train = 'unset' -%}
-{%- if message.train is defined and message.train is not none -%}
-{%- set train = '1' if message.train else '0' -%}
-{%- endif -%}
-{%- set ns.parts = [] -%}
-{%- if message.reasoning_content -%}
-{%- set ns.parts = [['reasoning', message.reasoning_content]] -%}
-{%- endif -%}
-{%- if message.content is string -%}
-{%- set ns.parts = ns.parts + [['text', message.content]] -%}
-{%- elif message.content -%}
-{%- for part in message.content -%}
-{%- set ns.parts = ns.parts + [[part.type, part.text]] -%}
-{%- endfor -%}
-{%- endif -%}
-{%- for call in message.tool_calls or [] -%}
-{%- set ns.parts = ns.parts + [['tool_call', spelled(call)]] -%}
-{%- endfor -%}
-{%- set ns.slots = turn.first if loop.first else turn.later -%}
-{%- for kind, text in ns.parts -%}
-{%- if kind not in PARTS -%}
-{{- raise_exception('the template has no form for ' ~ kind ~ ' parts') -}}
-{%- endif -%}
-{%- set form = PARTS[kind] -%}
-{%- set ns.slots = ns.slots + form.open + [[form.kind, plain(text), false]] + form.close -%}
-{%- endfor -%}
-{%- set behind = LAST_ONLY and train == 'unset' and loop.index0 != ns.last -%}
-{%- for kind, text, special in ns.slots + turn.end -%}
-{%- if text -%}
-{%- set outcome = 0 if kind == 'header' or behind else LEARNED[message.role][train][kind] -%}
-{%- if outcome == 2 -%}
-{{- raise_exception('a tool\\'s result is given to the model, never written by it') -}}
-{%- endif -%}
-{%- set gap = CUT if ns.in_text and not special else '' -%}
-{%- if outcome and ns.learned -%}
-{%- set ns.learned = ns.learned ~ gap ~ text -%}
-{%- elif outcome -%}
-{{- gap -}}{%- set ns.learned = text -%}
-{%- else -%}
-{%- if ns.learned -%}
-{%- generation -%}{{- ns.learned -}}{%- endgeneration -%}{%- set ns.learned = '' -%}
-{%- endif -%}
-{{- gap ~ text -}}
-{%- endif -%}
-{%- set ns.in_text = not special -%}
-{%- endif -%}
-{%- endfor -%}
-{%- endfor -%}
-{%- if ns.learned -%}
-{%- generation -%}{{- ns.learned -}}{%- endgeneration -%}
-{%- endif -%}
-{%- if add_generation_prompt -%}
-{%- for kind, text, special in (OPENING.later if messages else OPENING.first) -%}
-{{- CUT if ns.in_text and not special else '' -}}{{- text -}}
-{%- set ns.in_text = not special -%}
-{%- endfor -%}
-{%- endif -%}
-"""

@@ -30,6 +30,11 @@ _LLAMA_PLAIN: Final = {
     "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
     "attn.c_proj": "self_attn.o_proj", "mlp.c_proj": "mlp.down_proj",
 }  # fmt: skip
+_OUTER: Final = {
+    "transformer.wte.weight": "model.embed_tokens.weight",
+    "transformer.ln_f.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
 
 
 def family_of(config: GPTConfig) -> Family:
@@ -178,10 +183,3 @@ def _from_llama(config: Architecture, theirs: Weights) -> Weights:
             halves = [theirs[f"{there}.mlp.{which}_proj.{kind}"] for which in ("up", "gate")]
             ours[f"{here}.mlp.c_fc.{kind}"] = torch.cat(halves)
     return ours
-
-
-_OUTER: Final = {
-    "transformer.wte.weight": "model.embed_tokens.weight",
-    "transformer.ln_f.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}

@@ -12,7 +12,7 @@ from mypt.config import Architecture
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError
-from mypt.inference.hf_weights import Family, Weights, from_hf
+from mypt.inference.huggingface.weights import Family, Weights, from_hf
 from mypt.parsing import parse_config
 
 CONFIG: Final = "config.json"

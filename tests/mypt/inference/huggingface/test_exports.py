@@ -13,9 +13,8 @@ from mypt.data.masking import mask_from_spans
 from mypt.data.template import load_template
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError, MaskError
-from mypt.inference.hf_export import export_hf
-from mypt.inference.hf_template import CUT, GLUE, hf_messages
-from mypt.inference.hf_tokenizer import tokenizer_json
+from mypt.inference.huggingface.chat_template import CUT, GLUE, hf_messages
+from mypt.inference.huggingface.exports import export_hf, tokenizer_json
 from mypt.model.gpt import GPT
 from tests.mypt.data.rows import HERE, TEMPLATES, conversations
 

@@ -1,4 +1,4 @@
-"""A model behind OpenAI's chat-completions protocol, and a page to talk with it (D75)."""
+"""A server that speaks OpenAI's chat-completions protocol, and its page to talk (D75)."""
 
 import secrets
 import socket
@@ -12,15 +12,29 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from mypt.errors import ConfigError
-from mypt.inference.answering import Served, answer, refused
-from mypt.inference.chat_page import chat_page
-from mypt.inference.protocol import Refused, read_request
-from mypt.inference.waiting import Line
+from mypt.inference.server.answering import Line, Served, answer, refused
+from mypt.inference.server.protocol import Refused, read_request
+from mypt.pages.render import render, script_hash
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 4 * 2**20
 """Longest request; a conversation that fills any context is far shorter."""
 _GRACE_SECONDS = 5
+
+
+def chat_page(name: str, *, key: bool) -> tuple[str, str]:
+    """Return the page's HTML and the policy that lets a browser run its script and no other.
+
+    Args:
+        name: What the model is called.
+        key: Whether people must give an API key.
+    """
+    html = render("chat.html", styles=["chat.css"], script="chat.js", name=name, key=key)
+    policy = (
+        "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline';"
+        f" script-src '{script_hash('chat.js')}'; frame-ancestors 'none'; base-uri 'none'"
+    )
+    return html, policy
 
 
 def create_app(served: Served) -> FastAPI:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mypt
-from mypt.inference.chat_page import chat_page
+from mypt.inference.server.serving import chat_page
 from tests.mypt.inference.browser import needs_browser, tab
 from tests.mypt.inference.echo import Echo, byte_tokenizer, serving
 

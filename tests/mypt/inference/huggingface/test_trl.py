@@ -13,8 +13,8 @@ from mypt.data.masking import mask_from_spans
 from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MyptError
-from mypt.inference.hf_export import export_hf
-from mypt.inference.hf_template import hf_messages
+from mypt.inference.huggingface.chat_template import hf_messages
+from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
 from tests.mypt.training.conftest import prepare_chat, write_chat
 
@@ -23,7 +23,7 @@ trl = pytest.importorskip("trl", reason=WHY)
 datasets = pytest.importorskip("datasets", reason=WHY)
 transformers = pytest.importorskip("transformers", reason=WHY)
 pytestmark = pytest.mark.filterwarnings("default")
-REAL = Path(__file__).parents[4] / "shared" / "data" / "chat"
+REAL = Path(__file__).parents[5] / "shared" / "data" / "chat"
 LAYOUTS = (
     None,
     FieldMapping(turns="utterances", role="speaker", text="text"),

@@ -1,0 +1,1 @@
+"""Models and templates of transformers, read and written."""

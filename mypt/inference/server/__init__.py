@@ -1,0 +1,1 @@
+"""A model behind OpenAI's protocol, and a page to talk with it."""
