@@ -12,7 +12,7 @@ from mypt.config import EvaluateConfig, MaskPolicy, Preparation, PrepareConfig, 
 from mypt.data.manifest import reference
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
-from mypt.training.run import checkpoint_to_use
+from mypt.training.checkpoints.folder import checkpoint_to_use
 from tasks import evaluation, training
 from tasks.crowning import mirror_champion
 from tasks.gate import NOT_ASKED, gate

@@ -13,9 +13,9 @@ from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.masking import policy_words
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
 from mypt.training.lineage_html import render_page
-from mypt.training.state import read_state
 from mypt.training.trace import trace
 from tasks import artifacts
 from tasks.destination import mlflow_url, shown_uri

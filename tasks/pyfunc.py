@@ -20,7 +20,7 @@ from mypt import files
 from mypt.errors import DataError
 from mypt.inference.server.answering import head_of, reply_to
 from mypt.inference.server.protocol import Refused, completion, read_request
-from mypt.training.checkpoint import Checkpoint, load_model
+from mypt.training.checkpoints.checkpoint import Checkpoint, load_model
 
 _STRING, _LONG, _DOUBLE = ({"type": name} for name in ("string", "long", "double"))
 _TEXTS: Final = {"type": "array", "items": _STRING}

@@ -8,7 +8,7 @@ from mypt.home import models_dir
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training import loop
 from mypt.training.events import Finished, StepReport
-from mypt.training.launch import train_anywhere
+from mypt.training.launch.launch import train_anywhere
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan, plan_run
 from tasks.interruption import held_back_sigterm

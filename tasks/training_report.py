@@ -6,6 +6,7 @@ from pathlib import Path
 from mypt.errors import CheckpointError
 from mypt.home import find_checkpoint
 from mypt.references import CheckpointRef
+from mypt.training.checkpoints.folder import steps
 from mypt.training.circumstances import changes_on_resume
 from mypt.training.events import (
     CheckpointSaved,
@@ -16,7 +17,6 @@ from mypt.training.events import (
     Started,
     StepReport,
 )
-from mypt.training.folder import steps
 from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.lineage_html import render_page
 from mypt.training.plan import RunPlan

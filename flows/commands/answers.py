@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mypt.data.tokenizer import Tokenizer
     from mypt.inference.chat import Session
     from mypt.model.gpt import GPT
-    from mypt.training.checkpoint import Checkpoint
+    from mypt.training.checkpoints.checkpoint import Checkpoint
 
 Form = Literal["auto", "chat", "plain"]
 _HELP = (
@@ -168,7 +168,7 @@ def serve(
 def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
     """Return a model with its tokenizer and checkpoint, compiled if that or its config asks."""
     from mypt.model.compiling import compile_reading, missing_compiler
-    from mypt.training.checkpoint import load_model
+    from mypt.training.checkpoints.checkpoint import load_model
 
     gpt, tokenizer, checkpoint = load_model(model)
     if compiled or checkpoint.preset.compile:

@@ -64,8 +64,8 @@ def train(
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
     from mypt.training.events import Finished
-    from mypt.training.launch import train_anywhere
-    from mypt.training.nodes import Nodes
+    from mypt.training.launch.launch import train_anywhere
+    from mypt.training.launch.nodes import Nodes
     from mypt.training.plan import plan_run
     from tasks.progress import watch
 

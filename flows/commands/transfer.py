@@ -25,7 +25,7 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
         export_labels(Path(source), out)
     elif to == "mlflow":
         from mypt.home import checkpoint_to_use
-        from mypt.training.checkpoint import load_checkpoint
+        from mypt.training.checkpoints.checkpoint import load_checkpoint
         from tasks.pyfunc import export_mlflow
 
         export_mlflow(load_checkpoint(checkpoint_to_use(source)), out)
@@ -39,7 +39,7 @@ def _export_model(source: str, out: Path) -> None:
     from mypt.config import MaskPolicy
     from mypt.home import checkpoint_to_use
     from mypt.inference.huggingface.exports import export_hf
-    from mypt.training.checkpoint import load_checkpoint
+    from mypt.training.checkpoints.checkpoint import load_checkpoint
     from mypt.training.model_card import model_card
 
     found = load_checkpoint(checkpoint_to_use(source))

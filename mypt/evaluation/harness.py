@@ -61,7 +61,7 @@ class MyptLM(LM):
             raise ConfigError(f"{min(unknown)}: expected model and form in --model_args")
         chat = True
         if isinstance(model, str):
-            from mypt.training.checkpoint import load_model
+            from mypt.training.checkpoints.checkpoint import load_model
 
             self._model, self._tokenizer, found = load_model(model)
             chat = found.lineage.dataset.kind == "chat"

@@ -9,7 +9,7 @@ import numpy as np
 from mypt.data.manifest import read_manifest
 from mypt.evaluation.scores import EvaluationReport, ModelScores
 from mypt.text import visible
-from mypt.training.history import read_history
+from mypt.training.checkpoints.state import read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

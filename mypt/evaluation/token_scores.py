@@ -15,8 +15,8 @@ from mypt.data.spans import KIND, ROLE
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.model.gpt import GPT
+from mypt.training.batches.arrays import Place
 from mypt.training.loader import Batch, GPTDataLoader
-from mypt.training.places import Place
 
 CLASSES: Final = (
     "answer content",

@@ -11,13 +11,12 @@ from mypt.data.vocabularies.huggingface import TOKENIZER, hf_folder, hf_vocabula
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
 from mypt.inference.huggingface.imports import read_hf, with_new_tokens
-from mypt.training.checkpoint import Snapshot, save_checkpoint
+from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
+from mypt.training.checkpoints.folder import point
+from mypt.training.checkpoints.state import History, TrainerState
+from mypt.training.circumstances import record_code
 from mypt.training.compute import resolve
-from mypt.training.folder import point
-from mypt.training.history import History
 from mypt.training.lineage import IMPORTED, DatasetRecord, Lineage
-from mypt.training.provenance import record_code
-from mypt.training.state import TrainerState
 
 
 def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:

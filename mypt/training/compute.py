@@ -13,6 +13,8 @@ from mypt.errors import ConfigError
 from mypt.training.lineage import ComputeRecord
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WIDE = 128
+"""Width from which a CPU step is quicker in bfloat16; below, casting costs what products save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,6 @@ def _bfloat16_pays(device: torch.device, model: GPTConfig) -> bool:
         return False
     can = torch.cpu.get_capabilities()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16")) and model.n_embd >= _WIDE
-
-
-_WIDE = 128
-"""Width from which a CPU step is quicker in bfloat16; below, casting costs what products save."""
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,11 +16,11 @@ from mypt.data.shards import ShardView
 from mypt.errors import MyptError
 from mypt.parsing import Frozen
 from mypt.training.ancestry import ancestry
+from mypt.training.batches.packed import PackedRows
+from mypt.training.batches.windows import Windows
 from mypt.training.lineage import DatasetRecord, Lineage
-from mypt.training.packed import PackedRows
 from mypt.training.row_counts import RowCounts, count_packed, count_windows, no_counts
 from mypt.training.search import Search
-from mypt.training.windows import Windows
 
 MANY_PASSES: Final = 4.0
 """Passes over the same tokens above which a warning is shown. Up to about four, repeated data

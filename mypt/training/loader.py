@@ -11,12 +11,36 @@ from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.packing.layout import plan_rows
 from mypt.data.packing.pieces import LengthPolicy
-from mypt.errors import ConfigError, DataError
-from mypt.training.arrays import Arrays
-from mypt.training.mask_files import check_masks
-from mypt.training.packed import PackedRows
-from mypt.training.places import Place
-from mypt.training.windows import Windows
+from mypt.data.shards import MASK, shard_name
+from mypt.errors import ConfigError, DataError, MaskError
+from mypt.training.batches.arrays import Arrays, Place
+from mypt.training.batches.packed import PackedRows
+from mypt.training.batches.windows import Windows
+
+_NAMES_SHOWN = 5
+
+
+def check_masks(dataset: Dataset, split: Split) -> None:
+    """Refuse to train on masks that are not there or select nothing (law 6).
+
+    Raises:
+        MaskError: Naming the missing files and both ways out.
+    """
+    shards = dataset.shards(split)
+    missing = [shard_name(split, s.record.index, MASK) for s in shards if s.mask is None]
+    if missing:
+        more = len(missing) - _NAMES_SHOWN
+        names = ", ".join(missing[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        raise MaskError(
+            f"{dataset.path}: use_loss_mask is true and {len(missing)} of {len(shards)} mask files"
+            f" of {split} are missing: {names}; make them with 'mypt mask' (or 'mypt prepare"
+            " --mask_role assistant'), or set use_loss_mask: false to learn every token"
+        )
+    if not any(shard.mask is not None and shard.mask.any() for shard in shards):
+        raise MaskError(
+            f"{dataset.path}: the masks of {split} are all zero, so no token would be learned; mask"
+            " it again with 'mypt mask' and another policy, or set use_loss_mask: false"
+        )
 
 
 class Batch(NamedTuple):

@@ -9,15 +9,16 @@ import torch
 from mypt.config import Form
 from mypt.data.manifest import Split
 from mypt.inference.chat import ask
+from mypt.training.checkpointing import keeper
+from mypt.training.checkpoints.folder import checkpoint_to_use
+from mypt.training.claim import beginning
 from mypt.training.compute import use_threads
 from mypt.training.distributed import ALONE, Ranks
 from mypt.training.events import EvalReport, Event, Finished, Sample, Started
 from mypt.training.gradients import loss_of
-from mypt.training.joining import beginning
-from mypt.training.keeping import keeper
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan, plan_run
-from mypt.training.run import Run, checkpoint_to_use, open_run
+from mypt.training.run import Run, open_run
 from mypt.training.step import memory_named, take_step
 
 __all__ = ["RunContext", "RunPlan", "plan_run", "train"]

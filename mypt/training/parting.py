@@ -2,8 +2,8 @@
 
 import math
 
+from mypt.training.checkpoints.state import History
 from mypt.training.events import StepReport
-from mypt.training.history import History
 
 
 class Parting:

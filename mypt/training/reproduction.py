@@ -9,9 +9,9 @@ from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import models_dir, moved_home, step_folder
 from mypt.parsing import Frozen
 from mypt.training.ancestry import ancestry
+from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
 from mypt.training.events import Event, StepReport
-from mypt.training.history import History, read_history
 from mypt.training.lineage import DatasetRecord, Lineage, read_lineage
 from mypt.training.loop import train
 from mypt.training.parting import Parting

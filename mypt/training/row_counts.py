@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.data.shards import ShardView
-from mypt.training.packed import PackedRows
-from mypt.training.windows import Windows
+from mypt.training.batches.packed import PackedRows
+from mypt.training.batches.windows import Windows
 
 _TOKENS_AT_ONCE = 1 << 20  # bounds the memory; a longer row is counted at once all the same
 

@@ -18,6 +18,8 @@ from mypt.training.search import Search
 
 _SHA256_DIGITS = 12
 _NAMES_SHOWN = 5
+_DIGITS = 18
+"""Of a line number that fits the files on disk."""
 
 
 class Found(NamedTuple):
@@ -61,10 +63,6 @@ class _Table(NamedTuple):
         """Yield them one by one."""
         for index in self.at.tolist():
             yield self.training.row(self.split, self.shard, index)
-
-
-_DIGITS = 18
-"""Of a line number that fits the files on disk."""
 
 
 def parse_place(text: str) -> tuple[str, int]:

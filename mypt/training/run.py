@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mypt import home
 from mypt.config import Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import TOKENIZER_STATE
 from mypt.errors import CheckpointError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
-from mypt.references import CheckpointRef
-from mypt.training import folder as names
-from mypt.training.checkpoint import (
+from mypt.training.batches.arrays import name_row
+from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
     copied,
@@ -26,19 +24,15 @@ from mypt.training.checkpoint import (
     load_weights,
     take_snapshot,
 )
-from mypt.training.circumstances import begin_notes
+from mypt.training.checkpoints.parts import folder_of, load_shards
+from mypt.training.checkpoints.state import History, TrainerState, read_history
+from mypt.training.circumstances import begin_notes, record_code, record_dataset, record_earlier
 from mypt.training.compute import Compute, resolve, seed_everything
-from mypt.training.distributed import ALONE, Ranks
-from mypt.training.history import History, read_history
-from mypt.training.lineage import EpochRecord, Lineage, RunContext, read_lineage
+from mypt.training.distributed import ALONE, Ranks, shard
+from mypt.training.lineage import EpochRecord, Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
 from mypt.training.optim import make_optimizer
-from mypt.training.places import name_row
 from mypt.training.plan import RunPlan
-from mypt.training.provenance import record_code, record_dataset, record_earlier
-from mypt.training.sharding import shard
-from mypt.training.shards import folder_of, load_shards
-from mypt.training.state import TrainerState
 
 _WATCH_SEED = 1 << 32  # no training seed: evaluation draws other rows than training
 
@@ -106,20 +100,6 @@ class Run:
         )
 
 
-def last_checkpoint(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """Return the checkpoint to go on from, and a line for each damaged one that was passed over.
-
-    Puts right what a crash after a checkpoint may have left undone: pointers and pruning.
-    """
-    path, notes = names.newest_whole(folder)
-    if path is None:
-        return None, notes
-    found = load_checkpoint(path, verify=False)  # verified a moment ago
-    names.point(folder, found.state.step, found.state.best_step)
-    names.prune(folder, keep, found.state.best_step)
-    return found, notes
-
-
 def open_run(
     plan: RunPlan,
     folder: Path,
@@ -168,13 +148,6 @@ def open_run(
         notes=notes + begin_notes(config, compute, dataset, found),
         ranks=ranks,
     )
-
-
-def checkpoint_to_use(folder: Path) -> CheckpointRef:
-    """Return the best checkpoint of a model by validation loss, else its latest."""
-    path = home.checkpoint_to_use(folder)
-    lineage = read_lineage(path)
-    return CheckpointRef(path=str(path), digest=lineage.digest, step=lineage.step)
 
 
 def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:

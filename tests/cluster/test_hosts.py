@@ -93,7 +93,7 @@ def test_a_killed_worker_is_started_again_on_both(training, hosts, alone):
     first, second = hosts
     run = training("2")
     run.reach(20)
-    (worker,) = second.processes("mypt.training.worker")
+    (worker,) = second.processes("mypt.training.launch.rank")
     os.kill(worker, signal.SIGKILL)
     run.ends_as(alone, first, second)
     for host in hosts:

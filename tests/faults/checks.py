@@ -5,7 +5,8 @@ import os
 import signal
 
 from mypt import files
-from mypt.training import checkpoint, loop, run
+from mypt.training import loop, run
+from mypt.training.checkpoints import checkpoint
 from tasks.journal import Journal
 from tasks.records import Metrics, Opened, read
 from tests.faults import children, operations

@@ -144,7 +144,8 @@ def prepare_torch():
     import torch
 
     from mypt.model.gpt import GPT
-    from mypt.training import provenance, run
+    from mypt.training import circumstances as provenance
+    from mypt.training import run
     from mypt.training.optim import make_optimizer
     from tests.faults.pipeline import PRETRAIN
 

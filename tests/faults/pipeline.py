@@ -15,8 +15,8 @@ from mypt.evaluation import report_page
 from mypt.evaluation.report import EVALUATION, compare, write_report
 from mypt.inspection.validation import REPORT, validate
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.checkpoints.folder import BEST, LATEST
 from mypt.training.events import Finished
-from mypt.training.folder import BEST, LATEST
 from mypt.training.lineage import verify_folder
 from mypt.training.loop import train
 from mypt.training.plan import RunPlan, plan_run

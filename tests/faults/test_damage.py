@@ -10,7 +10,7 @@ from mypt.errors import CheckpointError, DataError, MyptError
 from mypt.evaluation.report import evaluate_model
 from mypt.home import step_folder
 from mypt.inspection.validation import validate
-from mypt.training.checkpoint import load_checkpoint
+from mypt.training.checkpoints.checkpoint import load_checkpoint
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from mypt.training.trace import trace

@@ -11,7 +11,8 @@ from mypt import files
 from mypt.data import building, dataset
 from mypt.data.manifest import Manifest
 from mypt.errors import MyptError
-from mypt.training import checkpoint, folder, gradients, lineage, run, step
+from mypt.training import gradients, lineage, run, step
+from mypt.training.checkpoints import checkpoint, folder
 from tasks.journal import Journal
 from tests.faults.checks import (
     builds_once,

@@ -17,7 +17,7 @@ from prefect.workers.base import BaseJobConfiguration
 from flows.cli import app
 from flows.commands import models
 from mypt.config import load_config
-from mypt.training.nodes import Nodes, check_sizes
+from mypt.training.launch.nodes import Nodes, check_sizes
 
 FOLDER = Path(__file__).parents[2] / "deployments" / "kubernetes"
 POOL = json.loads((FOLDER / "pool.json").read_text())

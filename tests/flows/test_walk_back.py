@@ -12,7 +12,7 @@ import pytest
 from flows.cli import main
 from mypt.home import find_checkpoint
 from mypt.inference.chat import ask
-from mypt.training.checkpoint import load_model
+from mypt.training.checkpoints.checkpoint import load_model
 
 ROOT = Path(__file__).parents[2]
 

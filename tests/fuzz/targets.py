@@ -32,7 +32,9 @@ from mypt.data.template import Template
 from mypt.data.vocabularies.vocabulary import read_state as read_tokenizer_state
 from mypt.errors import MyptError
 from mypt.parsing import read_config
-from mypt.training import checkpoint, folder, history, lineage, state
+from mypt.training import lineage
+from mypt.training.checkpoints import checkpoint, folder, state
+from mypt.training.checkpoints import state as history
 from tasks import records
 from tests.fuzz import foreign
 

@@ -5,8 +5,9 @@ import torch
 
 from mypt.data.dataset import Dataset
 from mypt.model.gpt import GPT
-from mypt.training import loader, packed, windows
-from mypt.training.arrays import Shifted, shift
+from mypt.training import loader
+from mypt.training.batches import packed, windows
+from mypt.training.batches.arrays import Shifted, shift
 
 
 def shifting(change):

@@ -19,7 +19,7 @@ from mypt.config import Preset
 from mypt.data.conversations import say
 from mypt.errors import CheckpointError, DataError
 from mypt.inference.chat import answer
-from mypt.training.checkpoint import load_model
+from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tasks.pyfunc import ChatModel

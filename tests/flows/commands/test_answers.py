@@ -18,7 +18,7 @@ from flows.cli import main
 from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import prepare
 from mypt.model import compiling
-from mypt.training import checkpoint
+from mypt.training.checkpoints import checkpoint
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 

@@ -7,7 +7,7 @@ import torch
 
 from flows.cli import main
 from mypt.config import Preset, load_config
-from mypt.training.checkpoint import load_model
+from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tests.mypt.training.conftest import TINY, prepare_chat

@@ -18,7 +18,7 @@ from mypt.evaluation.masked_loss import validation_loss
 from mypt.evaluation.scores import Dialogue, EvaluationReport
 from mypt.inference.chat import ask
 from mypt.references import DatasetRef
-from mypt.training.checkpoint import load_model
+from mypt.training.checkpoints.checkpoint import load_model
 from tests.mypt.evaluation.worlds import fit, make_world
 
 FEW = EvaluateConfig(exercises=8, max_tokens=4, prompts=("Spell cat.", "Hi"), eval_iters=0)

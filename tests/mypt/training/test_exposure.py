@@ -10,7 +10,8 @@ import pytest
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import mask, tokenize
 from mypt.data.exchange.adoption import adopt
-from mypt.training import row_counts, windows
+from mypt.training import row_counts
+from mypt.training.batches import windows
 from mypt.training.exposure import MANY_PASSES, exposure
 from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader

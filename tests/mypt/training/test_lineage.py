@@ -5,7 +5,7 @@ from pathlib import Path
 from mypt.config import MaskPolicy
 from mypt.data.dataset import open_dataset
 from mypt.data.packing.layout import plan_rows
-from mypt.training import provenance
+from mypt.training import circumstances as provenance
 from mypt.training.lineage import RunContext, read_lineage
 from mypt.training.loop import train
 

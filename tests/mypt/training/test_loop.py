@@ -10,7 +10,7 @@ from mypt.errors import CheckpointError, ConfigError, TrainingError
 from mypt.evaluation.masked_loss import validation_loss
 from mypt.home import models_dir
 from mypt.training import loop
-from mypt.training.checkpoint import load_checkpoint, load_model
+from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
 from mypt.training.events import CheckpointSaved, EvalReport, Finished, Sample, Started, StepReport
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train

@@ -7,7 +7,7 @@ from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import prepare, tokenize
 from mypt.errors import CheckpointError, ConfigError, ManifestError, MaskError
 from mypt.home import models_dir
-from mypt.training.checkpoint import load_model
+from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.plan import RunPlan, plan_run
 

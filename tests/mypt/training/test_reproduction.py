@@ -12,7 +12,7 @@ from mypt.data.exchange.adoption import adopt
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import datasets_dir, home
 from mypt.training import reproduction, step
-from mypt.training.history import History
+from mypt.training.checkpoints.state import History
 from mypt.training.lineage import read_lineage
 from mypt.training.reproduction import reproduce
 from tests.mypt.training.conftest import write_chat

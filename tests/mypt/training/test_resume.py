@@ -10,8 +10,10 @@ import safetensors.torch
 
 from mypt import files
 from mypt.home import models_dir
-from mypt.training import checkpoint, loop, writer
-from mypt.training.checkpoint import load_checkpoint
+from mypt.training import checkpointing as writer
+from mypt.training import loop
+from mypt.training.checkpoints import checkpoint
+from mypt.training.checkpoints.checkpoint import load_checkpoint
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage, verify_folder
 from mypt.training.loop import train
@@ -263,7 +265,7 @@ def test_a_resume_on_another_thread_count_says_so(plan, monkeypatch):
 
 
 def test_the_mlflow_run_is_remembered(plan, finish):
-    from mypt.training.folder import read_run
+    from mypt.training.claim import read_run
     from mypt.training.lineage import RunContext
 
     context = RunContext(mlflow_run_id="abc", prefect_flow_run_id="def")

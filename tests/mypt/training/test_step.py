@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mypt.training import step
-from mypt.training.folder import claim
+from mypt.training.claim import claim
 from mypt.training.lineage import RunContext
 from mypt.training.loader import Batch
 from mypt.training.run import open_run

@@ -11,7 +11,7 @@ from mypt import __version__
 from mypt.config import MaskPolicy
 from mypt.data.dataset import mask
 from mypt.errors import CheckpointError
-from mypt.training import provenance
+from mypt.training import circumstances as provenance
 from mypt.training.lineage import RunContext, read_lineage
 from mypt.training.loop import train
 from mypt.training.trace import Link, render, trace

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mypt.training.distributed import share
-from mypt.training.tree import Block, Sum, add_all, blocks
+from mypt.training.gradients import Block, Sum, add_all, blocks
 
 
 def terms(n):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mypt.errors import CheckpointError
-from mypt.training.history import HISTORY, History, read_history, write_history
+from mypt.training.checkpoints.state import HISTORY, History, read_history, write_history
 from mypt.training.loop import train
 
 

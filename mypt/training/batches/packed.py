@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan
-from mypt.training.arrays import Arrays, Scalar, shift
-from mypt.training.places import Place
+from mypt.training.batches.arrays import Arrays, Place, Scalar, shift
 
 
 class PackedRows:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from mypt.data.dataset import open_dataset
+from mypt.training.batches.arrays import name_row
 from mypt.training.loader import GPTDataLoader
-from mypt.training.places import name_row
 
 
 @pytest.mark.parametrize("batching", ["windows", "packed"])

@@ -12,11 +12,10 @@ from typing import NoReturn, TextIO
 from mypt.errors import ConfigError, MyptError
 from mypt.orphans import end_with
 from mypt.parsing import Frozen
-from mypt.training.agent import AGENT
-from mypt.training.events import Event, Finished
+from mypt.training.events import Event, Failed, Finished, to_line
+from mypt.training.launch.agent import AGENT
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan
-from mypt.training.telling import Failed, to_line
 
 STOPPED_CODE = 128 + signal.SIGTERM
 

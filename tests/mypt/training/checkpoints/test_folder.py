@@ -6,7 +6,8 @@ import pytest
 from mypt import files
 from mypt.errors import CheckpointError, ConfigError
 from mypt.home import models_dir
-from mypt.training.folder import claim, newest_whole, point, prune, read_run, steps
+from mypt.training.checkpoints.folder import newest_whole, point, prune, steps
+from mypt.training.claim import claim, read_run
 from mypt.training.lineage import RunContext
 
 

@@ -1,8 +1,9 @@
-"""The folder of one model name: who may write in it, what it holds, what is thrown away."""
+"""Who may train under a name, where that run stands, and how its ranks begin together."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -10,14 +11,67 @@ from pydantic import ValidationError
 from mypt import files, home
 from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
-from mypt.training.lineage import RunContext, verify_folder
+from mypt.training.checkpoints import folder as steps_of
+from mypt.training.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+)
+from mypt.training.checkpoints.folder import steps
+from mypt.training.checkpoints.parts import consolidate, newest_parts
+from mypt.training.distributed import Ranks
+from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan
 
 RUN = "run.json"
-LATEST = "latest"
-BEST = "best"
-DAMAGED = "damaged-"
 _LOCK = ".lock"
+
+
+class Beginning(NamedTuple):
+    """Where a run stands before its next step."""
+
+    folder: Path
+    """The model's folder, held by rank 0 for this run alone."""
+    found: Checkpoint | None
+    """The checkpoint to go on from; None begins."""
+    notes: tuple[str, ...]
+    """A line for each damaged checkpoint that was passed over."""
+
+
+@contextmanager
+def beginning(plan: RunPlan, context: RunContext, ranks: Ranks) -> Iterator[Beginning]:
+    """Yield where a run stands; nobody else writes in its folder inside the block.
+
+    Where ranks were started again, whoever is left of the last start may still hold the folder;
+    it ends within ``step_timeout`` seconds, and rank 0 waits for that.
+
+    Raises:
+        ConfigError: On every rank, as :func:`mypt.training.claim.claim`.
+        CheckpointError: Likewise.
+    """
+    patience = plan.preset.step_timeout / 2 if ranks.size > 1 else 0.0
+    kept: list[Checkpoint | None] = []
+    with ExitStack() as held:
+
+        def look() -> tuple[Path, Path | None, tuple[str, ...]]:
+            folder = held.enter_context(claim(plan, context, patience))
+            found, notes = _newest(folder, plan.preset.keep_checkpoints)
+            kept.append(found)
+            return folder, None if found is None else found.path, notes
+
+        folder, path, notes = ranks.first(look)
+        if not kept:  # rank 0 has verified it
+            kept.append(None if path is None else load_checkpoint(path, verify=False))
+        yield Beginning(folder, kept[0], notes)
+
+
+def _newest(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the newest whole checkpoint, joined first where a crash left parts alone."""
+    found, notes = last_checkpoint(folder, keep)
+    parts, step, odd = newest_parts(folder)
+    if parts is not None and step > (-1 if found is None else found.state.step):
+        consolidate(parts)
+        found, _ = last_checkpoint(folder, keep)
+    return found, notes + odd
 
 
 class RunRecord(Frozen):
@@ -79,50 +133,6 @@ def read_run(folder: Path) -> RunRecord | None:
         ) from None
 
 
-def steps(folder: Path) -> tuple[int, ...]:
-    """Return the steps that have a checkpoint folder, newest first."""
-    found = (home.STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
-    return tuple(sorted((int(match[1]) for match in found if match), reverse=True))
-
-
-def newest_whole(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """Return the newest checkpoint whose every byte is as written, and what was found damaged.
-
-    ``latest`` is not asked: a crash between a checkpoint and its pointer must not lose it.
-    A damaged checkpoint is renamed, so that its step can be made again.
-    """
-    notes = []
-    for step in steps(folder):
-        path = folder / home.step_folder(step)
-        try:
-            verify_folder(path)
-        except CheckpointError as error:
-            aside = files.set_aside(path, DAMAGED)
-            notes.append(f"not used, renamed {aside.name}: {error}")
-        else:
-            return path, tuple(notes)
-    return None, tuple(notes)
-
-
-def point(folder: Path, step: int, best_step: int | None) -> None:
-    """Let ``latest`` and ``best`` name checkpoints that are there."""
-    files.write_bytes(folder / LATEST, f"{home.step_folder(step)}\n".encode())
-    best = folder / BEST
-    if best_step is not None and (folder / home.step_folder(best_step)).is_dir():
-        name = f"{home.step_folder(best_step)}\n".encode()
-        if not best.is_file() or best.read_bytes() != name:
-            files.write_bytes(best, name)
-    else:
-        files.remove_file(best)
-
-
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove all checkpoints but the newest ``keep`` and the best."""
-    for step in steps(folder)[keep:]:
-        if step != best_step:
-            files.remove_folder(folder / home.step_folder(step))
-
-
 def _check_same_run(folder: Path, plan: RunPlan, context: RunContext) -> None:
     found = read_run(folder)
     if found is None:
@@ -147,3 +157,17 @@ def _check_same_run(folder: Path, plan: RunPlan, context: RunContext) -> None:
 def _begin(folder: Path, plan: RunPlan, context: RunContext) -> None:
     record = RunRecord(plan=plan, context=context)
     files.write_sealed(folder / RUN, record.model_dump(mode="json", exclude={"digest"}))
+
+
+def last_checkpoint(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the checkpoint to go on from, and a line for each damaged one that was passed over.
+
+    Puts right what a crash after a checkpoint may have left undone: pointers and pruning.
+    """
+    path, notes = steps_of.newest_whole(folder)
+    if path is None:
+        return None, notes
+    found = load_checkpoint(path, verify=False)  # verified a moment ago
+    steps_of.point(folder, found.state.step, found.state.best_step)
+    steps_of.prune(folder, keep, found.state.best_step)
+    return found, notes

@@ -17,13 +17,12 @@ import psutil
 
 from mypt import files, home
 from mypt.errors import TrainingError
-from mypt.training.events import Event, Finished
+from mypt.training.events import Event, Failed, Finished, from_line
+from mypt.training.launch.nodes import Nodes, check_sizes, environment, torchrun_arguments
+from mypt.training.launch.rank import Job
 from mypt.training.lineage import RunContext
 from mypt.training.loop import STOPPED, train
-from mypt.training.nodes import Nodes, check_sizes, environment, torchrun_arguments
 from mypt.training.plan import RunPlan
-from mypt.training.telling import Failed, from_line
-from mypt.training.worker import Job
 
 _LOOK = 0.5
 """Seconds between two looks at what is asked and who is alive."""
@@ -153,9 +152,9 @@ def _torchrun(plan: RunPlan, context: RunContext, nodes: Nodes) -> Iterator[_Age
         job = Path(folder) / "job.json"
         files.write_json(job, Job(plan=plan, context=context).model_dump(mode="json"))
         command = [
-            sys.executable, "-m", "mypt.training.agent", str(os.getpid()),
+            sys.executable, "-m", "mypt.training.launch.agent", str(os.getpid()),
             *torchrun_arguments(plan.model_name, config, nodes),
-            "-m", "mypt.training.worker", str(job),
+            "-m", "mypt.training.launch.rank", str(job),
         ]  # fmt: skip
         process = subprocess.Popen(
             command,

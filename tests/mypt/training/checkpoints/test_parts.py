@@ -12,13 +12,12 @@ from torch.distributed.tensor import DTensor
 from mypt import files
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
-from mypt.training.checkpoint import load_checkpoint
-from mypt.training.joining import beginning
+from mypt.training.checkpoints.checkpoint import load_checkpoint, moments_of
+from mypt.training.checkpoints.parts import consolidate, verify_shards
+from mypt.training.claim import beginning
 from mypt.training.lineage import RunContext, verify_folder
 from mypt.training.loop import train
-from mypt.training.moments import moments_of
 from mypt.training.run import open_run
-from mypt.training.shards import consolidate, verify_shards
 from tests.mypt.training.gloo import together
 
 WORDS = {"parallel": "fsdp", "grad_accumulation": 6, "max_iters": 4, "checkpoint_interval": 2}
@@ -131,7 +130,7 @@ def test_a_rank_that_dies_while_it_writes_leaves_the_old_checkpoint(model, plan)
     files.remove_folder(model / "shards_000004")
 
     def dying(ranks):
-        from mypt.training import shards
+        from mypt.training.checkpoints import parts as shards
 
         true = shards.HuggingFaceStorageWriter.write_data
 

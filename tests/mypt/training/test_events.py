@@ -4,8 +4,17 @@ import math
 
 from mypt.errors import ConfigError, TrainingError
 from mypt.references import CheckpointRef
-from mypt.training.events import CheckpointSaved, EvalReport, Finished, Sample, Started, StepReport
-from mypt.training.telling import Failed, from_line, to_line
+from mypt.training.events import (
+    CheckpointSaved,
+    EvalReport,
+    Failed,
+    Finished,
+    Sample,
+    Started,
+    StepReport,
+    from_line,
+    to_line,
+)
 
 REF = CheckpointRef(path="/m/step_000002", digest="ab", step=2)
 SAID = [

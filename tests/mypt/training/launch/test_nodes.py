@@ -3,7 +3,7 @@
 import pytest
 
 from mypt.errors import ConfigError
-from mypt.training.nodes import Nodes, check_sizes, environment, torchrun_arguments
+from mypt.training.launch.nodes import Nodes, check_sizes, environment, torchrun_arguments
 
 
 def test_a_number_a_range_and_nothing_are_understood():

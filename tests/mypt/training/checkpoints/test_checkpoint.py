@@ -10,12 +10,12 @@ from mypt import files
 from mypt.config import load_config
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
-from mypt.training.checkpoint import load_checkpoint, load_model
-from mypt.training.folder import claim
+from mypt.training.checkpointing import Writer
+from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
+from mypt.training.claim import claim, last_checkpoint
 from mypt.training.lineage import RunContext, read_lineage, verify_folder
-from mypt.training.run import last_checkpoint, open_run
+from mypt.training.run import open_run
 from mypt.training.step import take_step
-from mypt.training.writer import Writer
 
 FILES = {
     "model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json",

@@ -4,8 +4,9 @@ import os
 import sys
 import time
 
-from mypt.training import loop, worker
+from mypt.training import loop
 from mypt.training.events import StepReport
+from mypt.training.launch import rank as worker
 from mypt.training.lineage import RunContext
 from tests.faults.children import Child
 

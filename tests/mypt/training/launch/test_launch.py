@@ -13,9 +13,9 @@ import pytest
 
 from mypt.errors import CheckpointError, TrainingError
 from mypt.home import models_dir
+from mypt.training.claim import claim
 from mypt.training.events import Finished, Started, StepReport
-from mypt.training.folder import claim
-from mypt.training.launch import _Agent, train_anywhere
+from mypt.training.launch.launch import _Agent, train_anywhere
 from mypt.training.lineage import RunContext, read_lineage
 from tests.faults.children import Child
 
@@ -55,7 +55,7 @@ def below(pid, program):
     found = []
     for one in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # or a zombie, which is one of these
-            found += [one] if f"mypt.training.{program}" in one.cmdline()[1:4] else []
+            found += [one] if f"mypt.training.launch.{program}" in one.cmdline()[1:4] else []
     return found
 
 
@@ -82,7 +82,7 @@ def started(events):
 def test_killed_workers_and_a_killed_agent_change_no_bit_and_leave_no_orphan(plan, finish, weights):
     with closing(train_anywhere(plan(**PAIR))) as events:
         taken = steps_until(events, 15)
-        below(os.getpid(), "worker")[1].kill()
+        below(os.getpid(), "rank")[1].kill()
         taken += steps_until(events, 60)
         while started(taken)[-1] == 0:  # steps that were under way when it died
             taken += steps_until(events, 60)
@@ -90,7 +90,7 @@ def test_killed_workers_and_a_killed_agent_change_no_bit_and_leave_no_orphan(pla
         assert 10 <= started(taken)[1] < 120
         assert started(taken)[1] % 10 == 0
         (agent,) = below(os.getpid(), "agent")
-        workers = below(os.getpid(), "worker")
+        workers = below(os.getpid(), "rank")
         assert len(workers) == 2
         agent.kill()
         assert not alive(workers, 3.0)
@@ -113,7 +113,7 @@ def test_whoever_started_it_may_be_killed_too(plan, tmp_path):
     child = Child(work)
     while not (tmp_path / "began").exists():
         time.sleep(0.1)
-    rest = below(child.pid, "worker") + below(child.pid, "agent")
+    rest = below(child.pid, "rank") + below(child.pid, "agent")
     assert len(rest) == 3
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -139,7 +139,7 @@ def test_a_process_that_hangs_is_ended_and_training_goes_on(plan, weights):
     made = plan(**PAIR | {"step_timeout": 8.0})
     with closing(train_anywhere(made)) as events:
         steps_until(events, 15)
-        below(os.getpid(), "worker")[0].suspend()
+        below(os.getpid(), "rank")[0].suspend()
         *more, end = events
     assert started(more)[0] >= 10
     assert (end.reason, end.step) == ("max_iters", 120)
@@ -150,7 +150,7 @@ def test_a_process_that_hangs_is_ended_and_training_goes_on(plan, weights):
 def test_processes_that_die_too_often_end_the_run_with_one_line(plan):
     with closing(train_anywhere(plan(**PAIR | {"max_restarts": 0}))) as events:
         steps_until(events, 15)
-        below(os.getpid(), "worker")[0].kill()
+        below(os.getpid(), "rank")[0].kill()
         with pytest.raises(TrainingError, match=r"torchrun: 1.* before the training did"):
             list(events)
     assert (models_dir() / "m" / "step_000010").is_dir()
@@ -171,7 +171,7 @@ def test_parts_of_a_model_survive_a_killed_worker(plan, finish):
     words = RUN | {"reduction": "allreduce", "dropout": 0.0}
     with closing(train_anywhere(plan(**words, parallel="fsdp", processes=2))) as events:
         steps_until(events, 15)
-        below(os.getpid(), "worker")[0].kill()
+        below(os.getpid(), "rank")[0].kill()
         *more, end = events
     assert started(more)[0] >= 10
     whole = finish(plan("alone", **words))

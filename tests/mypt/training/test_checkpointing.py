@@ -7,7 +7,7 @@ import pytest
 
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
-from mypt.training import writer
+from mypt.training import checkpointing as writer
 from mypt.training.events import CheckpointSaved, StepReport
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train

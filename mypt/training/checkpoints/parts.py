@@ -27,13 +27,11 @@ from mypt.data.manifest import TOKENIZER_STATE, FileRecord
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef
-from mypt.training.checkpoint import Snapshot, save_checkpoint
+from mypt.training.checkpoints.checkpoint import Snapshot, put_moments, save_checkpoint
+from mypt.training.checkpoints.folder import DAMAGED
+from mypt.training.checkpoints.state import HISTORY, TrainerState, read_history, write_history
 from mypt.training.distributed import Ranks
-from mypt.training.folder import DAMAGED
-from mypt.training.history import HISTORY, read_history, write_history
 from mypt.training.lineage import Lineage, changed_files
-from mypt.training.moments import put_moments
-from mypt.training.state import TrainerState
 
 SHARDS = "shards.json"
 PARTS = "parts"

@@ -1,0 +1,1 @@
+"""Step folders: written whole, verified before use."""

@@ -1,0 +1,1 @@
+"""A training in several processes, on one machine or many."""
