@@ -12,11 +12,11 @@ from mypt.config import PipelineConfig
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.masking import policy_words
 from mypt.evaluation.scores import Summary
+from mypt.provenance.lineage_page import render_page
+from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
-from mypt.training.lineage_html import render_page
-from mypt.training.trace import trace
 from tasks import artifacts
 from tasks.destination import mlflow_url, shown_uri
 from tasks.evaluation_report import evaluation_tables, summary_metrics

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mypt.errors import ConfigError, MyptError
-from mypt.evaluation.comparison import Comparison
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.diff import diff as diff_datasets
 from mypt.parsing import Frozen
-from mypt.training.search import Search
+from mypt.provenance.comparison import Comparison
+from mypt.provenance.search import Search
 from tasks.destination import mlflow_is_there, read_sent, shown_uri
 from tasks.overview import GATE_TAG
 from tasks.records import DatasetInput, Metrics, Opened, Params, Tags, names, read

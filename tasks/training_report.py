@@ -5,6 +5,8 @@ from pathlib import Path
 
 from mypt.errors import CheckpointError
 from mypt.home import find_checkpoint
+from mypt.provenance.lineage_page import render_page
+from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.folder import steps
 from mypt.training.circumstances import changes_on_resume
@@ -18,9 +20,7 @@ from mypt.training.events import (
     StepReport,
 )
 from mypt.training.lineage import LINEAGE, read_lineage
-from mypt.training.lineage_html import render_page
 from mypt.training.plan import RunPlan
-from mypt.training.trace import trace
 from tasks import artifacts
 from tasks.inputs import data_params, dataset_input, measured_on
 from tasks.journal import Journal

@@ -75,8 +75,9 @@ def _diff_datasets(a: str, b: str) -> tuple[Frozen, RenderableType]:
 
 
 def _diff_models(a: str, b: str) -> tuple[Frozen, RenderableType]:
-    from mypt.evaluation import comparison, comparison_table
+    from mypt.evaluation import comparison_table
     from mypt.home import checkpoint_to_use
+    from mypt.provenance import comparison
 
     found = comparison.compare_checkpoints(checkpoint_to_use(a), checkpoint_to_use(b))
     return found, comparison_table.render(found)

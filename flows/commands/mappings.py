@@ -6,6 +6,15 @@ from mypt.config import FieldMapping, Format
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config
 
+_KNOBS = {
+    "turns_field": "turns",
+    "role_field": "role",
+    "text_field": "text",
+    "role_names": "roles",
+    "by_order": "by_order",
+    "join": "join",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MappingFlags:
@@ -23,16 +32,6 @@ class MappingFlags:
     """For --format mapping: who speaks first is the user, the other one the assistant."""
     join: str | None = None
     """For --format mapping: text between turns of one role in a row; default a line feed."""
-
-
-_KNOBS = {
-    "turns_field": "turns",
-    "role_field": "role",
-    "text_field": "text",
-    "role_names": "roles",
-    "by_order": "by_order",
-    "join": "join",
-}
 
 
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:

@@ -2,9 +2,21 @@
 
 from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flows.console import Console, check_new, print_json, print_json_rows, print_lines
 from mypt.errors import ConfigError
+from mypt.text import visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from mypt.provenance.descendants import Uses
+    from mypt.provenance.exposure import Exposure, RowExposure
+    from mypt.provenance.row_lookup import Found
+
+HEADING = f"{'times':>7} {'learned':>9} {'read':>9}  row"
 
 
 def lineage(
@@ -44,11 +56,11 @@ def lineage(
     if rows or row is not None:
         _check_alone("--rows or --row", "the other flags", verify, html, rows and row)
         return _rows(step_folder, row, json)
-    from mypt.training import trace
+    from mypt.provenance import trace
 
     found = trace.trace(step_folder, verify=verify)
     if html is not None:
-        from mypt.training import lineage_html
+        from mypt.provenance import lineage_page as lineage_html
 
         lineage_html.write_page(found, html)
     if json:
@@ -69,7 +81,7 @@ def reproduce(checkpoint: str, *, out_dir: Path | None = None, json: bool = Fals
         json: Print the stages as JSON.
     """
     from mypt.home import find_checkpoint, home
-    from mypt.training import reproduction
+    from mypt.provenance import reproduction
     from mypt.training.lineage import read_lineage
     from tasks.progress import watch
 
@@ -101,40 +113,152 @@ def _unused(folder: Path) -> Path:
 
 def _rows(step_folder: Path, row: str | None, json: bool) -> int:
     """Print the exposure of a checkpoint, or of one row to it."""
-    from mypt.training import exposure_tables as tables
-    from mypt.training import row_lookup
-    from mypt.training.exposure import exposure
+    from mypt.provenance import row_lookup
+    from mypt.provenance.exposure import exposure
 
     place = None if row is None else row_lookup.parse_place(row)
     seen = exposure(step_folder)
     if place is not None:
         found = row_lookup.find_row(seen, *place)
         if json:
-            print_json(tables.found_values(found) | {"problems": seen.problems})
+            print_json(found_values(found) | {"problems": seen.problems})
         else:
-            Console().print(tables.render_found(found, place[1]), soft_wrap=True)
+            Console().print(render_found(found, place[1]), soft_wrap=True)
             print_lines(seen.problems)
     elif json:
-        print_json_rows(tables.exposure_values(seen), map(tables.row_values, seen.rows()))
+        print_json_rows(exposure_values(seen), map(row_values, seen.rows()))
     else:
-        print_lines([tables.HEADING])
-        print_lines(map(tables.row_line, seen.rows()))
-        Console().print(tables.render_exposure(seen))
+        print_lines([HEADING])
+        print_lines(map(row_line, seen.rows()))
+        Console().print(render_exposure(seen))
     return 1 if seen.problems else 0
 
 
 def _uses(what: str, json: bool) -> int:
-    from mypt.training import exposure_tables as tables
-    from mypt.training.uses import find_uses
+    from mypt.provenance.descendants import find_uses
 
     found = find_uses(what)
     if json:
         print_json(found.model_dump(mode="json"))
     else:
-        Console().print(tables.render_uses(found))
+        Console().print(render_uses(found))
     return 1 if found.problems else 0
 
 
 def _check_alone(flag: str, without: str, *others: object) -> None:
     if any(others):
         raise ConfigError(f"{flag} answers a question of its own; leave {without} out")
+
+
+def row_line(row: "RowExposure") -> str:
+    """Return one row as a line under :data:`HEADING`."""
+    return (
+        f"{row.times:>7} {row.learned:>9} {row.read:>9}  {visible(row.file)}:{row.line}"
+        f"  ({visible(row.training)}, {visible(row.source)}{', val' * (row.split == 'val')})"
+    )
+
+
+def row_values(row: "RowExposure") -> dict[str, Any]:
+    """Return one row as JSON values."""
+    return row._asdict() | {"passes": round(row.passes, 4)}
+
+
+def exposure_values(exposure: "Exposure") -> dict[str, Any]:
+    """Return all but the rows as JSON values."""
+    return {
+        "sources": [
+            source.model_dump() | {"passes": round(source.passes, 4)}
+            for source in exposure.sources()
+        ],
+        "warnings": exposure.warnings(),
+        "problems": exposure.problems,
+    }
+
+
+def found_values(found: "Found") -> dict[str, Any]:
+    """Return what became of one row as JSON values."""
+    return {
+        "line": found.line,
+        "rows": [row_values(row) for row in found.rows],
+        "twins": [row_values(row) for row in found.twins],
+        "changed": found.changed,
+    }
+
+
+def render_exposure(exposure: "Exposure") -> "RenderableType":
+    """Return the sources of every training, then warnings and problems.
+
+    Its columns: rows of the training split, those of which anything was learned, tokens
+    learned, passes over the supervised tokens, and the most times that one row was learned.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("training", "source")
+    for name in ("rows", "learned", "tokens", "passes", "most"):
+        table.add_column(name, justify="right")
+    for source in exposure.sources():
+        table.add_row(
+            Text(visible(source.training)),
+            Text(visible(source.source)),
+            f"{source.rows:,}",
+            f"{source.rows_learned:,}",
+            f"{source.learned:,}",
+            f"{source.passes:.2f}",
+            f"{source.times_most:,}",
+        )
+    return Group(
+        table,
+        *(Text(f"warning: {line}", style="yellow") for line in exposure.warnings()),
+        *(Text(visible(line), style="red") for line in exposure.problems),
+    )
+
+
+def render_found(found: "Found", line: int) -> "RenderableType":
+    """Return what became of one row.
+
+    Args:
+        found: As :func:`mypt.provenance.row_lookup.find_row` returned it.
+        line: The line that was asked for.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(HEADING, style="dim"), *(Text(row_line(row)) for row in found.rows)]
+    if found.line != line:
+        lines.insert(0, Text(f"no row begins at line {line}; this one begins before it"))
+    for path in found.changed:
+        lines.insert(0, Text(f"{visible(path)} held other bytes then; lines are those of then"))
+    if found.twins:
+        lines += [Text("the same, word for word, also stands in:", style="dim")]
+        lines += [Text(row_line(row)) for row in found.twins]
+    if not any(row.times for row in (*found.rows, *found.twins)):
+        lines.append(Text("no token of it was ever learned"))
+    return Group(*lines)
+
+
+def render_uses(uses: "Uses") -> "RenderableType":
+    """Return which checkpoints saw something, and by which way."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("checkpoint", "through", "as", "dataset", "source")
+    for use in uses.uses:
+        dataset = Path(use.dataset).name
+        cells = (use.name, ", ".join(use.through), use.what, dataset, use.source or "")
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    names = {use.checkpoint for use in uses.uses}
+    return Group(
+        *([table] if uses.uses else []),
+        Text(f"{len(names)} of {uses.searched} checkpoints saw it", style="dim"),
+        *(Text(visible(line), style="red") for line in uses.problems),
+    )
+
+
+def _table(*columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table

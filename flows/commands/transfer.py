@@ -39,8 +39,8 @@ def _export_model(source: str, out: Path) -> None:
     from mypt.config import MaskPolicy
     from mypt.home import checkpoint_to_use
     from mypt.inference.huggingface.exports import export_hf
+    from mypt.provenance.model_card import model_card
     from mypt.training.checkpoints.checkpoint import load_checkpoint
-    from mypt.training.model_card import model_card
 
     found = load_checkpoint(checkpoint_to_use(source))
     mask = found.lineage.dataset.mask

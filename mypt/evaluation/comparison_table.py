@@ -4,8 +4,8 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mypt.evaluation.comparison import Comparison, Pair
 from mypt.inspection.terminal import render_diff
+from mypt.provenance.comparison import Comparison, Pair
 from mypt.text import visible
 
 

@@ -15,11 +15,11 @@ from mypt.evaluation.scores import ModelScores
 from mypt.evaluation.token_scores import TokenScores, score_tokens
 from mypt.inference.chat import answer_prompts, prompt_of
 from mypt.model.gpt import GPT
+from mypt.provenance.search import Search
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.checkpoints.checkpoint import Checkpoint, load_model
 from mypt.training.compute import resolve
 from mypt.training.lineage import Lineage, read_lineage
-from mypt.training.search import Search
 
 
 @dataclass(frozen=True, slots=True)

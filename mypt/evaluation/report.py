@@ -24,9 +24,9 @@ from mypt.evaluation.report_page import render_page
 from mypt.evaluation.scores import Dialogue, Difference, EvaluationReport
 from mypt.evaluation.tables import render_report
 from mypt.home import checkpoint_to_use
+from mypt.provenance.search import Search
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import IMPORTED, read_lineage
-from mypt.training.search import Search
 
 __all__ = [
     "EVALUATION",

@@ -12,10 +12,7 @@ from mypt import files, home
 from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
 from mypt.training.checkpoints import folder as steps_of
-from mypt.training.checkpoints.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-)
+from mypt.training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from mypt.training.checkpoints.folder import steps
 from mypt.training.checkpoints.parts import consolidate, newest_parts
 from mypt.training.distributed import Ranks

@@ -10,10 +10,10 @@ from mypt.errors import CheckpointError, DataError, MyptError
 from mypt.evaluation.report import evaluate_model
 from mypt.home import step_folder
 from mypt.inspection.validation import validate
+from mypt.provenance.trace import trace
 from mypt.training.checkpoints.checkpoint import load_checkpoint
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from mypt.training.trace import trace
 from tests.faults.damage import CHECKPOINT, DATASET, HARMS, SWAPPED, flip, tear
 from tests.faults.pipeline import EVALUATE, SFT, TINY
 

@@ -11,11 +11,11 @@ from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.imports import read_hf
+from mypt.provenance.trace import trace
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from mypt.training.trace import trace
 from tests.mypt.training.conftest import prepare_chat
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")

@@ -162,7 +162,7 @@ def test_a_plan_survives_json_and_its_digest_knows_no_paths(plan, tmp_path, make
 
 
 def test_planning_imports_no_torch():
-    program = "import sys, mypt.training.plan, mypt.training.trace; print('torch' in sys.modules)"
+    program = "import sys, mypt.training.plan, mypt.provenance.trace; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

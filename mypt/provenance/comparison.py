@@ -12,10 +12,10 @@ from mypt.errors import DataError
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.diff import diff as diff_datasets
 from mypt.parsing import Frozen
+from mypt.provenance.search import Search
+from mypt.provenance.trace import policy_rule
 from mypt.training.checkpoints.state import read_history, read_state
 from mypt.training.lineage import DatasetRecord, Lineage, read_lineage
-from mypt.training.search import Search
-from mypt.training.trace import policy_rule
 
 Pair = tuple[str, str]
 _MODELS = ("base", "base_plain", "sft", "from_scratch")

@@ -12,9 +12,9 @@ from rich.console import Console
 from mypt.config import MaskPolicy, Preset
 from mypt.data.dataset import mask
 from mypt.errors import CheckpointError, DataError
-from mypt.evaluation.comparison import compare_checkpoints
 from mypt.evaluation.comparison_table import render
 from mypt.home import home
+from mypt.provenance.comparison import compare_checkpoints
 from mypt.training.events import EvalReport, StepReport
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train

@@ -11,10 +11,10 @@ from mypt import __version__
 from mypt.config import MaskPolicy
 from mypt.data.dataset import mask
 from mypt.errors import CheckpointError
+from mypt.provenance.trace import Link, render, trace
 from mypt.training import circumstances as provenance
 from mypt.training.lineage import RunContext, read_lineage
 from mypt.training.loop import train
-from mypt.training.trace import Link, render, trace
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from mypt import files
 from mypt.config import MaskPolicy
 from mypt.data.manifest import METADATA, SourceFile, SourceRecord
 from mypt.parsing import Frozen
+from mypt.provenance.search import Search
 from mypt.training.lineage import (
     IMPORTED,
     DatasetRecord,
@@ -18,7 +19,6 @@ from mypt.training.lineage import (
     problems,
     read_lineage,
 )
-from mypt.training.search import Search
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -6,9 +6,9 @@ from itertools import combinations
 
 import pytest
 
-from mypt.training.drawing import BOX_HEIGHT, BOX_WIDTH, FILES_DRAWN, draw
-from mypt.training.lineage_html import render_page, write_page
-from mypt.training.trace import Link
+from mypt.provenance.drawing import BOX_HEIGHT, BOX_WIDTH, FILES_DRAWN, draw
+from mypt.provenance.lineage_page import render_page, write_page
+from mypt.provenance.trace import Link
 
 EVIL = '<script>document.title = "owned"</script><img src=x onerror="x"> \u202e\x1b[31m'
 

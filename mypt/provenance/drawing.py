@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mypt.provenance.trace import Link
 from mypt.text import shorten, visible
-from mypt.training.trace import Link
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, TOP = 190, 56, 46, 12, 34
 FILES_DRAWN = 4

@@ -11,7 +11,7 @@ from mypt.data.dataset import mask
 from mypt.data.manifest import read_manifest
 from mypt.errors import ConfigError
 from mypt.home import datasets_dir, models_dir
-from mypt.training.uses import DATASET, GONE, OTHER_BYTES, SAME_BYTES, find_uses
+from mypt.provenance.descendants import DATASET, GONE, OTHER_BYTES, SAME_BYTES, find_uses
 
 
 @pytest.fixture

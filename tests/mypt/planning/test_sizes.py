@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mypt.config import GPTConfig, load_config
 from mypt.model.gpt import GPT
-from mypt.training.counting import count_operations, count_weights
+from mypt.planning.sizes import count_operations, count_weights
 
 SIZES = {"block_size": 32, "vocab_size": 300, "n_layer": 3, "n_head": 4, "n_embd": 32}
 MODERN = {

@@ -6,15 +6,15 @@ from typing import Any
 
 from mypt import files
 from mypt.pages.render import render
+from mypt.provenance.drawing import BOX_HEIGHT, BOX_WIDTH, anchor, draw, state, walk
+from mypt.provenance.trace import Link
 from mypt.text import visible
-from mypt.training.drawing import BOX_HEIGHT, BOX_WIDTH, anchor, draw, state, walk
-from mypt.training.trace import Link
 
 _WORDS = {"good": "as recorded", "bad": "not as recorded", "unknown": "not verified"}
 
 
 def write_page(link: Link, path: Path) -> None:
-    """Write the page of a chain, as :func:`mypt.training.trace.trace` returned it.
+    """Write the page of a chain, as :func:`mypt.provenance.trace.trace` returned it.
 
     Args:
         link: The checkpoint.

@@ -12,8 +12,8 @@ from mypt.data.dataset import prepare
 from mypt.data.reading.containers import container_of, last_line
 from mypt.data.reading.raw import RawFile
 from mypt.errors import ConfigError, DataError
-from mypt.training.exposure import exposure
-from mypt.training.row_lookup import find_row, parse_place
+from mypt.provenance.exposure import exposure
+from mypt.provenance.row_lookup import find_row, parse_place
 from tests.mypt.training.conftest import write_chat
 
 

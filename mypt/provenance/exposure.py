@@ -15,12 +15,11 @@ from mypt.data.packing.layout import plan_rows
 from mypt.data.shards import ShardView
 from mypt.errors import MyptError
 from mypt.parsing import Frozen
-from mypt.training.ancestry import ancestry
+from mypt.provenance.row_counts import RowCounts, count_packed, count_windows, no_counts
+from mypt.provenance.search import Search, ancestry
 from mypt.training.batches.packed import PackedRows
 from mypt.training.batches.windows import Windows
 from mypt.training.lineage import DatasetRecord, Lineage
-from mypt.training.row_counts import RowCounts, count_packed, count_windows, no_counts
-from mypt.training.search import Search
 
 MANY_PASSES: Final = 4.0
 """Passes over the same tokens above which a warning is shown. Up to about four, repeated data

@@ -6,9 +6,16 @@ from typing import NamedTuple
 from mypt.config import Preset
 from mypt.errors import ConfigError
 from mypt.parsing import Frozen
-from mypt.training.counting import Operations, Weights, count_operations, count_weights
-from mypt.training.machines import FAILURE_HOURS, WRITE_RATE, Machine
-from mypt.training.memory import Memory, Parallel, estimate
+from mypt.planning.machines import FAILURE_HOURS, WRITE_RATE, Machine
+from mypt.planning.sizes import (
+    Memory,
+    Operations,
+    Parallel,
+    Weights,
+    count_operations,
+    count_weights,
+    estimate,
+)
 
 _STEP_BYTES = 16
 """What the history keeps of a step."""

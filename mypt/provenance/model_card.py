@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from mypt.provenance.trace import policy_rule
 from mypt.training.lineage import Lineage, ParentRecord
-from mypt.training.trace import policy_rule
 
 
 def model_card(lineage: Lineage, *, stop: str) -> str:

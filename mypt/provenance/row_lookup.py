@@ -13,8 +13,8 @@ from mypt.data.reading.containers import container_of, last_line
 from mypt.data.reading.raw import RawFile
 from mypt.data.shards import ShardView
 from mypt.errors import ConfigError, DataError
-from mypt.training.exposure import Exposure, RowExposure, Training
-from mypt.training.search import Search
+from mypt.provenance.exposure import Exposure, RowExposure, Training
+from mypt.provenance.search import Search
 
 _SHA256_DIGITS = 12
 _NAMES_SHOWN = 5

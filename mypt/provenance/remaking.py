@@ -11,9 +11,9 @@ from mypt.data.manifest import TOKENIZER_STATE, Manifest, SourceRecord, read_man
 from mypt.data.reading.sources import source_name
 from mypt.data.template import load_template
 from mypt.errors import ConfigError, DataError
+from mypt.provenance.search import Search
 from mypt.training.circumstances import record_dataset
 from mypt.training.lineage import DatasetRecord
-from mypt.training.search import Search
 
 _NAMES_SHOWN = 8
 

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_iter
 
 from mypt.config import Preset
 from mypt.model.gpt import GPT
-from mypt.training.memory import estimate
+from mypt.planning.sizes import estimate
 from mypt.training.optim import make_optimizer
 
 BOUND = 0.10

@@ -1,5 +1,6 @@
 """A checkpoint made again from its raw files, and compared stage by stage with what it was."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Literal
@@ -8,22 +9,56 @@ from mypt.data.manifest import read_manifest, verify_files
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import models_dir, moved_home, step_folder
 from mypt.parsing import Frozen
-from mypt.training.ancestry import ancestry
+from mypt.provenance.remaking import differences, make_again, missing_files
+from mypt.provenance.search import Search, ancestry
 from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
 from mypt.training.events import Event, StepReport
 from mypt.training.lineage import DatasetRecord, Lineage, read_lineage
 from mypt.training.loop import train
-from mypt.training.parting import Parting
 from mypt.training.plan import RunPlan, plan_run
-from mypt.training.remaking import differences, make_again, missing_files
-from mypt.training.search import Search
 
 SAME: Final = "same"
 DIFFERS: Final = "differs"
 TAKEN: Final = "taken"
 Outcome = Literal["same", "differs", "taken"]
 Watch = Callable[[Iterable[Event], RunPlan], Iterable[Event]]
+
+
+class Parting:
+    """Compares steps with those of then until they part or the recorded step is reached."""
+
+    def __init__(self, then: History) -> None:
+        """Begin before the first step of what was recorded."""
+        self.step = 0
+        self.line: str | None = None
+        """At which step the two part, and by what."""
+        self._then = then
+
+    @property
+    def over(self) -> bool:
+        """Whether they have parted, or every recorded step was made."""
+        return self.line is not None or self.step == len(self._then.loss)
+
+    def compare(self, now: StepReport) -> None:
+        """Take in one more step."""
+        self.step = now.step
+        for name in History._fields:
+            old, new = getattr(self._then, name)[now.step - 1], getattr(now, name)
+            recorded = not math.isnan(self._then.grad_norm[now.step - 1])
+            if recorded and self.line is None and repr(old) != repr(new):
+                self.line = f"they part at step {now.step}: {name} {old!r} then, {new!r} now"
+
+    def details(self, found: bool) -> tuple[str, ...]:
+        """Return where the two part, as far as it was recorded."""
+        if self.line is not None:
+            return (self.line,)
+        if all(map(math.isnan, self._then.grad_norm)):
+            why = "an older mypt wrote it" if found else "its folder is gone"
+            return (f"at which step they part is not known: {why}",)
+        return (
+            f"every loss and gradient is the same; they part in the update of step {self.step}",
+        )
 
 
 class Stage(Frozen):

@@ -11,10 +11,11 @@ from mypt.data.dataset import mask, prepare, tokenize
 from mypt.data.exchange.adoption import adopt
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import datasets_dir, home
-from mypt.training import reproduction, step
+from mypt.provenance import reproduction
+from mypt.provenance.reproduction import reproduce
+from mypt.training import step
 from mypt.training.checkpoints.state import History
 from mypt.training.lineage import read_lineage
-from mypt.training.reproduction import reproduce
 from tests.mypt.training.conftest import write_chat
 
 

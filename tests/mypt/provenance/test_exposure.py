@@ -10,9 +10,9 @@ import pytest
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import mask, tokenize
 from mypt.data.exchange.adoption import adopt
-from mypt.training import row_counts
+from mypt.provenance import row_counts
+from mypt.provenance.exposure import MANY_PASSES, exposure
 from mypt.training.batches import windows
-from mypt.training.exposure import MANY_PASSES, exposure
 from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader
 from tests.mypt.training.conftest import write_chat
@@ -203,5 +203,5 @@ def test_counting_imports_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, mypt.training.exposure; sys.exit('torch' in sys.modules)"
+    code = "import sys, mypt.provenance.exposure; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from mypt.data.manifest import METADATA, SourceFile, read_manifest
 from mypt.errors import ConfigError, MyptError
 from mypt.home import STEP_FOLDER, datasets_dir, models_dir
 from mypt.parsing import Frozen
-from mypt.training.ancestry import ancestry
+from mypt.provenance.search import ancestry
 from mypt.training.lineage import DatasetRecord
 
 _DIGEST = re.compile(r"[0-9a-f]{12,64}")

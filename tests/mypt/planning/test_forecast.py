@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.commands.planning import render
 from mypt.config import Preset
 from mypt.errors import ConfigError
-from mypt.training.counting import count_operations
-from mypt.training.forecast import Data, best_interval, forecast
-from mypt.training.forecast_table import render
-from mypt.training.machines import GPUS, Machine, Probe, find_gpu
-from mypt.training.planning import plan, read_presets
+from mypt.planning.configs import plan, read_presets
+from mypt.planning.forecast import Data, best_interval, forecast
+from mypt.planning.machines import GPUS, Machine, Probe, find_gpu
+from mypt.planning.sizes import count_operations
 
 H100 = GPUS["h100"]
 
@@ -26,7 +26,7 @@ def test_a_checkpoint_is_as_large_as_was_said(tiny, chat_dataset, plan, finish):
 
 
 def test_tokens_steps_and_density_are_those_of_the_loader(tiny, chat_dataset, plan, finish):
-    from mypt.training.planning import plan as forecasts
+    from mypt.planning.configs import plan as forecasts
 
     for batching in ("windows", "packed"):
         preset = tiny(batching=batching, max_lost=1.0)
@@ -80,7 +80,7 @@ def test_what_is_timed_is_what_training_takes(tiny, plan, finish):
     sizes = {"n_embd": 64, "batch_size": 16, "grad_accumulation": 2}
     steps = finish(plan(**sizes))["steps"]
     taken = sorted(step.seconds for step in steps)[len(steps) // 2]
-    from mypt.training.planning import plan as forecasts
+    from mypt.planning.configs import plan as forecasts
 
     (found,) = forecasts((tiny(**sizes),), Machine(), probe_steps=5)
     assert taken / 4 < found.step_seconds < taken * 4
