@@ -1,14 +1,20 @@
 """The last page of a run on the terminal: figures, dialogues, digests, and where all lies."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from mypt.evaluation.report import render_report
-from mypt.evaluation.scores import EvaluationReport, Summary
+from mypt.evaluation.scores import Difference, EvaluationReport, ModelScores, Summary
 from mypt.home import home
+from mypt.text import visible
 from tasks.evaluation import summary_path
+
+_LONGEST = 120
+"""Characters of an answer that are shown."""
 
 
 def show_summary(summary: Summary) -> None:
@@ -31,3 +37,48 @@ def show_summary(summary: Summary) -> None:
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def render_report(report: EvaluationReport) -> RenderableType:
+    """Return a comparison: a line for each way of asking, then the dialogues."""
+    parts: list[RenderableType] = [_table(list(report.models.items()))]
+    parts += [Text(visible(_changed(name, found))) for name, found in report.sets.items()]
+    for dialogue in report.dialogues:
+        parts.append(_said("asked", dialogue.prompt))
+        if dialogue.base is not None:
+            parts.append(_said("base", dialogue.base))
+        parts.append(_said("fine-tuned" if report.base else "model", dialogue.sft))
+    return Group(*parts)
+
+
+def _table(rows: Sequence[tuple[str, ModelScores]]) -> Table:
+    tasks = list(dict.fromkeys(task for _, scores in rows for task in scores.exact_match))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading in ("loss", "perplexity", *tasks, "stops"):
+        table.add_column(heading, justify="right")
+    for name, scores in rows:
+        shares = [_share(scores.exact_match.get(task)) for task in tasks]
+        figures = (f"{scores.val_loss:.3f}", f"{scores.perplexity:.2f}")
+        table.add_row(Text(visible(name)), *figures, *shares, _share(scores.stop_recall))
+    scored, available = rows[0][1].supervised, rows[0][1].available
+    table.caption = f"loss: nats over {scored:,} of {available:,} supervised tokens of val"
+    table.caption_justify = "left"
+    return table
+
+
+def _changed(name: str, found: Difference) -> str:
+    return (
+        f"{name}: loss {found.before:.3f} -> {found.after:.3f}, change {found.change:+.3f}"
+        f" (95 % between {found.low:+.3f} and {found.high:+.3f})"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _said(who: str, text: str) -> Text:
+    one_line = visible(text.replace("\n", "⏎"))
+    short = one_line if len(one_line) <= _LONGEST else f"{one_line[:_LONGEST]} ..."
+    return Text.assemble((f"{who:14}", "dim"), short)

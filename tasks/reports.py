@@ -6,7 +6,7 @@ from pathlib import Path
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import METADATA, SPLITS, read_manifest
 from mypt.errors import MaskError
-from mypt.evaluation.proof_report import ProofReport
+from mypt.evaluation.proof.checks import ProofReport
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.inspection.preview import render_preview
 from mypt.inspection.validation import REPORT

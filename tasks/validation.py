@@ -5,8 +5,8 @@ from pathlib import Path
 from mypt import files
 from mypt.config import Preset
 from mypt.errors import DataError
-from mypt.evaluation import proof
-from mypt.evaluation.proof import prove_mask
+from mypt.evaluation.proof import proof
+from mypt.evaluation.proof.proof import prove_mask
 from mypt.inspection.checks.findings import ValidationReport
 from mypt.inspection.validation import REPORT
 from mypt.inspection.validation import validate as check

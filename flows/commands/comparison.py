@@ -1,13 +1,19 @@
 """The command that puts two things side by side; it starts no torch and no Prefect."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from flows.console import Console, print_json
 from mypt.errors import ConfigError
 from mypt.parsing import Frozen
+from mypt.text import visible
+
+if TYPE_CHECKING:
+    from mypt.provenance.comparison import Comparison, Pair
 
 
 def diff(a: str, b: str, *, json: bool = False) -> int:
@@ -59,25 +65,63 @@ def _diff_runs(a: str, b: str) -> tuple[Frozen, RenderableType]:
     from flows.environment import prepare_environment
 
     prepare_environment()
-    from mypt.evaluation import comparison_table
     from tasks.runs import compare_runs, find_run
 
     found = compare_runs(find_run(a), find_run(b))
-    return found, comparison_table.render(found)
+    return found, render(found)
 
 
 def _diff_datasets(a: str, b: str) -> tuple[Frozen, RenderableType]:
-    from mypt.inspection import diff as diffs
-    from mypt.inspection import terminal as preview_report
+    from mypt.inspection.diff import diff
+    from mypt.inspection.terminal import render_diff
 
-    found = diffs.diff(Path(a), Path(b))
-    return found, preview_report.render_diff(found)
+    found = diff(Path(a), Path(b))
+    return found, render_diff(found)
 
 
 def _diff_models(a: str, b: str) -> tuple[Frozen, RenderableType]:
-    from mypt.evaluation import comparison_table
     from mypt.home import checkpoint_to_use
     from mypt.provenance import comparison
 
     found = comparison.compare_checkpoints(checkpoint_to_use(a), checkpoint_to_use(b))
-    return found, comparison_table.render(found)
+    return found, render(found)
+
+
+def render(diff: "Comparison") -> RenderableType:
+    """Return what differs: settings, figures, and the rows that were trained on."""
+    from mypt.inspection.terminal import render_diff
+
+    parts: list[RenderableType] = [
+        _table(diff, "differs", diff.settings),
+        _table(
+            diff,
+            "figures",
+            {key: (_number(a), _number(b)) for key, (a, b) in diff.metrics.items()},
+            "right",
+        ),
+    ]
+    if diff.dataset is None:
+        parts.append(Text(visible(diff.dataset_note), style="dim"))
+    else:
+        parts.append(render_diff(diff.dataset))
+    return Group(*parts)
+
+
+def _table(
+    diff: "Comparison", title: str, rows: "dict[str, Pair]", justify: JustifyMethod = "left"
+) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(title)
+    for name in (diff.a, diff.b):
+        table.add_column(Text(visible(name)), justify=justify, overflow="fold")
+    for key, cells in rows.items():
+        table.add_row(Text(visible(key)), *(Text(visible(cell)) for cell in cells))
+    if not rows:
+        table.add_row("nothing")
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1 else f"{value:.4f}"

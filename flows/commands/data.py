@@ -186,7 +186,8 @@ def validate(
         Console().print(preview_report.render_report(report))
     proved = None
     if report.ok and prove:
-        from mypt.evaluation import proof, proof_report
+        from mypt.evaluation.proof import checks as proof_report
+        from mypt.evaluation.proof import proof
 
         proved = proof.prove_mask(dataset)
         if not json:

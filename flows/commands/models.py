@@ -4,7 +4,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.commands.whole import MaybeWhole, Whole
 from flows.console import Console, print_json
@@ -14,6 +14,13 @@ from mypt.data.manifest import read_manifest
 from mypt.errors import ConfigError
 from mypt.home import check_name
 from mypt.parsing import parse_config
+from mypt.text import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mypt.evaluation.scores import ModelScores, TokenReport
+
 
 Form = Literal["auto", "chat", "plain"]
 
@@ -107,7 +114,7 @@ def evaluate(
             is better, write down why, and exit 1 where it is not.
         json: Print the scores as JSON.
     """
-    from mypt.evaluation import report, score_table
+    from mypt.evaluation import report
 
     config = EvaluateConfig(exercises=exercises, eval_iters=eval_iters, harness=tuple(harness))
     if gate and out_dir:
@@ -126,7 +133,7 @@ def evaluate(
     if json:
         print_json(scores.model_dump(mode="json"))
     else:
-        Console().print(score_table.render(scores))
+        Console().print(render(scores))
         if out_dir:
             Console().print(f"written: {out_dir}", markup=False, soft_wrap=True)
     return 0
@@ -179,3 +186,42 @@ class _Stop:
 
     def __call__(self) -> bool:
         return self._code != 0
+
+
+def render(scores: "ModelScores") -> "Table":
+    """Return what was measured, a line a figure, as something that rich can print."""
+    from rich.table import Table
+
+    from mypt.evaluation.scores import harness_metrics
+
+    table = Table(title=f"{scores.model} at {scores.checkpoint.path}", show_header=False)
+    scored = f"{scores.supervised:,} of {scores.available:,} supervised tokens"
+    table.add_row("validation loss", f"{scores.val_loss:.4f} nats", scored)
+    table.add_row("perplexity", f"{scores.perplexity:.3f}", "")
+    for task, share in scores.exact_match.items():
+        table.add_row(f"exact match, {task}", f"{share:.1%}", f"asked as {scores.form}")
+    if scores.stop_recall is not None:
+        table.add_row("answers that stop", f"{scores.stop_recall:.1%}", f"of {scores.asked}")
+        table.add_row("answers that leak role tags", _share(scores.leak_rate), "")
+        table.add_row("repeated stretches", _share(scores.repetition), "of four tokens")
+    for task, metric in harness_metrics([scores]):
+        value = scores.harness[task][metric]
+        table.add_row(f"harness, {visible(task)}", f"{value:.4f}", visible(metric))
+    if scores.tokens is not None:
+        _add_tokens(table, scores.tokens)
+    return table
+
+
+def _add_tokens(table: "Table", tokens: "TokenReport") -> None:
+    if tokens.bits_per_byte is not None:
+        table.add_row("bits per byte", f"{tokens.bits_per_byte:.4f}", "")
+    table.add_row("stop recall", _share(tokens.stop_recall), "where a turn ends")
+    table.add_row("false stops", _share(tokens.false_stops), "where it goes on")
+    for group, members in tokens.groups.items():
+        for name, found in members.items():
+            said = f"{found.tokens:,} tokens, {found.accuracy:.1%} right"
+            table.add_row(f"{group}, {visible(name)}", f"{found.loss:.4f} nats", said)
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from mypt.config import MaskPolicy
-from mypt.data.masking import WORDS
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, parse_json, read_config
 
@@ -16,12 +15,15 @@ def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:
     """Return the policy that ``text`` means, e.g. ``assistant``, ``user,assistant,last``.
 
     Args:
-        text: Comma-separated roles and :data:`WORDS`; or a JSON object; or a file of one.
+        text: Comma-separated roles and words (:data:`mypt.data.masking.WORDS`); a JSON object; or a
+            file of one.
         flag: What it was given as, for errors.
 
     Raises:
         ConfigError: If it is none of these.
     """
+    from mypt.data.masking import WORDS
+
     if text.lstrip().startswith("{"):
         return parse_config(parse_json(text, flag), MaskPolicy, flag)
     if len(text) < _LONGEST_PATH and Path(text).is_file():

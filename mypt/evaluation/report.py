@@ -22,7 +22,6 @@ from mypt.evaluation.measuring import (
 )
 from mypt.evaluation.report_page import render_page
 from mypt.evaluation.scores import Dialogue, Difference, EvaluationReport
-from mypt.evaluation.tables import render_report
 from mypt.home import checkpoint_to_use
 from mypt.provenance.search import Search
 from mypt.references import CheckpointRef, DatasetRef
@@ -32,7 +31,6 @@ __all__ = [
     "EVALUATION",
     "compare",
     "evaluate_model",
-    "render_report",
     "report_on",
     "training_data",
     "write_report",

@@ -1,8 +1,133 @@
-"""An evaluation as one self-contained HTML page: figures, plots, answers; nothing is loaded."""
+"""An evaluation as one self-contained page: figures, plots, answers; nothing is loaded."""
 
-from mypt.evaluation.plots import plots
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mypt.data.manifest import read_manifest
 from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
 from mypt.pages.render import render
+from mypt.text import visible
+from mypt.training.checkpoints.state import read_history
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_POINTS = 300
+"""Points of a loss curve; each is the mean of as many steps as that takes."""
+_NARROW, _WIDE = 8, 5000
+"""Ratios of losses below which ticks stand evenly, and above which at powers of ten alone."""
+_COLOURS = {"base": "#888888", "fine-tuned": "#2a6fb0", "model": "#2a6fb0"}
+
+
+def plots(report: EvaluationReport) -> dict[str, str]:
+    """Return an SVG element for each title.
+
+    Raises:
+        CheckpointError: If a checkpoint's history is damaged.
+        ManifestError: If the dataset is.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    models = {"base": report.base, "fine-tuned": report.sft} if report.base else {}
+    models = models or {"model": report.sft}
+    drawn = {}
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mypt", "font.size": 9}):
+        for title, draw in {
+            "Loss while training": _history,
+            "Loss by class of token": _classes,
+            "Calibration": _calibration,
+        }.items():
+            figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+            draw(figure.subplots(), models)
+            drawn[title] = _svg(figure)
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        if _density(figure.subplots(), Path(report.dataset.path)):
+            drawn["Supervised share of the chat data"] = _svg(figure)
+    return drawn
+
+
+def _history(axes: "Axes", models: dict[str, ModelScores]) -> None:
+    for name, scores in models.items():
+        step = scores.checkpoint.step
+        loss = np.array(read_history(Path(scores.checkpoint.path), step).loss)
+        lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
+        known = [lot[np.isfinite(loss[lot])] for lot in lots]
+        points = [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, color=_COLOURS[name])
+    axes.set(xlabel="optimizer step", ylabel="nats a supervised token", yscale="log")
+    _plain_ticks(axes)
+    _finish(axes)
+
+
+def _plain_ticks(axes: "Axes") -> None:
+    """Write 0.5, 1, 2 and so on beside a logarithmic axis: losses seldom span a power of ten."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    low, high = axes.get_ylim()
+    narrow, wide = high / low < _NARROW, high / low > _WIDE
+    steps = (1.0,) if wide else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _classes(axes: "Axes", models: dict[str, ModelScores]) -> None:
+    for index, (name, scores) in enumerate(models.items()):
+        found = scores.tokens.groups["class"] if scores.tokens else {}
+        places = np.arange(len(found)) + 0.4 * index
+        axes.bar(
+            places, [group.loss for group in found.values()], 0.4, label=name, color=_COLOURS[name]
+        )
+        axes.set_xticks(places - 0.2, list(found))
+    axes.set(ylabel="nats a token")
+    _finish(axes)
+
+
+def _calibration(axes: "Axes", models: dict[str, ModelScores]) -> None:
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
+    for name, scores in models.items():
+        bins = scores.tokens.calibration if scores.tokens else ()
+        points = [(found.confidence, found.accuracy) for found in bins]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_COLOURS[name])
+    axes.set(xlabel="how sure of the likeliest token", ylabel="how often it was right")
+    _finish(axes)
+
+
+def _density(axes: "Axes", dataset: Path) -> bool:
+    """Draw whose tokens are supervised; say whether there are masks at all."""
+    record = read_manifest(dataset).mask
+    if record is None:
+        return False
+    found = {"all": record.stats.total, **record.stats.by_role, **record.stats.by_source}
+    names = [visible(name)[:40].replace("$", r"\$") for name in found]
+    axes.barh(range(len(found)), [density.density for density in found.values()], color="#2a6fb0")
+    axes.set_yticks(range(len(found)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="share of tokens that are supervised", xlim=(0, 1))
+    return True
+
+
+def _finish(axes: "Axes") -> None:
+    axes.grid(visible=True, alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
+
+
+def _svg(figure: object) -> str:
+    from matplotlib.figure import Figure
+
+    assert isinstance(figure, Figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
 
 
 def render_page(report: EvaluationReport) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from mypt.data.dataset import open_dataset
 from mypt.errors import MyptError
-from mypt.evaluation.proof import prove_mask
+from mypt.evaluation.proof.proof import prove_mask
 from mypt.inspection.checks import masks
 from mypt.inspection.validation import validate
 from tests.mypt.clean import CLEAN, everything, pairs

@@ -3,7 +3,7 @@
 import pytest
 
 from mypt.errors import MaskError
-from mypt.evaluation.proof_report import ProofCheck, ProofReport
+from mypt.evaluation.proof.checks import ProofCheck, ProofReport
 from tasks.journal import Journal
 from tasks.reports import report_proof
 

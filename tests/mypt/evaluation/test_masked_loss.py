@@ -12,7 +12,7 @@ from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.errors import DataError, MaskError
 from mypt.evaluation import token_scores
-from mypt.evaluation.masked_loss import SplitLoss, validation_loss
+from mypt.evaluation.token_scores import SplitLoss, validation_loss
 from mypt.model.gpt import GPT
 
 BLOCK = 48

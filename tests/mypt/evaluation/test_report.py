@@ -13,9 +13,10 @@ from flows.cli import main
 from mypt.config import EvaluateConfig, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, tokenize
 from mypt.errors import CheckpointError, ConfigError, ManifestError
-from mypt.evaluation import plots, report
-from mypt.evaluation.masked_loss import validation_loss
+from mypt.evaluation import report
+from mypt.evaluation import report_page as plots
 from mypt.evaluation.scores import Dialogue, EvaluationReport
+from mypt.evaluation.token_scores import validation_loss
 from mypt.inference.chat import ask
 from mypt.references import DatasetRef
 from mypt.training.checkpoints.checkpoint import load_model

@@ -9,10 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from flows.commands.comparison import render
 from mypt.config import MaskPolicy, Preset
 from mypt.data.dataset import mask
 from mypt.errors import CheckpointError, DataError
-from mypt.evaluation.comparison_table import render
 from mypt.home import home
 from mypt.provenance.comparison import compare_checkpoints
 from mypt.training.events import EvalReport, StepReport

@@ -7,7 +7,7 @@ import torch
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare
 from mypt.errors import CheckpointError, ConfigError, TrainingError
-from mypt.evaluation.masked_loss import validation_loss
+from mypt.evaluation.token_scores import validation_loss
 from mypt.home import models_dir
 from mypt.training import loop
 from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model

@@ -12,10 +12,10 @@ from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.data.spans import KIND
 from mypt.errors import MaskError
-from mypt.evaluation import proof
-from mypt.evaluation.alignment import Truth, match, pieces_of
-from mypt.evaluation.proof import prove_mask, render
-from mypt.evaluation.proof_checks import check_gradients
+from mypt.evaluation.proof import proof
+from mypt.evaluation.proof.alignment import Truth, match, pieces_of
+from mypt.evaluation.proof.checks import check_gradients
+from mypt.evaluation.proof.proof import prove_mask, render
 from mypt.training.loader import Batch, GPTDataLoader
 from tests.mypt.clean import by_hand, everything, text
 from tests.mypt.faults import POLICY

@@ -10,9 +10,15 @@ from mypt.data.manifest import Manifest, Split
 from mypt.data.packing.layout import PackingPlan, plan_rows
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import MaskError
-from mypt.evaluation.alignment import Truth
-from mypt.evaluation.proof_checks import check_alignment, check_gradients, check_nothing_lost
-from mypt.evaluation.proof_report import ProofCheck, ProofReport, render
+from mypt.evaluation.proof.alignment import Truth
+from mypt.evaluation.proof.checks import (
+    ProofCheck,
+    ProofReport,
+    check_alignment,
+    check_gradients,
+    check_nothing_lost,
+    render,
+)
 from mypt.training.loader import Batch, GPTDataLoader
 
 __all__ = ["ProofCheck", "ProofReport", "prove_mask", "render"]

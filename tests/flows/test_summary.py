@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from mypt.evaluation.report import render_report
+from flows.summary import render_report
 from mypt.evaluation.scores import Dialogue, EvaluationReport, ModelScores
 from mypt.references import CheckpointRef, DatasetRef
 

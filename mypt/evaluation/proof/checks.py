@@ -1,4 +1,9 @@
-"""The statements of a proof: a batch against the files, and its loss against its mask."""
+"""The statements of a proof: a batch against the files, and its loss against its mask.
+
+Each says whether it held everywhere it was tried.
+"""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,14 +14,63 @@ from mypt.config import GPTConfig
 from mypt.data.manifest import Split
 from mypt.data.packing.layout import PackingPlan
 from mypt.data.spans import KIND, KINDS
-from mypt.evaluation.alignment import Match, Piece, Truth, match, pieces_of
-from mypt.evaluation.proof_report import ProofCheck
+from mypt.evaluation.proof.alignment import Match, Piece, Truth, match, pieces_of
 from mypt.model.gpt import GPT
+from mypt.parsing import Frozen
 from mypt.training.loader import Batch, GPTDataLoader
 
-_LAYERS, _HEADS, _WIDTH = 2, 2, 32
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 _CHANGED = 8
 """Supervised targets that are changed, one at a time."""
+
+
+class ProofCheck(Frozen):
+    """One statement about the batches, and whether it held everywhere it was tried."""
+
+    name: str
+    ok: bool
+    count: int
+    """How many tokens, pieces or runs it was tried on; 0 means that there was none."""
+    detail: str = ""
+    """The first place where it did not hold."""
+
+
+class ProofReport(Frozen):
+    """What was shown about a dataset's masks as training sees them."""
+
+    dataset: str
+    """Digest of the dataset."""
+    seed: int
+    shards: int
+    """Shards that the proof looked at."""
+    shards_in_all: int
+    checks: tuple[ProofCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every statement held."""
+        return all(check.ok for check in self.checks)
+
+
+def render(report: ProofReport) -> "RenderableType":
+    """Return the report as rich prints it, a line a statement."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = []
+    for check in report.checks:
+        mark, style = ("ok", "green") if check.ok else ("FAILED", "bold red")
+        lines.append(Text.assemble((f"{mark:7}", style), f"{check.count:>9,}  {check.name}"))
+        if check.detail:
+            lines.append(Text(f"{'':18}{check.detail}", style="dim"))
+    verdict = "proved" if report.ok else "refuted"
+    said = f"{verdict} on {report.shards} of {report.shards_in_all} shards, seed {report.seed}"
+    return Group(*lines, Text(said, style="bold green" if report.ok else "bold red"))
+
+
+_LAYERS, _HEADS, _WIDTH = 2, 2, 32
 
 
 class _Tally:

@@ -1,0 +1,1 @@
+"""The proof of a mask on real batches."""
