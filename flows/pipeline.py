@@ -13,12 +13,11 @@ from flows.summary import show_summary
 from flows.temporary_api import end_with_this_process
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
-from tasks.crowning import mirror_champion
-from tasks.evaluation import evaluate, summary_path
-from tasks.gate import NOT_ASKED, gate
+from tasks.evaluation import NOT_ASKED, evaluate, gate, summary_path
 from tasks.masking import mask
-from tasks.parent import pipeline_run, report_gate, report_pipeline
+from tasks.reporting.pipelines import pipeline_run, report_gate, report_pipeline
 from tasks.tokenization import tokenize
+from tasks.tracking.mirror import mirror_champion
 from tasks.training import pretrain, sft
 from tasks.validation import validate
 

@@ -18,7 +18,7 @@ from flows.addresses import Addresses
 from flows.environment import answers
 from mypt.errors import MyptError
 from mypt.home import home
-from tasks.destination import ui_page
+from tasks.tracking.destination import ui_page
 
 TERMINATED = 143
 _START_SECONDS = 180.0

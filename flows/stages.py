@@ -14,12 +14,12 @@ from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.checkpoints.folder import checkpoint_to_use
 from tasks import evaluation, training
-from tasks.crowning import mirror_champion
-from tasks.gate import NOT_ASKED, gate
+from tasks.evaluation import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
-from tasks.parent import report_gate, stage_run
+from tasks.reporting.pipelines import report_gate, stage_run
 from tasks.stages import tell
 from tasks.tokenization import tokenize
+from tasks.tracking.mirror import mirror_champion
 from tasks.validation import validate
 
 Result = TypeVar("Result", DatasetRef, CheckpointRef, Summary)

@@ -1,4 +1,7 @@
-"""Where a run leaves its files, and which names may be used there."""
+"""Where a run leaves its files, which names may be used there, and locks on them.
+
+The operating system frees the locks of a process that dies.
+"""
 
 import os
 import re
@@ -6,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+
+from filelock import FileLock
 
 from mypt.errors import CheckpointError, ConfigError
 
@@ -100,3 +105,10 @@ def checkpoint_to_use(name_or_path: str | Path) -> Path:
     if latest == Path(name_or_path) or not (latest.parent / "best").is_file():
         return latest
     return find_checkpoint(latest.parent, "best")
+
+
+def lock(name: str) -> FileLock:
+    """Return the lock of that name, not taken yet; any thread may let go of it."""
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock", thread_local=False)

@@ -1,24 +1,33 @@
-"""Prefect task that compares the base model with the fine-tuned one."""
+"""Prefect tasks that compare the base model with the fine-tuned one, and ask the gate about it."""
 
 from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
 from mypt import files
 from mypt.config import EvaluateConfig
 from mypt.data.manifest import read_manifest
 from mypt.evaluation import report as code
+from mypt.evaluation.gate import HELD, RULE, champion, judge
 from mypt.evaluation.report import EVALUATION, compare, write_report
 from mypt.evaluation.scores import EvaluationReport, Summary
-from mypt.home import home
+from mypt.home import home, lock
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import read_lineage
-from tasks.evaluation_report import report_evaluation
-from tasks.inputs import dataset_input
 from tasks.keys import stage_key
-from tasks.recording import recorded
-from tasks.records import Params, flatten
-from tasks.stages import Output, make_room, stage
+from tasks.reporting.evaluations import report_evaluation
+from tasks.reporting.inputs import dataset_input
+from tasks.stages import Output, make_room, stage, tell
+from tasks.tracking.recording import recorded
+from tasks.tracking.records import Params, flatten
 
 SUMMARY = "summary.json"
+NOT_ASKED = "not asked"
+"""What a run says of the gate where its config does not ask it."""
+REFUSED = "mypt.gate.refused"
+"""Prefect event of a model that did not become the champion."""
 
 
 def _output(
@@ -103,3 +112,43 @@ def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
             "evaluation": digest,
         },
     )
+
+
+@task(task_run_name="gate {name}", cache_policy=NO_CACHE)
+def gate(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str) -> str:
+    """Let a model that is better than the champion replace it, and return what was decided.
+
+    The answer hangs on who is champion just now, so it is never taken from a cache; only the
+    champion itself is not measured again. Who is refused is told to Prefect as an event, which
+    an automation may pass on; the run completes either way.
+
+    Args:
+        model: The fine-tuned model.
+        dataset: Chat data whose validation split candidate and champion are scored on.
+        config: How much to score and to ask.
+        name: What people call the pipeline.
+
+    Raises:
+        MyptError: As :func:`mypt.evaluation.gate.judge`.
+    """
+    tell(f"gate {name}")
+    with lock("gate"):
+        held = champion()
+        if held is not None and held.digest == model.digest:
+            return _told(name, f"promoted: {HELD}")
+        # The rule asks nothing of the harness.
+        verdict = judge(model, dataset, config.model_copy(update={"harness": ()}))
+    reasons = "; ".join(verdict.reasons)
+    if verdict.promoted:
+        return _told(name, f"promoted: {reasons}")
+    resource = {
+        "prefect.resource.id": f"mypt.model.{verdict.candidate.model}",
+        "prefect.resource.name": verdict.candidate.model,
+    }
+    emit_event(REFUSED, resource, payload={"reasons": reasons, "rule": RULE})
+    return _told(name, f"refused: {reasons}")
+
+
+def _told(name: str, decided: str) -> str:
+    tell(f"gate {name}: {decided}")
+    return decided

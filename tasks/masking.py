@@ -6,13 +6,12 @@ from mypt.data import mask_files
 from mypt.data.dataset import masked_recipe
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
-from tasks.inputs import dataset_input
 from tasks.keys import stage_key
-from tasks.outputs import whole_dataset
-from tasks.recording import recorded
-from tasks.records import Params, flatten
-from tasks.reports import report_masks
-from tasks.stages import Output, make_room, stage
+from tasks.reporting.datasets import report_masks
+from tasks.reporting.inputs import dataset_input
+from tasks.stages import Output, make_room, stage, whole_dataset
+from tasks.tracking.recording import recorded
+from tasks.tracking.records import Params, flatten
 
 
 def _output(dataset: DatasetRef, policy: MaskPolicy, name: str) -> Output:

@@ -16,8 +16,10 @@ from prefect.runtime import task_run
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from mypt import files
+from mypt.data.manifest import read_manifest, verify_files
 from mypt.errors import MyptError
-from tasks.locks import lock
+from mypt.home import checkpoint_to_use, lock
+from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
 
 P = ParamSpec("P")
@@ -147,3 +149,31 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("prefect.task_runs").addFilter(_is_news)
+
+
+def whole_dataset(folder: Path) -> None:
+    """Check a dataset.
+
+    Raises:
+        ManifestError: If anything is missing or was changed.
+    """
+    verify_files(folder, read_manifest(folder))
+
+
+def whole_model(folder: Path) -> None:
+    """Check the checkpoint of a model folder that is to be used.
+
+    Raises:
+        CheckpointError: If there is none, or anything in it is missing or was changed.
+    """
+    verify_folder(checkpoint_to_use(folder))
+
+
+def whole_report(path: Path) -> None:
+    """Check a sealed JSON file.
+
+    Raises:
+        ValueError: If it was changed.
+        OSError: If it cannot be read.
+    """
+    files.read_sealed(path)

@@ -7,12 +7,11 @@ from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks import progress
 from tasks.keys import stage_key
-from tasks.live import live_progress
-from tasks.outputs import whole_dataset
-from tasks.recording import recorded
-from tasks.records import Params, flatten
-from tasks.reports import report_dataset
-from tasks.stages import Output, log, make_room, stage
+from tasks.reporting.datasets import report_dataset
+from tasks.reporting.live import live_progress
+from tasks.stages import Output, log, make_room, stage, whole_dataset
+from tasks.tracking.recording import recorded
+from tasks.tracking.records import Params, flatten
 
 
 def _output(config: PrepareConfig, name: str, tokenizer: DatasetRef | None) -> Output:

@@ -1,4 +1,12 @@
-"""Prefect tasks that train: the same stage for pretraining and for fine-tuning."""
+"""Prefect tasks that train: the same stage for pretraining and for fine-tuning.
+
+A scheduler's warning is kept back until the training has saved.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from prefect.runtime import flow_run
 
@@ -11,15 +19,39 @@ from mypt.training.events import Finished, StepReport
 from mypt.training.launch.launch import train_anywhere
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan, plan_run
-from tasks.interruption import held_back_sigterm
 from tasks.keys import stage_key
-from tasks.live import live_progress
-from tasks.outputs import whole_model
 from tasks.progress import describe_step, watch
-from tasks.recording import mlflow_run_id, recorded
+from tasks.reporting.live import live_progress
+from tasks.reporting.trainings import TrainingReport
 from tasks.slot import gpu_slot
-from tasks.stages import Output, log, stage
-from tasks.training_report import TrainingReport
+from tasks.stages import Output, log, stage, whole_model
+from tasks.tracking.recording import mlflow_run_id, recorded
+
+
+@contextmanager
+def held_back_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM has come, and let it act when the block ends.
+
+    Prefect's own handler raises wherever the program stands, in the middle of a step too. In
+    a thread other than the main one no signal arrives, and nothing is held back.
+    """
+    asked = False
+
+    def ask(_: int, __: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, ask)
+    except ValueError:
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _plan(preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None) -> RunPlan:

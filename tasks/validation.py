@@ -11,12 +11,11 @@ from mypt.inspection.checks.findings import ValidationReport
 from mypt.inspection.validation import REPORT
 from mypt.inspection.validation import validate as check
 from mypt.references import DatasetRef
-from tasks.inputs import dataset_input
 from tasks.keys import stage_key
-from tasks.outputs import whole_report
-from tasks.recording import recorded
-from tasks.reports import report_proof, report_validation
-from tasks.stages import Output, stage
+from tasks.reporting.datasets import report_proof, report_validation
+from tasks.reporting.inputs import dataset_input
+from tasks.stages import Output, stage, whole_report
+from tasks.tracking.recording import recorded
 
 
 def _output(dataset: DatasetRef, preset: Preset) -> Output:

@@ -56,7 +56,7 @@ def _check_run(text: str) -> None:
     from flows.environment import prepare_environment
 
     prepare_environment()
-    from tasks.runs import find_run
+    from tasks.tracking.runs import find_run
 
     find_run(text)
 
@@ -65,7 +65,7 @@ def _diff_runs(a: str, b: str) -> tuple[Frozen, RenderableType]:
     from flows.environment import prepare_environment
 
     prepare_environment()
-    from tasks.runs import compare_runs, find_run
+    from tasks.tracking.runs import compare_runs, find_run
 
     found = compare_runs(find_run(a), find_run(b))
     return found, render(found)

@@ -142,12 +142,12 @@ def evaluate(
 def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: bool) -> int:
     from flows.environment import prepare_environment
     from mypt.evaluation.gate import judge
-    from tasks.destination import mlflow_is_there
+    from tasks.tracking.destination import mlflow_is_there
 
     verdict = judge(model, dataset_dir, config)
     if verdict.promoted and mlflow_is_there():
         prepare_environment()  # before MLflow is imported
-        from tasks.crowning import mirror_champion
+        from tasks.tracking.mirror import mirror_champion
 
         mirror_champion()
     if json:

@@ -73,8 +73,8 @@ def sync() -> int:
     from flows.environment import prepare_environment
 
     prepare_environment()
-    from tasks.crowning import mirror_champion
-    from tasks.mirror import sync as send
+    from tasks.tracking.mirror import mirror_champion
+    from tasks.tracking.mirror import sync as send
 
     Console().print(f"sent {send()} records", markup=False)
     mirror_champion()

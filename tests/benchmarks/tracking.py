@@ -16,8 +16,8 @@ def lines(*, quick: bool) -> Iterator[Line]:
     from flows.environment import prepare_environment
 
     prepare_environment()
-    from tasks.recording import recorded
-    from tasks.records import Metrics
+    from tasks.tracking.recording import recorded
+    from tasks.tracking.records import Metrics
 
     steps = 50 if quick else 600
     with recorded("benchmark", "benchmark") as run:

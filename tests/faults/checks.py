@@ -7,8 +7,8 @@ import signal
 from mypt import files
 from mypt.training import loop, run
 from mypt.training.checkpoints import checkpoint
-from tasks.journal import Journal
-from tasks.records import Metrics, Opened, read
+from tasks.tracking.journal import Journal
+from tasks.tracking.records import Metrics, Opened, read
 from tests.faults import children, operations
 from tests.faults.durability import Ledger
 from tests.faults.pipeline import PRETRAIN, finish, plan_pretrain

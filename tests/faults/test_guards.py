@@ -13,7 +13,7 @@ from mypt.data.manifest import Manifest
 from mypt.errors import MyptError
 from mypt.training import gradients, lineage, run, step
 from mypt.training.checkpoints import checkpoint, folder
-from tasks.journal import Journal
+from tasks.tracking.journal import Journal
 from tests.faults.checks import (
     builds_once,
     detects,

@@ -10,8 +10,8 @@ import pytest
 from mypt.errors import MyptError
 from mypt.training.events import StepReport
 from tasks import training
-from tasks.journal import Journal
-from tasks.records import Metrics, Opened, read
+from tasks.tracking.journal import Journal
+from tasks.tracking.records import Metrics, Opened, read
 from tests.faults import children, disks, gate
 from tests.faults.pipeline import PRETRAIN, TINY, final_folders
 
@@ -103,9 +103,9 @@ def synced(house):
     """Send the rest twice; return how much each brought, and what MLflow then has."""
     from mlflow import MlflowClient
 
-    from tasks.destination import read_sent
-    from tasks.mirror import sync
-    from tasks.records import names
+    from tasks.tracking.destination import read_sent
+    from tasks.tracking.mirror import sync
+    from tasks.tracking.records import names
 
     os.environ["MYPT_HOME"] = str(house.home)
     sent = [sync(), sync()]

@@ -13,7 +13,7 @@ from prefect.server.events.schemas.events import ReceivedEvent
 from pydantic import TypeAdapter
 
 from flows.catalogue import FLOWS, PIPELINE
-from tasks.gate import REFUSED
+from tasks.evaluation import REFUSED
 
 ROOT = Path(__file__).parents[2]
 DEPLOYED = ROOT / "deployments"

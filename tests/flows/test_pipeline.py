@@ -28,8 +28,8 @@ from mypt.references import DatasetRef
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage
 from tasks import training
-from tasks.gate import REFUSED
-from tasks.overview import KIND_TAG, PIPELINE
+from tasks.evaluation import REFUSED
+from tasks.tracking.destination import KIND_TAG, PIPELINE
 from tasks.validation import validate
 from tests.flows.conftest import CONFIG, SECRET
 

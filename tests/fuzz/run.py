@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["mypt", "tasks.records"]):
+with atheris.instrument_imports(include=["mypt", "tasks.tracking.records"]):
     from tests.fuzz import corpus
     from tests.fuzz.targets import TARGETS, check
 

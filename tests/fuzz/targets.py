@@ -35,7 +35,7 @@ from mypt.parsing import read_config
 from mypt.training import lineage
 from mypt.training.checkpoints import checkpoint, folder, state
 from mypt.training.checkpoints import state as history
-from tasks import records
+from tasks.tracking import records
 from tests.fuzz import foreign
 
 Target = Callable[[bytes, Path], object]

@@ -1,0 +1,220 @@
+"""What the Prefect UI shows of a run: the only file that imports pandas or draws plots."""
+
+import base64
+import io
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+
+from mypt.data.manifest import Density, MaskStats
+from mypt.inspection.checks.findings import ValidationReport
+from tasks.tracking.records import Metrics, read
+
+_PATIENCE = 2.0
+"""Seconds that all artifacts of a process wait in all for a Prefect API that does not answer."""
+_LINK_SECONDS = 60.0
+_waited = 0.0
+Curve = Sequence[tuple[int, float]]
+Link = Callable[[], str | None]
+"""Gives a page's address as soon as it is known."""
+_PANELS = (
+    ("nats per supervised token", ("loss", "val_loss")),
+    ("supervised share of a step", ("batch_density",)),
+    ("learning rate", ("learning_rate",)),
+)
+_POINTS = 500
+"""Most points of a curve; a longer one is thinned evenly."""
+
+
+def mask_statistics(name: str, stats: MaskStats) -> None:
+    """Show whose tokens a mask supervises."""
+    groups = {
+        "all": {"all": stats.total},
+        "split": stats.by_split,
+        "role": stats.by_role,
+        "source": stats.by_source,
+    }
+    rows = [
+        _density(f"{group} {member}", density)
+        for group, members in groups.items()
+        for member, density in members.items()
+    ]
+    description = (
+        f"Supervised tokens of {name}: {stats.total.density:.1%}."
+        f" {stats.rows_unsupervised:,} of {stats.rows:,} rows have none."
+    )
+    _table(f"mask-statistics-{name}", pd.DataFrame(rows), description)
+
+
+def validation_findings(name: str, report: ValidationReport) -> None:
+    """Show what a validation found, worst first."""
+    frame = pd.DataFrame(
+        [
+            {
+                "level": finding.level,
+                "finding": finding.code,
+                "count": finding.count,
+                "meaning": finding.message,
+                "for example": "; ".join(str(place) for place in finding.examples[:3]),
+            }
+            for finding in report.findings
+        ],
+        columns=["level", "finding", "count", "meaning", "for example"],
+    )
+    counts = ", ".join(
+        f"{report.count(level)} {level}s" for level in ("error", "warning", "notice")
+    )
+    _table(f"validation-{name}", frame, f"{name}: {counts}.")
+
+
+def scores(name: str, columns: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Show the figures of several models side by side, one column a model."""
+    frame = pd.DataFrame(columns).rename_axis("figure").reset_index()
+    _table(f"evaluation-{name}", frame, f"Evaluation of {name}.")
+
+
+def loss_curves(name: str, curves: Mapping[str, Curve]) -> None:
+    """Show losses in nats per supervised token over optimizer steps."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for label, curve in curves.items():
+        if curve:
+            axes.plot(*zip(*curve, strict=True), label=label, marker="o" if len(curve) < 30 else "")
+    axes.set(xlabel="optimizer step", ylabel="nats per supervised token", title=name)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    image = base64.b64encode(buffer.getvalue()).decode()
+    _markdown(f"loss-{name}", f"![losses of {name}](data:image/png;base64,{image})")
+
+
+def mlflow_link(title: str, where: str, url: Link) -> None:
+    """Show where the same run is in MLflow, as soon as ``url`` says so."""
+
+    def link() -> None:
+        found = _awaited(url)
+        if found is not None:  # else MLflow is away; whoever waits for it says so
+            text = f"[{title} in MLflow]({found}), kept in `{where}`"
+            create_markdown_artifact(text, key="mlflow-run")
+
+    _publish(link, wait=False)
+
+
+def preview(name: str, text: str, page: Link) -> None:
+    """Show some rows of a dataset, and where all of its preview page is, as soon as it is known."""
+
+    def show() -> None:
+        found = _awaited(page)
+        link = (
+            f"\n\n[More rows, with the reason for each token, in MLflow]({found})" if found else ""
+        )
+        key = artifact_key(f"preview-{name}")
+        create_markdown_artifact(text + link, key=key, description=f"Rows of {name}.")
+
+    _publish(show, wait=False)
+
+
+def _awaited(url: Link) -> str | None:
+    deadline = time.monotonic() + _LINK_SECONDS
+    while (found := url()) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _density(group: str, density: Density) -> dict[str, Any]:
+    return {
+        "tokens of": group,
+        "tokens": density.tokens,
+        "supervised": density.supervised,
+        "density": f"{density.density:.1%}",
+    }
+
+
+def _table(key: str, frame: pd.DataFrame, description: str) -> None:
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    _publish(lambda: create_table_artifact(rows, key=artifact_key(key), description=description))
+
+
+def _markdown(key: str, text: str) -> None:
+    _publish(lambda: create_markdown_artifact(text, key=artifact_key(key)))
+
+
+def artifact_key(text: str) -> str:
+    """Return ``text`` as Prefect wants keys: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _publish(create: Callable[[], object], *, wait: bool = True) -> None:
+    """Call ``create`` in a Prefect run; an API that is away costs two seconds once and no run."""
+    global _waited
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+
+    def attempt() -> None:
+        try:
+            create()
+        except Exception as error:  # a page that is not shown must not stop a training
+            sys.stderr.write(f"mypt: an artifact is not shown in Prefect ({error})\n")
+
+    thread = threading.Thread(target=copy_context().run, args=(attempt,), daemon=True)
+    thread.start()
+    if not wait:
+        return
+    patience = max(0.0, _PATIENCE - _waited)
+    thread.join(patience)
+    if thread.is_alive():
+        _waited += patience
+
+
+def training_plot(journal: str, title: str) -> str:
+    """Return losses, supervised share and learning rate over steps, as SVG.
+
+    Args:
+        journal: Name of the training's journal.
+        title: What people call the training.
+    """
+    curves = _curves(journal)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots(len(_PANELS), sharex=True, height_ratios=(3, 1, 1))
+    for panel, (what, names) in zip(axes, _PANELS, strict=True):
+        for name in names:
+            if curve := _thinned(curves.get(name, [])):
+                panel.plot(*zip(*curve, strict=True), label=name, lw=1, marker=_marker(curve))
+        panel.set_ylabel(what, fontsize=8)
+        panel.grid(visible=True, alpha=0.3)
+    axes[0].set_title(title)
+    if axes[0].lines:
+        axes[0].legend()
+    axes[-1].set_xlabel("optimizer step")
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": title}):  # the same curves are the same bytes
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _curves(journal: str) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in read(journal):
+        if isinstance(line.record, Metrics):
+            for name, value in line.record.values.items():
+                curves.setdefault(name, []).append((line.record.step, value))
+    return curves
+
+
+def _thinned(curve: Curve) -> Curve:
+    return curve[:: max(1, len(curve) // _POINTS)]
+
+
+def _marker(curve: Curve) -> str:
+    return "o" if len(curve) < 30 else ""

@@ -1,0 +1,122 @@
+"""What an evaluation tells the terminal, MLflow and Prefect."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mypt.evaluation.scores import EvaluationReport, ModelScores, Summary, harness_metrics
+from mypt.references import DatasetRef
+from tasks.reporting import artifacts
+from tasks.reporting.inputs import measured_on
+from tasks.stages import tell
+from tasks.tracking.journal import Journal
+from tasks.tracking.records import Artifact, Metrics, Record, Tags, Text
+
+
+def score_metrics(scores: ModelScores, prefix: str = "") -> dict[str, float]:
+    """Return the figures of one model, flat; what was not measured is left out."""
+    values = {
+        "val_loss": scores.val_loss,
+        "perplexity": scores.perplexity,
+        "stop_recall": scores.stop_recall,
+        **{f"exact_match_{task}": share for task, share in scores.exact_match.items()},
+        "leak_rate": scores.leak_rate,
+        "repetition": scores.repetition,
+        **{
+            f"harness/{task}/{name}": scores.harness[task][name]
+            for task, name in harness_metrics([scores])
+        },
+    }
+    return {f"{prefix}{key}": value for key, value in values.items() if value is not None}
+
+
+def summary_metrics(summary: Summary) -> dict[str, float]:
+    """Return the figures by which runs are compared."""
+    return {
+        **score_metrics(summary.sft),
+        **score_metrics(summary.base, "base_"),
+        **score_metrics(summary.base_plain, "base_plain_"),
+        "mask_density": summary.mask_density,
+    }
+
+
+def evaluation_tables(summary: Summary) -> Iterator[Record]:
+    """Yield the figures, and what both models answered, as tables that MLflow shows."""
+    columns = _columns(summary)
+    figures = dict.fromkeys(name for values in columns.values() for name in values)
+    report = EvaluationReport.model_validate_json(Path(summary.evaluation).read_bytes())
+    tables = {
+        "figures.json": (
+            ["figure", *columns],
+            [[name, *(values.get(name) for values in columns.values())] for name in figures],
+        ),
+        "sets.json": (
+            ["set", "before", "after", "change", "low", "high", "tokens"],
+            [
+                [name, of.before, of.after, of.change, of.low, of.high, of.tokens]
+                for name, of in report.sets.items()
+            ],
+        ),
+        "tokens.json": (
+            ["group", "of", "tokens", "base loss", "loss", "base accuracy", "accuracy"],
+            list(_token_rows(report)),
+        ),
+        "dialogues.json": (
+            ["prompt", "base", "fine-tuned"],
+            [[said.prompt, said.base, said.sft] for said in report.dialogues],
+        ),
+    }
+    for name, (heading, rows) in tables.items():
+        values = {"columns": heading, "data": rows}
+        yield Text(name=name, text=json.dumps(values, indent=1))
+    # By this tag MLflow knows tables whose rows it can put beside those of other runs.
+    shown = json.dumps([{"path": name, "type": "table"} for name in tables])
+    yield Tags(values={"mlflow.loggedArtifacts": shown})
+
+
+def _token_rows(report: EvaluationReport) -> Iterator[list[object]]:
+    """Yield the loss taken apart, base model beside fine-tuned model."""
+    before, after = report.base.tokens if report.base else None, report.sft.tokens
+    if before is None or after is None:
+        return
+    for group, members in after.groups.items():
+        for name, new in members.items():
+            old = before.groups[group][name]
+            yield [group, name, new.tokens, old.loss, new.loss, old.accuracy, new.accuracy]
+
+
+def report_evaluation(run: Journal, name: str, summary: Summary, dataset: DatasetRef) -> None:
+    """Show the models' figures side by side, each with the checkpoint that it is about.
+
+    Args:
+        run: The evaluation's journal.
+        name: What people call the pipeline.
+        summary: What was measured.
+        dataset: Whose validation split was scored.
+    """
+    asked = {"": summary.sft, "base_": summary.base, "base_plain_": summary.base_plain}
+    for prefix, scores in asked.items():
+        subject = measured_on(scores.checkpoint, dataset)
+        values, step = score_metrics(scores, prefix), scores.checkpoint.step
+        run.write(Metrics(step=step, values=values, subject=subject))
+    run.write(Metrics(values={"mask_density": summary.mask_density}))
+    for path in sorted(Path(summary.evaluation).parent.iterdir()):
+        run.write(Artifact(path=str(path)))
+    for record in evaluation_tables(summary):
+        run.write(record)
+    artifacts.scores(name, _columns(summary))
+    before, after = (
+        scores.exact_match.get("overall", 0.0) for scores in (summary.base, summary.sft)
+    )
+    tell(
+        f"{name}: exact match {before:.1%} -> {after:.1%}, val loss {summary.base.val_loss:.3f} ->"
+        f" {summary.sft.val_loss:.3f}; {summary.evaluation}"
+    )
+
+
+def _columns(summary: Summary) -> dict[str, dict[str, float]]:
+    return {
+        "base (chat form)": score_metrics(summary.base),
+        "base (plain form)": score_metrics(summary.base_plain),
+        "sft": score_metrics(summary.sft),
+    }

@@ -1,0 +1,67 @@
+"""A bar on the page of a Prefect run that moves while a stage works."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+
+from tasks.progress import Move
+from tasks.reporting.artifacts import artifact_key
+
+_SECONDS = 2.0
+"""Between two movements."""
+_PATIENCE = 2.0
+"""Seconds that the end of a stage waits for the last one."""
+
+
+@contextmanager
+def live_progress(name: str) -> Iterator[Move]:
+    """Yield what moves the bar ``progress-NAME``; outside of Prefect it does nothing.
+
+    A thread of its own tells Prefect, so that no step waits for a server. The first time that
+    Prefect does not take it, the bar stays where it is.
+    """
+    if TaskRunContext.get() is None:
+        yield lambda _share, _line: None
+        return
+    bar = _Bar(artifact_key(f"progress-{name}"))
+    thread = threading.Thread(target=copy_context().run, args=(bar.work,), daemon=True)
+    thread.start()
+    try:
+        yield bar.move
+    finally:
+        bar.done.set()
+        thread.join(_PATIENCE)
+
+
+class _Bar:
+    def __init__(self, key: str) -> None:
+        self.done = threading.Event()
+        self._key = key
+        self._now = self._shown = (0.0, "")
+        self._artifact: Any = None
+
+    def move(self, share: float, line: str) -> None:
+        self._now = (100 * share, line)
+
+    def work(self) -> None:
+        try:
+            self._show()
+            while not self.done.wait(_SECONDS):
+                self._show()
+            self._show()
+        except Exception as error:  # a bar that does not move must not stop a training
+            sys.stderr.write(f"mypt: progress is not shown in Prefect ({error})\n")
+
+    def _show(self) -> None:
+        now = self._now
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(now[0], self._key, now[1])
+        elif now != self._shown:
+            update_progress_artifact(self._artifact, now[0], now[1])
+        self._shown = now

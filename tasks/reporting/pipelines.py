@@ -1,0 +1,124 @@
+"""The run of a whole pipeline in MLflow, parent of its stages' runs, linked both ways."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from prefect.runtime import flow_run
+from pydantic import BaseModel
+
+from mypt.config import PipelineConfig
+from mypt.data.manifest import SPLITS, read_manifest
+from mypt.data.masking import policy_words
+from mypt.evaluation.scores import Summary
+from mypt.provenance.lineage_page import render_page
+from mypt.provenance.trace import trace
+from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.checkpoints.state import read_state
+from mypt.training.lineage import read_lineage
+from tasks.reporting import artifacts
+from tasks.reporting.artifacts import training_plot
+from tasks.reporting.evaluations import evaluation_tables, summary_metrics
+from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
+from tasks.tracking.destination import GATE_TAG, KIND_TAG, PIPELINE, mlflow_url, shown_uri
+from tasks.tracking.journal import Journal
+from tasks.tracking.recording import recorded
+from tasks.tracking.records import Metrics, Params, Tags, Text, flatten, journal_path
+
+PREFECT_UI = "http://127.0.0.1:4200"
+"""Where ``mypt up`` shows what runs without a server left."""
+
+
+@contextmanager
+def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
+    """Record what the block does as one run of the pipeline, with its resolved config."""
+    policy = policy_words(config.mask)
+    title = f"{flow_run.name or config.name}: {policy}"
+    # Short words come first: they are the columns by which people tell runs apart.
+    words = {"policy": policy, "template": config.base.template}
+    with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
+        yield run
+
+
+@contextmanager
+def stage_run(config: BaseModel, name: str) -> Iterator[Journal]:
+    """Record what the block does as one run of a stage alone, with its resolved config.
+
+    Args:
+        config: All that was asked for.
+        name: The experiment that the run is in; runs of one name are compared.
+    """
+    with _recorded_flow(flow_run.name or name, name, config, {}, {}) as run:
+        yield run
+
+
+@contextmanager
+def _recorded_flow(
+    title: str, experiment: str, config: BaseModel, tags: dict[str, str], words: dict[str, str]
+) -> Iterator[Journal]:
+    journal = f"pipeline-{flow_run.id or uuid4()}"
+    with recorded(journal, title, experiment=experiment, tags=tags, shared=_way_back()) as run:
+        run.write(Params(values=words | flatten(config)))
+        run.write(Text(name="config.json", text=config.model_dump_json(indent=2)))
+        artifacts.mlflow_link(title, shown_uri(), lambda: mlflow_url(run.name))
+        yield run
+
+
+def report_pipeline(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary) -> None:
+    """Repeat on the parent what runs are compared by: the list of runs shows parents first."""
+    for dataset, contexts in ((base, ("pretrain",)), (chat, ("train", "validation"))):
+        for context in contexts:
+            run.write(dataset_input(dataset, context))
+    digests = {"chat_dataset": chat.digest, "base_dataset": base.digest}
+    run.write(Params(values={key: value[:SHOWN_DIGITS] for key, value in digests.items()}))
+    run.write(Metrics(values=summary_metrics(summary) | _data_figures(chat)))
+    named = {f"digest.{name}": digest for name, digest in summary.digests.items()}
+    run.write(Tags(values={"checkpoint": summary.checkpoint, **named}))
+    for record in evaluation_tables(summary):
+        run.write(record)
+    run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
+    for stage, scores in (("pretrain", summary.base), ("sft", summary.sft)):
+        _report_training(run, stage, scores.checkpoint)
+
+
+def report_gate(run: Journal, decided: str) -> None:
+    """Say on a flow's run what the gate decided; a tag, since a retry may find it otherwise."""
+    run.write(Tags(values={GATE_TAG: decided}))
+
+
+def _data_figures(dataset: DatasetRef) -> dict[str, float]:
+    manifest = read_manifest(Path(dataset.path), dataset.digest)
+    tokens = {f"tokens_{split}": manifest.tokens(split) for split in SPLITS}
+    mask = manifest.mask
+    learned = mask.stats.total.supervised if mask else sum(tokens.values())
+    return {"supervised_tokens": learned, **tokens}
+
+
+def _report_training(run: Journal, stage: str, checkpoint: CheckpointRef) -> None:
+    """Repeat the best loss of a training, how much it read, and its curves."""
+    folder = Path(checkpoint.path)
+    lineage, best = read_lineage(folder), read_state(folder).best_val_loss
+    figures = {"tokens_learned": float(lineage.supervised), "tokens_read": float(lineage.tokens)}
+    figures |= {} if best is None else {"best_val_loss": best}
+    run.write(Metrics(values={f"{stage}_{key}": value for key, value in figures.items()}))
+    journal = f"train-{lineage.model_name}"
+    if journal_path(journal).exists():  # a model may come from another home
+        run.write(Text(name=f"{stage}.svg", text=training_plot(journal, lineage.model_name)))
+
+
+def _way_back() -> dict[str, str]:
+    """Return the tags that lead from a run in MLflow to the flow run that it is of."""
+    if flow_run.id is None:
+        return {}
+    page = f"runs/flow-run/{flow_run.id}"
+    server = flow_run.ui_url or ""
+    url = f"{server.partition('/flow-runs/')[0]}/{page}" if server.startswith("http") else ""
+    url = url or f"{PREFECT_UI}/{page}"
+    return {
+        "prefect.flow_run_id": flow_run.id,
+        "prefect.flow_run_name": flow_run.name or "",
+        "prefect.flow_run_url": url,
+        # The description is the one place of an MLflow page where a link can be clicked.
+        "mlflow.note.content": f"Prefect flow run [{flow_run.name}]({url})",
+    }

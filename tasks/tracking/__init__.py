@@ -1,0 +1,1 @@
+"""Journals of runs, and MLflow as their mirror."""

@@ -1,0 +1,308 @@
+"""Records as MLflow's calls: the only file that imports mlflow (D41)."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.entities import DatasetInput as MlflowInput
+from mlflow.exceptions import MlflowException as Failure
+
+from mypt.home import home
+from tasks.tracking.destination import artifacts_uri, experiment_tags, is_remote, tracking_uri
+from tasks.tracking.records import (
+    Artifact,
+    Checkpoint,
+    DatasetInput,
+    Ended,
+    Metrics,
+    Opened,
+    Params,
+    Record,
+    Subject,
+    Tags,
+    Text,
+)
+
+__all__ = ["JOURNAL_TAG", "Failure", "Run", "Tracker", "is_gone", "is_refusal"]
+
+
+CHAMPION = "champion"
+"""Alias of the checkpoint that the gate promoted last."""
+JOURNAL_TAG = "mypt.journal"
+"""MLflow tag that holds the journal's name; by it a run is found again."""
+_METRICS = 1000  # MLflow's limits of one request
+_PAIRS = 100
+_PARAM_LENGTH = 6000
+_TAG_LENGTH = 8000
+_INPUT_TAG_LENGTH = 500
+_DIGEST_LENGTH = 36
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
+Item = TypeVar("Item")
+
+
+def register(client: Any, pipeline: str, run_id: str, record: Checkpoint, model: str) -> None:
+    """List a checkpoint under its pipeline's name, and strike out those that are gone.
+
+    Args:
+        client: An ``MlflowClient``, which only tracking.py may import.
+        pipeline: The pipeline's name.
+        run_id: The run that wrote the checkpoint.
+        record: The checkpoint.
+        model: Id of its logged model.
+    """
+    name = re.sub(r"[/:']+", "-", pipeline)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Checkpoints that lie on disk.")
+    known = client.search_model_versions(f"name = '{name}'")
+    listed = None
+    for version in (found for found in known if found.run_id == run_id):
+        step, same = int(version.tags["step"]), version.tags["digest"] == record.digest
+        if same:
+            listed = version
+        elif step == record.step or step not in record.kept:
+            client.delete_model_version(name, version.version)
+    facts = {"digest": record.digest, "path": record.path, "step": str(record.step)}
+    listed = listed or client.create_model_version(
+        name,
+        client.get_logged_model(model).artifact_location,
+        run_id,
+        facts | {"time": str(record.time)},
+        description=record.name,
+        await_creation_for=0,
+        model_id=model,
+    )
+    listing = json.dumps([{"name": name, "version": str(listed.version)}])
+    client.set_logged_model_tags(model, {"mlflow.modelVersions": listing})
+    times = {str(version.version): int(version.tags["time"]) for version in known}
+    aliased = client.get_registered_model(name).aliases
+    for alias in record.aliases:  # an old journal that is sent again moves none back
+        if times.get(str(aliased.get(alias)), 0) <= record.time:
+            client.set_registered_model_alias(name, alias, listed.version)
+
+
+def crown(client: Any, digest: str) -> bool:
+    """Give the alias ``champion`` to the checkpoint of this digest, and take it from others.
+
+    Args:
+        client: An ``MlflowClient``, which only tracking.py may import.
+        digest: Of the checkpoint's lineage.
+
+    Returns:
+        Whether the registry lists that checkpoint.
+    """
+    listed = client.search_model_versions(f"tags.digest = '{digest}'")
+    crowned = {version.name: version.version for version in listed}
+    for model in client.search_registered_models():
+        if model.name in crowned:
+            client.set_registered_model_alias(model.name, CHAMPION, crowned[model.name])
+        elif CHAMPION in model.aliases:
+            client.delete_registered_model_alias(model.name, CHAMPION)
+    return bool(crowned)
+
+
+def is_gone(error: Failure) -> bool:
+    """Return whether MLflow says that it does not have what was written to."""
+    return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+
+
+def is_refusal(error: Failure) -> bool:
+    """Return whether MLflow answered, and does not take what it was sent."""
+    return error.error_code in _REFUSED
+
+
+class Run(NamedTuple):
+    """An MLflow run, and the journal that it mirrors."""
+
+    id: str
+    experiment: str
+    """Id of the experiment that it is in."""
+    pipeline: str
+    """That experiment's name; the pipeline's checkpoints are registered under it."""
+    journal: str
+
+
+class Tracker:
+    """One MLflow. Everything may be said twice, and changes nothing the second time.
+
+    Only explicit run ids are used: MLflow's fluent functions belong to a thread.
+    """
+
+    def __init__(self) -> None:
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, too
+        home().mkdir(parents=True, exist_ok=True)
+        self._client = MlflowClient(tracking_uri(), tracking_uri())
+        self._experiments: dict[str, str] = {}
+
+    def run(self, journal: str, first: Opened) -> Run:
+        """Return the run of a journal, found by its tag or new."""
+        experiment = self._experiment(first.experiment)
+        # Two homes have journals of one name where both train the same; they began at two times.
+        mine = f"tags.`{JOURNAL_TAG}` = '{journal}' and attributes.start_time = {first.time}"
+        user = os.environ.get("USER", "unknown")
+        source = {"mlflow.source.name": "mypt", "mlflow.source.type": "LOCAL"}
+        tags = {JOURNAL_TAG: journal, "mlflow.user": user} | source | first.tags
+        found = self._client.search_runs([experiment], mine)
+        run = found[0] if found else None
+        run = run or self._client.create_run(experiment, first.time, tags, first.title)
+        return Run(run.info.run_id, experiment, first.experiment, journal)
+
+    def apply(self, run: Run, records: Sequence[Record]) -> None:
+        """Say what some records say, metrics first.
+
+        Raises:
+            Failure: If MLflow is away or refuses something.
+        """
+        self._log(run, (record for record in records if isinstance(record, Metrics)))
+        for record in records:
+            self._apply_one(run, record)
+
+    def called(self, text: str) -> list[Any]:
+        """Return MLflow's runs of an id or of a name, whoever wrote them.
+
+        Raises:
+            Failure: If MLflow is away.
+        """
+        experiments = [found.experiment_id for found in self._client.search_experiments()]
+        quoted = text.replace("'", "")
+        for key in ("run_id", "run_name"):
+            if found := self._client.search_runs(experiments, f"attributes.{key} = '{quoted}'"):
+                return list(found)
+        return []
+
+    def crown(self, digest: str) -> bool:
+        """Mirror who is champion; say whether the registry lists that checkpoint.
+
+        Raises:
+            Failure: If MLflow is away.
+        """
+        return crown(self._client, digest)
+
+    def _experiment(self, name: str) -> str:
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            # A server of its own decides where its artifacts lie.
+            location = None if is_remote() else artifacts_uri(name)
+            known = found.tags if found else {}
+            made = found.experiment_id if found else self._client.create_experiment(name, location)
+            for key, value in experiment_tags(made).items():
+                if key not in known:  # what people changed there stays
+                    self._client.set_experiment_tag(made, key, value)
+            self._experiments[name] = made
+        return self._experiments[name]
+
+    def _apply_one(self, run: Run, record: Record) -> None:
+        match record:
+            case Opened():
+                self._client.update_run(run.id, status="RUNNING")
+                self._tag(run.id, record.tags)
+            case Params():
+                params = [Param(k, _cut(v, _PARAM_LENGTH)) for k, v in record.values.items()]
+                for block in _blocks(params, _PAIRS):
+                    self._client.log_batch(run.id, params=block)
+            case Tags():
+                self._tag(run.id, record.values)
+            case DatasetInput():
+                self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
+            case Checkpoint():
+                self._checkpoint(run, record)
+            case Artifact() if Path(record.path).is_file():
+                self._client.log_artifact(run.id, record.path, record.folder or None)
+            case Artifact():
+                self._tag(run.id, {f"mypt.gone.{Path(record.path).name}": record.path})
+            case Text():
+                self._client.log_text(run.id, record.text, record.name)
+            case Ended():
+                self._client.set_terminated(run.id, record.status, record.time)
+
+    def _log(self, run: Run, records: Iterable[Metrics], model: str | None = None) -> None:
+        metrics = []
+        for record in records:
+            about = self._about(run, record.subject, model)
+            metrics += [
+                Metric(key, value, record.time, record.step, **about)
+                for key, value in record.values.items()
+            ]
+        for block in _blocks(metrics, _METRICS):
+            self._client.log_batch(run.id, metrics=block)
+
+    def _about(self, run: Run, subject: Subject | None, model: str | None) -> dict[str, str]:
+        if subject is None or not (model := model or self._model(run, subject.checkpoint)):
+            return {}
+        digest = subject.digest[:_DIGEST_LENGTH]
+        return {"model_id": model, "dataset_name": subject.dataset, "dataset_digest": digest}
+
+    def _model(self, run: Run, digest: str, source: str | None = None) -> str | None:
+        """Return the id of the logged model of a checkpoint, that of run ``source`` if given."""
+        found = self._client.search_logged_models([run.experiment], f"tags.digest = '{digest}'")
+        models = [model for model in found if source in (None, model.source_run_id)]
+        return str(models[0].model_id) if models else None
+
+    def _checkpoint(self, run: Run, record: Checkpoint) -> None:
+        """Make a checkpoint a logged model: its weights stay where they are."""
+        model = self._model(run, record.digest, source=run.id) or self._new_model(run, record)
+        outputs = self._client.get_run(run.id).outputs
+        if model not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+            self._client.log_outputs(run.id, [LoggedModelOutput(model, record.step)])
+        if record.parent and (base := self._model(run, record.parent)):
+            self._client.log_inputs(run.id, models=[LoggedModelInput(base)])
+        if record.measured:
+            self._log(run, [record.measured], model)
+        if Path(record.path).is_dir():  # by now it may be pruned
+            register(self._client, run.pipeline, run.id, record, model)
+
+    def _new_model(self, run: Run, record: Checkpoint) -> str:
+        facts = {"digest": record.digest, "weights": record.weights, "path": record.path}
+        model = self._client.create_logged_model(
+            run.experiment,
+            re.sub(r"[^A-Za-z0-9_-]+", "-", record.name),
+            run.id,
+            facts | {"step": str(record.step), "mlflow.model.isExternal": "true"},
+            {key: _cut(value, _TAG_LENGTH) for key, value in record.params.items()},
+            "checkpoint",
+        )
+        for path in Path(record.path).glob("*.json"):
+            self._client.log_model_artifact(model.model_id, str(path))
+        self._client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id)
+
+    def _tag(self, run_id: str, values: dict[str, str]) -> None:
+        tags = [RunTag(key, _cut(value, _TAG_LENGTH)) for key, value in values.items()]
+        for block in _blocks(tags, _PAIRS):
+            self._client.log_batch(run_id, tags=block)
+
+
+def _mlflow_input(record: DatasetInput) -> MlflowInput:
+    dataset = Dataset(
+        name=record.name,
+        digest=record.digest[:_DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": record.path}),
+        profile=json.dumps(record.profile) if record.profile else None,
+    )
+    tags = {"mlflow.data.context": record.context, "digest": record.digest, **record.tags}
+    return MlflowInput(dataset, [InputTag(k, _cut(v, _INPUT_TAG_LENGTH)) for k, v in tags.items()])
+
+
+def _cut(value: str, length: int) -> str:
+    """Return ``value``, or as much of it as MLflow takes with a note of how long it was."""
+    note = f" [cut: {len(value)} characters in all]"
+    return value if len(value) <= length else value[: length - len(note)] + note
+
+
+def _blocks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,156 @@
+"""Where MLflow is, how far each journal has got there, and the view that ranks its runs."""
+
+import json
+import os
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+from pydantic import ValidationError
+
+from mypt import files
+from mypt.home import home
+from mypt.parsing import Frozen
+from tasks.tracking.records import journals_dir
+
+MLFLOW_UI = "http://127.0.0.1:5000"
+"""Where ``mypt up`` shows what runs without a server left."""
+KIND_TAG = "mypt.kind"
+"""Tag of a run by which the view finds those of whole pipelines."""
+PIPELINE = "pipeline"
+GATE_TAG = "gate"
+"""Tag of a run that says whether its model became the champion."""
+RANKED_BY = "exact_match_overall"
+"""Losses over different masks are means over different tokens; answers are the same ones."""
+_VIEW = "pipelines"
+_COLUMNS = {
+    "attributes": ("Created",),
+    "metrics": (RANKED_BY, "val_loss", "mask_density", "supervised_tokens"),
+    "params": ("policy", "template", "chat_dataset"),
+    "tags": (GATE_TAG,),
+}
+
+
+class Sent(Frozen):
+    """How far a journal was sent, and to where."""
+
+    target: str
+    """Digest of the tracking URI, which may hold a password."""
+    run_id: str | None = None
+    """The MLflow run, once there is one."""
+    experiment_id: str | None = None
+    """The experiment that it is in."""
+    offset: int = 0
+    """Bytes of the journal that MLflow has."""
+    ended: bool = False
+    """Whether the last record that was sent says that the run is over."""
+
+
+def tracking_uri() -> str:
+    """Return where MLflow keeps its runs: ``MLFLOW_TRACKING_URI``, else a file under the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def is_remote() -> bool:
+    """Return whether MLflow is reached over a network, so that it can be away."""
+    return tracking_uri().startswith(("http://", "https://"))
+
+
+def mlflow_is_there() -> bool:
+    """Return whether there may be an MLflow to ask; a file of it is made when a run needs it."""
+    path = tracking_uri().partition("sqlite:///")[2]
+    return not path or Path(path).exists()
+
+
+def shown_uri() -> str:
+    """Return the tracking URI as people may see it."""
+    return without_password(tracking_uri())
+
+
+def ui_page(server: str, route: str = "/experiments", **query: str) -> str:
+    """Return a page of MLflow's UI, in its mode for training.
+
+    MLflow opens in its mode for agents, where checkpoints are called agent versions; it reads
+    the mode behind the hash only.
+
+    Args:
+        server: Where MLflow answers, such as ``http://127.0.0.1:5000``; empty for a link that a
+            page of MLflow itself shows.
+        route: Which page.
+        query: What else the page is told.
+    """
+    return f"{server}/#{route}?{urlencode({'workflowType': 'machine_learning'} | query)}"
+
+
+def mlflow_url(name: str, page: str = "") -> str | None:
+    """Return the page of a journal's MLflow run, in the mode that shows training; None so far.
+
+    Args:
+        name: The journal.
+        page: A part of the run's page, such as ``artifacts/preview.html``; empty for the whole.
+    """
+    sent = read_sent(name)
+    if sent.run_id is None:
+        return None
+    server = shown_uri() if is_remote() else os.environ.get("MYPT_MLFLOW_UI", MLFLOW_UI)
+    return ui_page(
+        server, f"/experiments/{sent.experiment_id}/runs/{sent.run_id}/{page}".rstrip("/")
+    )
+
+
+def without_password(text: str) -> str:
+    """Return ``text`` without the user and password of the tracking URI."""
+    user, at, _ = urlsplit(tracking_uri()).netloc.rpartition("@")
+    return text.replace(user + at, "") if at else text
+
+
+def artifacts_uri(experiment: str) -> str:
+    """Return where an experiment's artifacts lie when no server decides it."""
+    return (home() / "artifacts" / files.digest_bytes(experiment.encode())[:12]).as_uri()
+
+
+def read_sent(name: str) -> Sent:
+    """Return how far a journal was sent to the MLflow of now.
+
+    A state that is missing, damaged or of another MLflow counts as nothing sent: sending
+    again changes nothing.
+    """
+    target = files.digest_bytes(tracking_uri().encode())
+    try:
+        state = Sent.model_validate_json(_path(name).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return Sent(target=target)
+    return state if state.target == target else Sent(target=target)
+
+
+def write_sent(name: str, state: Sent) -> None:
+    """Keep how far a journal was sent."""
+    files.write_json(_path(name), state.model_dump(mode="json"))
+
+
+def _path(name: str) -> Path:
+    return journals_dir() / f"{name}.sent.json"
+
+
+def overview_url(server: str, experiment: str) -> str:
+    """Return the page that lists an experiment's pipelines, the best first."""
+    return ui_page(server, f"/experiments/{experiment}/runs", viewStateShareKey=_VIEW)
+
+
+def experiment_tags(experiment: str) -> dict[str, str]:
+    """Return the tags of an experiment that hold the view, and a link to it on every page."""
+    view = {
+        "searchFilter": f"tags.`{KIND_TAG}` = '{PIPELINE}'",
+        "orderByKey": f"metrics.`{RANKED_BY}`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names
+        ],
+    }
+    return {
+        f"mlflow.sharedViewState.{_VIEW}": json.dumps(view),
+        "mlflow.note.content": f"[Pipelines, the best first]({overview_url('', experiment)})",
+    }

@@ -1,0 +1,127 @@
+import base64
+import threading
+
+import pytest
+
+from mypt.data.manifest import Density, MaskStats
+from mypt.inspection.checks.findings import Finding, Place, ValidationReport, ValidationStats
+from tasks.reporting import artifacts
+
+STATS = MaskStats(
+    total=Density(tokens=100, supervised=30),
+    by_split={"train": Density(tokens=90, supervised=27)},
+    by_role={"user": Density(tokens=60, supervised=0)},
+    by_source={"chat": Density(tokens=100, supervised=30)},
+    rows=12,
+    rows_unsupervised=2,
+)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What would be shown, as in a flow run."""
+    found = {}
+
+    def table(rows, key, description):
+        found[key] = (rows, description)
+
+    def markdown(text, key):
+        found[key] = text
+
+    monkeypatch.setattr(artifacts, "create_table_artifact", table)
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", markdown)
+    monkeypatch.setattr(artifacts.FlowRunContext, "get", lambda: object())
+    monkeypatch.setattr(artifacts, "_waited", 0.0)
+    return found
+
+
+def test_mask_statistics_are_a_table_by_split_role_and_source(shown):
+    artifacts.mask_statistics("Demo_chat-0A", STATS)
+    rows, description = shown["mask-statistics-demo-chat-0a"]
+    assert [row["tokens of"] for row in rows] == [
+        "all all",
+        "split train",
+        "role user",
+        "source chat",
+    ]
+    assert rows[0] == {
+        "tokens of": "all all",
+        "tokens": 100,
+        "supervised": 30,
+        "density": "30.0%",
+    }
+    assert description.endswith("30.0%. 2 of 12 rows have none.")
+
+
+def test_findings_are_a_table_also_when_there_are_none(shown):
+    stats = ValidationStats(rows={}, tokens={})
+    finding = Finding(
+        level="warning", code="leak", message="rows leak", count=3, examples=(Place(detail="x"),)
+    )
+    report = ValidationReport(dataset="0" * 64, findings=(finding,), stats=stats)
+    artifacts.validation_findings("demo", report)
+    rows, description = shown["validation-demo"]
+    assert rows[0]["for example"] == "x"
+    assert description == "demo: 0 errors, 1 warnings, 0 notices."
+    artifacts.validation_findings("demo", report.model_copy(update={"findings": ()}))
+    assert shown["validation-demo"][0] == []
+
+
+def test_scores_stand_side_by_side(shown):
+    artifacts.scores("demo", {"base": {"val_loss": 2.0}, "sft": {"val_loss": 1.0, "stops": 0.9}})
+    rows, _ = shown["evaluation-demo"]
+    assert rows == [
+        {"figure": "val_loss", "base": 2.0, "sft": 1.0},
+        {"figure": "stops", "base": None, "sft": 0.9},
+    ]
+
+
+def test_a_loss_curve_is_a_picture_in_the_text(shown):
+    artifacts.loss_curves("demo", {"loss": [(1, 2.0), (2, 1.0)], "val_loss": []})
+    text = shown["loss-demo"]
+    start, _, data = text.partition("base64,")
+    assert start == "![losses of demo](data:image/png;"
+    assert base64.b64decode(data.rstrip(")")).startswith(b"\x89PNG")
+
+
+def test_outside_of_prefect_nothing_is_shown(shown, monkeypatch):
+    monkeypatch.setattr(artifacts.FlowRunContext, "get", lambda: None)
+    artifacts.mask_statistics("demo", STATS)
+    assert shown == {}
+
+
+@pytest.mark.usefixtures("shown")
+def test_an_api_that_refuses_stops_nothing(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise ConnectionError("no API")
+
+    monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
+    artifacts.mask_statistics("demo", STATS)
+    assert "an artifact is not shown in Prefect (no API)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("shown")
+def test_an_api_that_never_answers_is_waited_for_once(monkeypatch):
+    answer = threading.Event()
+    waits = []
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda *_, **__: answer.wait())
+    join = threading.Thread.join
+
+    def recorded_join(thread, timeout=None):
+        waits.append(timeout)
+        join(thread, 0.01)
+
+    monkeypatch.setattr(threading.Thread, "join", recorded_join)
+    artifacts.mask_statistics("demo", STATS)
+    artifacts.mask_statistics("demo", STATS)
+    answer.set()
+    assert waits == [2.0, 0.0]
+
+
+def test_the_link_waits_in_the_background_for_its_address(shown):
+    addresses = iter([None, None, "http://here"])
+    artifacts.mlflow_link("demo", "file", lambda: next(addresses))
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread() and "Thread-" in thread.name:
+            thread.join(5)
+    assert shown["mlflow-run"] == "[demo in MLflow](http://here), kept in `file`"
