@@ -9,7 +9,6 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
-from flows.advice import describe
 from flows.commands import (
     answers,
     comparison,
@@ -20,6 +19,7 @@ from flows.commands import (
     services,
     transfer,
 )
+from flows.console import describe
 from mypt import __version__
 from mypt.errors import ConfigError, MyptError
 
@@ -35,6 +35,7 @@ app = App(
     print_error=False,
     suppress_keyboard_interrupt=False,
 )
+_MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
 for command in (
     services.run, data.prepare, data.mask, data.adopt, data.validate, data.show, comparison.diff,
     planning.plan, models.train, models.evaluate, answers.generate, answers.chat, answers.serve,
@@ -105,9 +106,6 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-_MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
 
 
 def _check_words(words: Sequence[str]) -> None:

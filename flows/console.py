@@ -1,7 +1,9 @@
-"""What commands print on standard output."""
+"""What commands print, and what to do about an error of the system: a full disk, a taken port."""
 
+import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +18,19 @@ __all__ = ["Console", "check_new", "print_json", "print_json_rows", "print_lines
 
 _FILE_COLUMNS = 160
 """Where lines end that go to a file or a pipe; 80 would break what somebody wants to copy."""
+_ADVICE = {
+    errno.ENOSPC: "make room and run the same again",
+    errno.EDQUOT: "make room and run the same again",
+    errno.EACCES: "change its permissions or name another place",
+    errno.EPERM: "change its permissions or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "one of its parts is a file; expected a folder",
+    errno.EISDIR: "a folder; expected a file",
+    errno.EEXIST: "a file of that name is in the way; name another",
+    errno.ENAMETOOLONG: "name a shorter one",
+    errno.EADDRINUSE: "another program listens there; name another port",
+}
 
 
 class Console(rich_console.Console):
@@ -57,3 +72,12 @@ def check_new(page: Path) -> None:
     """
     if page.exists():
         raise ConfigError(f"{page} exists and is never overwritten; name another --html file")
+
+
+def describe(error: OSError) -> str:
+    """Return one line: which file or address, what the system says, and what to do."""
+    path = Path(str(error.filename or ""))
+    name = re.sub(r"^\.tmp-(\d+-)?", "", path.name)  # what people asked for, not what it is made as
+    where = f"{path.with_name(name)}: " if name else ""
+    advice = _ADVICE.get(error.errno or 0, "see to it and run the same again")
+    return f"{where}{error.strerror or error}; {advice}"

@@ -7,10 +7,9 @@ from pathlib import Path
 import httpx
 from prefect import flow
 
-from flows.farewell import cause_behind, leave_if_prefect_is_away
+from flows.ending import cause_behind, end_with_this_process, leave_if_prefect_is_away
 from flows.naming import pipeline_run_name
 from flows.summary import show_summary
-from flows.temporary_api import end_with_this_process
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
 from tasks.evaluation import NOT_ASKED, evaluate, gate, summary_path

@@ -5,9 +5,8 @@ from typing import TypeVar
 
 from prefect import flow
 
-from flows.farewell import leave_if_prefect_is_away
+from flows.ending import end_with_this_process, leave_if_prefect_is_away
 from flows.naming import prepare_run_name, training_run_name
-from flows.temporary_api import end_with_this_process
 from mypt.config import EvaluateConfig, MaskPolicy, Preparation, PrepareConfig, Preset, load_config
 from mypt.data.manifest import reference
 from mypt.evaluation.scores import Summary

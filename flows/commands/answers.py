@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flows.advice import describe
-from flows.commands.whole import MaybeWhole, Whole
-from flows.console import Console, print_json
+from flows.commands.flags import MaybeWhole, Whole
+from flows.console import Console, describe, print_json
 from mypt.errors import ConfigError, MyptError
 
 if TYPE_CHECKING:

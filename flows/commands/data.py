@@ -5,9 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.mappings import MappingFlags, parse_mapping
-from flows.commands.policies import parse_policy
-from flows.commands.whole import MaybeWhole, Whole
+from flows.commands.flags import MappingFlags, MaybeWhole, Whole, parse_mapping, parse_policy
 from flows.console import Console, check_new, print_json
 from mypt.config import MAX_BLOCK, Format, Preparation, PrepareFile
 from mypt.errors import ConfigError

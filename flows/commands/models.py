@@ -6,7 +6,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.commands.whole import MaybeWhole, Whole
+from flows.commands.flags import MaybeWhole, Whole
 from flows.console import Console, print_json
 from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.commands.whole import MaybeWhole, Whole
+from flows.commands.flags import MaybeWhole, Whole
 from flows.console import Console, print_json
 from mypt.errors import ConfigError
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.whole import Whole
+from flows.commands.flags import Whole
 from flows.console import Console
 
 
@@ -30,14 +30,14 @@ def run(
     changes = param or []
     if Path(config).suffix == ".json":
         prepare_environment()
-        from flows.parameters import changed_config
         from flows.pipeline import run_pipeline
+        from flows.service.parameters import changed_config
 
         run_pipeline(changed_config(Path(config), changes))
         return 0
     find_prefect()
     prepare_environment()
-    from flows.asking import ask
+    from flows.service.parameters import ask
 
     return ask(config, changes, wait=not detach)
 
@@ -62,8 +62,8 @@ def up(
     from flows.environment import prepare_environment
 
     prepare_environment()
-    from flows.addresses import resolve
-    from flows.servers import up as start
+    from flows.service.addresses import resolve
+    from flows.service.servers import up as start
 
     return start(resolve(host, prefect_port, mlflow_port, auth))
 

@@ -1,10 +1,17 @@
-"""The command that hands models and datasets to other programs; it starts no Prefect or MLflow."""
+"""The command that hands models and datasets to other programs; it starts no Prefect or MLflow.
 
+Exported weights carry a card: what made them, read from the lineage alone.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flows.console import Console
 from mypt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mypt.training.lineage import Lineage, ParentRecord
 
 
 def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) -> int:
@@ -39,7 +46,6 @@ def _export_model(source: str, out: Path) -> None:
     from mypt.config import MaskPolicy
     from mypt.home import checkpoint_to_use
     from mypt.inference.huggingface.exports import export_hf
-    from mypt.provenance.model_card import model_card
     from mypt.training.checkpoints.checkpoint import load_checkpoint
 
     found = load_checkpoint(checkpoint_to_use(source))
@@ -52,3 +58,65 @@ def _export_model(source: str, out: Path) -> None:
         policy=(mask and mask.policy) or MaskPolicy(),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
     )
+
+
+def model_card(lineage: "Lineage", *, stop: str) -> str:
+    """Return ``README.md`` for a model's exported folder.
+
+    Args:
+        lineage: The checkpoint's.
+        stop: The token that ends its turns.
+    """
+    return "\n".join(_lines(lineage, stop)) + "\n"
+
+
+def _lines(lineage: "Lineage", stop: str) -> Iterator[str]:
+    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "---", "")
+    yield from (f"# {lineage.model_name}", "")
+    yield f"Step {lineage.step}, written by mypt {lineage.code.version}. Every digest is blake3;"
+    yield f"the checkpoint's lineage is `{lineage.digest}`, its weights `{lineage.weights}`."
+    yield from ("", "## Use", "", "```python")
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield 'model = AutoModelForCausalLM.from_pretrained(".")'
+    yield 'messages = [{"role": "user", "content": "..."}]'
+    yield "inputs = tokenizer.apply_chat_template("
+    yield '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+    yield ")"
+    yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))"
+    yield from (
+        "```",
+        "",
+        f"The model ends a turn with `{stop}`. The tokenizer's template marks what",
+    )
+    yield from ("was supervised with `{% generation %}`.", "", "## Training", "")
+    yield from _training(lineage)
+    parent = lineage.parent
+    while parent is not None:
+        yield from ("", f"## Began with {parent.model_name}, step {parent.step}", "")
+        yield from _before(parent)
+        parent = parent.lineage.parent if parent.lineage else None
+
+
+def _before(parent: "ParentRecord") -> Iterator[str]:
+    if parent.lineage is None:
+        yield f"- nothing is known of it but the digest of its weights, `{parent.weights}`"
+    else:
+        yield from _training(parent.lineage)
+
+
+def _training(lineage: "Lineage") -> Iterator[str]:
+    from mypt.provenance.trace import policy_rule
+
+    data, config = lineage.dataset, lineage.config
+    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.block_size}"
+    yield f"- architecture: {shape}, {config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
+    yield f"- {lineage.tokens} tokens read, {lineage.supervised} supervised, seed {config.seed}"
+    yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"
+    if data.mask is not None:
+        rule = policy_rule(data.mask.policy) if data.mask.policy else "made by hand"
+        yield f"- loss mask: {rule}; {data.mask.stats.total.density:.1%} of all tokens"
+    for source in data.sources:
+        yield f"- source {source.name}: licence {source.licence or 'not stated'}"
+        yield from (f"  - `{file.sha256}` (sha256)" for file in source.files)

@@ -12,7 +12,7 @@ from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from pydantic import TypeAdapter
 
-from flows.catalogue import FLOWS, PIPELINE
+from flows.service.parameters import FLOWS, PIPELINE
 from tasks.evaluation import REFUSED
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ def test_the_temporary_api_of_a_killed_process_ends_too():
     program = (
         "import subprocess, sys, time\n"
         "from prefect.server.api.server import SubprocessASGIServer\n"
-        "from flows.temporary_api import end_with_this_process\n"
+        "from flows.ending import end_with_this_process\n"
         "end_with_this_process()\n"
         "api = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "SubprocessASGIServer().server_process = api\n"

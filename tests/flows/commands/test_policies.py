@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.commands.policies import parse_policy
+from flows.commands.flags import parse_policy
 from mypt.config import MaskPolicy
 from mypt.data.masking import policy_words
 from mypt.errors import ConfigError

@@ -1,14 +1,25 @@
-"""What ``mypt up`` sets up in its Prefect: one slot a GPU, and an end for runs that are dead."""
+"""Serves the deployments ``NAME/local``: the process that starts asked-for flow runs.
 
+First it sets up its Prefect: one slot a GPU, and an end for runs that are dead.
+"""
+
+import asyncio
+import sys
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import StateType
+from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
+from prefect.types.entrypoint import EntrypointType
 
+from flows.service.parameters import FLOWS, PIPELINE
 from tasks.slot import LIMIT
 
 HEARTBEAT_SECONDS = 30
@@ -16,6 +27,7 @@ HEARTBEAT_SECONDS = 30
 DEAD_RUNS = "mypt: a run without a heartbeat has crashed"
 _MISSED = 4
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "AwaitingRetry")
+_DEMO = Path("configs/demo.json")
 
 
 def set_up() -> None:
@@ -61,3 +73,37 @@ def dead_runs_crash() -> AutomationCore:
             )
         ],
     )
+
+
+class _Runner(Runner):
+    """A runner whose SIGTERM ends its flow runs as cancelled, with time to save."""
+
+    def handle_sigterm(self, *_: Any, **__: Any) -> None:
+        """Stop within the event loop; Prefect's own handler forgets to wait for it."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(lambda: loop.create_task(self.astop()))
+
+
+def serve(ready: Path) -> None:
+    """Register the deployments, make the file ``ready``, and start flow runs until told to stop.
+
+    One run at a time: two trainings on one machine are slower than one after the other.
+    """
+    set_up()
+    runner = _Runner(limit=1, pause_on_shutdown=False)
+    for name, flow in FLOWS.items():
+        demo = name == PIPELINE and _DEMO.exists()
+        deployment = RunnerDeployment.from_flow(
+            flow,
+            "local",
+            parameters={"config": str(_DEMO.absolute())} if demo else {},
+            tags=["sft"],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        runner.add_deployment(deployment)
+    ready.touch()
+    asyncio.run(runner.start())
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from flows import farewell
-from flows.farewell import cause_behind, leave_if_prefect_is_away
+from flows import ending as farewell
+from flows.ending import cause_behind, leave_if_prefect_is_away
 from flows.summary import show_summary
 from mypt.config import PrepareConfig, Source
 from mypt.data.dataset import tokenize

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from flows.guarded_api import guarded
+from flows.service.guarded_api import guarded
 
 APP = guarded(PlainTextResponse("runs"), ["http://127.0.0.1:4200"], ["127.0.0.1", "localhost"])
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from flows.addresses import Addresses, resolve
-from flows.servers import up
+from flows.service.addresses import Addresses, resolve
+from flows.service.servers import up
 from mypt.errors import ConfigError, MyptError
 from tests.flows.processes import free_ports, soon_alone
 

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from flows.catalogue import FLOWS, PIPELINE
-from flows.parameters import change, changed_config
+from flows.service.parameters import FLOWS, PIPELINE, change, changed_config
 from mypt.errors import ConfigError
 
 

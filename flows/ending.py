@@ -1,13 +1,33 @@
-"""The end of a flow whose Prefect API went away: the work counts, not the telling of it."""
+"""How the process of a flow ends: with its temporary API, and where Prefect went away.
 
+The work counts, not the telling of it.
+"""
+
+import atexit
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 
 from prefect.context import FlowRunContext
+from prefect.server.api.server import SubprocessASGIServer
 
 from flows.environment import answers
 from mypt.errors import MyptError
+
+_WATCH = """
+import sys, psutil
+try:
+    api = psutil.Process(int(sys.argv[1]))
+    sys.stdin.read()
+    if api.is_running():
+        api.terminate()
+except psutil.NoSuchProcess:
+    pass
+"""
+"""Reads until the other end of its pipe is gone, which the operating system sees to."""
+_watchers: dict[int, subprocess.Popen[bytes]] = {}
+"""By the API they watch; kept, since a pipe closes with the object that holds its end."""
 
 
 def leave_if_prefect_is_away(show: Callable[[], object]) -> None:
@@ -42,3 +62,17 @@ def cause_behind(error: BaseException) -> MyptError:
     return MyptError(
         f"Prefect's API went away ({error}); what is complete is kept, run the same again"
     )
+
+
+def end_with_this_process() -> None:
+    """Let the temporary API of this process, if it has one, outlive it by nothing.
+
+    Prefect stops it when Python exits; a process that is killed does not come to that, and
+    each would leave 200 MB behind.
+    """
+    api = SubprocessASGIServer().server_process
+    if api is not None and api.pid not in _watchers:
+        command = [sys.executable, "-c", _WATCH, str(api.pid)]
+        watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        _watchers[api.pid] = watcher
+        atexit.register(watcher.communicate)  # an ordinary end waits for it, as for any child

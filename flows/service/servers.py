@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.addresses import Addresses
 from flows.environment import answers
+from flows.service.addresses import Addresses
 from mypt.errors import MyptError
 from mypt.home import home
 from tasks.tracking.destination import ui_page
@@ -48,7 +48,7 @@ def up(at: Addresses) -> int:
             for name, command in at.commands().items():
                 processes.append(_Process(name, command, environment))
             if _wait(processes, asked, lambda: answers(f"{at.prefect}/api/health")):
-                command = [sys.executable, "-m", "flows.serving", str(ready)]
+                command = [sys.executable, "-m", "flows.service.serving", str(ready)]
                 processes.append(_Process("serving", command, environment, quiet=False))
                 if _wait(
                     processes, asked, lambda: ready.exists() and answers(f"{at.mlflow}/health")

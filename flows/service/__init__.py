@@ -1,0 +1,1 @@
+"""Servers and deployments of `mypt up`, and runs asked of them."""

@@ -1,0 +1,199 @@
+"""Flows that are deployed, by the names that people type, and runs asked of them with parameters.
+
+Parameters are checked by the config models before a run exists; a run is followed to its end.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from pydantic import BaseModel
+
+from flows import stages
+from flows.pipeline import sft_pipeline
+from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
+from mypt.errors import ConfigError, MyptError
+from mypt.parsing import parse_config
+from tasks.progress import print_line
+
+PIPELINE = sft_pipeline.name
+FLOWS: dict[str, Flow[..., Any]] = {
+    flow.name: flow
+    for flow in (sft_pipeline, stages.prepare, stages.pretrain, stages.sft, stages.evaluate)
+}
+
+
+Values = dict[str, Any]
+_SHOWN = 60
+_LOADERS: dict[type[BaseModel] | None, Callable[[str], BaseModel]] = {
+    PipelineConfig: load_pipeline,
+    Preset: load_config,
+}
+"""What may be named by the path of its file."""
+_SECONDS = 1.0
+_LATE = 3.0
+"""Prefect sends log lines every two seconds."""
+_LOGS = 200
+
+
+def changed_config(path: Path, changes: Sequence[str]) -> PipelineConfig:
+    """Return a pipeline config with knobs changed, such as ``sft.max_iters=50``.
+
+    Raises:
+        ConfigError: If the file or a change is wrong.
+    """
+    if not changes:
+        return load_pipeline(path)
+    values = change({"config": str(path)}, changes, FLOWS[PIPELINE])
+    return parse_config(values["config"], PipelineConfig, "--param")
+
+
+def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Values:
+    """Return the parameters of a flow with some changed, each checked by its model.
+
+    Args:
+        values: Parameters so far.
+        changes: ``NAME=VALUE``, the value as JSON or else as text. A dotted name reaches into a
+            parameter; one that is no parameter is looked for in ``config``. A parameter that
+            names a file is read before it is changed.
+        flow: Whose parameters they are.
+
+    Raises:
+        ConfigError: If there is no such knob, or it cannot have that value.
+    """
+    models = _models(flow)
+    values = json.loads(json.dumps(values))
+    for text in changes:
+        name, equals, said = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--param {text!r}: expected NAME=VALUE, such as sft.max_iters=50")
+        first, *rest = parts = name.split(".")
+        if first not in models:
+            first, rest = "config", parts
+        load = _LOADERS.get(models.get(first))
+        if load and rest and isinstance(values.get(first), str):
+            values[first] = load(values[first]).model_dump(mode="json")
+        _put(values, [first, *rest], _value(said), text)
+    for name, value in values.items():
+        model = models.get(name)
+        if isinstance(value, dict) and model is not None:
+            values[name] = parse_config(value, model, f"--param {name}").model_dump(mode="json")
+    return values
+
+
+def _models(flow: Flow[..., Any]) -> dict[str, type[BaseModel] | None]:
+    """Return the config model of each parameter of a flow, None where it is a plain value."""
+    hints = get_type_hints(flow.fn)
+    hints.pop("return", None)
+    kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {
+        name: next((k for k in found if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        for name, found in kinds.items()
+    }
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _put(place: Any, path: Sequence[str], value: Any, said: str) -> None:
+    """Set what ``path`` leads to, through objects by name and through lists by number."""
+    first, *rest = path
+    listed = isinstance(place, list) and first.isdecimal() and int(first) < len(place)
+    if not listed and not isinstance(place, dict):
+        raise ConfigError(
+            f"--param {said!r}: there is no {first!r} in {json.dumps(place)[:_SHOWN]}; expected a"
+            " knob by its dotted name"
+        )
+    key: Any = int(first) if listed else first
+    if not rest:
+        place[key] = value
+        return
+    if isinstance(place, dict):
+        place.setdefault(key, {})
+    _put(place[key], rest, value, said)
+
+
+def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
+    """Ask a deployment for a flow run, and follow its log to its end.
+
+    Args:
+        word: The deployment, as ``FLOW/NAME`` or, for NAME ``local``, as ``FLOW``.
+        changes: Parameters, as in :func:`change`.
+        wait: Follow the run; else it is only asked for.
+
+    Returns:
+        0 if the run completed or was only asked for, 1 if it did not, 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: If there is no such deployment, or it refuses the parameters.
+        MyptError: If Prefect refuses.
+    """
+    with get_client(sync_client=True) as client:
+        deployment = _find(client, word if "/" in word else f"{word}/local")
+        flow = FLOWS.get(word.partition("/")[0])
+        values = change(deployment.parameters, changes, flow) if flow else deployment.parameters
+        if changes and not flow:
+            raise ConfigError(f"--param knows only the flows {', '.join(FLOWS)}")
+        try:
+            run = client.create_flow_run_from_deployment(deployment.id, parameters=values)
+        except PrefectHTTPStatusError as error:
+            said = error.response.json().get("detail", str(error))
+            raise ConfigError(f"{word} refuses its parameters: {said}") from None
+        page = f"{str(client.api_url).rstrip('/').removesuffix('/api')}/runs/flow-run/{run.id}"
+        print_line(f"flow run {run.name}: {page}")
+        return _follow(client, run.id, page) if wait else 0
+
+
+def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse:
+    try:
+        return client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        found = (f"{flows[d.flow_id]}/{d.name}" for d in client.read_deployments())
+        raise ConfigError(
+            f"no deployment {name!r}, and no such file; expected a pipeline config that ends in"
+            f" .json, or one of: {', '.join(sorted(found)) or 'none is served, see mypt up'}"
+        ) from None
+    except PrefectHTTPStatusError as error:
+        raise MyptError(f"Prefect refuses: {error.response.status_code}; if it wants a password,"
+                        " set PREFECT_API_AUTH_STRING=USER:PASSWORD") from None  # fmt: skip
+
+
+def _follow(client: SyncPrefectClient, run_id: UUID, page: str) -> int:
+    logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    shown, settled = 0, False
+    try:
+        while True:
+            run = client.read_flow_run(run_id)
+            lines = client.read_logs(logs, limit=_LOGS, offset=shown)
+            for line in lines:
+                print_line(line.message)
+            shown += len(lines)
+            over = not lines and run.state is not None and run.state.is_final()
+            if over and settled:
+                return _ended(run)
+            settled = over  # and once more: the last lines arrive after the last state
+            time.sleep(_LATE if over else 0 if lines else _SECONDS)
+    except KeyboardInterrupt:
+        print_line(f"the run goes on: {page}; 'prefect flow-run cancel {run_id}' stops it")
+        return 130
+
+
+def _ended(run: FlowRun) -> int:
+    assert run.state is not None
+    message = f": {run.state.message}" if run.state.message else ""
+    print_line(f"flow run {run.name}: {run.state.name}{message}")
+    return 0 if run.state.is_completed() else 1
