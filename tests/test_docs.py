@@ -139,6 +139,7 @@ def test_every_quick_command_of_a_page_works_in_the_order_given(page, begun, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two trainings, and one of them made again
 @pytest.mark.parametrize("page", [p for p in DOCS if commands_of(p)], ids=lambda p: p.stem)
 def test_every_command_works_as_it_is_written(page, finished, tmp_path):
     here = copy_of(finished, tmp_path)
