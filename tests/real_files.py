@@ -1,7 +1,7 @@
 """Prepare and validate every file of a folder, by hand: ``make real-files FOLDER=../shared/data``.
 
 Each file goes through clean, with a finding, or with one line of error; anything else is a fault
-of mypt, and the exit code is 1. The table that it printed last is in DESIGN.md's appendix.
+of mypt, and the exit code is 1. The table that it printed last is in docs/real_files.md.
 """
 
 import argparse

@@ -61,9 +61,8 @@ def test_light_work_imports_nothing_heavy(statement):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_pain_in_the_design_is_held_by_tests_that_exist():
-    text = (ROOT / "DESIGN.md").read_text()
-    table = text.partition("Pains, and the test that holds each")[2].partition("\n## ")[0]
+def test_every_pain_is_held_by_tests_that_exist():
+    table = (ROOT / "docs" / "pains.md").read_text()
     rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", table, re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, 34))
     for number, names in rows:
@@ -71,3 +70,28 @@ def test_every_pain_in_the_design_is_held_by_tests_that_exist():
         for path, name in re.findall(r"`(.+?)::(.+?)`", names):
             tests = ast.walk(ast.parse((ROOT / "tests" / path).read_text()))
             assert name in {node.name for node in tests if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_decision_is_short_and_in_the_index():
+    text = (ROOT / "DESIGN.md").read_text()
+    _, index, *decisions = re.split(r"^## ", text, flags=re.MULTILINE)
+    assert index.startswith("Index by room")
+    numbers = [decision.split(" ")[0] for decision in decisions]
+    assert len(numbers) == len(set(numbers))
+    assert set(re.findall(r"\bD\d+\b", index)) == set(numbers)
+    for decision in decisions:
+        assert sum(bool(line.strip()) for line in decision.splitlines()) <= 15, decision[:40]
+
+
+def test_every_decision_that_is_cited_exists():
+    numbers = set(re.findall(r"^## (D\d+) ·", (ROOT / "DESIGN.md").read_text(), re.MULTILINE))
+    for path in (*PRODUCT, ROOT / "pyproject.toml", *(ROOT / "docs").glob("*.md")):
+        assert set(re.findall(r"\bD\d{1,2}\b", path.read_text())) <= numbers, path
+
+
+def test_figures_that_decisions_leave_to_the_benchmarks_outlive_the_next_run():
+    """``make bench`` writes BENCHMARKS.md anew, from its preface on."""
+    preface = (ROOT / "tests" / "benchmarks" / "preface.md").read_text()
+    assert (ROOT / "BENCHMARKS.md").read_text().startswith(preface)
+    for number in re.findall(r"BENCHMARKS\.md, (D\d+)", (ROOT / "DESIGN.md").read_text()):
+        assert f"**{number}.**" in preface, number

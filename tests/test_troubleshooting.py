@@ -1,7 +1,9 @@
-"""The five symptoms of the guide's troubleshooting, provoked as a user would meet them."""
+"""The five symptoms of docs/troubleshooting.md, provoked as a user would meet them."""
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from mypt.training.events import EvalReport
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 
+PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 TINY = Preset(
     n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=320, batch_size=2, max_iters=8,
     eval_interval=2, eval_iters=1, warmup_iters=0, use_loss_mask=True, device="cpu",
@@ -53,6 +56,22 @@ def by_hand(folder, tokens, mask):
     return folder
 
 
+def shown(number):
+    """What the page shows of a symptom, to the letter."""
+    return PAGE.read_text().partition(f"## Issue {number}")[2].split("```")[1].strip()
+
+
+def test_the_page_names_the_symptoms_as_the_guide_does():
+    names = [line[3:] for line in PAGE.read_text().splitlines() if line.startswith("## ")]
+    assert names == [
+        'Issue 1: "No mask shards found"',
+        "Issue 2: Mask/Token Length Mismatch",
+        "Issue 3: Loss is NaN or Inf",
+        "Issue 4: Model Only Generates Special Tokens",
+        "Issue 5: No Improvement During SFT",
+    ]
+
+
 def test_1_missing_masks_are_refused_with_both_ways_out(prepare, capsys):
     data = prepare("--mask_role", "none")
     config = data.parent / "tiny.json"
@@ -64,11 +83,12 @@ def test_1_missing_masks_are_refused_with_both_ways_out(prepare, capsys):
     assert "mypt mask" in said
     assert "use_loss_mask: false" in said
     assert len(said.splitlines()) == 1
+    assert shown(1) in said
 
 
 def test_2_a_mask_shorter_than_its_tokens_is_named(tmp_path):
     folder = by_hand(tmp_path / "data", range(1, 257), [0, 1] * 100)
-    with pytest.raises(MaskError, match=r"shard_000.*1024 bytes of tokens beside 200 of mask"):
+    with pytest.raises(MaskError, match=re.escape(shown(2))):
         adopt(folder, "byte")
 
 

@@ -19,7 +19,7 @@ def pytest_addoption(parser):
         "--faults",
         choices=("quick", "full"),
         default="quick",
-        help="how many faults to inject: a few of each kind, or as many as the README states",
+        help="how many to inject: a few of each kind, or as many as docs/reliability.md says",
     )
 
 
