@@ -6,7 +6,7 @@ from mypt.config import EvaluateConfig, MaskPolicy
 from mypt.data.dataset import mask
 from mypt.references import CheckpointRef
 from tasks.evaluation import _output
-from tests.mypt.training.conftest import prepare_chat
+from tests.mypt.conftest import prepare_chat
 
 BASE, CHAT = (CheckpointRef(path=name, digest=name * 32, step=1) for name in ("aa", "bb"))
 

@@ -23,7 +23,7 @@ from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tasks.pyfunc import ChatModel
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 ASKED = {"messages": [{"role": "user", "content": "say 1"}], "temperature": 0.0, "max_tokens": 6}
 

@@ -11,7 +11,7 @@ from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import prepare
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import TINY, write_chat
+from tests.mypt.conftest import TINY, write_chat
 
 
 @pytest.fixture

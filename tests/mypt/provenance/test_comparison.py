@@ -19,7 +19,7 @@ from mypt.training.events import EvalReport, StepReport
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 def trained(name, data, **changes):

@@ -15,7 +15,7 @@ from mypt.provenance.exposure import MANY_PASSES, exposure
 from mypt.training.batches import windows
 from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader
-from tests.mypt.training.conftest import write_chat
+from tests.mypt.conftest import write_chat
 
 
 def by_hand(lineage, dataset):

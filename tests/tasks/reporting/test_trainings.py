@@ -19,7 +19,7 @@ from tasks.tracking.records import (
     Text,
     read,
 )
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 @pytest.fixture

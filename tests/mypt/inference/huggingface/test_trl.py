@@ -16,7 +16,7 @@ from mypt.errors import MyptError
 from mypt.inference.huggingface.chat_template import hf_messages
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
-from tests.mypt.training.conftest import prepare_chat, write_chat
+from tests.mypt.conftest import prepare_chat, write_chat
 
 WHY = "pip install 'mypt[bench]', as 'make test-all' does"
 trl = pytest.importorskip("trl", reason=WHY)
