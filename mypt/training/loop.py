@@ -72,10 +72,10 @@ def train(
                     yield report
                     yield from answer_prompts(run)
                 if improved or run.state.finished or step % config.checkpoint_interval == 0:
-                    checkpoints.write(run)
+                    checkpoints.write()
                 yield from checkpoints.saved()
             if run.saved_step != run.state.step:
-                checkpoints.write(run)
+                checkpoints.write()
             yield from checkpoints.saved(wait=True)
         ranks.wait()
         reason = run.state.finished or STOPPED

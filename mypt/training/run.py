@@ -18,7 +18,6 @@ from mypt.training.batches.arrays import name_row
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
-    copied,
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -28,7 +27,7 @@ from mypt.training.checkpoints.parts import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
 from mypt.training.circumstances import begin_notes, record_code, record_dataset, record_earlier
 from mypt.training.compute import Compute, resolve, seed_everything
-from mypt.training.distributed import ALONE, Ranks, shard
+from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import EpochRecord, Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
 from mypt.training.optim import make_optimizer
