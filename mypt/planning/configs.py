@@ -23,6 +23,7 @@ from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, check_world, forecast
 from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, resolve, seed_everything, use_threads
+from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer
 from mypt.training.plan import plan_run
 
@@ -83,20 +84,9 @@ def plan(
 
 def _read(preset: Preset, folder: Path) -> Data:
     """Return what a dataset decides, after the checks that training begins with."""
-    from mypt.training.loader import GPTDataLoader  # loads torch
-
     plan_run(preset, "plan", folder)
     dataset = open_dataset(folder, verify=False)
-    epoch = GPTDataLoader(
-        dataset,
-        batch_size=preset.batch_size,
-        block_size=preset.block_size,
-        use_loss_mask=preset.use_loss_mask,
-        batching=preset.batching,
-        length_policy=preset.length_policy,
-        max_lost=preset.max_lost,
-        grad_accumulation=preset.grad_accumulation,
-    ).epoch("train")
+    epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned
         places = epoch.tokens / epoch.fill
         density = sum(account.supervised for account in epoch.accounts) / places

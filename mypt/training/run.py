@@ -129,7 +129,7 @@ def open_run(
         else:
             load_optimizer(found.path, model, optimizer)
         state, history = found.state, read_history(found.path, found.state.step)
-    loader = _loader(config, dataset)
+    loader = GPTDataLoader.of(config, dataset)
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
         plan=plan,
@@ -137,7 +137,7 @@ def open_run(
         compute=compute,
         dataset=dataset,
         loader=loader,
-        watch=_loader(config.model_copy(update=watched), dataset),
+        watch=GPTDataLoader.of(config.model_copy(update=watched), dataset),
         model=model.train(),
         optimizer=optimizer,
         lineage=_lineage(plan, compute, loader, context, found),
@@ -173,20 +173,6 @@ def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
         return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
     compile_blocks(model)
     return ()
-
-
-def _loader(config: Preset, dataset: Dataset) -> GPTDataLoader:
-    return GPTDataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        block_size=config.block_size,
-        use_loss_mask=config.use_loss_mask,
-        seed=config.seed,
-        batching=config.batching,
-        length_policy=config.length_policy,
-        max_lost=config.max_lost,
-        grad_accumulation=config.grad_accumulation,
-    )
 
 
 def _lineage(
