@@ -15,7 +15,7 @@ from mypt.data.spans import KIND, ROLE
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.model.gpt import GPT
-from mypt.training.batches.arrays import Place
+from mypt.training.batches.arrays import TokenRange
 from mypt.training.loader import Batch, GPTDataLoader
 
 CLASSES: Final = (
@@ -159,7 +159,7 @@ class _Tables:
         rows = [0 if shard.rows is None else len(shard.rows) for shard in self._shards.values()]
         self._before = dict(zip(self._shards, np.cumsum([0, *rows]).tolist(), strict=False))
 
-    def places(self, rows: list[list[Place]], batch: Batch) -> NDArray[np.void]:
+    def places(self, rows: list[list[TokenRange]], batch: Batch) -> NDArray[np.void]:
         """Return (B * T,) of PLACES; a piece of n tokens fills n - 1 places of its row."""
         found = np.zeros(tuple(batch.targets.shape), PLACES)
         for row, places in enumerate(rows):

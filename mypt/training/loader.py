@@ -12,7 +12,7 @@ from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import ConfigError, DataError
-from mypt.training.batches.arrays import Arrays, Place
+from mypt.training.batches.arrays import Arrays, TokenRange
 from mypt.training.batches.batching import Batching
 from mypt.training.batches.packed import PackedRows
 from mypt.training.batches.windows import Windows
@@ -126,7 +126,7 @@ class GPTDataLoader:
         """
         return self._to_device(self._of(split).batch(self._number(step, micro)))
 
-    def places_at(self, split: Split, step: int, micro: int = 0) -> list[list[Place]]:
+    def places_at(self, split: Split, step: int, micro: int = 0) -> list[list[TokenRange]]:
         """Return which stretches of which shards each row of :meth:`batch_at` is made of.
 
         Raises:

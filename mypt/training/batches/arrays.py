@@ -51,8 +51,8 @@ def shift(tokens: NDArray[Scalar], mask: NDArray[np.uint8] | None) -> Shifted[Sc
     return Shifted(tokens[..., :-1], tokens[..., 1:], None if mask is None else mask[..., 1:])
 
 
-class Place(NamedTuple):
-    """A stretch of one shard."""
+class TokenRange(NamedTuple):
+    """Neighbouring tokens of one shard, [start, stop)."""
 
     shard: ShardView
     start: int
@@ -61,7 +61,7 @@ class Place(NamedTuple):
     """One past the last token."""
 
 
-def name_row(dataset: Dataset, places: list[Place]) -> str:
+def name_row(dataset: Dataset, places: list[TokenRange]) -> str:
     """Return one batch row as people look it up: shard, tokens, and the raw file's lines.
 
     Args:
@@ -75,7 +75,7 @@ def name_row(dataset: Dataset, places: list[Place]) -> str:
     )
 
 
-def _raw_lines(dataset: Dataset, place: Place) -> str:
+def _raw_lines(dataset: Dataset, place: TokenRange) -> str:
     rows = place.shard.rows
     if rows is None:  # made by hand: nobody recorded where the tokens came from
         return ""

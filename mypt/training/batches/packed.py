@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan
-from mypt.training.batches.arrays import Arrays, Place, Scalar, shift
+from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
 
 
 class PackedRows:
@@ -46,11 +46,11 @@ class PackedRows:
         """Return batch ``number``, a function of dataset, seed and number alone."""
         return self._fill(self._batch_rows(number))
 
-    def places(self, number: int) -> list[list[Place]]:
+    def places(self, number: int) -> list[list[TokenRange]]:
         """Return the pieces that each row of batch ``number`` is made of, none for padding."""
         offsets, pieces = self.plan.row_offsets, self.plan.pieces
         rows = [
-            [Place(self._shards[i], start, stop) for i, start, stop in found.tolist()]
+            [TokenRange(self._shards[i], start, stop) for i, start, stop in found.tolist()]
             for found in (pieces[offsets[r] : offsets[r + 1]] for r in self._batch_rows(number))
         ]
         return rows + [[]] * (self.rows_per_batch - len(rows))

@@ -11,7 +11,7 @@ from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.shards import ShardView
 from mypt.errors import DataError
-from mypt.training.batches.arrays import Arrays, Place, Scalar, shift
+from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
 
 _DRAWN_AT_ONCE = 256  # batches; seeding a generator takes longer than drawing a batch
 _RECOUNTED_AT_ONCE = 1 << 21  # windows; bounds the memory, whatever the number of steps
@@ -71,11 +71,11 @@ class Windows:
         mask = self._masks.windows[lot.mask_places[within]] if self._masks else None
         return Arrays(*shift(tokens, mask))
 
-    def places(self, number: int) -> list[list[Place]]:
+    def places(self, number: int) -> list[list[TokenRange]]:
         """Return the stretches of tokens that each row of batch ``number`` is made of."""
         shards, starts = self._draw(number)
         return [
-            [Place(self._shards[shard], start, start + self._length)]
+            [TokenRange(self._shards[shard], start, start + self._length)]
             for shard, start in zip(shards.tolist(), starts.tolist(), strict=True)
         ]
 
