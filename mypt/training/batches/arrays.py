@@ -42,7 +42,13 @@ def shift(tokens: NDArray[Scalar], mask: NDArray[np.uint8] | None) -> Shifted[Sc
     """Turn n + 1 tokens, whose mask lies beside them, into n inputs and their targets.
 
     Law 5: on disk the mask belongs to its token; in a batch it belongs to its target. This
-    happens here and nowhere else.
+    happens here and nowhere else. The five tokens of :mod:`mypt.data.preparation.encoding`:
+
+    >>> inputs, targets, loss_mask = shift(
+    ...     np.array([49, 43, 49, 50, 256]), np.array([0, 0, 0, 1, 1], np.uint8)
+    ... )
+    >>> inputs.tolist(), targets.tolist(), loss_mask.tolist()
+    ([49, 43, 49, 50], [43, 49, 50, 256], [0, 0, 1, 1])
 
     Args:
         tokens: (..., n + 1).

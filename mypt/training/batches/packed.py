@@ -1,4 +1,15 @@
-"""Packed rows in an order that is new each epoch, every row once."""
+"""Packed rows in an order that is new each epoch, every row once.
+
+The five tokens of :mod:`mypt.data.preparation.encoding` in a row of 6 places: two are padding.
+
+>>> from mypt.data.packing.layout import plan_rows
+>>> plan, how = plan_rows(dataset, "train", 6), {"use_loss_mask": True, "seed": 0}
+>>> batch = PackedRows(dataset, "train", plan, batch_size=1, grad_accumulation=1, **how).batch(0)
+>>> batch.input_ids[0].tolist(), batch.targets[0].tolist()
+([49, 43, 49, 50, 256, 256], [43, 49, 50, 256, 256, 256])
+>>> batch.loss_mask[0].tolist(), batch.segments[0].tolist()
+([0, 0, 1, 1, 0, 0], [0, 0, 0, 0, -1, -1])
+"""
 
 import numpy as np
 from numpy.typing import NDArray

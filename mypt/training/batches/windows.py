@@ -1,4 +1,15 @@
-"""Random windows over a token stream, the seed's way of drawing batches."""
+"""Random windows over a token stream, the seed's way of drawing batches.
+
+The five tokens of :mod:`mypt.data.preparation.encoding` hold two windows of 3 inputs and the
+target behind them; of this seed, batch 0 is the second.
+
+>>> rows = Windows(dataset, "train", batch_size=1, block_size=3, use_loss_mask=True, seed=2)
+>>> [[(place.start, place.stop) for place in row] for row in rows.places(0)]
+[[(1, 5)]]
+>>> input_ids, targets, loss_mask, *_ = rows.batch(0)
+>>> input_ids.tolist(), targets.tolist(), loss_mask.tolist()
+([[43, 49, 50]], [[49, 50, 256]], [[0, 1, 1]])
+"""
 
 from collections.abc import Iterator
 from typing import Generic, NamedTuple
