@@ -147,7 +147,7 @@ def serve(
         compile: As for mypt generate.
     """
     from mypt.inference.server import serving
-    from mypt.inference.server.answering import Line, Served
+    from mypt.inference.server.answering import Queue, Served
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:
@@ -155,12 +155,12 @@ def serve(
     with serving.listen(host, port, key) as listening:
         gpt, tokenizer, checkpoint = _load(model, compiled=compile)
         name = checkpoint.lineage.model_name
-        line = Line(waiting)
-        served = Served(gpt, tokenizer, name, checkpoint.ref.digest, line, time.time, key)
+        queue = Queue(waiting)
+        served = Served(gpt, tokenizer, name, checkpoint.ref.digest, queue, time.time, key)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         _write(f"{name} step {checkpoint.ref.step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
-        serving.serve(serving.create_app(served), line, listening)
+        serving.serve(serving.create_app(served), queue, listening)
     return 0
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Manifest, Split
 from mypt.data.masking import policy_words
-from mypt.inspection.checks.findings import EXAMPLES, Place
+from mypt.inspection.checks.findings import EXAMPLES, Where
 from mypt.parsing import Frozen
 
 _ROW = np.dtype([("digest", "<u8"), ("split", "u1"), ("shard", "<u4"), ("row", "<u4")])
@@ -37,7 +37,7 @@ class DatasetDiff(Frozen):
     """What differs besides rows: tokenizer, template, mask policy."""
     density: dict[str, tuple[Density, Density]] = Field(default_factory=dict)
     """In all, by role and by source: in a and in b."""
-    examples: tuple[Place, ...] = ()
+    examples: tuple[Where, ...] = ()
     """The first rows that were added, removed or changed."""
 
 
@@ -163,7 +163,7 @@ def _examples(
     gone: NDArray[np.void],
     come: NDArray[np.void],
     changed: set[tuple[str, str, int]],
-) -> Iterator[Place]:
+) -> Iterator[Where]:
     for dataset, rows, what in ((new, come, "added"), (old, gone, "removed")):
         for row in rows[:EXAMPLES]:
             source, file, line = origin = _origin(dataset, row)
@@ -171,7 +171,7 @@ def _examples(
                 continue
             split: Split = SPLITS[row["split"]]
             before = sum(s.record.n_rows for s in dataset.shards(split)[: row["shard"]])
-            yield Place(
+            yield Where(
                 split=split,
                 row=before + int(row["row"]),
                 where=f"{file}:{line}",

@@ -16,13 +16,14 @@ from mypt import files, home
 from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import TOKENIZER_STATE
-from mypt.errors import ConfigError, TrainingError
+from mypt.errors import ConfigError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
 from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, check_world, forecast
 from mypt.planning.machines import Machine, Probe
-from mypt.training.compute import Compute, resolve, seed_everything, use_threads
+from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
+from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer
 from mypt.training.plan import plan_run
 
@@ -83,20 +84,9 @@ def plan(
 
 def _read(preset: Preset, folder: Path) -> Data:
     """Return what a dataset decides, after the checks that training begins with."""
-    from mypt.training.loader import GPTDataLoader  # loads torch
-
     plan_run(preset, "plan", folder)
     dataset = open_dataset(folder, verify=False)
-    epoch = GPTDataLoader(
-        dataset,
-        batch_size=preset.batch_size,
-        block_size=preset.block_size,
-        use_loss_mask=preset.use_loss_mask,
-        batching=preset.batching,
-        length_policy=preset.length_policy,
-        max_lost=preset.max_lost,
-        grad_accumulation=preset.grad_accumulation,
-    ).epoch("train")
+    epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned
         places = epoch.tokens / epoch.fill
         density = sum(account.supervised for account in epoch.accounts) / places
@@ -126,17 +116,9 @@ def probe(preset: Preset, steps: int, density: float) -> Probe:
         TrainingError: If the memory does not do.
     """
     compute = resolve(preset, preset.gpt())
-    try:
-        with use_threads(compute.threads):
-            passes, updates = _time_steps(preset, compute, steps, density)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        raise TrainingError(
-            f"the probe ran out of memory on {compute.device} with batch_size {preset.batch_size}"
-            f" x block_size {preset.block_size}; halve batch_size and double grad_accumulation, or"
-            " plan with --probe 0"
-        ) from error
+    what = "the probe, which --probe 0 leaves out"
+    with memory_named(what, preset, compute), use_threads(compute.threads):
+        passes, updates = _time_steps(preset, compute, steps, density)
     record = compute.record()
     return Probe(
         device=f"{record.device_name}, {compute.threads} threads"

@@ -12,9 +12,9 @@ from mypt.provenance.search import Search
 from mypt.training.lineage import (
     IMPORTED,
     DatasetRecord,
+    EarlierSteps,
     Lineage,
     ParentRecord,
-    Stretch,
     changed_files,
     problems,
     read_lineage,
@@ -195,7 +195,7 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def _made_by(maker: Lineage | Stretch) -> str:
+def _made_by(maker: Lineage | EarlierSteps) -> str:
     code, compute = maker.code, maker.compute
     state = {None: "", True: ", with uncommitted changes", False: ""}[code.dirty]
     commit = f"commit {code.commit[:12]}{state}" if code.commit else "no checkout"

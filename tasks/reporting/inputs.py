@@ -6,7 +6,7 @@ from pathlib import Path
 from mypt.data.manifest import TOKENIZER_STATE, Manifest, Split, read_manifest
 from mypt.data.masking import policy_words
 from mypt.references import CheckpointRef, DatasetRef
-from tasks.tracking.records import DatasetInput, Subject
+from tasks.tracking.records import DatasetInput, MeasuredOn
 
 _CONTEXTS: dict[str, Split] = {
     "pretrain": "train",
@@ -54,10 +54,10 @@ def validation_name(dataset: Path) -> str:
     return f"{dataset.name}/val"
 
 
-def measured_on(checkpoint: CheckpointRef, dataset: DatasetRef) -> Subject:
+def measured_on(checkpoint: CheckpointRef, dataset: DatasetRef) -> MeasuredOn:
     """Return what figures of a checkpoint on a dataset's validation split are about."""
     name = validation_name(Path(dataset.path))
-    return Subject(checkpoint=checkpoint.digest, dataset=name, digest=dataset.digest)
+    return MeasuredOn(checkpoint=checkpoint.digest, dataset=name, digest=dataset.digest)
 
 
 def data_params(dataset: Path) -> dict[str, str]:

@@ -1,4 +1,22 @@
-"""From rows to token ids, spans and digests, many rows at a time."""
+"""From rows to token ids, spans and digests, many rows at a time.
+
+"1+1" asked and "2" answered, in the template ``plain``, are five tokens; 256 ends the answer.
+The docstrings of pieces, layout, windows, arrays and packed go on with the same five.
+
+>>> from mypt.data.conversations import Conversation, Origin, say
+>>> from mypt.data.spans import KINDS, ROLES
+>>> from mypt.data.tokenizer import load_tokenizer
+>>> row = Conversation((say("user", "1+1"), say("assistant", "2")), Origin(file=0, line=1))
+>>> encoded = encode_rows([row], load_tokenizer("byte", "plain"))
+>>> encoded.tokens.tolist()
+[49, 43, 49, 50, 256]
+>>> [(a, b, ROLES[role], KINDS[kind]) for a, b, _, _, role, kind, _ in encoded.spans.tolist()]
+[(0, 3, 'user', 'content'), (3, 4, 'assistant', 'content'), (4, 5, 'assistant', 'end')]
+>>> from mypt.config import MaskPolicy
+>>> from mypt.data.masking import mask_from_spans
+>>> mask_from_spans(encoded.spans, 5, MaskPolicy()).tolist()
+[0, 0, 0, 1, 1]
+"""
 
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple

@@ -33,8 +33,8 @@ class Place(NamedTuple):
         return f"{name}:{self.line}" if self.unit == "line" else f"{name}: {self.unit} {self.line}"
 
 
-class Stretch(NamedTuple):
-    """The part of a raw file that is read at a time; by default all of it."""
+class ByteRange(NamedTuple):
+    """The bytes of a raw file that are read at a time; by default all of them."""
 
     start: int = 0
     """First byte as stored."""
@@ -44,7 +44,7 @@ class Stretch(NamedTuple):
     """The line that begins at ``start``."""
 
 
-WHOLE = Stretch()
+WHOLE = ByteRange()
 
 
 class Record(NamedTuple):

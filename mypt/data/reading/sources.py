@@ -10,7 +10,7 @@ from mypt.config import Format, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.reading import exercises
-from mypt.data.reading.portions import Piece, Portion, cut_portions
+from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.readers import detect_format, read_rows
 from mypt.data.reading.records import Tally
@@ -105,7 +105,7 @@ class SourceReader:
         self._n_kept += n_kept
         self._tally.add(tally)
 
-    def set_aside(self, piece: Piece) -> None:
+    def set_aside(self, piece: FileSlice) -> None:
         """Note that a piece was not read, since it ends whoever reads it."""
         name = piece.name.removeprefix(str(Path(piece.path).parent)).lstrip("/")
         self._tally.dropped[f"{name}: set aside, its rows unknown, since it ended every worker"] = 0

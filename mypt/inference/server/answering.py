@@ -31,7 +31,7 @@ _LOOK_SECONDS = 0.5
 """How often a request that waits looks whether its client is still there."""
 
 
-class LineFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
+class QueueFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
     """So many requests wait that no further one is taken."""
 
 
@@ -41,7 +41,7 @@ class Closed(Exception):  # noqa: N818 - likewise
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request."""
+    """One request in the queue."""
 
     reply: Reply
     emit: Callable[[str | BaseException | None], None]
@@ -50,8 +50,11 @@ class Job:
     """Set by whoever no longer wants the answer."""
 
 
-class Line:
-    """First come, first served; each answer is written by itself, as fast as the machine can."""
+class Queue:
+    """Requests that wait for the model, first come, first served.
+
+    Each answer is written by itself, as fast as the machine can.
+    """
 
     def __init__(self, length: int) -> None:
         """Start the thread.
@@ -77,7 +80,7 @@ class Line:
             if self._closed:
                 raise Closed
             if len(self._jobs) >= self._length:
-                raise LineFull
+                raise QueueFull
             self._jobs.append(job)
             self._changed.notify()
 
@@ -128,7 +131,7 @@ class Served:
     """What clients call the model."""
     digest: str
     """Of the checkpoint."""
-    line: Line
+    queue: Queue
     clock: Callable[[], float]
     """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
     api_key: str | None = None
@@ -143,7 +146,7 @@ async def answer(served: Served, asked: ChatRequest, request: Request) -> Respon
     """
     reply = reply_to(served.model, served.tokenizer, asked)
     head = head_of(served.digest, int(served.clock()))
-    texts = _texts(served.line, reply, request)
+    texts = _texts(served.queue, reply, request)
     if asked.stream:
         first = await anext(texts, None)  # an error before the first word is an ordinary answer
         events = _events(asked, reply, head, first, texts)
@@ -186,8 +189,8 @@ def head_of(digest: str, created: int) -> dict[str, Any]:
     }
 
 
-async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[str]:
-    """Yield an answer's text; whoever leaves gives up his place in the line."""
+async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[str]:
+    """Yield an answer's text; whoever leaves gives up his place in the queue."""
     loop = asyncio.get_running_loop()
     said: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
 
@@ -197,7 +200,7 @@ async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[st
 
     job = Job(reply, emit)
     try:
-        line.add(job)
+        queue.add(job)
         while True:
             try:
                 text = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
@@ -210,7 +213,7 @@ async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[st
             if isinstance(text, BaseException):
                 raise text
             yield text
-    except LineFull:
+    except QueueFull:
         raise Refused(
             429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"
         ) from None

@@ -13,8 +13,8 @@ from mypt.inspection.checks.findings import (
     DENSITY_BOUNDS,
     EXAMPLES,
     Findings,
-    Place,
     ValidationStats,
+    Where,
 )
 from mypt.inspection.checks.masks import supervised_in
 
@@ -23,7 +23,7 @@ Group = tuple[str, str, str]
 
 
 @dataclass(slots=True)
-class Tally:
+class TokenCounts:
     """Counts of tokens and supervised tokens by split, source and role."""
 
     tokens: Counter[Group] = field(default_factory=Counter)
@@ -111,7 +111,7 @@ def _check_first(
     _add_rows(check, "first_supervised", first["conversation"][wrong])
 
 
-def check_stats(manifest: Manifest, tally: Tally, findings: Findings) -> None:
+def check_stats(manifest: Manifest, tally: TokenCounts, findings: Findings) -> None:
     """Compare the recorded statistics with the counted ones."""
     if manifest.mask is None:
         return
@@ -129,14 +129,14 @@ def check_stats(manifest: Manifest, tally: Tally, findings: Findings) -> None:
                     f"{one.supervised} of {one.tokens} recorded, {other.supervised} of"
                     f" {other.tokens} counted"
                 )
-                findings.add("stats_differ", Place(where=f"{name} {key}".strip(), detail=detail))
+                findings.add("stats_differ", Where(where=f"{name} {key}".strip(), detail=detail))
     if recorded.rows_unsupervised != tally.rows_unsupervised:
         detail = f"{recorded.rows_unsupervised} recorded, {tally.rows_unsupervised} counted"
-        findings.add("stats_differ", Place(where="rows unsupervised", detail=detail))
+        findings.add("stats_differ", Where(where="rows unsupervised", detail=detail))
 
 
 def check_density(
-    manifest: Manifest, tally: Tally, findings: Findings, expect_single_role: bool
+    manifest: Manifest, tally: TokenCounts, findings: Findings, expect_single_role: bool
 ) -> None:
     """Hold chat sources, and all chat tokens together, against DENSITY_BOUNDS.
 
@@ -148,13 +148,13 @@ def check_density(
     if manifest.mask.policy is None:
         findings.add("mask_by_hand")
     if not tally.density().supervised:
-        findings.add("density_zero", Place(detail=f"0 of {tally.density().tokens} tokens"))
+        findings.add("density_zero", Where(detail=f"0 of {tally.density().tokens} tokens"))
         return
     chat = {source: _chat_only(tally, source) for source in tally.by("source")}
     tokens = sum(density.tokens for density in chat.values())
     supervised = sum(density.supervised for density in chat.values())
     if tokens and tokens == supervised and not expect_single_role:
-        findings.add("density_one", Place(detail=f"all {tokens} tokens"))
+        findings.add("density_one", Where(detail=f"all {tokens} tokens"))
         return
     for source, density in chat.items():
         if density.tokens and not (supervised == tokens and expect_single_role):
@@ -162,10 +162,10 @@ def check_density(
     if manifest.mask.policy is not None and manifest.kind == "chat":
         for role in manifest.mask.policy.roles:
             if not tally.density(role=role).tokens:
-                findings.add("role_absent", Place(detail=role))
+                findings.add("role_absent", Where(detail=role))
 
 
-def _chat_only(tally: Tally, source: str) -> Density:
+def _chat_only(tally: TokenCounts, source: str) -> Density:
     whole, text = tally.density(source=source), tally.density(source=source, role="text")
     return Density(tokens=whole.tokens - text.tokens, supervised=whole.supervised - text.supervised)
 
@@ -174,6 +174,6 @@ def _check_bounds(source: str, density: Density, findings: Findings) -> None:
     low, high = DENSITY_BOUNDS
     detail = f"{density.density:.1%} of {density.tokens} tokens; {low:.0%} to {high:.0%} expected"
     if density.density < low:
-        findings.add("density_low", Place(where=source, detail=detail))
+        findings.add("density_low", Where(where=source, detail=detail))
     elif density.density > high:
-        findings.add("density_high", Place(where=source, detail=detail))
+        findings.add("density_high", Where(where=source, detail=detail))

@@ -84,7 +84,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
 """Every finding: how bad it is, and what it means."""
 
 
-class Place(Frozen):
+class Where(Frozen):
     """Where a finding was made."""
 
     split: Split | None = None
@@ -108,7 +108,7 @@ class Finding(Frozen):
     code: str
     message: str
     count: int
-    examples: tuple[Place, ...] = ()
+    examples: tuple[Where, ...] = ()
 
 
 class LengthPreview(Frozen):
@@ -178,9 +178,9 @@ class Findings:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[Place]] = {}
+        self._examples: dict[str, list[Where]] = {}
 
-    def add(self, code: str, place: Place | None = None, count: int = 1) -> None:
+    def add(self, code: str, place: Where | None = None, count: int = 1) -> None:
         """Count a finding of ``code``, and keep its place while there are few."""
         if code not in CODES:
             raise KeyError(code)

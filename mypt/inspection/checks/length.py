@@ -9,7 +9,7 @@ from mypt.data.packing.layout import plan_rows
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.errors import DataError
 from mypt.inspection.checks.contents import ShardCheck
-from mypt.inspection.checks.findings import EXAMPLES, Findings, LengthPreview, Place
+from mypt.inspection.checks.findings import EXAMPLES, Findings, LengthPreview, Where
 
 
 def preview_length(
@@ -43,7 +43,7 @@ def preview_length(
                 use_loss_mask=dataset.manifest.mask is not None,
             )
         except DataError as error:
-            findings.add("length_refused", Place(split=split, detail=str(error)))
+            findings.add("length_refused", Where(split=split, detail=str(error)))
             continue
         accounts += plan.accounts
         packed += plan.n_rows
@@ -58,7 +58,7 @@ def preview_length(
     )
     if preview.lost > max_lost:
         detail = f"{preview.lost:.1%} lost, {max_lost:.1%} allowed"
-        findings.add("too_much_lost", Place(detail=detail))
+        findings.add("too_much_lost", Where(detail=detail))
     return preview
 
 

@@ -14,7 +14,7 @@ from mypt.data.masking import mask_from_spans
 from mypt.data.spans import KIND, KINDS, ROLE, ROLES
 from mypt.errors import MaskError
 from mypt.inspection.checks.contents import ShardCheck
-from mypt.inspection.checks.findings import EXAMPLES, Place
+from mypt.inspection.checks.findings import EXAMPLES, Where
 
 Booleans = NDArray[np.bool_]
 
@@ -31,7 +31,7 @@ def check_mask(check: ShardCheck) -> None:
     try:
         expected = mask_from_spans(spans, len(mask), record.policy)
     except MaskError as error:
-        place = Place(split=check.split, where=check.shard.record.tokens.name, detail=str(error))
+        place = Where(split=check.split, where=check.shard.record.tokens.name, detail=str(error))
         check.findings.add("span_astray", place)
         return
     differs = np.flatnonzero(mask != expected)

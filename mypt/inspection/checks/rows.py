@@ -23,7 +23,7 @@ from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLE, ROLES
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
 from mypt.inspection.checks.contents import part_forms
-from mypt.inspection.checks.findings import EXAMPLES, Findings, Place
+from mypt.inspection.checks.findings import EXAMPLES, Findings, Where
 from mypt.inspection.rowview import RowView, count_rows, iter_rows, read_row
 
 PARTS: Final[dict[int, PartKind]] = {
@@ -50,9 +50,9 @@ RENDERED = 2000
 Digests = NDArray[np.uint64]
 
 
-def place(view: RowView, detail: str = "") -> Place:
+def place(view: RowView, detail: str = "") -> Where:
     """Return the place of a row."""
-    return Place(split=view.split, row=view.index, where=view.where, detail=detail)
+    return Where(split=view.split, row=view.index, where=view.where, detail=detail)
 
 
 def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
