@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Manifest, Split
-from mypt.data.masking import policy_words
+from mypt.data.policies import policy_words
 from mypt.inspection.checks.findings import EXAMPLES, Place
 from mypt.parsing import Frozen
 
@@ -137,10 +137,7 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[str]:
 
 
 def _policy(manifest: Manifest) -> str:
-    if manifest.mask is None:
-        return "no mask"
-    policy = manifest.mask.policy
-    return "made by hand" if policy is None else policy_words(policy)
+    return policy_words(manifest.mask.policy) if manifest.mask else "no mask"
 
 
 def _density(a: Manifest, b: Manifest) -> dict[str, tuple[Density, Density]]:
