@@ -1,1 +1,11 @@
 """The trained models of the training room, whose provenance is asked for here."""
+
+from tests.mypt.training.conftest import (  # noqa: F401
+    _own_home,
+    chat_dataset,
+    finish,
+    make_chat,
+    other_dataset,
+    plan,
+    tiny,
+)
