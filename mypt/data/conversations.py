@@ -14,7 +14,8 @@ class Origin(NamedTuple):
     file: int
     """Index of the file within its source."""
     line: int
-    """Line of the file, counted from 1; for a JSON array the item, counted from 1."""
+    """Line of the file, counted from 1; for a JSON array the item, counted from 1; 0 where there
+    is no file."""
 
 
 @dataclass(frozen=True, slots=True)

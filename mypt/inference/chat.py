@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mypt import files
 from mypt.config import Form, Role
-from mypt.data.conversations import Message, Part, say
+from mypt.data.conversations import Conversation, Message, Origin, Part, say
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
 from mypt.inference.generation import generate_batch, known_tokens, sampling_of, text_prompt
@@ -132,9 +133,9 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         DataError: If the template has no form for one of the messages.
     """
-    ids, _ = tokenizer.encode_segments(tokenizer.template.opening(messages))
-    found: list[int] = ids.tolist()
-    return found
+    asked = Conversation((*messages, Message("assistant", ())), Origin(0, 0))
+    ids: list[int] = encode_rows([asked], tokenizer, many=False).tokens.tolist()
+    return ids[:-1]  # but for the token that would end the answer
 
 
 class Session:

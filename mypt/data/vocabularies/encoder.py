@@ -151,8 +151,7 @@ class TextEncoder:
     def _encode_chunk(self, texts: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         joined = _SEPARATOR.join([*texts, b""])
         if joined.count(_SEPARATOR) != len(texts):
-            encoded = [encode_ordinary(self._encoding, text.decode()) for text in texts]
-            return np.concatenate(encoded), np.array([len(ids) for ids in encoded], np.int64)
+            return encode_each(self._encoding, texts)
         ids = self._reference(joined) if self.fast is None else self.fast.encode(joined)
         separates = ids == self._separator_id
         stops = np.flatnonzero(separates)
@@ -209,6 +208,15 @@ def encode_ordinary(
         return encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
     except UnicodeEncodeError as error:
         raise _lone_surrogate(error) from None
+
+
+def encode_each(
+    encoding: tiktoken.Encoding, texts: Sequence[bytes]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Return what :meth:`TextEncoder.encode_utf8` does, a call a text."""
+    encoded = [encode_ordinary(encoding, text.decode()) for text in texts]
+    ids = np.concatenate([np.empty(0, np.uint32), *encoded])
+    return ids, np.array([len(part) for part in encoded], np.int64)
 
 
 def utf8(texts: Iterable[str]) -> list[bytes]:

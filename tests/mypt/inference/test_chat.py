@@ -5,6 +5,7 @@ import torch
 
 from mypt.config import GPTConfig
 from mypt.data.conversations import Conversation, Origin, say
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import ConfigError
 from mypt.inference import chat
@@ -40,7 +41,7 @@ class Parrot(GPT):
 def test_the_prompt_is_the_beginning_of_what_training_renders(template):
     tokenizer = load_tokenizer("byte", template)
     whole = Conversation((*TALK, say("assistant", "Sure.")), Origin(0, 1))
-    trained, _ = tokenizer.encode_segments(tokenizer.template.render(whole))
+    trained = encode_rows([whole], tokenizer).tokens
     prompt = chat.chat_prompt(tokenizer, TALK)
     assert trained.tolist()[: len(prompt)] == prompt
     rest = trained.tolist()[len(prompt) :]

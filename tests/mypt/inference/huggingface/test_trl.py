@@ -10,6 +10,7 @@ from mypt.config import FieldMapping, GPTConfig, MaskPolicy, Source
 from mypt.data.conversations import Conversation
 from mypt.data.exchange.labels import UNSUPERVISED, export_labels
 from mypt.data.masking import mask_from_spans
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MyptError
@@ -65,7 +66,7 @@ def trainer(model, tokenizer, rows, folder, **choices):
 
 
 def mask_of(row, tokenizer):
-    ids, spans = tokenizer.encode_segments(tokenizer.template.render(row))
+    ids, spans, _ = encode_rows([row], tokenizer)
     return mask_from_spans(spans, len(ids), MaskPolicy())
 
 
@@ -81,7 +82,7 @@ def compare(rows, tokenizer, theirs, model, folder):
     )  # fmt: skip
     tokens = 0
     for row, made in zip(rows, found.train_dataset, strict=True):
-        ids, spans = tokenizer.encode_segments(tokenizer.template.render(row))
+        ids, spans, _ = encode_rows([row], tokenizer)
         assert made["input_ids"] == ids.tolist()
         mask = mask_from_spans(spans, len(ids), MaskPolicy())
         assert made["labels"] == np.where(mask, ids.tolist(), UNSUPERVISED).tolist()
