@@ -1,7 +1,7 @@
 """Masks on disk: made from the spans beside them, shard by shard, and counted."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from mypt.data.manifest import (
 )
 from mypt.data.masking import mask_from_spans
 from mypt.data.policies import policy_words
-from mypt.data.shards import MASK, ShardView, shard_name, view_shard
+from mypt.data.shards import MASK, ShardView, origin, shard_name, view_shard
 from mypt.data.spans import ROLES
 from mypt.errors import MaskError
 
@@ -141,11 +141,3 @@ def _write_mask(folder: Path, shard: Shard, manifest: Manifest, policy: MaskPoli
     with files.create(folder / name) as file:
         file.write(np.ascontiguousarray(mask).data)
     return shard.model_copy(update={"mask": record_file(folder, name)})
-
-
-def origin(shard: ShardView, source: SourceRecord, row: int) -> str:
-    """Return file and line of a row, counted in its shard."""
-    if shard.rows is None or not source.files:
-        return f"{shard.record.tokens.name} row {row}"
-    found = shard.rows[row]
-    return f"{PurePath(source.files[found['file']].path).name}:{found['line']}"

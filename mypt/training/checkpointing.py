@@ -20,7 +20,7 @@ from mypt import files
 from mypt.training.checkpoints import parts as shards
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point, prune
-from mypt.training.distributed import copied
+from mypt.training.distributed import copied_part
 from mypt.training.events import CheckpointSaved
 from mypt.training.run import Run
 
@@ -141,7 +141,7 @@ class Parts:
         """Begin to write a checkpoint, after the one before it is done."""
         assert isinstance(run.model, FSDPModule)
         run.model.reshard()  # an evaluation leaves the vocabulary's matrix whole
-        parts = run.snapshot(lambda tensor: copied(tensor, self._mesh))
+        parts = run.snapshot(lambda tensor: copied_part(tensor, self._mesh))
         self._background.begin(lambda: self._write(parts))
 
     def saved(self, *, wait: bool = False) -> Iterator[CheckpointSaved]:

@@ -189,7 +189,7 @@ def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(whole.to(mesh.device_type), mesh, places, src_data_rank=None)
 
 
-def copied(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+def copied_part(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
     """Return a copy of this rank's part on the CPU, as a part of the same whole.
 
     Args:
