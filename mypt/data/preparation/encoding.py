@@ -88,9 +88,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     slots = _compile(shapes, tokenizer)
     texts = utf8(turns.texts)
     text_tokens, text_lengths = (
-        tokenizer.text_encoder.encode_utf8(texts)
-        if many
-        else encode_each(tokenizer.encoding, texts)
+        tokenizer.text_encoder.encode(texts) if many else encode_each(tokenizer.encoding, texts)
     )
 
     per_turn = slots.per_shape[shape]

@@ -15,10 +15,11 @@ from mypt.data.template import load_template
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError, MaskError
 from mypt.inference.chat import chat_prompt
-from mypt.inference.huggingface.chat_template import CUT, GLUE, hf_messages
+from mypt.inference.huggingface.chat_template import CUT, GLUE
 from mypt.inference.huggingface.exports import export_hf, tokenizer_json
 from mypt.model.gpt import GPT
 from tests.mypt.data.rows import HERE, TEMPLATES, conversations
+from tests.mypt.inference.huggingface.messages import hf_messages
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 tokenizers = pytest.importorskip("tokenizers")

@@ -14,9 +14,9 @@ from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MyptError
-from mypt.inference.huggingface.chat_template import hf_messages
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
+from tests.mypt.inference.huggingface.messages import hf_messages
 from tests.mypt.training.conftest import prepare_chat, write_chat
 
 WHY = "pip install 'mypt[bench]', as 'make test-all' does"
