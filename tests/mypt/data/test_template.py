@@ -197,8 +197,11 @@ def test_the_longest_special_token_is_found_first():
     ("change", "says"),
     [
         ({"name": "\ud800"}, "half of a surrogate pair"),
-        ({"name": ""}, "name: expected at least 1 character, found ''"),
-        ({"special_tokens": []}, "special_tokens: expected at least 1 item, found []"),
+        ({"name": ""}, "name: String should have at least 1 character, found ''"),
+        (
+            {"special_tokens": []},
+            "special_tokens: Tuple should have at least 1 item ",
+        ),
         ({"turns": {"user": {}}}, "turns: expected assistant too"),
     ],
 )
