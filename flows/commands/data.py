@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.flags import MappingFlags, MaybeWhole, Whole, parse_mapping
+from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, Preparation, PrepareFile
+from mypt.config import MAX_BLOCK, Format, Preparation
 from mypt.data.policies import parse_policy
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config

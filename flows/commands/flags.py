@@ -1,4 +1,4 @@
-"""What people type, as types: whole numbers, where a file keeps its turns."""
+"""What people type, as types: whole numbers, a file of data, where its turns are."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, Token
 
-from mypt.config import FieldMapping, Format
+from mypt.config import FieldMapping, Format, Preparation, PrepareConfig
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config
 
@@ -18,6 +18,17 @@ _KNOBS = {
     "by_order": "by_order",
     "join": "join",
 }
+
+
+class PrepareFile(PrepareConfig):
+    """What ``mypt prepare --config`` reads: the data, and who prepares them."""
+
+    preparation: Preparation = Preparation()
+    """Who prepares; no part of what is made."""
+
+    def data(self) -> PrepareConfig:
+        """Return what decides the dataset."""
+        return PrepareConfig(**{key: getattr(self, key) for key in PrepareConfig.model_fields})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 from mypt.config import Role
 
 PartKind = Literal["text", "reasoning", "tool_call"]
+Form = Literal["chat", "plain"]
+"""Asked as a turn of a chat, or given as the beginning of a text."""
 
 
 class Origin(NamedTuple):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mypt import files
-from mypt.config import Form
-from mypt.data.conversations import Conversation, Message, Origin, say
+from mypt.data.conversations import Conversation, Form, Message, Origin, say
 from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mypt.config import Form
+from mypt.data.conversations import Form
 from mypt.data.manifest import Split
 from mypt.inference.chat import ask
 from mypt.training.checkpointing import keeper
