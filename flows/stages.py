@@ -11,7 +11,7 @@ from mypt.config import EvaluateConfig, MaskPolicy, Preparation, PrepareConfig, 
 from mypt.data.manifest import reference
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
-from mypt.training.checkpoints.folder import checkpoint_to_use
+from mypt.training.checkpoints.folder import checkpoint_ref
 from tasks import evaluation, training
 from tasks.evaluation import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
@@ -82,7 +82,7 @@ def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> Ch
     end_with_this_process()
     config = load_config(config) if isinstance(config, str) else config
     with stage_run(config, name):
-        made = training.sft(config, name, _dataset(dataset), base=checkpoint_to_use(Path(base)))
+        made = training.sft(config, name, _dataset(dataset), base=checkpoint_ref(Path(base)))
     return _ended(made)
 
 
@@ -104,7 +104,7 @@ def evaluate(
         name: Prefix of the report's folder.
     """
     end_with_this_process()
-    before, after = (checkpoint_to_use(Path(model)) for model in (base, chat))
+    before, after = (checkpoint_ref(Path(model)) for model in (base, chat))
     data = _dataset(dataset)
     with stage_run(config, name) as run:
         summary = evaluation.evaluate(before, after, data, config, name)

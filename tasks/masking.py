@@ -4,6 +4,7 @@ from mypt.config import MaskPolicy
 from mypt.data import dataset as datasets
 from mypt.data import mask_files
 from mypt.data.dataset import masked_recipe
+from mypt.data.policies import policy_words
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks.keys import stage_key
@@ -11,7 +12,7 @@ from tasks.reporting.datasets import report_masks
 from tasks.reporting.inputs import dataset_input
 from tasks.stages import Output, make_room, stage, whole_dataset
 from tasks.tracking.recording import recorded
-from tasks.tracking.records import Params, flatten
+from tasks.tracking.records import Params
 
 
 def _output(dataset: DatasetRef, policy: MaskPolicy, name: str) -> Output:
@@ -31,7 +32,7 @@ def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> Datas
     """
     folder, key = _output(dataset, policy, name)
     with recorded(key, f"mask {what} {name}") as run:
-        run.write(Params(values=flatten(policy)))
+        run.write(Params(values={"policy": policy_words(policy)}))
         run.write(dataset_input(dataset, "mask"))
         make_room(folder, whole_dataset)
         masked = datasets.mask(dataset.path, policy, folder, digest=dataset.digest, reuse=True)

@@ -203,7 +203,7 @@ def test_a_prepare_that_is_asked_to_stop_leaves_nothing(tmp_path):
         ("train --config_file texts.json --model_name m --dataset_dir d", "n_layer: expected"),
         ("train --config_file truths.json --model_name m --dataset_dir d", "n_layer: expected"),
         ("run misspelt.json", "unknown key 'pretrian'; did you mean 'pretrain'?"),
-        ("run leaving.json", "name '../x' is no plain name"),
+        ("run leaving.json", "name: String should match pattern"),
         ("run nope.json", "configs/demo.json"),
         (f"mask d --out_dir e --policy {'x' * 9000}", "is no word of a policy"),
         ("prepare --input_files chats.jsonl --out_dir x --mask_role usr", "--mask_role: 'usr'"),

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.flags import MappingFlags, MaybeWhole, Whole, parse_mapping, parse_policy
+from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, Preparation, PrepareFile
+from mypt.config import MAX_BLOCK, Format, Preparation
+from mypt.data.policies import parse_policy
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mypt import files
-from mypt.config import Form, Role
-from mypt.data.conversations import Message, Part, say
+from mypt.data.conversations import Conversation, Form, Message, Origin, say
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
-from mypt.inference.generation import generate_batch, known_tokens, sampling_of, text_prompt
+from mypt.inference.generation import generate_batch, known_tokens, text_prompt
 from mypt.inference.reply import Reply
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.gpt import GPT
@@ -30,32 +30,6 @@ class Answer:
     """These tokens."""
 
 
-def answer(
-    model: GPT,
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    *,
-    max_tokens: int = 256,
-    **choices: float | None,
-) -> Answer:
-    """Return the next assistant turn of a conversation.
-
-    Args:
-        model: On any device.
-        tokenizer: The model's own.
-        messages: The conversation so far.
-        max_tokens: Longest answer.
-        choices: Fields of :class:`mypt.inference.sampling.Sampling`, such as temperature.
-
-    Raises:
-        ConfigError: If the conversation does not fit the model's block_size, or a choice is
-            unknown or out of range.
-        DataError: If the template has no form for one of the messages.
-    """
-    prompt, sampling = chat_prompt(tokenizer, messages), sampling_of(**choices)
-    return answer_prompts(model, tokenizer, [prompt], max_tokens=max_tokens, sampling=sampling)[0]
-
-
 def ask(
     model: GPT,
     tokenizer: Tokenizer,
@@ -63,17 +37,14 @@ def ask(
     *,
     form: Form,
     max_tokens: int = 256,
-    **choices: float | None,
 ) -> Answer:
-    """Return what a model answers to one user message, or how it goes on with a text.
+    """Return the likeliest answer to one user message, or how a model goes on with a text.
 
     Raises:
-        ConfigError: As :func:`answer`.
+        ConfigError: As :func:`answer_prompts`.
     """
-    ids, sampling = prompt_of(tokenizer, prompt, form), sampling_of(**choices)
-    return answer_prompts(
-        model, tokenizer, [ids], form=form, max_tokens=max_tokens, sampling=sampling
-    )[0]
+    ids = prompt_of(tokenizer, prompt, form)
+    return answer_prompts(model, tokenizer, [ids], form=form, max_tokens=max_tokens)[0]
 
 
 def answer_prompts(
@@ -132,9 +103,9 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         DataError: If the template has no form for one of the messages.
     """
-    ids, _ = tokenizer.encode_segments(tokenizer.template.opening(messages))
-    found: list[int] = ids.tolist()
-    return found
+    asked = Conversation((*messages, Message("assistant", ())), Origin(0, 0))
+    ids: list[int] = encode_rows([asked], tokenizer, many=False).tokens.tolist()
+    return ids[:-1]  # but for the token that would end the answer
 
 
 class Session:
@@ -160,7 +131,7 @@ class Session:
         """
         self._model, self._tokenizer = model, tokenizer
         self._max_tokens, self._sampling = max_tokens, sampling
-        self._beginning = [_plain("system", system)] if system else []
+        self._beginning = [say("system", system)] if system else []
         self.messages: list[Message] = list(self._beginning)
         """The conversation, oldest first."""
 
@@ -173,7 +144,7 @@ class Session:
             ConfigError: If the conversation no longer fits the model's context.
             DataError: If the template has no form for one of the messages.
         """
-        asked = [*self.messages, _plain("user", text)]
+        asked = [*self.messages, say("user", text)]
         seed = (self._sampling.seed + len(asked)) % 2**63
         reply = Reply(
             self._model,
@@ -186,7 +157,7 @@ class Session:
         for piece in reply:
             answer += piece
             yield piece
-        self.messages = [*asked, _plain("assistant", answer)]
+        self.messages = [*asked, say("assistant", answer)]
         self.note = reply.note
 
     note: str = ""
@@ -209,7 +180,3 @@ class Session:
         turns = [{"role": turn.role, "content": turn.text} for turn in self.messages]
         row = json.dumps({"messages": turns}, ensure_ascii=False)
         files.write_bytes(path, f"{row}\n".encode())
-
-
-def _plain(role: Role, text: str) -> Message:
-    return Message(role, (Part("text", text),))

@@ -9,6 +9,7 @@ import numpy as np
 from mypt import files
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Split
+from mypt.data.policies import policy_words
 from mypt.data.spans import KINDS, ROLES
 from mypt.inspection.charts import density_chart, length_chart
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
@@ -68,13 +69,12 @@ def render_preview(dataset: Dataset, report: ValidationReport, max_rows: int = M
 
 def _summary(dataset: Dataset, report: ValidationReport) -> dict[str, Any]:
     manifest, stats = dataset.manifest, report.stats
-    policy = None if manifest.mask is None else manifest.mask.policy
     facts = {
         "digest": manifest.digest[:12],
         "kind": manifest.kind,
         "tokenizer": manifest.tokenizer_name,
         "template": dataset.tokenizer.template.name,
-        "policy": "none" if policy is None else ", ".join(policy.roles),
+        "policy": policy_words(manifest.mask.policy) if manifest.mask else "no mask",
     }
     tiles = {
         "rows": f"{sum(stats.rows.values()):,}",

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mypt import files
-from mypt.config import MaskPolicy
 from mypt.data.manifest import METADATA, SourceFile, SourceRecord
+from mypt.data.policies import policy_words
 from mypt.parsing import Frozen
 from mypt.provenance.search import Search
 from mypt.training.lineage import (
@@ -229,15 +229,9 @@ def _dataset_facts(record: DatasetRecord) -> tuple[str, ...]:
     ]
     if record.mask is None:
         return (*facts, "no masks: every token was supervised")
-    stats, policy = record.mask.stats, record.mask.policy
-    facts.append(f"mask: {policy_rule(policy) if policy else 'made by hand'}")
+    stats = record.mask.stats
+    facts.append(f"mask: {policy_words(record.mask.policy)}")
     shares = {"all": stats.total} | stats.by_role | stats.by_source
     facts.append("supervised: " + ", ".join(f"{k} {v.density:.1%}" for k, v in shares.items()))
     facts.append(f"{stats.rows} rows, {stats.rows_unsupervised} without a supervised token")
     return tuple(facts)
-
-
-def policy_rule(policy: MaskPolicy) -> str:
-    """Return a policy in words: its roles, and the knobs that are on."""
-    on = [key for key, value in policy.model_dump().items() if value is True]
-    return ", ".join([*policy.roles, *on])

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import torch
 
-from mypt.config import Form
+from mypt.data.conversations import Form
 from mypt.data.manifest import Split
 from mypt.inference.chat import ask
 from mypt.training.checkpointing import keeper
-from mypt.training.checkpoints.folder import checkpoint_to_use
+from mypt.training.checkpoints.folder import checkpoint_ref
 from mypt.training.claim import beginning
 from mypt.training.compute import memory_named, use_threads
 from mypt.training.distributed import ALONE, Ranks
@@ -55,7 +55,7 @@ def train(
     config = plan.preset
     with beginning(plan, context, ranks) as (folder, found, notes):
         if found is not None and found.state.finished:
-            yield Finished(found.state.step, ALREADY_FINISHED, checkpoint_to_use(folder))
+            yield Finished(found.state.step, ALREADY_FINISHED, checkpoint_ref(folder))
             return
         run = open_run(plan, folder, context, found, notes, ranks)
         with use_threads(run.compute.threads), keeper(run) as checkpoints:
@@ -79,7 +79,7 @@ def train(
             yield from checkpoints.saved(wait=True)
         ranks.wait()
         reason = run.state.finished or STOPPED
-        yield Finished(run.state.step, reason, checkpoint_to_use(folder))
+        yield Finished(run.state.step, reason, checkpoint_ref(folder))
 
 
 def evaluate(run: Run) -> EvalReport:

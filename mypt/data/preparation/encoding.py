@@ -30,7 +30,7 @@ from mypt.data.conversations import Document, PartKind, Row
 from mypt.data.spans import BY_POLICY, ROLE, ROW_DTYPE, spans_of
 from mypt.data.template import Shape
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.encoder import utf8
+from mypt.data.vocabularies.encoder import encode_each, utf8
 from mypt.errors import DataError
 
 
@@ -85,12 +85,17 @@ class _Slots(NamedTuple):
     """The ids of all fixed slots, in order."""
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Encoded:
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True) -> Encoded:
     """Encode rows, to the same as rendering and encoding each segment by itself would give.
 
     The authors' texts go to the encoder together, what the template writes is encoded once,
     and numpy puts both in place: no Python object is made for a token, nor for a segment.
     A few megabytes of text a call are quickest.
+
+    Args:
+        rows: Conversations and documents.
+        tokenizer: Its template says how they are written.
+        many: Whether the encoder of many texts, which takes up to a second to make, is worth it.
 
     Raises:
         DataError: If the template has no form for a row, or a text holds a lone surrogate.
@@ -100,7 +105,9 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Encoded:
     shapes, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
     slots = _compile(shapes, tokenizer)
     texts = utf8(turns.texts)
-    text_tokens, text_lengths = tokenizer.text_encoder.encode_utf8(texts)
+    text_tokens, text_lengths = (
+        tokenizer.text_encoder.encode(texts) if many else encode_each(tokenizer.encoding, texts)
+    )
 
     per_turn = slots.per_shape[shape]
     slot = _ranges(_starts(slots.per_shape)[shape], per_turn)
@@ -211,7 +218,8 @@ def _shapes(
         try:
             tokenizer.template.form(shapes[index])
         except DataError as error:
-            raise DataError(f"line {rows[row_of[index]].origin.line}: {error}") from None
+            line = rows[row_of[index]].origin.line
+            raise DataError(f"line {line}: {error}" if line else str(error)) from None
     return shapes, shape
 
 

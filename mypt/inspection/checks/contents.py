@@ -14,13 +14,12 @@ from mypt import files
 from mypt.data.conversations import PartKind
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS, FileRecord, Manifest, Shard, Split
-from mypt.data.shards import open_table
+from mypt.data.shards import open_table, origin
 from mypt.data.spans import KIND, KINDS, ROLES, ROW_DTYPE, SPAN_DTYPE
 from mypt.data.template import PartForm, Template
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import MyptError
 from mypt.inspection.checks.findings import EXAMPLES, Findings, Where
-from mypt.inspection.rowview import origin
 
 TOKEN_BYTES = 4
 MASK_BYTES = 1
@@ -39,7 +38,8 @@ class ShardCheck:
 
     def place(self, row: int, detail: str = "") -> Where:
         """Return the place of a row, counted in the shard."""
-        where = origin(self.dataset, self.shard, row)
+        source = self.dataset.manifest.sources[self.shard.record.source]
+        where = origin(self.shard, source, row)
         return Where(split=self.split, row=self.first_row + row, where=where, detail=detail)
 
     def place_token(self, position: int, detail: str) -> Where:

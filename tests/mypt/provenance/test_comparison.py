@@ -63,8 +63,8 @@ def test_config_keys_and_whatever_else_decided_the_weights(pair):
         "max_iters": ("4", "5"),
         "dataset": tuple(digests),
         "masks": (
-            "assistant, end_of_turn, reasoning, tool_calls, text",
-            "assistant, reasoning, tool_calls, text",
+            "assistant",
+            "assistant,no_stop",
         ),
     }
 

@@ -157,8 +157,8 @@ def test_the_records_say_what_matters(chain):
     assert "parent: none" in facts
     assert "mlflow_run_id run1" in facts
     assert "format messages, weight 1, licence CC0" in facts
-    assert "mask: assistant, reasoning, tool_calls, text" in facts
-    assert "mask: assistant, end_of_turn, reasoning, tool_calls, text" in facts
+    assert "mask: assistant,no_stop" in facts
+    assert "mask: assistant" in facts
 
 
 def test_who_made_the_first_steps_and_what_a_block_loses_is_told(plan, finish):
