@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mypt.evaluation.scores import Difference, EvaluationReport, ModelScores, Summary
 from mypt.home import home
-from mypt.text import visible
+from mypt.text import shorten, visible
 from tasks.evaluation import summary_path
 
 _LONGEST = 120
@@ -79,6 +79,4 @@ def _share(value: float | None) -> str:
 
 
 def _said(who: str, text: str) -> Text:
-    one_line = visible(text.replace("\n", "⏎"))
-    short = one_line if len(one_line) <= _LONGEST else f"{one_line[:_LONGEST]} ..."
-    return Text.assemble((f"{who:14}", "dim"), short)
+    return Text.assemble((f"{who:14}", "dim"), shorten(text.replace("\n", "⏎"), _LONGEST))

@@ -129,7 +129,7 @@ class _Canvas:
             x=self.x[column],
             y=y,
             kind=link.kind,
-            title=shorten([name], _TITLE_LENGTH),
+            title=shorten(name, _TITLE_LENGTH),
             full=visible(link.name),
             note="" if target else note,
             state=state(link),

@@ -14,7 +14,7 @@ from mypt.data.reading.raw import BOM, RawFile
 from mypt.data.reading.readers import read_rows
 from mypt.data.reading.records import WHOLE, ByteRange, Tally
 from mypt.parsing import Frozen
-from mypt.text import printable
+from mypt.text import one_line
 
 PORTION_BYTES: Final = 16 << 20
 """A portion has about as many: seconds of work."""
@@ -37,7 +37,7 @@ class FileSlice(Frozen):
     @property
     def name(self) -> str:
         """What people call it."""
-        name = printable(self.path)
+        name = one_line(self.path)
         start, stop, _ = self.stretch
         return name if self.stretch == WHOLE else f"{name}, bytes {start:,} to {stop:,}"
 

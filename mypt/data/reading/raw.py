@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, NamedTuple, cast
 from mypt import files
 from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit
 from mypt.errors import DataError
-from mypt.text import printable
+from mypt.text import one_line
 
 CHUNK: Final = 256 << 10
 """Bytes that are read at a time."""
@@ -128,7 +128,7 @@ class RawFile:
             DataError: If it is missing, empty, unreadable or no ordinary file.
         """
         self.path = path
-        self.name = printable(str(path))
+        self.name = one_line(str(path))
         self.index = index
         self.limits = limits or Limits()
         self.stretch = stretch

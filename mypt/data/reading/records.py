@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any, Final, Literal, NamedTuple
 
 from mypt.data.conversations import Origin
-from mypt.text import printable
+from mypt.text import one_line
 
 Unit = Literal["line", "item", "row"]
 BLANK: Final = object()
@@ -29,7 +29,7 @@ class Place(NamedTuple):
         return Origin(self.file, self.line)
 
     def __str__(self) -> str:
-        name = printable(self.path)
+        name = one_line(self.path)
         return f"{name}:{self.line}" if self.unit == "line" else f"{name}: {self.unit} {self.line}"
 
 
