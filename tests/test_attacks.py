@@ -213,7 +213,7 @@ def test_a_prepare_that_is_asked_to_stop_leaves_nothing(tmp_path):
         ("show d --html d", "exists"),
         ("show d --html none/page.html", "none"),
         ("train --config_file tiny.json --model_name m --dataset_dir chats.jsonl", "chats.jsonl"),
-        (f"prepare --input_files {'y' * 5000} --out_dir x", "y: "),
+        (f"prepare --input_files {'y' * 5000} --out_dir x", "y…: File name too long"),
         ("diff d nope", "nope"),
     ],
     ids=lambda value: value[:50],
