@@ -9,6 +9,7 @@ from mypt.data.manifest import METADATA, SourceFile, SourceRecord
 from mypt.data.policies import policy_words
 from mypt.parsing import Frozen
 from mypt.provenance.search import Search
+from mypt.text import visible
 from mypt.training.lineage import (
     IMPORTED,
     DatasetRecord,
@@ -74,12 +75,12 @@ def render(link: Link) -> "Tree":
     from rich.tree import Tree
 
     mark = {None: "", True: " verified", False: " NOT AS RECORDED"}[link.verified]
-    label = Text(f"{link.kind} {link.name} {link.digest[:12]}{mark}", style="bold")
+    label = Text(f"{link.kind} {visible(link.name)} {link.digest[:12]}{mark}", style="bold")
     where = () if link.kind == "source" else (link.path or "not found",)
     for line in (*where, *link.facts):
-        label.append(f"\n{line}", style="not bold")
+        label.append(f"\n{visible(line)}", style="not bold")
     for problem in link.problems:
-        label.append(f"\n{problem}", style="not bold red")
+        label.append(f"\n{visible(problem)}", style="not bold red")
     tree = Tree(label)
     tree.children.extend(render(below) for below in link.links)
     return tree

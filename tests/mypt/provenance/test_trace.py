@@ -185,6 +185,15 @@ def test_the_tree_is_drawn_and_travels_as_json(chain):
     assert Link.model_validate(json.loads(found.model_dump_json())) == found
 
 
+def test_no_name_in_the_tree_steers_the_terminal():
+    evil = "a\x1b[2J\u202e"
+    file = Link(kind="file", name=evil, digest="0", path=evil, facts=(evil,), problems=(evil,))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(file))
+    assert console.file.getvalue().count("a\\x1b[2J\\u202e") == 4
+    assert not {"\x1b", "\u202e"} & set(console.file.getvalue())
+
+
 def test_a_checkpoint_without_lineage_is_refused(chain):
     (chain[1] / "lineage.json").unlink()
     with pytest.raises(CheckpointError, match=r"lineage\.json.* missing"):
