@@ -8,7 +8,7 @@ import httpx
 from prefect import flow
 
 from flows.ending import cause_behind, end_with_this_process, leave_if_prefect_is_away
-from flows.naming import pipeline_run_name
+from flows.stages import pipeline_run_name
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary

@@ -7,7 +7,7 @@ from mypt.data.dataset import open_dataset
 from mypt.data.manifest import SPLITS, Manifest, read_manifest
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.inspection.checks.contents import ShardCheck, check_files, check_tokens
-from mypt.inspection.checks.density import TokenCounts, check_density, check_stats
+from mypt.inspection.checks.density import TokenCounts, check_density, check_stats, preview_length
 from mypt.inspection.checks.findings import (
     CODES,
     DENSITY_BOUNDS,
@@ -17,7 +17,6 @@ from mypt.inspection.checks.findings import (
     ValidationStats,
     Where,
 )
-from mypt.inspection.checks.length import preview_length
 from mypt.inspection.checks.masks import check_mask
 from mypt.inspection.checks.rows import check_rows
 

@@ -15,12 +15,7 @@ from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.inspection import histograms
 from mypt.inspection.checks.findings import Finding
-from mypt.inspection.histograms import (
-    density_histogram,
-    length_histogram,
-    row_lengths,
-    row_shares,
-)
+from mypt.inspection.histograms import density_histogram, length_histogram, row_lengths, row_shares
 from mypt.inspection.preview import choose_rows, write_preview
 from mypt.inspection.validation import validate
 from tests.mypt.clean import by_hand, everything
