@@ -170,8 +170,8 @@ def template_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _BUILT_IN.glob("*.json")))
 
 
-def load_template(name_or_path: str | Path) -> Template:
-    """Read a template by name, or a user's own file of the same form.
+def load_template(name_or_path: str | Path | Template) -> Template:
+    """Read a template by name, or a user's own file of the same form; one that was read stays.
 
     The package's own files in ``mypt/data/templates/`` are the examples to start from;
     ``//`` comments are allowed.
@@ -179,6 +179,8 @@ def load_template(name_or_path: str | Path) -> Template:
     Raises:
         ConfigError: If there is no such template or the file does not describe one.
     """
+    if isinstance(name_or_path, Template):
+        return name_or_path
     names = template_names()
     if str(name_or_path) in names:
         return read_config(_BUILT_IN / f"{name_or_path}.json", Template)

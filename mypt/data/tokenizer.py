@@ -131,7 +131,7 @@ class Tokenizer:
         return TextEncoder(self.vocabulary)
 
 
-def load_tokenizer(name_or_path: str | Path, template: str | Path = "mypt") -> Tokenizer:
+def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "mypt") -> Tokenizer:
     """Return a tokenizer by name, or the one that a dataset or a model carries.
 
     Args:
@@ -195,6 +195,4 @@ def train_tokenizer(
         raise ConfigError(f"{tokenization!r} is not made from a corpus; expected char or bpe:N")
     size = match.group(1)
     vocabulary = bpe_vocabulary(int(size), texts) if size else char_vocabulary(texts)
-    return Tokenizer(
-        vocabulary, template if isinstance(template, Template) else load_template(template)
-    )
+    return Tokenizer(vocabulary, load_template(template))

@@ -12,7 +12,7 @@ from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
-from mypt.training.lineage import Lineage, ParentRecord, verify_folder
+from mypt.training.lineage import Lineage, ParentRecord, read_lineage
 
 _LABELS = {"name"}
 _CIRCUMSTANCES = {
@@ -79,7 +79,7 @@ def plan_run(
         ConfigError: If name, vocabulary, sizes or tokenizers do not go together.
         ManifestError: If the dataset is missing, damaged or another one.
         MaskError: If the preset wants masks that the dataset has not.
-        CheckpointError: If the base model is missing or damaged.
+        CheckpointError: If the base model is missing, or its lineage damaged.
     """
     home.check_name(model_name, "model name")
     folder = Path(dataset_dir).absolute()
@@ -89,7 +89,7 @@ def plan_run(
         lines = _from_scratch(preset)
     else:
         step_folder, news = _base(init_from, folder)
-        base = verify_folder(step_folder)
+        base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
         resolved = preset.model_copy(update=_architecture(base).model_dump())

@@ -95,13 +95,15 @@ def test_a_base_of_another_tokenizer_is_refused_naming_both(tiny, tmp_path):
 
 
 @pytest.mark.usefixtures("base")
-def test_a_base_whose_bytes_changed_is_refused(plan):
+def test_a_base_whose_bytes_changed_before_they_are_loaded_is_refused(plan, finish):
+    made = plan("sft", init_from="base", max_iters=1)
     path = models_dir() / "base" / "step_000002" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: its bytes changed"):
-        plan("sft", init_from="base")
+    for again in (made, plan("sft", init_from="base", max_iters=1)):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: its bytes changed"):
+            finish(again)
 
 
 @pytest.mark.usefixtures("base")
