@@ -89,6 +89,22 @@ def test_an_answer_that_is_cut_off_says_so(client):
     assert full.usage.total_tokens == CONTEXT + 1  # the last token is never read again
 
 
+def test_a_long_conversation_goes_on_and_the_answer_says_what_left_it(client):
+    system = {"role": "system", "content": "Be kind."}
+    turns = [{"role": "user", "content": "x" * 40}, {"role": "assistant", "content": "y" * 40}]
+    last = {"role": "user", "content": "still there?"}
+    for n_turns, left_out in ((1, 0), (5, 4)):
+        asked = {"model": "echo", "messages": [system, *turns * n_turns, last], "max_tokens": 100}
+        raw = client.chat.completions.with_raw_response.create(**asked)
+        whole = raw.parse()
+        assert whole.choices[0].message.content == "still there?"
+        assert whole.model_extra["turns_left_out"] == left_out
+        assert raw.headers["x-mypt-turns-left-out"] == str(left_out)
+        assert whole.usage.prompt_tokens <= CONTEXT - 100
+        with client.chat.completions.create(**asked, stream=True) as events:
+            assert {event.model_extra["turns_left_out"] for event in events} == {left_out}
+
+
 def test_history_system_message_and_parts_are_read(client):
     messages = [
         {"role": "system", "content": "Be kind."},
