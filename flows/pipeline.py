@@ -39,7 +39,7 @@ def sft_pipeline(config: PipelineConfig | str) -> Summary:
         text = validate(text, config.pretrain, base, "base corpus")
         talk = tokenize(config.chat, chat, "chat data", tokenizer=text, preparation=who)
         talk = mask(talk, config.mask, chat, "chat data")
-        talk = validate(talk, config.sft, chat, "chat data")
+        talk = validate(talk, config.tuning(), chat, "chat data")
         base_model = pretrain(config.pretrain, base, text)
         chat_model = sft(config.sft, chat, talk, base=base_model)
         summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)

@@ -107,7 +107,8 @@ class TrainConfig(Frozen):
     length_policy: Literal["split", "drop", "keep_last_turns", "error"] = "split"
     """Packed only: what becomes of a conversation longer than block_size."""
     max_lost: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Packed only: largest share of supervised tokens that length_policy may lose."""
+    """Packed only: largest share of supervised tokens that length_policy may lose. A validation
+    warns where more answers than this share lose their question."""
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     """Rows a micro-batch."""
     grad_accumulation: int = Field(default=1, ge=1, le=1_000_000)
@@ -361,6 +362,10 @@ class PipelineConfig(Frozen):
     """What is asked of both models."""
     preparation: Preparation = Preparation()
     """Who prepares the data of both."""
+
+    def tuning(self) -> Preset:
+        """Return what the fine-tuning trains with: own values, the base model's architecture."""
+        return self.sft.model_copy(update=dict(self.pretrain.architecture()))
 
 
 def load_config(path: str | Path) -> Preset:

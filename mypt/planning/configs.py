@@ -41,8 +41,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
     """
     if PipelineConfig.model_fields.keys() & {"pretrain", "sft"} & read_json(path).keys():
         config = load_pipeline(path)
-        architecture = config.pretrain.architecture().model_dump()
-        return config.pretrain, config.sft.model_copy(update=architecture)
+        return config.pretrain, config.tuning()
     return (load_config(path),)
 
 

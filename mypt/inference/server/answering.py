@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError, DataError
-from mypt.inference.chat import chat_prompt
+from mypt.inference.chat import fitting_prompt
 from mypt.inference.reply import Reply
 from mypt.inference.server import protocol
 from mypt.inference.server.protocol import ChatRequest, Refused
@@ -144,48 +144,52 @@ async def answer(served: Served, asked: ChatRequest, request: Request) -> Respon
     Raises:
         Refused: If the model cannot read the conversation, or too many wait.
     """
-    reply = reply_to(served.model, served.tokenizer, asked)
-    head = head_of(served.digest, int(served.clock()))
+    reply, left_out = reply_to(served.model, served.tokenizer, asked)
+    head = head_of(served.digest, int(served.clock()), left_out)
+    headers = {"x-mypt-turns-left-out": str(left_out)}
     texts = _texts(served.queue, reply, request)
     if asked.stream:
         first = await anext(texts, None)  # an error before the first word is an ordinary answer
         events = _events(asked, reply, head, first, texts)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
     text = "".join([text async for text in texts])
-    return JSONResponse(protocol.completion(asked, reply, text, head))
+    return JSONResponse(protocol.completion(asked, reply, text, head), headers=headers)
 
 
-def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> Reply:
-    """Return the answer to a request, not yet written.
+def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> tuple[Reply, int]:
+    """Return the answer to a request, not yet written, and how many turns it leaves out.
 
     Raises:
         Refused: If the model cannot read the conversation.
     """
     try:
-        prompt = chat_prompt(tokenizer, asked.conversation())
+        prompt, left_out = fitting_prompt(model, tokenizer, asked.conversation(), asked.longest)
     except DataError as error:
         raise Refused(400, str(error), param="messages") from None
     try:
-        return Reply(
+        reply = Reply(
             model, tokenizer, prompt,
             max_tokens=asked.longest, stop=asked.stops, sampling=asked.sampling,
         )  # fmt: skip
     except ConfigError as error:
         code = "context_length_exceeded"
         raise Refused(400, str(error), param="messages", code=code) from None
+    return reply, left_out
 
 
-def head_of(digest: str, created: int) -> dict[str, Any]:
-    """Return what tells one answer from another.
+def head_of(digest: str, created: int, left_out: int) -> dict[str, Any]:
+    """Return what tells one answer from another; the last field is not of the protocol.
 
     Args:
         digest: Of the checkpoint.
         created: Seconds since 1970.
+        left_out: The oldest turns that the model did not read, for want of room.
     """
     return {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": created,
         "system_fingerprint": digest[:12],
+        "turns_left_out": left_out,
     }
 
 

@@ -29,7 +29,8 @@ def chat_page(name: str, *, key: bool) -> tuple[str, str]:
         name: What the model is called.
         key: Whether people must give an API key.
     """
-    html = render("chat.html", styles=["chat.css"], script="chat.js", name=name, key=key)
+    styles = ["page.css", "chat.css"]
+    html = render("chat.html", styles=styles, script="chat.js", name=name, key=key)
     policy = (
         "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline';"
         f" script-src '{script_hash('chat.js')}'; frame-ancestors 'none'; base-uri 'none'"

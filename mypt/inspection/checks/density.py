@@ -11,7 +11,7 @@ from mypt.data.manifest import SPLITS, Density, Manifest, Split
 from mypt.data.packing.accounts import LengthAccount, merge
 from mypt.data.packing.layout import plan_rows
 from mypt.data.packing.pieces import LengthPolicy
-from mypt.data.spans import ROLE, ROLES
+from mypt.data.spans import KIND, ROLE, ROLES
 from mypt.errors import DataError
 from mypt.inspection.checks.contents import ShardCheck
 from mypt.inspection.checks.findings import (
@@ -198,7 +198,8 @@ def preview_length(
         dataset: The dataset.
         block_size: Places of a packed row; it holds rows of at most one token more.
         length_policy: What becomes of longer rows.
-        max_lost: Largest share of supervised tokens that may be lost to length.
+        max_lost: Largest share of supervised tokens that may be lost to length; of answers that
+            lose their question, up to this share is a notice.
         findings: Where to report.
     """
     accounts: list[LengthAccount] = []
@@ -225,7 +226,9 @@ def preview_length(
         for source in dict.fromkeys(account.source for account in accounts)
     )
     if lone := sum(account.lone_answers for account in by_source):
-        findings.add("lone_answers", count=lone)
+        n_answers = _count_answers(dataset)
+        place = Where(detail=f"{lone / n_answers:.1%} of the answers")
+        findings.add("lone_answers", place, lone, expected=lone <= max_lost * n_answers)
     preview = LengthPreview(
         block_size=block_size, length_policy=length_policy, packed_rows=packed, accounts=by_source
     )
@@ -233,6 +236,13 @@ def preview_length(
         detail = f"{preview.lost:.1%} lost, {max_lost:.1%} allowed"
         findings.add("too_much_lost", Where(detail=detail))
     return preview
+
+
+def _count_answers(dataset: Dataset) -> int:
+    shards = [shard for split in SPLITS for shard in dataset.shards(split)]
+    spans = [shard.spans for shard in shards if shard.spans is not None]
+    ends = [(s["role"] == ROLE["assistant"]) & (s["kind"] == KIND["end"]) for s in spans]
+    return sum(int(end.sum()) for end in ends)
 
 
 def _count_long(dataset: Dataset, split: Split, block_size: int, findings: Findings) -> None:

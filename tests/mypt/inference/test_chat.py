@@ -114,3 +114,48 @@ def test_choices_reach_the_draw_and_unknown_ones_are_refused(tokenizer):
 def test_a_conversation_that_does_not_fit_is_refused(tokenizer):
     with pytest.raises(ConfigError, match="begin a new conversation"):
         answer(Parrot([], block_size=8), tokenizer, TALK)
+
+
+def turns(number):
+    return [say(*turn) for n in range(number) for turn in (("user", f"q{n}"), ("assistant", "a"))]
+
+
+@pytest.mark.parametrize("template", ["mypt", "llama3"])
+def test_the_oldest_turns_leave_until_there_is_room_and_no_earlier(template):
+    tokenizer, system = load_tokenizer("byte", template), say("system", "Be kind.")
+    talk = [system, *turns(9), say("user", "last")]
+    needed = len(chat.chat_prompt(tokenizer, [system, *talk[7:]]))  # without the first three
+    for block_size, max_tokens, left_out in (
+        (needed + 20, 20, 3),
+        (needed + 19, 20, 4),
+        (9999, 20, 0),
+    ):
+        model = Parrot([], block_size=block_size)
+        found = chat.fitting_prompt(model, tokenizer, talk, max_tokens)
+        kept = [system, *talk[1 + 2 * left_out :]]
+        assert found == (chat.chat_prompt(tokenizer, kept), left_out)
+
+
+def test_an_answer_gets_at_most_half_the_context_and_a_quarter_where_nobody_says(tokenizer):
+    talk, model = [*turns(40), say("user", "last")], Parrot([], block_size=100)
+    for max_tokens, room in ((0, 0), (10, 10), (50, 50), (9999, 50), (None, 25)):
+        prompt, _ = chat.fitting_prompt(model, tokenizer, talk, max_tokens)
+        assert 100 - room - 8 < len(prompt) <= 100 - room  # a turn of these is 8 tokens
+
+
+def test_system_messages_and_the_last_turn_stay_whatever_their_length(tokenizer):
+    last = [say("user", "x" * 50), say("assistant", "y"), say("tool", "z")]
+    later = say("system", "And brief.")
+    talk = [say("system", "Be kind."), *turns(3), later, *turns(3), *last]
+    prompt, left_out = chat.fitting_prompt(Parrot([], block_size=8), tokenizer, talk, 4)
+    assert prompt == chat.chat_prompt(tokenizer, [talk[0], later, *last])
+    assert left_out == 6
+    without_user = [say("system", "Be kind.")]
+    found = chat.fitting_prompt(Parrot([], block_size=8), tokenizer, without_user, 4)
+    assert found == (chat.chat_prompt(tokenizer, without_user), 0)
+
+
+def test_a_greeting_before_the_first_question_leaves_with_it(tokenizer):
+    talk = [say("assistant", "Welcome"), *turns(1), say("user", "last")]
+    prompt, left_out = chat.fitting_prompt(Parrot([], block_size=9), tokenizer, talk, 2)
+    assert (prompt, left_out) == (chat.chat_prompt(tokenizer, talk[-1:]), 1)
