@@ -129,7 +129,7 @@ def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> Ch
 
     Args:
         config: Training values, or the path of a file such as configs/tiny_sft.json; the
-            architecture is the base model's.
+            architecture is the base model's, and the masks are used unless it says otherwise.
         dataset: The folder of a prepared and masked dataset.
         base: The base model: its name, its folder, or one of its step folders.
         name: Prefix of the model's name.

@@ -100,8 +100,10 @@ class GPTConfig(Architecture):
 class TrainConfig(Frozen):
     """How a model is trained; nothing here changes which weights exist."""
 
-    use_loss_mask: bool = False
-    """Learn only the tokens that the dataset's mask supervises; without masks: an error."""
+    use_loss_mask: bool | None = None
+    """Learn only the tokens that the dataset's masks supervise, or every token. Left out, a
+    fine-tuning in a flow uses the masks, and any other training wants it said where there are
+    masks."""
     batching: Literal["windows", "packed"] = "windows"
     """Random windows, or whole conversations packed into rows, each once an epoch."""
     length_policy: Literal["split", "drop", "keep_last_turns", "error"] = "split"
@@ -364,8 +366,12 @@ class PipelineConfig(Frozen):
     """Who prepares the data of both."""
 
     def tuning(self) -> Preset:
-        """Return what the fine-tuning trains with: own values, the base model's architecture."""
-        return self.sft.model_copy(update=dict(self.pretrain.architecture()))
+        """Return what the fine-tuning trains with: own values, the base model's architecture.
+
+        It uses the masks unless it says that it does not.
+        """
+        masked = {"use_loss_mask": self.sft.use_loss_mask is not False}
+        return self.sft.model_copy(update=dict(self.pretrain.architecture()) | masked)
 
 
 def load_config(path: str | Path) -> Preset:

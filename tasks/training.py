@@ -55,9 +55,18 @@ def held_back_sigterm() -> Iterator[Callable[[], bool]]:
 
 
 def _plan(preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None) -> RunPlan:
-    """Return the plan, with a name by which equal plans, and no others, meet again."""
-    init_from = base.path if base else None
-    plan = plan_run(preset, name, dataset.path, init_from=init_from, dataset_digest=dataset.digest)
+    """Return the plan, with a name by which equal plans, and no others, meet again.
+
+    A fine-tuning whose preset does not say uses the masks.
+    """
+    plan = plan_run(
+        preset,
+        name,
+        dataset.path,
+        init_from=base.path if base else None,
+        dataset_digest=dataset.digest,
+        masks_by_default=True if base else None,
+    )
     if base and plan.parent and plan.parent.digest != base.digest:
         raise CheckpointError(
             f"{base.path}: digest {plan.parent.digest[:12]} found, {base.digest[:12]} expected; the"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mypt import files
 from mypt.config import Preset
+from mypt.data.manifest import read_manifest
 from mypt.errors import DataError
 from mypt.evaluation.proof import proof
 from mypt.evaluation.proof.proof import prove_mask
@@ -20,7 +21,7 @@ from tasks.tracking.recording import recorded
 
 @stage("validate {what} {name}", whole_report)
 def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Output[DatasetRef]:
-    """Check a dataset, prove its masks where they are used, and hand it on.
+    """Check a dataset, prove its masks unless they are not used, and hand it on.
 
     Args:
         dataset: What to check.
@@ -34,7 +35,10 @@ def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Outpu
     """
     folder, block_size = Path(dataset.path), _block_size(preset)
     length = [str(block_size), preset.length_policy, str(preset.max_lost)]
-    decided = stage_key(proof, dataset.digest, *length, str(preset.use_loss_mask))
+    proves = preset.use_loss_mask
+    if proves is None:
+        proves = read_manifest(folder, dataset.digest).mask is not None
+    decided = stage_key(proof, dataset.digest, *length, str(proves))
     place, key = folder / REPORT, f"validate-{folder.name}-{decided}"
 
     def make() -> DatasetRef:
@@ -48,7 +52,7 @@ def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Outpu
             )
             report_validation(run, folder, report)
             _accept(folder, report)
-            if preset.use_loss_mask:
+            if proves:
                 report_proof(run, folder, prove_mask(folder, length_policy=preset.length_policy))
             files.write_sealed(place, report.model_dump(mode="json"))
         return dataset

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mypt.evaluation.scores import ModelScores, TokenReport
+    from mypt.training.launch.nodes import Nodes
+    from mypt.training.plan import RunPlan
 
 
 Form = Literal["auto", "chat", "plain"]
@@ -38,6 +40,7 @@ def train(
     seed: MaybeWhole = None,
     device: str | None = None,
     threads: MaybeWhole = None,
+    use_loss_mask: bool | None = None,
     nodes: str | None = None,
     rendezvous: str | None = None,
     json: bool = False,
@@ -57,6 +60,8 @@ def train(
         seed: Seed of weights, order and dropout, instead of the preset's.
         device: auto, cpu, cuda or mps, instead of the preset's.
         threads: CPU threads, instead of the preset's.
+        use_loss_mask: Learn only what the dataset's masks supervise; --use_loss_mask=false learns
+            every token.
         nodes: How many machines train together, such as 2, or 1:4 where some may come later or
             go; each is started with the same command.
         rendezvous: HOST:PORT of the machine where they meet.
@@ -66,18 +71,24 @@ def train(
     given = {
         "max_iters": max_iters, "learning_rate": learning_rate, "batch_size": batch_size,
         "eval_interval": eval_interval, "seed": seed, "device": device, "threads": threads,
+        "use_loss_mask": use_loss_mask,
     }  # fmt: skip
     preset = _override(load_config(config_file), given)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
-    from mypt.training.events import Finished
-    from mypt.training.launch.launch import train_anywhere
     from mypt.training.launch.nodes import Nodes
     from mypt.training.plan import plan_run
-    from tasks.progress import watch
 
     machines = Nodes.parse(nodes, rendezvous)
     plan = plan_run(preset, model_name, dataset_dir, init_from=init_from_model)
+    return _train(plan, machines, asked, json)
+
+
+def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> int:
+    from mypt.training.events import Finished
+    from mypt.training.launch.launch import train_anywhere
+    from tasks.progress import watch
+
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
     if json and isinstance(end, Finished):

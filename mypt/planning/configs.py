@@ -83,7 +83,7 @@ def plan(
 
 def _read(preset: Preset, folder: Path) -> Data:
     """Return what a dataset decides, after the checks that training begins with."""
-    plan_run(preset, "plan", folder)
+    preset = plan_run(preset, "plan", folder).preset
     dataset = open_dataset(folder, verify=False)
     epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned

@@ -191,7 +191,7 @@ def _recount(lineage: Lineage, search: Search) -> Training:
             f"{dataset.path} was made by hand and has no index of rows; expected one that 'mypt"
             " prepare' made; which tokens were drawn is known, whose they are is not"
         )
-    masked = config.use_loss_mask
+    masked = bool(config.use_loss_mask)
     counts = {shard.record.index: no_counts(shard, masked) for shard in shards}
     n_batches = lineage.step * config.grad_accumulation
     rows = Batching.of(config).rows(dataset, "train")

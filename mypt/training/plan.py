@@ -7,6 +7,7 @@ from mypt import files, home
 from mypt.config import Architecture, Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import Manifest, read_manifest
+from mypt.data.policies import policy_words
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, MaskError
@@ -64,6 +65,7 @@ def plan_run(
     *,
     init_from: str | Path | None = None,
     dataset_digest: str | None = None,
+    masks_by_default: bool | None = None,
 ) -> RunPlan:
     """Resolve and check a run; nothing but an imported base is written.
 
@@ -74,25 +76,29 @@ def plan_run(
         init_from: Base model: a name, a model folder, a step folder, or ``hf:`` and a folder in
             transformers' layout, which is read into ``models/`` first.
         dataset_digest: Digest that the dataset must have; None takes it as it is.
+        masks_by_default: Whether a preset that does not say uses masks; None refuses to guess
+            where the dataset has some.
 
     Raises:
         ConfigError: If name, vocabulary, sizes or tokenizers do not go together.
         ManifestError: If the dataset is missing, damaged or another one.
-        MaskError: If the preset wants masks that the dataset has not.
+        MaskError: If the preset wants masks that the dataset has not, or does not say whether
+            those that it has are used.
         CheckpointError: If the base model is missing, or its lineage damaged.
     """
     home.check_name(model_name, "model name")
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
+    masked = {"use_loss_mask": _uses_masks(preset, manifest, folder, masks_by_default)}
     if init_from is None:
-        parent, resolved = None, preset
-        lines = _from_scratch(preset)
+        parent, resolved = None, preset.model_copy(update=masked)
+        lines = _from_scratch(resolved)
     else:
         step_folder, news = _base(init_from, folder)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
-        resolved = preset.model_copy(update=_architecture(base).model_dump())
+        resolved = preset.model_copy(update=_architecture(base).model_dump() | masked)
         lines = _inherited(base, preset, resolved) + news
     _check_sizes(resolved, folder, manifest)
     return RunPlan(
@@ -129,6 +135,17 @@ def _parent(folder: Path, base: Lineage) -> ParentRecord:
     )
 
 
+def _uses_masks(preset: Preset, manifest: Manifest, folder: Path, default: bool | None) -> bool:
+    said = default if preset.use_loss_mask is None else preset.use_loss_mask
+    if said is None and manifest.mask is not None:
+        raise MaskError(
+            f"{folder}: has masks ({policy_words(manifest.mask.policy)}) and the config does not say"
+            " whether they are used; write use_loss_mask: true (or --use_loss_mask) to learn what"
+            " they supervise, or use_loss_mask: false (--use_loss_mask=false) to learn every token"
+        )
+    return bool(said)
+
+
 def _from_scratch(preset: Preset) -> tuple[str, ...]:
     if not preset.use_loss_mask:
         return ()
@@ -148,7 +165,8 @@ def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ..
     before = base.config.model_dump(exclude=_LABELS | kept.keys())
     for key, old in before.items():
         new = getattr(resolved, key)
-        origin = "preset" if key in preset.model_fields_set else "default"
+        said = key in preset.model_fields_set and getattr(preset, key) == new
+        origin = "preset" if said else "default"
         if new != old:
             lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")
     return tuple(lines)

@@ -30,7 +30,7 @@ CONFIG = {
         "tokenization": "byte",
     },
     "pretrain": ARCHITECTURE | TRAINING | {"max_iters": 10},
-    "sft": TRAINING | {"max_iters": 8, "use_loss_mask": True},
+    "sft": TRAINING | {"max_iters": 8},
     "evaluate": {"exercises": 4, "max_tokens": 6, "eval_iters": 2, "prompts": ["Hi", "Bye"]},
 }
 

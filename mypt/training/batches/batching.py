@@ -38,7 +38,8 @@ class Batching(NamedTuple):
 
     @classmethod
     def of(cls, config: Preset) -> "Batching":
-        """Return how a training of this config draws its batches."""
+        """Return how a training of this config, as it was planned, draws its batches."""
+        assert config.use_loss_mask is not None, "a plan says whether masks are used"
         return cls(*(getattr(config, name) for name in cls._fields))
 
     def rows(self, dataset: Dataset, split: Split) -> Windows | PackedRows:

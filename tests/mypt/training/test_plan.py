@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,15 +121,46 @@ def test_a_vocabulary_larger_than_the_models_is_refused(plan):
         plan(vocab_size=200)
 
 
-def test_a_dataset_without_masks_is_refused_with_both_ways_out(plan, tmp_path, make_chat):
+@pytest.fixture
+def bare_dataset(tmp_path, make_chat):
+    """Chats without masks."""
     make_chat(tmp_path)
     config = PrepareConfig(
         sources=(Source(path=str(tmp_path / "chat.jsonl")),), tokenization="byte"
     )
-    bare = tokenize(config, tmp_path / "bare").path
+    return tokenize(config, tmp_path / "bare").path
+
+
+def test_a_dataset_without_masks_is_refused_with_both_ways_out(plan, bare_dataset):
     with pytest.raises(MaskError, match=r"has no masks .*'mypt mask'.*use_loss_mask: false"):
-        plan(dataset=bare)
-    assert plan(dataset=bare, use_loss_mask=False).kind == "chat"
+        plan(dataset=bare_dataset)
+    assert plan(dataset=bare_dataset, use_loss_mask=False).kind == "chat"
+
+
+def test_a_config_that_does_not_say_is_refused_on_masks_with_both_ways_out(plan):
+    wanted = r"has masks \(assistant\).*use_loss_mask: true.*use_loss_mask: false.*every token"
+    with pytest.raises(MaskError, match=wanted) as error:
+        plan(use_loss_mask=None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_does_not_say_learns_every_token_where_there_are_no_masks(
+    bare_dataset, plan, finish
+):
+    made = plan(dataset=bare_dataset, use_loss_mask=None, max_iters=1)
+    assert made.preset.use_loss_mask is False
+    assert made.digest == plan(dataset=bare_dataset, use_loss_mask=False, max_iters=1).digest
+    step = Path(finish(made)["end"].checkpoint.path)
+    assert json.loads((step / "config.json").read_text())["use_loss_mask"] is False
+    assert read_lineage(step).config.use_loss_mask is False
+
+
+@pytest.mark.usefixtures("base")
+def test_a_stage_that_uses_masks_by_itself_names_that_as_a_default(tiny, chat_dataset):
+    preset = tiny(use_loss_mask=None)
+    made = plan_run(preset, "sft", chat_dataset, init_from="base", masks_by_default=True)
+    assert made.preset.use_loss_mask is True
+    assert "use_loss_mask: False -> True (default)" in made.inherited
 
 
 def test_patience_without_a_validation_split_is_refused(plan, tmp_path, make_chat):
