@@ -29,7 +29,8 @@ def show_summary(summary: Summary) -> None:
     asked = shlex.quote(report.dialogues[0].prompt if report.dialogues else "Hello")
     lines = [
         "",
-        f"mask density: {summary.mask_density:.3f} of the chat data's tokens are supervised",
+        f"mask density: {summary.mask_density:.3f} of the tokens read,"
+        f" {summary.supervised_tokens:,}, were learned ({summary.policy})",
         *(f"digest of {name}: {digest[:16]}" for name, digest in summary.digests.items()),
         f"checkpoint: {summary.checkpoint}",
         f"reports: {path.parent}",

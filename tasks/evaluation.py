@@ -93,13 +93,15 @@ def read_summary(folder: Path) -> Summary:
 def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
     assert report.base
     assert report.base_plain
-    dataset = read_manifest(Path(report.dataset.path))
+    tuned = read_lineage(Path(report.sft.checkpoint.path))
     return Summary(
         # One page: what takes the loss apart stands in the whole report.
         base=report.base.model_copy(update={"tokens": None}),
         sft=report.sft.model_copy(update={"tokens": None}),
         base_plain=report.base_plain.model_copy(update={"tokens": None}),
-        mask_density=dataset.mask.stats.total.density if dataset.mask else 1.0,
+        policy=tuned.policy,
+        supervised_tokens=tuned.supervised,
+        mask_density=tuned.density,
         checkpoint=report.sft.checkpoint.path,
         evaluation=str(folder / EVALUATION),
         digests={

@@ -72,8 +72,8 @@ def describe(event: Event) -> Iterator[str]:
         case Started():
             yield (
                 f"{event.model_name}: {event.n_parameters:,} parameters on {event.device} in"
-                f" {event.dtype}, {event.tokens_per_step:,} tokens a step, from step {event.step}"
-                f" to {event.max_iters}"
+                f" {event.dtype}, learns {event.policy}, {event.tokens_per_step:,} tokens a step,"
+                f" from step {event.step} to {event.max_iters}"
             )
             yield from (f"  {line}" for line in (*event.inherited, *event.notes))
         case EvalReport():

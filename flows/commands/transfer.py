@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.console import Console
+from mypt.config import MaskPolicy
+from mypt.data.policies import policy_words
 from mypt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,21 +45,25 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
 
 
 def _export_model(source: str, out: Path) -> None:
-    from mypt.config import MaskPolicy
     from mypt.home import checkpoint_to_use
     from mypt.inference.huggingface.exports import export_hf
     from mypt.training.checkpoints.checkpoint import load_checkpoint
 
     found = load_checkpoint(checkpoint_to_use(source))
-    mask = found.lineage.dataset.mask
     export_hf(
         out,
         found.config,
         found.weights,
         found.tokenizer,
-        policy=(mask and mask.policy) or MaskPolicy(),
+        policy=_marked(found.lineage),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
     )
+
+
+def _marked(lineage: "Lineage") -> MaskPolicy:
+    """Return what an exported template marks: what was learned, or what a chat model would."""
+    mask = lineage.dataset.mask if lineage.config.use_loss_mask else None
+    return (mask and mask.policy) or MaskPolicy()
 
 
 def model_card(lineage: "Lineage", *, stop: str) -> str:
@@ -88,9 +94,10 @@ def _lines(lineage: "Lineage", stop: str) -> Iterator[str]:
     yield from (
         "```",
         "",
-        f"The model ends a turn with `{stop}`. The tokenizer's template marks what",
+        f"The model ends a turn with `{stop}`. The tokenizer's template marks with",
+        f"`{{% generation %}}` what the policy `{policy_words(_marked(lineage))}` supervises.",
     )
-    yield from ("was supervised with `{% generation %}`.", "", "## Training", "")
+    yield from ("", "## Training", "")
     yield from _training(lineage)
     parent = lineage.parent
     while parent is not None:
@@ -107,16 +114,13 @@ def _before(parent: "ParentRecord") -> Iterator[str]:
 
 
 def _training(lineage: "Lineage") -> Iterator[str]:
-    from mypt.data.policies import policy_words
+    from mypt.provenance.trace import learned
 
     data, config = lineage.dataset, lineage.config
     shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.block_size}"
     yield f"- architecture: {shape}, {config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
-    yield f"- {lineage.tokens} tokens read, {lineage.supervised} supervised, seed {config.seed}"
+    yield f"- {lineage.tokens} tokens read, {learned(lineage)}, seed {config.seed}"
     yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"
-    if data.mask is not None:
-        policy = policy_words(data.mask.policy)
-        yield f"- loss mask: {policy}; {data.mask.stats.total.density:.1%} of all tokens"
     for source in data.sources:
         yield f"- source {source.name}: licence {source.licence or 'not stated'}"
         yield from (f"  - `{file.sha256}` (sha256)" for file in source.files)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mypt.config import MaskPolicy
+from mypt.data.manifest import MaskRecord
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, parse_json, read_config
 
@@ -17,6 +18,8 @@ WORDS: Final[dict[str, dict[str, Any]]] = {
     "no_text": {"text": False},
 }
 """Words beside the roles' names, and what each sets."""
+EVERY_TOKEN: Final = "every token"
+"""What a training without masks learns, whatever masks its dataset has."""
 _LONGEST_PATH: Final = 4096
 
 
@@ -27,6 +30,16 @@ def policy_words(policy: MaskPolicy | None) -> str:
     values = policy.model_dump()
     on = [word for word, knobs in WORDS.items() if knobs.items() <= values.items()]
     return ",".join([*policy.roles, *on])
+
+
+def policy_in_force(used: bool | None, mask: MaskRecord | None) -> str:
+    """Return whose tokens a training learns, in words.
+
+    Args:
+        used: Whether it uses the masks of its dataset.
+        mask: What they are; None where there are none.
+    """
+    return policy_words(mask.policy) if used and mask else EVERY_TOKEN
 
 
 def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:

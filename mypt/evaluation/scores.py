@@ -138,8 +138,12 @@ class Summary(Frozen):
     base: ModelScores
     sft: ModelScores
     base_plain: ModelScores
+    policy: str
+    """Whose tokens the fine-tuned model learned, in words."""
+    supervised_tokens: int
+    """How many it learned."""
     mask_density: float
-    """Share of supervised tokens in the chat data."""
+    """Their share of the tokens that it read."""
     checkpoint: str
     """Folder of the fine-tuned model's checkpoint."""
     evaluation: str

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import Field
 
-from mypt.data.policies import policy_words
 from mypt.errors import DataError
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.diff import diff as diff_datasets
@@ -67,7 +66,7 @@ def _settings(lineage: Lineage) -> dict[str, str]:
     values: dict[str, Any] = lineage.config.model_dump(exclude={"name"})
     values |= {
         "dataset": data.digest[:12],
-        "masks": policy_words(data.mask.policy) if data.mask else "none",
+        "policy": lineage.policy,
         "tokenizer": f"{data.tokenizer_name} {data.tokenizer[:12]}",
         "template": data.template[:12],
         "base model": f"{parent.model_name} step {parent.step} {parent.weights[:12]}"
@@ -101,13 +100,13 @@ def _datasets(a: Path, one: Lineage, b: Path, other: Lineage) -> tuple[DatasetDi
 def _figures(folder: Path, lineage: Lineage) -> dict[str, float]:
     state = read_state(folder)
     losses = [loss for loss in read_history(folder, lineage.step).loss if not math.isnan(loss)]
-    mask, epoch = lineage.dataset.mask, lineage.epoch
+    epoch = lineage.epoch
     values: dict[str, float | None] = {
         "steps": lineage.step,
         "tokens read": lineage.tokens,
         "tokens learned": lineage.supervised,
         "epochs": lineage.step / epoch.steps if epoch and epoch.steps else None,
-        "mask density": mask.stats.total.density if mask else None,
+        "mask density": lineage.density,
         "loss of the last step": losses[-1] if losses else None,
         "train loss": state.train_loss,
         "val loss": state.val_loss,

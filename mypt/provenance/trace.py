@@ -88,7 +88,7 @@ def render(link: Link) -> "Tree":
 
 def _checkpoint(lineage: Lineage, search: Search, verify: bool) -> Link:
     data = lineage.dataset
-    links = [_dataset(data, search, verify)]
+    links = [_dataset(data, bool(lineage.config.use_loss_mask), search, verify)]
     if data.kind == IMPORTED:
         links = [_source(source, search, verify) for source in data.sources]
     if lineage.parent is not None:
@@ -119,7 +119,7 @@ def _parent(parent: ParentRecord, search: Search, verify: bool) -> Link:
     return _judged(link, (gone,)) if verify else link
 
 
-def _dataset(record: DatasetRecord, search: Search, verify: bool) -> Link:
+def _dataset(record: DatasetRecord, masked: bool, search: Search, verify: bool) -> Link:
     links = [_source(source, search, verify) for source in record.sources]
     if record.parent is not None:
         before = Link(kind="dataset", name="before masking", digest=record.parent)
@@ -128,7 +128,7 @@ def _dataset(record: DatasetRecord, search: Search, verify: bool) -> Link:
         kind="dataset",
         name=Path(record.path).name,
         digest=record.digest,
-        facts=_dataset_facts(record),
+        facts=_dataset_facts(record, masked),
         links=tuple(links),
     )
     return _found_dataset(link, record.path, search, verify)
@@ -185,7 +185,7 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
     ids = ", ".join(f"{k} {v}" for k, v in lineage.context.model_dump().items() if v)
     lines = (
         f"weights {lineage.weights[:12]}",
-        f"{lineage.tokens} tokens read, {lineage.supervised} supervised, in {lineage.step} steps",
+        f"{lineage.tokens} tokens read, {learned(lineage)}, in {lineage.step} steps",
         *_epoch_facts(lineage),
         f"config {lineage.config.name}, seed {lineage.config.seed}",
         _made_by(lineage),
@@ -194,6 +194,11 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
         "" if lineage.parent else "parent: none",
     )
     return tuple(line for line in lines if line)
+
+
+def learned(lineage: Lineage) -> str:
+    """Return what a training learned of the tokens that it read, as its loader counted them."""
+    return f"{lineage.supervised} supervised ({lineage.density:.1%}: {lineage.policy})"
 
 
 def _made_by(maker: Lineage | EarlierSteps) -> str:
@@ -222,14 +227,16 @@ def _epoch_facts(lineage: Lineage) -> Iterator[str]:
                 )
 
 
-def _dataset_facts(record: DatasetRecord) -> tuple[str, ...]:
+def _dataset_facts(record: DatasetRecord, masked: bool) -> tuple[str, ...]:
     facts = [
         f"{record.kind}, tokens: " + ", ".join(f"{k} {v}" for k, v in record.tokens.items()),
         f"tokenizer {record.tokenizer_name} {record.tokenizer[:12]},"
         f" template {record.template[:12]}",
     ]
     if record.mask is None:
-        return (*facts, "no masks: every token was supervised")
+        return (*facts, "no masks")
+    if not masked:
+        return (*facts, "its masks were not used")
     stats = record.mask.stats
     facts.append(f"mask: {policy_words(record.mask.policy)}")
     shares = {"all": stats.total} | stats.by_role | stats.by_source

@@ -26,6 +26,8 @@ class Started:
     device: str
     dtype: str
     tokens_per_step: int
+    policy: str
+    """Whose tokens are learned, in words."""
     inherited: tuple[str, ...] = ()
     """What came from the base model and what the preset changed, a line each."""
     notes: tuple[str, ...] = ()

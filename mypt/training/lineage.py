@@ -9,6 +9,7 @@ from mypt import files
 from mypt.config import Preset
 from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord
 from mypt.data.packing.accounts import LengthAccount
+from mypt.data.policies import policy_in_force
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 
@@ -64,7 +65,7 @@ class DatasetRecord(Frozen):
     template: str
     """Digest of the chat template."""
     mask: MaskRecord | None
-    """Policy and statistics; None trained on every token."""
+    """Policy and statistics, used or not; None has no masks."""
     sources: tuple[SourceRecord, ...]
     making: Making | None = None
     """What was asked for, so that it can be made again; None for shards made by hand."""
@@ -150,6 +151,16 @@ class Lineage(Frozen):
     """Who made the steps before the last change of code, machine or flow run, oldest first."""
     files: tuple[FileRecord, ...] = ()
     digest: str = Field(default="", repr=False)
+
+    @property
+    def policy(self) -> str:
+        """Whose tokens were learned, in words, whatever masks the dataset has."""
+        return policy_in_force(self.config.use_loss_mask, self.dataset.mask)
+
+    @property
+    def density(self) -> float:
+        """Share of the tokens read that were learned, as they were counted."""
+        return self.supervised / self.tokens if self.tokens else 0.0
 
     @property
     def weights(self) -> str:

@@ -158,6 +158,7 @@ def _started(run: Run) -> Started:
         device=record.device,
         dtype=record.dtype,
         tokens_per_step=config.batch_size * config.grad_accumulation * config.block_size,
+        policy=run.plan.policy,
         inherited=() if run.state.step else run.plan.inherited,  # said when it began
         notes=(*run.notes, *run.loader.notes),
     )

@@ -7,7 +7,7 @@ from mypt import files, home
 from mypt.config import Architecture, Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import Manifest, read_manifest
-from mypt.data.policies import policy_words
+from mypt.data.policies import policy_in_force, policy_words
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, MaskError
@@ -33,6 +33,8 @@ class RunPlan(Frozen):
     """Whether prompts are answered as chat turns or continued as text."""
     parent: ParentRecord | None
     """Checkpoint to begin with; None begins with random weights."""
+    policy: str = ""
+    """Whose tokens are learned, in words; empty where an older mypt planned."""
     inherited: tuple[str, ...] = ()
     """What came from the base model and what the preset changed, a line each."""
 
@@ -107,6 +109,7 @@ def plan_run(
         dataset=DatasetRef(path=str(folder), digest=manifest.digest),
         kind=manifest.kind,
         parent=parent,
+        policy=policy_in_force(masked["use_loss_mask"], manifest.mask),
         inherited=lines,
     )
 
@@ -139,9 +142,10 @@ def _uses_masks(preset: Preset, manifest: Manifest, folder: Path, default: bool 
     said = default if preset.use_loss_mask is None else preset.use_loss_mask
     if said is None and manifest.mask is not None:
         raise MaskError(
-            f"{folder}: has masks ({policy_words(manifest.mask.policy)}) and the config does not say"
-            " whether they are used; write use_loss_mask: true (or --use_loss_mask) to learn what"
-            " they supervise, or use_loss_mask: false (--use_loss_mask=false) to learn every token"
+            f"{folder}: has masks ({policy_words(manifest.mask.policy)}) and the config does not"
+            " say whether they are used; write use_loss_mask: true (or --use_loss_mask) to learn"
+            " what they supervise, or use_loss_mask: false (--use_loss_mask=false) to learn every"
+            " token"
         )
     return bool(said)
 

@@ -32,7 +32,7 @@ _ROWS_KEPT = 50
 def excerpt(dataset: Dataset) -> str:
     """Return the first rows of a dataset, a message a line, supervised tokens bold."""
     masked = dataset.manifest.mask is not None
-    lines = ["**Bold** is what the model learns to write; the rest it only reads." if masked else
+    lines = ["**Bold** is what the masks supervise; the rest is only read." if masked else
              "Without masks: every token is learned."]  # fmt: skip
     for view in islice(iter_rows(dataset, "train"), _ROWS):
         tokens = shown_tokens(view, dataset.tokenizer, None)[:_TOKENS]

@@ -37,6 +37,7 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
         **score_metrics(summary.base, "base_"),
         **score_metrics(summary.base_plain, "base_plain_"),
         "mask_density": summary.mask_density,
+        "supervised_tokens": summary.supervised_tokens,
     }
 
 

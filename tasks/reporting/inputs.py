@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from mypt.data.manifest import TOKENIZER_STATE, Split, read_manifest
-from mypt.data.policies import policy_words
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.plan import RunPlan
 from tasks.tracking.records import DatasetInput, MeasuredOn
 
 _CONTEXTS: dict[str, Split] = {
@@ -33,18 +33,15 @@ def dataset_input(dataset: DatasetRef, context: str) -> DatasetInput:
         "rows": sum(shard.n_rows for shard in shards),
         "tokens": sum(shard.n_tokens for shard in shards),
     }
-    tags = {}
-    if manifest.mask:
+    if manifest.mask:  # used or not: what a training learned stands on its run
         stats = manifest.mask.stats
         of_split = stats.by_split.get(split, stats.total) if split else stats.total
-        profile["supervised tokens"] = of_split.supervised
-        tags["mask_density"] = f"{stats.total.density:.4f}"
+        profile["supervised by its masks"] = of_split.supervised
     return DatasetInput(
         name=validation_name(path) if split == "val" else path.name,
         digest=dataset.digest,
         path=dataset.path,
         context=context,
-        tags=tags,
         profile=profile,
     )
 
@@ -60,12 +57,13 @@ def measured_on(checkpoint: CheckpointRef, dataset: DatasetRef) -> MeasuredOn:
     return MeasuredOn(checkpoint=checkpoint.digest, dataset=name, digest=dataset.digest)
 
 
-def data_params(dataset: Path) -> dict[str, str]:
-    """Return what tells two datasets apart in a table."""
+def plan_params(plan: RunPlan) -> dict[str, str]:
+    """Return what tells two trainings apart in a table, beside their knobs."""
+    dataset = Path(plan.dataset.path)
     manifest = read_manifest(dataset)
     state = json.loads((dataset / TOKENIZER_STATE).read_bytes())
     return {
-        "policy": policy_words(manifest.mask.policy) if manifest.mask else "every token",
+        "policy": plan.policy,
         "template": str(state["template"]["name"]),
         "tokenizer": manifest.tokenizer_name,
         "dataset": manifest.digest[:SHOWN_DIGITS],

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from mypt.config import PipelineConfig
 from mypt.data.manifest import SPLITS, read_manifest
-from mypt.data.policies import policy_words
+from mypt.data.policies import EVERY_TOKEN, policy_words
 from mypt.evaluation.scores import Summary
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
@@ -33,7 +33,7 @@ PREFECT_UI = "http://127.0.0.1:4200"
 @contextmanager
 def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     """Record what the block does as one run of the pipeline, with its resolved config."""
-    policy = policy_words(config.mask)
+    policy = policy_words(config.mask) if config.tuning().use_loss_mask else EVERY_TOKEN
     title = f"{flow_run.name or config.name}: {policy}"
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.base.template}
@@ -72,7 +72,7 @@ def report_pipeline(run: Journal, base: DatasetRef, chat: DatasetRef, summary: S
             run.write(dataset_input(dataset, context))
     digests = {"chat_dataset": chat.digest, "base_dataset": base.digest}
     run.write(Params(values={key: value[:SHOWN_DIGITS] for key, value in digests.items()}))
-    run.write(Metrics(values=summary_metrics(summary) | _data_figures(chat)))
+    run.write(Metrics(values=summary_metrics(summary) | _data_sizes(chat)))
     named = {f"digest.{name}": digest for name, digest in summary.digests.items()}
     run.write(Tags(values={"checkpoint": summary.checkpoint, **named}))
     for record in evaluation_tables(summary):
@@ -87,12 +87,9 @@ def report_gate(run: Journal, decided: str) -> None:
     run.write(Tags(values={GATE_TAG: decided}))
 
 
-def _data_figures(dataset: DatasetRef) -> dict[str, float]:
+def _data_sizes(dataset: DatasetRef) -> dict[str, float]:
     manifest = read_manifest(Path(dataset.path), dataset.digest)
-    tokens = {f"tokens_{split}": manifest.tokens(split) for split in SPLITS}
-    mask = manifest.mask
-    learned = mask.stats.total.supervised if mask else sum(tokens.values())
-    return {"supervised_tokens": learned, **tokens}
+    return {f"tokens_{split}": manifest.tokens(split) for split in SPLITS}
 
 
 def _report_training(run: Journal, stage: str, checkpoint: CheckpointRef) -> None:

@@ -27,7 +27,7 @@ from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.plan import RunPlan
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
-from tasks.reporting.inputs import data_params, dataset_input, measured_on
+from tasks.reporting.inputs import dataset_input, measured_on, plan_params
 from tasks.tracking.journal import Journal
 from tasks.tracking.records import (
     Artifact,
@@ -79,7 +79,7 @@ class TrainingReport:
 
     def __init__(self, run: Journal, plan: RunPlan) -> None:
         self._run, self._plan, self._load = run, plan, Load()
-        self._params = flatten(plan.preset) | data_params(Path(plan.dataset.path))
+        self._params = flatten(plan.preset) | plan_params(plan)
         self._measured: dict[int, Metrics] = {}
         self._said: list[str] = []
         run.write(Params(values=self._params))

@@ -43,6 +43,8 @@ def summary(tmp_path):
         base=scores,
         sft=scores,
         base_plain=scores,
+        policy="assistant",
+        supervised_tokens=1234,
         mask_density=0.345,
         checkpoint=scores.checkpoint.path,
         evaluation=str(write_report(report, tmp_path)),

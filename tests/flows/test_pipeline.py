@@ -190,7 +190,6 @@ def test_mlflow_has_datasets_with_digests_and_what_the_stages_left(runs, mlflow,
         tags = {tag.key: tag.value for tag in read.tags}
         assert tags["digest"] == summary["digests"]["chat_dataset"]
         assert read.dataset.digest == summary["digests"]["chat_dataset"][:36]
-        assert float(tags["mask_density"]) == pytest.approx(summary["mask_density"], abs=1e-4)
         splits.add(tags["mlflow.data.context"])
     assert splits == {"train", "validation"}
 
@@ -254,7 +253,7 @@ def test_the_parent_repeats_what_runs_are_compared_by(parents, summary):
         assert metrics["val_loss"] == pytest.approx(summary["sft"]["val_loss"])
         assert metrics["mask_density"] == pytest.approx(summary["mask_density"])
         assert "exact_match_overall" in metrics
-        assert metrics["supervised_tokens"] > metrics["sft_tokens_learned"] / 100 > 0
+        assert metrics["supervised_tokens"] == metrics["sft_tokens_learned"] > 0
         assert {"sft_best_val_loss", "pretrain_best_val_loss"} <= metrics.keys()
         params, digests = parent.data.params, summary["digests"]
         assert (params["policy"], params["template"]) == ("assistant", "mypt")

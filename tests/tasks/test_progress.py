@@ -19,7 +19,7 @@ PLAN = RunPlan(
 )
 CHECKPOINT = CheckpointRef(path="/m/tiny/step_000003", digest="1" * 64, step=3)
 EVENTS = [
-    Started("tiny", 0, 3, 8752, "cpu", "float32", 128, ("lr: 0.1 -> 0.2 (preset)",)),
+    Started("tiny", 0, 3, 8752, "cpu", "float32", 128, "assistant", ("lr: 0.1 -> 0.2 (preset)",)),
     StepReport(1, 2.5, 0.1, 1.0, 128, 40, 0.01),
     StepReport(2, 2.0, 0.1, 1.0, 128, 40, 0.01),
     EvalReport(2, 1.8234, 1.9102, best=True),
@@ -28,7 +28,7 @@ EVENTS = [
     Finished(3, "max_iters", CHECKPOINT),
 ]
 LINES = [
-    "tiny: 8,752 parameters on cpu in float32, 128 tokens a step, from step 0 to 3",
+    "tiny: 8,752 parameters on cpu in float32, learns assistant, 128 tokens a step, from step 0 to 3",
     "  lr: 0.1 -> 0.2 (preset)",
     "step 2: train loss 1.8234, val loss 1.9102 (best)",
     "step 2: 'Hi' -> 'Hello!'",

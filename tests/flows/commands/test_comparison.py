@@ -39,7 +39,7 @@ def test_two_models_are_compared_as_checkpoints(world, capsys, b, monkeypatch):
     assert main(["diff", "one", b, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["a"], found["b"]) == ("one step 2", "two step 2")
-    assert set(found["settings"]) == {"dataset", "masks"}
+    assert set(found["settings"]) == {"dataset", "policy"}
     assert main(["diff", "one", b]) == 0
     assert "loss of the last step" in capsys.readouterr().out
 

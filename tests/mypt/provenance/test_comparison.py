@@ -62,7 +62,7 @@ def test_config_keys_and_whatever_else_decided_the_weights(pair):
         "learning_rate": ("0.01", "0.02"),
         "max_iters": ("4", "5"),
         "dataset": tuple(digests),
-        "masks": (
+        "policy": (
             "assistant",
             "assistant,no_stop",
         ),

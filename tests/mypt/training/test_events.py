@@ -18,7 +18,7 @@ from mypt.training.events import (
 
 REF = CheckpointRef(path="/m/step_000002", digest="ab", step=2)
 SAID = [
-    Started("m", 0, 4, 100, "cpu", "float32", 64, ("a",), ("b", "c")),
+    Started("m", 0, 4, 100, "cpu", "float32", 64, "assistant", ("a",), ("b", "c")),
     StepReport(1, 0.1 + 0.2, 1e-3, 2.5, 64, 7, 0.5),
     EvalReport(1, 1.5, 2.5, True),
     Sample(1, "hi\n", "há"),
