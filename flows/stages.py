@@ -118,8 +118,9 @@ def pretrain(config: Preset | str, dataset: str, name: str = "base") -> Checkpoi
     """
     end_with_this_process()
     config = load_config(config) if isinstance(config, str) else config
-    with stage_run(config, name):
-        made = training.pretrain(config, name, _dataset(dataset))
+    data = _dataset(dataset)
+    with stage_run(training.planned(config, name, data).preset, name):
+        made = training.pretrain(config, name, data)
     return _ended(made)
 
 
@@ -136,8 +137,9 @@ def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> Ch
     """
     end_with_this_process()
     config = load_config(config) if isinstance(config, str) else config
-    with stage_run(config, name):
-        made = training.sft(config, name, _dataset(dataset), base=checkpoint_ref(Path(base)))
+    data, began = _dataset(dataset), checkpoint_ref(Path(base))
+    with stage_run(training.planned(config, name, data, began).preset, name):
+        made = training.sft(config, name, data, base=began)
     return _ended(made)
 
 

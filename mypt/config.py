@@ -373,6 +373,15 @@ class PipelineConfig(Frozen):
         masked = {"use_loss_mask": self.sft.use_loss_mask is not False}
         return self.sft.model_copy(update=dict(self.pretrain.architecture()) | masked)
 
+    def in_force(self) -> Self:
+        """Return the config with what each training really trains with.
+
+        The base corpus has no masks.
+        """
+        masked = {"use_loss_mask": bool(self.pretrain.use_loss_mask)}
+        base = self.pretrain.model_copy(update=masked)
+        return self.model_copy(update={"pretrain": base, "sft": self.tuning()})
+
 
 def load_config(path: str | Path) -> Preset:
     """Read a preset such as ``configs/tiny_sft.json``; JSON with ``//`` comments.

@@ -54,7 +54,9 @@ def held_back_sigterm() -> Iterator[Callable[[], bool]]:
             signal.raise_signal(signal.SIGTERM)
 
 
-def _plan(preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None) -> RunPlan:
+def planned(
+    preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None = None
+) -> RunPlan:
     """Return the plan, with a name by which equal plans, and no others, meet again.
 
     A fine-tuning whose preset does not say uses the masks.
@@ -88,7 +90,7 @@ def train(
         dataset: What to train on.
         base: The model to begin with; None begins with random weights.
     """
-    plan = _plan(preset, name, dataset, base)
+    plan = planned(preset, name, dataset, base)
     key = f"train-{plan.model_name}"
     title = f"fine-tune {name}" if base else f"pretrain {name}"
 

@@ -33,7 +33,8 @@ PREFECT_UI = "http://127.0.0.1:4200"
 @contextmanager
 def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     """Record what the block does as one run of the pipeline, with its resolved config."""
-    policy = policy_words(config.mask) if config.tuning().use_loss_mask else EVERY_TOKEN
+    config = config.in_force()
+    policy = policy_words(config.mask) if config.sft.use_loss_mask else EVERY_TOKEN
     title = f"{flow_run.name or config.name}: {policy}"
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.base.template}

@@ -98,7 +98,8 @@ class TrainingReport:
                 self._said.clear()
             case EvalReport():
                 values = {"train_loss": event.train_loss, "val_loss": event.val_loss}
-                self._measured = {event.step: Metrics(step=event.step, values=values)}
+                # All are kept: a checkpoint may be reported after the next evaluation.
+                self._measured[event.step] = Metrics(step=event.step, values=values)
                 self._run.write(self._measured[event.step])
             case Sample():
                 self._said.append(f"{event.prompt}\n-> {event.answer}\n")

@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 
 from flows.pipeline import run_pipeline, sft_pipeline
-from mypt.config import load_pipeline
+from mypt.config import Architecture, load_pipeline
 from mypt.errors import ConfigError, DataError
 from mypt.evaluation.gate import champion
 from mypt.files import digest_file
@@ -167,7 +167,10 @@ def test_mlflow_has_the_resolved_config_as_params(parents, mlflow):
     params = parents[0].data.params
     assert params["sft.learning_rate"] == "0.01"
     assert params["mask.roles.0"] == "assistant"
-    assert params["sft.use_loss_mask"] == "True"
+    assert (params["sft.use_loss_mask"], params["pretrain.use_loss_mask"]) == ("True", "False")
+    for key in Architecture.model_fields:  # the base model's: its own config names none
+        assert params[f"sft.{key}"] == params[f"pretrain.{key}"], key
+    assert params["sft.n_embd"] == "16"
     path = Path(mlflow.download_artifacts(parents[0].info.run_id, "config.json"))
     assert json.loads(path.read_text())["pretrain"]["n_embd"] == 16
 
@@ -271,6 +274,12 @@ def test_mlflow_has_the_checkpoints_with_figures_under_the_pipelines_name(runs, 
     chat = found[summary["digests"]["checkpoint"]]
     measured = {metric.key: metric.value for metric in chat.metrics}
     assert measured["exact_match_overall"] == summary["sft"]["exact_match"]["overall"]
+    for model in found.values():
+        at = int(model.tags["step"])
+        history = mlflow.get_metric_history(model.source_run_id, "val_loss")
+        measured = {metric.value for metric in model.metrics if metric.key == "val_loss"}
+        assert {metric.value for metric in history if metric.step == at} <= measured
+        assert measured
     assert chat.params["policy"] == "assistant"
     base = found[summary["digests"]["base_checkpoint"]]
     read = mlflow.get_run(chat.source_run_id).inputs.model_inputs

@@ -63,6 +63,20 @@ def test_each_run_is_named_by_its_model_and_its_data(made):
     } <= names
 
 
+def test_a_stages_own_run_names_what_the_model_was_trained_with(made):
+    params = {}
+    for path in (Path(made["chat"].path).parents[2] / "tracking").glob("pipeline-*.jsonl"):
+        opened, *records = map(json.loads, path.read_text().splitlines())
+        asked = [record["values"] for record in records if record["kind"] == "params"]
+        params[opened["title"]] = {key: value for values in asked for key, value in values.items()}
+    tuned, first = (
+        params[f"{name} on {Path(made[data].path).name}"]
+        for name, data in (("chat", "talk"), ("base", "text"))
+    )
+    assert (tuned["n_embd"], tuned["block_size"], tuned["use_loss_mask"]) == ("16", "32", "True")
+    assert first["use_loss_mask"] == "False"
+
+
 def test_a_form_has_a_sentence_for_every_field():
     from prefect.utilities.callables import parameter_schema
 

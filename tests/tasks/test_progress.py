@@ -28,7 +28,8 @@ EVENTS = [
     Finished(3, "max_iters", CHECKPOINT),
 ]
 LINES = [
-    "tiny: 8,752 parameters on cpu in float32, learns assistant, 128 tokens a step, from step 0 to 3",
+    "tiny: 8,752 parameters on cpu in float32, learns assistant, 128 tokens a step, from step 0"
+    " to 3",
     "  lr: 0.1 -> 0.2 (preset)",
     "step 2: train loss 1.8234, val loss 1.9102 (best)",
     "step 2: 'Hi' -> 'Hello!'",

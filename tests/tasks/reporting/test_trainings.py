@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mypt.config import Preset
+from mypt.training.events import CheckpointSaved, Finished
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tasks.reporting.artifacts import training_plot
@@ -29,13 +30,16 @@ def reported(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     dataset = prepare_chat(tmp_path)
 
-    def run(stop_after=1000, **values):
+    def run(stop_after=1000, slow_disk=False, **values):
         made = plan_run(Preset.model_validate(TINY | values), "m", dataset)
         journal = Journal("train-m")
         journal.write(Opened(experiment="demo", title="train m"))
         report = TrainingReport(journal, made)
         asked = iter(range(1000))
-        for event in train(made, should_stop=lambda: next(asked) >= stop_after):
+        events = train(made, should_stop=lambda: next(asked) >= stop_after)
+        if slow_disk:  # every checkpoint lies there after all evaluations only
+            events = sorted(events, key=lambda e: isinstance(e, CheckpointSaved | Finished))
+        for event in events:
             report.take(event)
         journal.end("FINISHED")
         return [line.record for line in read("train-m")]
@@ -61,6 +65,15 @@ def test_each_checkpoint_is_named_with_what_was_measured_at_it(reported):
             assert record.measured.subject.checkpoint == record.digest
     assert found[0].params["policy"] == "assistant"
     assert found[0].parent is None
+
+
+def test_a_checkpoint_that_was_written_slowly_keeps_the_loss_of_its_own_step(reported):
+    records = reported(max_iters=4, eval_interval=2, checkpoint_interval=2, slow_disk=True)
+    written = {r.step: r.values["val_loss"] for r in of(records, Metrics) if "val_loss" in r.values}
+    found = {r.step: r.measured for r in of(records, CheckpointRecord)}
+    assert found.keys() == {2, 4}
+    for step, measured in found.items():
+        assert measured.values["val_loss"] == written[step]
 
 
 def test_both_splits_the_params_and_the_load_are_there(reported):
