@@ -60,9 +60,9 @@ def lineage(
 
     found = trace.trace(step_folder, verify=verify)
     if html is not None:
-        from mypt.provenance import lineage_page as lineage_html
+        from mypt.provenance import lineage_page
 
-        lineage_html.write_page(found, html)
+        lineage_page.write_page(found, html)
     if json:
         print_json(found.model_dump(mode="json"))
     elif html is not None:

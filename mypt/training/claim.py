@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from mypt import files, home
 from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
-from mypt.training.checkpoints import folder as steps_of
+from mypt.training.checkpoints import folder as step_folders
 from mypt.training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from mypt.training.checkpoints.folder import steps
-from mypt.training.checkpoints.parts import consolidate, newest_parts
+from mypt.training.checkpoints.sharded import consolidate, newest_parts
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan
@@ -161,10 +161,10 @@ def last_checkpoint(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[s
 
     Puts right what a crash after a checkpoint may have left undone: pointers and pruning.
     """
-    path, notes = steps_of.newest_whole(folder)
+    path, notes = step_folders.newest_whole(folder)
     if path is None:
         return None, notes
     found = load_checkpoint(path, verify=False)  # verified a moment ago
-    steps_of.point(folder, found.state.step, found.state.best_step)
-    steps_of.prune(folder, keep, found.state.best_step)
+    step_folders.point(folder, found.state.step, found.state.best_step)
+    step_folders.prune(folder, keep, found.state.best_step)
     return found, notes

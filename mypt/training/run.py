@@ -14,7 +14,7 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.errors import CheckpointError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
-from mypt.training.batches.arrays import name_row
+from mypt.training.batches.shift import name_row
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
@@ -23,7 +23,7 @@ from mypt.training.checkpoints.checkpoint import (
     load_weights,
     take_snapshot,
 )
-from mypt.training.checkpoints.parts import folder_of, load_shards
+from mypt.training.checkpoints.sharded import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
 from mypt.training.circumstances import begin_notes, record_code, record_dataset, record_earlier
 from mypt.training.compute import Compute, resolve, seed_everything

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan
-from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
+from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
 
 
 class PackedRows:
