@@ -1,4 +1,4 @@
-"""From a checkpoint back to the raw files, with no server up and after folders were moved."""
+"""`mypt lineage`: from a checkpoint back to the raw files, with no server up, wherever they are."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who may train under a name, where that run stands, and how its ranks begin together."""
+"""The lock of a model's name, the step to resume from, and how the ranks begin together."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -58,7 +58,7 @@ def register(client: Any, pipeline: str, run_id: str, record: CheckpointRecord, 
     """List a checkpoint under its pipeline's name, and strike out those that are gone.
 
     Args:
-        client: An ``MlflowClient``, which only tracking.py may import.
+        client: An ``MlflowClient``.
         pipeline: The pipeline's name.
         run_id: The run that wrote the checkpoint.
         record: The checkpoint.
@@ -98,7 +98,7 @@ def crown(client: Any, digest: str) -> bool:
     """Give the alias ``champion`` to the checkpoint of this digest, and take it from others.
 
     Args:
-        client: An ``MlflowClient``, which only tracking.py may import.
+        client: An ``MlflowClient``.
         digest: Of the checkpoint's lineage.
 
     Returns:

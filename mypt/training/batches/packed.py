@@ -1,4 +1,4 @@
-"""Packed rows in an order that is new each epoch, every row once.
+"""Sequence packing: packed rows in an order that is new each epoch, every row once.
 
 The five tokens of :mod:`mypt.data.preparation.encoding` in a row of 6 places: two are padding.
 

@@ -1,4 +1,4 @@
-"""Random windows over a token stream, the seed's way of drawing batches.
+"""Random windows over a token stream, as in the guide that mypt began from.
 
 The five tokens of :mod:`mypt.data.preparation.encoding` hold two windows of 3 inputs and the
 target behind them; of this seed, batch 0 is the second.

@@ -1,4 +1,4 @@
-"""The folder of one model name: who may write in it, what it holds, what is thrown away."""
+"""The step folders of one model: the newest whole one, ``latest`` and ``best``, pruning."""
 
 from pathlib import Path
 
