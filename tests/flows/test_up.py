@@ -204,6 +204,16 @@ def test_a_cancelled_run_saves_its_step_and_no_mlflow_run_stays_open(up):
     assert {run.info.status for run in mine} <= {"FINISHED", "KILLED"}
 
 
+def test_a_run_that_is_cancelled_while_its_process_begins_has_not_crashed(up):
+    said = up.run(f"mypt run sft-pipeline --detach --param config={long_config(up, 'early')}")
+    run_id = run_id_in(said)
+    while not processes_of(up.home, "prefect.engine"):
+        time.sleep(0.05)
+    up.ask(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    up.state(run_id, "Cancelled")
+    assert "CRASHED" not in states_of(up, "flow_run", run_id)
+
+
 def test_a_killed_run_is_retried_in_the_same_flow_run_and_the_same_mlflow_runs(up):
     run_id = begun(up, "killed")
     (pid,) = processes_of(up.home, "prefect.engine")
