@@ -29,6 +29,7 @@ from tasks.evaluation import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
 from tasks.reporting.pipelines import report_gate, stage_run
 from tasks.stages import tell
+from tasks.stopping import stoppable
 from tasks.tokenization import tokenize
 from tasks.tracking.mirror import mirror_champion
 from tasks.validation import validate
@@ -80,6 +81,7 @@ def _sources(config: PrepareConfig) -> str:
 
 
 @flow(name="prepare", flow_run_name=prepare_run_name)
+@stoppable
 def prepare(
     config: PrepareConfig,
     name: str = "data",
@@ -108,6 +110,7 @@ def prepare(
 
 
 @flow(name="pretrain", flow_run_name=training_run_name)
+@stoppable
 def pretrain(config: Preset | str, dataset: str, name: str = "base") -> CheckpointRef:
     """Train a model from random weights.
 
@@ -124,6 +127,7 @@ def pretrain(config: Preset | str, dataset: str, name: str = "base") -> Checkpoi
 
 
 @flow(name="sft", flow_run_name=training_run_name)
+@stoppable
 def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> CheckpointRef:
     """Fine-tune a base model on the supervised tokens of conversations.
 
@@ -142,6 +146,7 @@ def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> Ch
 
 
 @flow(name="evaluate", flow_run_name=training_run_name)
+@stoppable
 def evaluate(
     base: str,
     chat: str,

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-from prefect import Task, get_run_logger, task
+from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
@@ -21,6 +21,7 @@ from mypt.errors import MyptError
 from mypt.home import checkpoint_to_use, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
+from tasks.stopping import StoppableTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +43,7 @@ _keyed: ContextVar[tuple[str, Output[Any]] | None] = ContextVar("_keyed", defaul
 
 
 def stage(
-    run_name: str, is_whole: Callable[[Path], object]
+    run_name: str, is_whole: Callable[[Path], object], name: str | None = None
 ) -> Callable[[Callable[P, Output[R]]], Task[P, R]]:
     """Return a decorator that makes a task of a function that resolves its input to an output.
 
@@ -54,6 +55,7 @@ def stage(
     Args:
         run_name: Name of a task run, with the function's parameters in braces.
         is_whole: Reads the output and raises if it is missing or was changed.
+        name: The task's, if not the function's.
     """
 
     def decorate(function: Callable[P, Output[R]]) -> Task[P, R]:
@@ -76,7 +78,9 @@ def stage(
             with lock(output.key):
                 return output.make()
 
-        make = task(
+        return StoppableTask(
+            run,
+            name=name,
             task_run_name=run_name,
             cache_key_fn=cache_key,
             persist_result=True,
@@ -86,7 +90,6 @@ def stage(
             retry_condition_fn=_may_pass,
             on_completion=[_say_reused],
         )
-        return make(run)
 
     return decorate
 

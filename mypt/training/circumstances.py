@@ -101,6 +101,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True, text=True, timeout=10, check=False,
+            start_new_session=True,  # a Ctrl-C that a training hears must not take its commit away
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

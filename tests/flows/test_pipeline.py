@@ -472,9 +472,9 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(ran, mlflow, mon
 
     monkeypatch.setattr(training, "train_anywhere", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.train.fn(preset, "again", dataset)
+        training.train(preset, "again", dataset).make()
     monkeypatch.setattr(training, "train_anywhere", real)
-    training.train.fn(preset, "again", dataset)  # from the checkpoint of step 5
+    training.train(preset, "again", dataset).make()  # from the checkpoint of step 5
 
     experiment = mlflow.get_experiment_by_name("mypt").experiment_id
     (run,) = mlflow.search_runs([experiment], "attributes.run_name = 'pretrain again'")
