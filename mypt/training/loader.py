@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mypt.config import Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount
@@ -253,6 +254,21 @@ class GPTDataLoader:
     def _to_device(self, arrays: Arrays) -> Batch:
         batch = Batch._make([None if part is None else torch.from_numpy(part) for part in arrays])
         return batch if self._stays else batch.to(self.device)
+
+
+def loader_of(config: Preset, dataset: Dataset) -> GPTDataLoader:
+    """Return the loader of what ``config`` trains on ``dataset``."""
+    return GPTDataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        block_size=config.block_size,
+        use_loss_mask=config.use_loss_mask,
+        seed=config.seed,
+        batching=config.batching,
+        length_policy=config.length_policy,
+        max_lost=config.max_lost,
+        grad_accumulation=config.grad_accumulation,
+    )
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

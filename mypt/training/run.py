@@ -30,7 +30,7 @@ from mypt.training.circumstances import begin_notes, record_code, record_dataset
 from mypt.training.compute import Compute, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, shard
 from mypt.training.lineage import EpochRecord, Lineage, RunContext
-from mypt.training.loader import Batch, GPTDataLoader
+from mypt.training.loader import Batch, GPTDataLoader, loader_of
 from mypt.training.optim import make_optimizer
 from mypt.training.plan import RunPlan
 
@@ -130,7 +130,7 @@ def open_run(
         else:
             load_optimizer(found.path, model, optimizer)
         state, history = found.state, read_history(found.path, found.state.step)
-    loader = _loader(config, dataset)
+    loader = loader_of(config, dataset)
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
         plan=plan,
@@ -138,7 +138,7 @@ def open_run(
         compute=compute,
         dataset=dataset,
         loader=loader,
-        watch=_loader(config.model_copy(update=watched), dataset),
+        watch=loader_of(config.model_copy(update=watched), dataset),
         model=model.train(),
         optimizer=optimizer,
         lineage=_lineage(plan, compute, loader, context, found),
@@ -174,20 +174,6 @@ def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
         return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
     compile_blocks(model)
     return ()
-
-
-def _loader(config: Preset, dataset: Dataset) -> GPTDataLoader:
-    return GPTDataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        block_size=config.block_size,
-        use_loss_mask=config.use_loss_mask,
-        seed=config.seed,
-        batching=config.batching,
-        length_policy=config.length_policy,
-        max_lost=config.max_lost,
-        grad_accumulation=config.grad_accumulation,
-    )
 
 
 def _lineage(

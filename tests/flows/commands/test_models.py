@@ -20,3 +20,21 @@ def test_a_program_reads_what_training_ended_with(tmp_path, monkeypatch, capsys)
     assert told[0]["step"] == told[0]["checkpoint"]["step"] == 2
     assert told[0]["checkpoint"] == told[1]["checkpoint"]
     assert (Path(told[0]["checkpoint"]["path"]) / "lineage.json").is_file()
+
+
+def test_epochs_typed_end_the_presets_steps_and_the_other_way_round(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
+    data, preset = prepare_chat(tmp_path, n=20), tmp_path / "preset.json"
+    words = ["train", "--config_file", str(preset), "--dataset_dir", str(data), "--json"]
+    preset.write_text(json.dumps(TINY | {"batching": "packed", "batch_size": 1}))
+    assert main([*words, "--model_name", "a", "--epochs", "1"]) == 0
+    steps = json.loads(capsys.readouterr().out)["step"]
+    assert steps != TINY["max_iters"]
+    by_epochs = {k: v for k, v in TINY.items() if k != "max_iters"} | {"epochs": 1}
+    preset.write_text(json.dumps(by_epochs))
+    assert main([*words, "--model_name", "b", "--max_iters", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 2
+    assert main([*words, "--model_name", "c", "--max_iters", "2", "--epochs", "1"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("both say how long to train; leave one of them out")
+    assert len(said.splitlines()) == 1
