@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 Form = Literal["auto", "chat", "plain"]
+_SLOWEST = 1e-4
+"""Lowest learning rate at which fine-tuning may begin with random weights."""
 
 
 def train(
@@ -73,6 +75,8 @@ def train(
     preset = _override(load_config(config_file), given)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
+    if init_from_model is None:
+        _check_rate(preset)
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from mypt.training.launch.nodes import Nodes
@@ -165,6 +169,16 @@ def _override(preset: Preset, given: dict[str, Any]) -> Preset:
     values = {key: value for key, value in given.items() if value is not None}
     known = preset.model_dump(exclude_unset=True)
     return parse_config(override(known, values), Preset, "the command line")
+
+
+def _check_rate(preset: Preset) -> None:
+    """Refuse a fine-tuning from random weights that would end as babble."""
+    if preset.use_loss_mask and preset.learning_rate < _SLOWEST:
+        raise ConfigError(
+            f"learning_rate {preset.learning_rate:g} is a base model's, and there is none: random"
+            " weights would learn next to nothing; give --init_from_model BASE or --learning_rate"
+            " 1e-3, or take configs/small_chat.json"
+        )
 
 
 class _Stop:

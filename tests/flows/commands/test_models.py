@@ -38,3 +38,20 @@ def test_epochs_typed_end_the_presets_steps_and_the_other_way_round(tmp_path, mo
     said = capsys.readouterr().err.strip()
     assert said.endswith("both say how long to train; leave one of them out")
     assert len(said.splitlines()) == 1
+
+
+def test_fine_tuning_of_random_weights_at_a_bases_rate_is_refused_with_what_would_work(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
+    data, preset = prepare_chat(tmp_path, n=20), tmp_path / "preset.json"
+    preset.write_text(json.dumps(TINY | {"max_iters": 1, "learning_rate": 3e-5}))
+    words = ["train", "--config_file", str(preset), "--dataset_dir", str(data), "--model_name"]
+    assert main([*words, "slow"]) == 2
+    said = capsys.readouterr().err
+    for part in ("learning_rate 3e-05", "--init_from_model", "--learning_rate 1e-3", "small_chat"):
+        assert part in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+    assert main([*words, "base", "--learning_rate", "1e-3"]) == 0
+    assert main([*words, "chat", "--init_from_model", "base"]) == 0
