@@ -22,6 +22,7 @@ from flows.commands import (
 from flows.console import describe
 from mypt import __version__
 from mypt.errors import ConfigError, MyptError
+from mypt.text import visible
 
 OK, FINDING, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -122,10 +123,8 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    # What was typed or read stands in the message; it must not steer the terminal.
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"mypt: {safe}", file=sys.stderr)
+    line = visible(" ".join(message.split()))  # what was typed or read stands in it
+    print(f"mypt: {line}", file=sys.stderr)
     return code
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich import console as rich_console
 
 from mypt.errors import ConfigError
+from mypt.text import visible
 
 __all__ = ["Console", "check_new", "print_json", "print_json_rows", "print_lines"]
 
@@ -59,9 +60,9 @@ def print_json_rows(values: dict[str, Any], rows: Iterable[dict[str, Any]]) -> N
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are, one at a time."""
+    """Print lines one at a time, made fit to be looked at."""
     for line in lines:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{visible(line)}\n")
 
 
 def check_new(page: Path) -> None:

@@ -8,7 +8,7 @@ import httpx
 from prefect import flow
 
 from flows.ending import cause_behind, end_with_this_process, leave_if_prefect_is_away
-from flows.naming import pipeline_run_name
+from flows.stages import pipeline_run_name
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
@@ -39,7 +39,7 @@ def sft_pipeline(config: PipelineConfig | str) -> Summary:
         text = validate(text, config.pretrain, base, "base corpus")
         talk = tokenize(config.chat, chat, "chat data", tokenizer=text, preparation=who)
         talk = mask(talk, config.mask, chat, "chat data")
-        talk = validate(talk, config.sft, chat, "chat data")
+        talk = validate(talk, config.tuning(), chat, "chat data")
         base_model = pretrain(config.pretrain, base, text)
         chat_model = sft(config.sft, chat, talk, base=base_model)
         summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)

@@ -1,17 +1,29 @@
 """Each stage as a flow of its own, for those who run them on different days or machines."""
 
+from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect import flow
+from prefect.context import FlowRunContext
 
 from flows.ending import end_with_this_process, leave_if_prefect_is_away
-from flows.naming import prepare_run_name, training_run_name
-from mypt.config import EvaluateConfig, MaskPolicy, Preparation, PrepareConfig, Preset, load_config
+from mypt.config import (
+    EvaluateConfig,
+    MaskPolicy,
+    PipelineConfig,
+    Preparation,
+    PrepareConfig,
+    Preset,
+    load_config,
+    load_pipeline,
+)
 from mypt.data.manifest import reference
+from mypt.data.reading.sources import source_name
+from mypt.errors import MyptError
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
-from mypt.training.checkpoints.folder import checkpoint_to_use
+from mypt.training.checkpoints.folder import checkpoint_ref
 from tasks import evaluation, training
 from tasks.evaluation import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
@@ -21,7 +33,50 @@ from tasks.tokenization import tokenize
 from tasks.tracking.mirror import mirror_champion
 from tasks.validation import validate
 
+_LONGEST = 80
 Result = TypeVar("Result", DatasetRef, CheckpointRef, Summary)
+
+
+def pipeline_run_name() -> str:
+    """Return the name of a run of the whole pipeline, such as ``demo on chitchat, questions``."""
+    config: PipelineConfig | str = _asked()["config"]
+    if isinstance(config, str):
+        try:
+            config = load_pipeline(config)
+        except MyptError:  # the flow meets the same error, and raises it
+            return Path(str(config)).stem
+    return _named(config.name, _sources(config.chat))
+
+
+def prepare_run_name() -> str:
+    """Return the name of a run that prepares data, such as ``chats from chats.jsonl``."""
+    parameters = _asked()
+    return _named(parameters["name"], _sources(parameters["config"]), "from")
+
+
+def training_run_name() -> str:
+    """Return the name of a run that trains or evaluates, such as ``base on corpus``."""
+    parameters = _asked()
+    return _named(parameters["name"], Path(parameters["dataset"]).name)
+
+
+def _asked() -> dict[str, Any]:
+    """Return what the flow run was given, defaults included, which Prefect leaves out."""
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow is not None
+    given = signature(context.flow.fn).bind_partial(**context.parameters or {})
+    given.apply_defaults()
+    return given.arguments
+
+
+def _named(model: str, data: str, word: str = "on") -> str:
+    name = f"{model} {word} {data}"
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def _sources(config: PrepareConfig) -> str:
+    return ", ".join(source_name(source) for source in config.sources)
 
 
 @flow(name="prepare", flow_run_name=prepare_run_name)
@@ -82,7 +137,7 @@ def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> Ch
     end_with_this_process()
     config = load_config(config) if isinstance(config, str) else config
     with stage_run(config, name):
-        made = training.sft(config, name, _dataset(dataset), base=checkpoint_to_use(Path(base)))
+        made = training.sft(config, name, _dataset(dataset), base=checkpoint_ref(Path(base)))
     return _ended(made)
 
 
@@ -104,7 +159,7 @@ def evaluate(
         name: Prefix of the report's folder.
     """
     end_with_this_process()
-    before, after = (checkpoint_to_use(Path(model)) for model in (base, chat))
+    before, after = (checkpoint_ref(Path(model)) for model in (base, chat))
     data = _dataset(dataset)
     with stage_run(config, name) as run:
         summary = evaluation.evaluate(before, after, data, config, name)

@@ -1,6 +1,7 @@
 """The last page of a run on the terminal: figures, dialogues, digests, and where all lies."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from mypt.evaluation.scores import Difference, EvaluationReport, ModelScores, Summary
 from mypt.home import home
-from mypt.text import visible
+from mypt.text import shorten, visible
 from tasks.evaluation import summary_path
 
 _LONGEST = 120
@@ -25,6 +26,7 @@ def show_summary(summary: Summary) -> None:
     console.print()
     console.print(render_report(report))
     model = Path(summary.checkpoint).parent.name
+    asked = shlex.quote(report.dialogues[0].prompt if report.dialogues else "Hello")
     lines = [
         "",
         f"mask density: {summary.mask_density:.3f} of the chat data's tokens are supervised",
@@ -32,7 +34,7 @@ def show_summary(summary: Summary) -> None:
         f"checkpoint: {summary.checkpoint}",
         f"reports: {path.parent}",
         f"everything lies in {home()}; see it in both UIs with: mypt up",
-        f"ask the model with: mypt generate {model} --prompt 'What is tanok backwards?'",
+        f"ask the model with: mypt generate {model} --prompt {asked}",
         f"summary: {path}",
     ]
     for line in lines:
@@ -46,7 +48,7 @@ def render_report(report: EvaluationReport) -> RenderableType:
     for dialogue in report.dialogues:
         parts.append(_said("asked", dialogue.prompt))
         if dialogue.base is not None:
-            parts.append(_said("base", dialogue.base))
+            parts.append(_said("base", dialogue.base, "dim"))  # for contrast, no result
         parts.append(_said("fine-tuned" if report.base else "model", dialogue.sft))
     return Group(*parts)
 
@@ -78,7 +80,6 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _said(who: str, text: str) -> Text:
-    one_line = visible(text.replace("\n", "⏎"))
-    short = one_line if len(one_line) <= _LONGEST else f"{one_line[:_LONGEST]} ..."
-    return Text.assemble((f"{who:14}", "dim"), short)
+def _said(who: str, text: str, style: str = "") -> Text:
+    short = shorten(text.replace("\n", "⏎"), _LONGEST)
+    return Text.assemble((f"{who:14}", "dim"), (short, style))

@@ -1,6 +1,5 @@
 """Every knob on one page: frozen models, and the two files that hold them."""
 
-import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,17 +7,11 @@ from pydantic import Field, model_validator
 
 from mypt.parsing import Frozen, parse_config, read_config, read_json
 
-Role = Literal["system", "user", "assistant", "tool"]
-Format = Literal[
-    "auto", "chat", "messages", "alpaca", "tagged", "text",
-    "prompt_completion", "sharegpt", "tree", "mapping",
-]  # fmt: skip
-
-
 MAX_BLOCK = 10_000_000
 """Longest context that a config may ask for, in tokens; bounds here catch slips of the pen."""
 
 
+# Architecture: which weights there are.
 class Architecture(Frozen):
     """What a model is; a fine-tuned model keeps its base model's (DESIGN.md D12)."""
 
@@ -87,10 +80,7 @@ class Architecture(Frozen):
                 " one that does"
             )
         if self.pos_encoding == "rope" and self.head_width % 2:
-            raise ValueError(
-                f"rope turns pairs of numbers; n_embd / n_head is {self.head_width}, expected an"
-                " even width"
-            )
+            raise ValueError(f"n_embd / n_head is {self.head_width}; rope wants an even width")
         return self
 
 
@@ -106,6 +96,7 @@ class GPTConfig(Architecture):
     head by half of 1 / sqrt(n_embd), instead of GPT-2's 0.02 whatever the width."""
 
 
+# Training: how the weights are learned.
 class TrainConfig(Frozen):
     """How a model is trained; nothing here changes which weights exist."""
 
@@ -116,7 +107,8 @@ class TrainConfig(Frozen):
     length_policy: Literal["split", "drop", "keep_last_turns", "error"] = "split"
     """Packed only: what becomes of a conversation longer than block_size."""
     max_lost: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Packed only: largest share of supervised tokens that length_policy may lose."""
+    """Packed only: largest share of supervised tokens that length_policy may lose. A validation
+    warns where more answers than this share lose their question."""
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     """Rows a micro-batch."""
     grad_accumulation: int = Field(default=1, ge=1, le=1_000_000)
@@ -195,13 +187,11 @@ class TrainConfig(Frozen):
     @model_validator(mode="after")
     def _ranks_have_work(self) -> Self:
         if self.parallel == "none" and self.processes > 1:
-            raise ValueError(
-                f"processes {self.processes} with parallel none; set parallel to ddp or fsdp"
-            )
+            raise ValueError(f"processes {self.processes} with parallel none; set ddp or fsdp")
         if self.parallel == "fsdp" and self.reduction == "tree":
             raise ValueError(
-                "reduction tree adds whole gradients, which no process of parallel fsdp holds; set"
-                " parallel to ddp, or reduction to allreduce"
+                "reduction tree adds whole gradients, which no process of parallel fsdp holds;"
+                " set parallel to ddp, or reduction to allreduce"
             )
         if self.parallel == "fsdp" and self.sample_prompts:
             raise ValueError(
@@ -225,6 +215,14 @@ class Preset(GPTConfig, TrainConfig):
         """Return what the model is built from: ``architecture`` (default: own), own dropout."""
         own = {key: getattr(self, key) for key in GPTConfig.model_fields}
         return GPTConfig(**own | (architecture or self.architecture()).model_dump())
+
+
+# Data: what is read, how it is written down, and which of its tokens are learned.
+Role = Literal["system", "user", "assistant", "tool"]
+Format = Literal[
+    "auto", "chat", "messages", "alpaca", "tagged", "text",
+    "prompt_completion", "sharegpt", "tree", "mapping",
+]  # fmt: skip
 
 
 class MaskPolicy(Frozen):
@@ -335,17 +333,7 @@ class Preparation(Frozen):
         return self
 
 
-class PrepareFile(PrepareConfig):
-    """What ``mypt prepare --config`` reads: the data, and who prepares them."""
-
-    preparation: Preparation = Preparation()
-    """Who prepares; no part of what is made."""
-
-    def data(self) -> PrepareConfig:
-        """Return what decides the dataset."""
-        return PrepareConfig(**{key: getattr(self, key) for key in PrepareConfig.model_fields})
-
-
+# Pipeline: the stages together, what both models are asked, and the files that say it all.
 class EvaluateConfig(Frozen):
     """How checkpoints are compared."""
 
@@ -370,8 +358,8 @@ class EvaluateConfig(Frozen):
 class PipelineConfig(Frozen):
     """One whole run: base corpus, chat data, two trainings, an evaluation."""
 
-    name: str = "pipeline"
-    """Prefix of the datasets' and models' names."""
+    name: str = Field(default="pipeline", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    """Prefix of the datasets' and models' names, which are names of folders."""
     base: PrepareConfig
     """Plain text for pretraining."""
     chat: PrepareConfig
@@ -387,14 +375,9 @@ class PipelineConfig(Frozen):
     preparation: Preparation = Preparation()
     """Who prepares the data of both."""
 
-    @model_validator(mode="after")
-    def _names_folders(self) -> Self:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", self.name):
-            raise ValueError(
-                f"name {self.name[:60]!r} is no plain name; expected 1 to 40 letters, digits, '.',"
-                " '_' or '-', starting with a letter or digit"
-            )
-        return self
+    def tuning(self) -> Preset:
+        """Return what the fine-tuning trains with: own values, the base model's architecture."""
+        return self.sft.model_copy(update=dict(self.pretrain.architecture()))
 
 
 LENGTHS = {"epochs": "max_iters", "max_iters": "epochs"}
@@ -430,7 +413,3 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
             base = read_json(path.parent / str(inner["preset"]), "configs/tiny_sft.json")
             values[stage] = override(base, {k: v for k, v in inner.items() if k != "preset"})
     return parse_config(values, PipelineConfig, str(path))
-
-
-Form = Literal["chat", "plain"]
-"""Asked as a turn of a chat, or given as the beginning of a text."""

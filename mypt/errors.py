@@ -9,20 +9,17 @@ MyptError
 └── TrainingError      a step produced what no step should produce
 """
 
+from mypt.text import one_line
+
 
 class MyptError(Exception):
     """What was found, what was expected, where, and what to do, in one line.
 
-    Names and values come from files and may hold anything: what is not printable is escaped, so
-    that no message has several lines or steers a terminal.
+    Names and values come from files and may hold anything: see :func:`mypt.text.one_line`.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(map(_shown, message)))
-
-
-def _shown(char: str) -> str:
-    return char if char.isprintable() else char.encode("unicode_escape").decode()
+        super().__init__(one_line(message))
 
 
 class ConfigError(MyptError):

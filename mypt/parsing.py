@@ -11,21 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from mypt.errors import ConfigError
-
-_SHOWN = 60
-_OPENING = re.compile(r"^(Input should be|String should have|(Tuple|List|Dictionary) should have) ")
-_PLAIN = {
-    "a valid tuple": "a list",
-    "a valid list": "a list",
-    "a valid array": "a list",
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid string": "a text",
-    "a valid boolean": "true or false",
-    "an object": "an object in {}",
-    " after validation, not 0": "",
-}
-"""What pydantic calls a type, and what people do."""
+from mypt.text import shown
 
 
 class Frozen(BaseModel):
@@ -130,14 +116,8 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
         return named + str(error["ctx"]["error"])
     if error["type"] == "json_invalid":
         return "half of a surrogate pair (\\ud800 to \\udfff) is no text; remove it"
-    wanted = _OPENING.sub("", error["msg"])
-    for theirs, ours in _PLAIN.items():
-        wanted = wanted.replace(theirs, ours)
-    if wanted.startswith(("greater", "less")):
-        wanted = f"a number {wanted}"
-    found = repr(error["input"])
-    short = found if len(found) <= _SHOWN else f"{found[:_SHOWN]} ..."
-    return f"{named}expected {wanted}, found {short}"
+    wanted = error["msg"].replace("Input should be", "expected")
+    return f"{named}{wanted}, found {shown(error['input'])}"
 
 
 def _hint(model: type[BaseModel], unknown: int | str) -> str:

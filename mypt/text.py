@@ -1,4 +1,8 @@
-"""Text made fit to be looked at: nothing in it can steer a terminal or hide from a reader."""
+"""Text made fit to be looked at: nothing in it can steer a terminal or hide from a reader.
+
+One escaping, :func:`visible`; the others differ in what they are for: a line, a line of bounded
+length, a value in an error, the field names of a row.
+"""
 
 import unicodedata
 from collections.abc import Iterable
@@ -18,30 +22,30 @@ def visible(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_shown, text))
+    return "".join(map(_escaped, text))
 
 
-def _shown(char: str) -> str:
+def _escaped(char: str) -> str:
     if char in _VISIBLE or unicodedata.category(char) not in _HIDDEN:
         return char
     return char.encode("unicode_escape").decode()
 
 
-def shorten(texts: Iterable[str], length: int) -> str:
-    """Return the texts joined in one visible line of at most ``length`` characters."""
-    joined = " ".join(" ".join(texts).split())
-    return visible(joined if len(joined) <= length else joined[: length - 1] + "\u2026")
+def one_line(text: str) -> str:
+    r"""Return ``text`` as one visible line: a line feed becomes ``\n``."""
+    return visible(text).replace("\n", "\\n")
 
 
-def printable(name: str) -> str:
-    """Return a file's name so that no control character in it reaches the terminal."""
-    return name if name.isprintable() else repr(name)
+def shorten(text: str, length: int) -> str:
+    """Return ``text`` as one visible line of at most ``length`` characters, blanks for its ends."""
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= length else line[: length - 1] + "\u2026"
 
 
 def shown(value: Any) -> str:
     """Return a short, one-line picture of a value that should not have been there."""
     if isinstance(value, str):
-        return repr(value[:_LONGEST]) + (" ..." if len(value) > _LONGEST else "")
+        return f"'{one_line(value[:_LONGEST])}'" + (" ..." if len(value) > _LONGEST else "")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -53,8 +57,7 @@ def shown(value: Any) -> str:
     return "null" if value is None else f"a value of type {type(value).__name__}"
 
 
-def names(fields: Any) -> str:
+def names(fields: Iterable[Any]) -> str:
     """Return the first few field names of a row, for an error."""
-    listed = [name if name.isprintable() else repr(name) for name in map(str, fields)]
-    short = ", ".join(name[:_LONGEST] for name in listed[:8])
-    return short + (" ..." if len(listed) > 8 else "")
+    listed = [one_line(str(name))[:_LONGEST] for name in fields]
+    return ", ".join(listed[:8]) + (" ..." if len(listed) > 8 else "")

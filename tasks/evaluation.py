@@ -30,17 +30,6 @@ REFUSED = "mypt.gate.refused"
 """Prefect event of a model that did not become the champion."""
 
 
-def _output(
-    base: CheckpointRef, sft: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str
-) -> Output:
-    read = [base.digest, sft.digest, dataset.digest]
-    read += [read_manifest(Path(place)).digest for place in config.sets.values()]
-    read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
-    measured = config.model_copy(update={"gate": False})  # which changes no figure
-    key = stage_key(code, base.digest, sft.digest, dataset.digest, measured, *read)
-    return Output(home() / "evaluations" / f"{name}-{key}", f"evaluate-{name}-{key}")
-
-
 def whole_evaluation(folder: Path) -> None:
     """Check an evaluation.
 
@@ -53,10 +42,10 @@ def whole_evaluation(folder: Path) -> None:
         raise ValueError(f"{folder / EVALUATION} was changed")
 
 
-@stage("evaluate {name}", _output, whole_evaluation)
+@stage("evaluate {name}", whole_evaluation)
 def evaluate(
     base: CheckpointRef, sft: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str
-) -> Summary:
+) -> Output[Summary]:
     """Ask both models the same, and write down what fine-tuning changed.
 
     Args:
@@ -66,19 +55,28 @@ def evaluate(
         config: How much to score and to ask.
         name: Prefix of the report's folder.
     """
-    folder, key = _output(base, sft, dataset, config, name)
-    with recorded(key, f"evaluate {name}") as run:
-        run.write(Params(values=flatten(config)))
-        run.write(dataset_input(dataset, "evaluate"))
-        if make_room(folder, whole_evaluation):
-            with files.new_folder(folder) as unfinished:
-                report = compare(base, sft, dataset, config)
-                digest = files.digest_file(write_report(report, unfinished))
-                summary = _summary(report, folder, digest)
-                files.write_sealed(unfinished / SUMMARY, summary.model_dump(mode="json"))
-        summary = read_summary(folder)
-        report_evaluation(run, name, summary, dataset)
-    return summary
+    read = [base.digest, sft.digest, dataset.digest]
+    read += [read_manifest(Path(place)).digest for place in config.sets.values()]
+    read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
+    measured = config.model_copy(update={"gate": False})  # which changes no figure
+    folder = home() / "evaluations" / f"{name}-{stage_key(code, measured, *read)}"
+    key = f"evaluate-{folder.name}"
+
+    def make() -> Summary:
+        with recorded(key, f"evaluate {name}") as run:
+            run.write(Params(values=flatten(config)))
+            run.write(dataset_input(dataset, "evaluate"))
+            if make_room(folder, whole_evaluation):
+                with files.new_folder(folder) as unfinished:
+                    report = compare(base, sft, dataset, config)
+                    digest = files.digest_file(write_report(report, unfinished))
+                    summary = _summary(report, folder, digest)
+                    files.write_sealed(unfinished / SUMMARY, summary.model_dump(mode="json"))
+            summary = read_summary(folder)
+            report_evaluation(run, name, summary, dataset)
+        return summary
+
+    return Output(folder, key, make)
 
 
 def summary_path(summary: Summary) -> Path:

@@ -4,6 +4,7 @@ from mypt.config import MaskPolicy
 from mypt.data import dataset as datasets
 from mypt.data import mask_files
 from mypt.data.dataset import masked_recipe
+from mypt.data.policies import policy_words
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks.keys import stage_key
@@ -11,16 +12,11 @@ from tasks.reporting.datasets import report_masks
 from tasks.reporting.inputs import dataset_input
 from tasks.stages import Output, make_room, stage, whole_dataset
 from tasks.tracking.recording import recorded
-from tasks.tracking.records import Params, flatten
+from tasks.tracking.records import Params
 
 
-def _output(dataset: DatasetRef, policy: MaskPolicy, name: str) -> Output:
-    key = stage_key(mask_files, masked_recipe(dataset.digest, policy))
-    return Output(datasets_dir() / f"{name}-{key}", f"mask-{name}-{key}")
-
-
-@stage("mask {what} {name}", _output, whole_dataset)
-def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> DatasetRef:
+@stage("mask {what} {name}", whole_dataset)
+def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> Output[DatasetRef]:
     """Write the loss masks of a dataset under a policy, in a new dataset.
 
     Args:
@@ -29,11 +25,17 @@ def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> Datas
         name: Prefix of the new dataset's folder.
         what: What people call it, for the task run's name.
     """
-    folder, key = _output(dataset, policy, name)
-    with recorded(key, f"mask {what} {name}") as run:
-        run.write(Params(values=flatten(policy)))
-        run.write(dataset_input(dataset, "mask"))
-        make_room(folder, whole_dataset)
-        masked = datasets.mask(dataset.path, policy, folder, digest=dataset.digest, reuse=True)
-        report_masks(run, folder)
-    return masked
+    decided = stage_key(mask_files, masked_recipe(dataset.digest, policy))
+    folder = datasets_dir() / f"{name}-{decided}"
+    key = f"mask-{folder.name}"
+
+    def make() -> DatasetRef:
+        with recorded(key, f"mask {what} {name}") as run:
+            run.write(Params(values={"policy": policy_words(policy)}))
+            run.write(dataset_input(dataset, "mask"))
+            make_room(folder, whole_dataset)
+            masked = datasets.mask(dataset.path, policy, folder, digest=dataset.digest, reuse=True)
+            report_masks(run, folder)
+        return masked
+
+    return Output(folder, key, make)

@@ -36,12 +36,6 @@ def print_line(line: str) -> None:
     _console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_events(events: Iterable[Event], plan: RunPlan) -> None:
-    """Show a training to its end."""
-    for _ in watch(events, plan):
-        pass
-
-
 def watch(events: Iterable[Event], plan: RunPlan, log: Log = lambda _: None) -> Iterator[Event]:
     """Pass events on and show them: evaluations as lines, steps as a bar.
 

@@ -88,12 +88,11 @@ class ChatModel:
             asked = read_request(json.dumps(given, default=_plain).encode())
             if asked.stream:
                 raise Refused(400, "stream: MLflow's pyfunc gives whole answers; leave it out")
-            reply = reply_to(self._model, self._tokenizer, asked)
+            reply, left_out = reply_to(self._model, self._tokenizer, asked)
         except Refused as error:
             raise DataError(str(error)) from None
-        return completion(
-            asked, reply, "".join(reply), head_of(self._found.ref.digest, int(time.time()))
-        )
+        head = head_of(self._found.ref.digest, int(time.time()), left_out)
+        return completion(asked, reply, "".join(reply), head)
 
 
 def export_mlflow(found: Checkpoint, out: Path) -> None:

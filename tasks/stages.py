@@ -2,11 +2,11 @@
 
 import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextvars import ContextVar
 from functools import wraps
-from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from prefect import Task, get_run_logger, task
 from prefect.client.schemas.objects import State, TaskRun
@@ -28,54 +28,53 @@ _DELAYS = [1.0, 10.0]
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class Output(NamedTuple):
-    """Where a stage leaves its result, under a name that says what decided it."""
+class Output(NamedTuple, Generic[R]):
+    """One result on disk: its place, and the way to it from an input that is resolved."""
 
     path: Path
     key: str
+    """Names it by what decided it."""
+    make: Callable[[], R]
+
+
+_keyed: ContextVar[tuple[str, Output[Any]] | None] = ContextVar("_keyed", default=None)
+"""The task run that was keyed last in this thread, by id, and what it will make."""
 
 
 def stage(
-    run_name: str, output: Callable[..., Output], is_whole: Callable[[Path], object]
-) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Return a decorator that makes a task of a function with one result on disk.
+    run_name: str, is_whole: Callable[[Path], object]
+) -> Callable[[Callable[P, Output[R]]], Task[P, R]]:
+    """Return a decorator that makes a task of a function that resolves its input to an output.
 
-    The task is not run again while an equal one was run before and its output is still what
-    it was: Prefect remembers results by key, but does not look whether their files are there.
-    Two equal tasks in two processes wait for each other. What the machine may get over is
-    tried again; wrong data and wrong numbers are not.
+    The function is called once a try: for the key that Prefect remembers results by. The output
+    is not made while an equal one was made before and is still what it was, for Prefect does not
+    look whether files are there. Two equal tasks in two processes wait for each other. What the
+    machine may get over is tried again; wrong data and wrong numbers are not.
 
     Args:
         run_name: Name of a task run, with the function's parameters in braces.
-        output: Takes those of the function's parameters that decide the result; gives its place
-            and content key.
         is_whole: Reads the output and raises if it is missing or was changed.
     """
 
-    def decorate(function: Callable[P, R]) -> Task[P, R]:
-        wanted = signature(output).parameters.keys()
-        parameters = signature(function)
-
-        def place(arguments: Mapping[str, Any]) -> Output:
-            return output(**{key: arguments[key] for key in wanted})
-
-        def cache_key(_: TaskRunContext, arguments: dict[str, Any]) -> str | None:
+    def decorate(function: Callable[P, Output[R]]) -> Task[P, R]:
+        def cache_key(context: TaskRunContext, arguments: dict[str, Any]) -> str | None:
+            _keyed.set(None)
             try:
-                found = place(arguments)
+                output = function(**arguments)  # type: ignore[call-arg]
             except (MyptError, OSError):
-                return None  # the function meets the same error, and raises it
-            key = f"{found.key}-{files.digest_bytes(bytes(found.path))[:8]}"
-            if not is_present(found.path, is_whole):
+                return None  # the task meets the same error, and raises it
+            _keyed.set((str(context.task_run.id), output))
+            key = f"{output.key}-{files.digest_bytes(bytes(output.path))[:8]}"
+            if not is_present(output.path, is_whole):
                 (PREFECT_LOCAL_STORAGE_PATH.value() / key).unlink(missing_ok=True)
             return key
 
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = parameters.bind(*args, **kwargs)
-            bound.apply_defaults()
             tell(task_run.name or function.__name__)
-            with lock(place(bound.arguments).key):
-                return function(*args, **kwargs)
+            output: Output[R] = _take() or function(*args, **kwargs)
+            with lock(output.key):
+                return output.make()
 
         make = task(
             task_run_name=run_name,
@@ -90,6 +89,13 @@ def stage(
         return make(run)
 
     return decorate
+
+
+def _take() -> Output[Any] | None:
+    """Return what this very task run was keyed by, once."""
+    run_id, output = _keyed.get() or (None, None)
+    _keyed.set(None)
+    return output if run_id == task_run.id else None
 
 
 def is_present(path: Path, is_whole: Callable[[Path], object]) -> bool:

@@ -2,7 +2,7 @@
 
 from mypt.config import Preparation, PrepareConfig
 from mypt.data import dataset
-from mypt.data.preparation.tokenization import recipe
+from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks import progress
@@ -14,19 +14,14 @@ from tasks.tracking.recording import recorded
 from tasks.tracking.records import Params, flatten
 
 
-def _output(config: PrepareConfig, name: str, tokenizer: DatasetRef | None) -> Output:
-    key = stage_key(dataset, recipe(_resolved(config, tokenizer)))
-    return Output(datasets_dir() / f"{name}-{key}", f"tokenize-{name}-{key}")
-
-
-@stage("tokenize {what} {name}", _output, whole_dataset)
+@stage("tokenize {what} {name}", whole_dataset)
 def tokenize(
     config: PrepareConfig,
     name: str,
     what: str,
     tokenizer: DatasetRef | None = None,
     preparation: Preparation = Preparation(),
-) -> DatasetRef:
+) -> Output[DatasetRef]:
     """Turn raw files into a dataset of tokens and spans.
 
     Args:
@@ -36,22 +31,24 @@ def tokenize(
         tokenizer: A dataset whose tokenizer is used instead of the config's.
         preparation: Who reads and encodes; the dataset is the same.
     """
-    folder, key = _output(config, name, tokenizer)
-    resolved = _resolved(config, tokenizer)
-    with recorded(key, f"tokenize {what} {name}") as run:
-        run.write(Params(values=flatten(resolved)))
-        make_room(folder, whole_dataset)
-        with (
-            live_progress(folder.name) as move,
-            progress.reading(f"tokenize {what}", log, move) as shown,
-        ):
-            made = dataset.tokenize(
-                resolved, folder, progress=shown, reuse=True, preparation=preparation
-            )
-        report_dataset(run, folder)
-    return made
+    if tokenizer is not None:
+        config = config.model_copy(update={"tokenizer_from": tokenizer.path})
+    plan = DatasetPlan(config)
+    folder = datasets_dir() / f"{name}-{stage_key(dataset, plan.recipe)}"
+    key = f"tokenize-{folder.name}"
 
+    def make() -> DatasetRef:
+        with recorded(key, f"tokenize {what} {name}") as run:
+            run.write(Params(values=flatten(config)))
+            make_room(folder, whole_dataset)
+            with (
+                live_progress(folder.name) as move,
+                progress.reading(f"tokenize {what}", log, move) as shown,
+            ):
+                made = dataset.tokenize(
+                    plan, folder, progress=shown, reuse=True, preparation=preparation
+                )
+            report_dataset(run, folder)
+        return made
 
-def _resolved(config: PrepareConfig, tokenizer: DatasetRef | None) -> PrepareConfig:
-    update = {"tokenizer_from": tokenizer.path} if tokenizer else {}
-    return config.model_copy(update=update)
+    return Output(folder, key, make)

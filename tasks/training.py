@@ -67,15 +67,10 @@ def _plan(preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | 
     return plan.model_copy(update={"model_name": f"{name}-{key}"})
 
 
-def _output(preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None) -> Output:
-    plan = _plan(preset, name, dataset, base)
-    return Output(models_dir() / plan.model_name, f"train-{plan.model_name}")
-
-
-@stage("train {name}", _output, whole_model)
+@stage("train {name}", whole_model)
 def train(
     preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None = None
-) -> CheckpointRef:
+) -> Output[CheckpointRef]:
     """Train a model to its end, or go on where an equal run stopped.
 
     Args:
@@ -85,22 +80,27 @@ def train(
         base: The model to begin with; None begins with random weights.
     """
     plan = _plan(preset, name, dataset, base)
+    key = f"train-{plan.model_name}"
     title = f"fine-tune {name}" if base else f"pretrain {name}"
-    with (
-        gpu_slot(plan.preset.device),
-        recorded(f"train-{plan.model_name}", title) as run,
-        held_back_sigterm() as asked,
-        live_progress(plan.model_name) as move,
-    ):
-        report = TrainingReport(run, plan)
-        context = RunContext(prefect_flow_run_id=flow_run.id, mlflow_run_id=mlflow_run_id())
-        events = train_anywhere(plan, context=context, should_stop=asked)
-        for event in watch(events, plan, log):
-            report.take(event)
-            if isinstance(event, StepReport):
-                move(event.step / plan.preset.max_iters, describe_step(event, plan))
-        assert isinstance(event, Finished)
-    return event.checkpoint
+
+    def make() -> CheckpointRef:
+        with (
+            gpu_slot(plan.preset.device),
+            recorded(key, title) as run,
+            held_back_sigterm() as asked,
+            live_progress(plan.model_name) as move,
+        ):
+            report = TrainingReport(run, plan)
+            context = RunContext(prefect_flow_run_id=flow_run.id, mlflow_run_id=mlflow_run_id())
+            events = train_anywhere(plan, context=context, should_stop=asked)
+            for event in watch(events, plan, log):
+                report.take(event)
+                if isinstance(event, StepReport):
+                    move(event.step / plan.preset.max_iters, describe_step(event, plan))
+            assert isinstance(event, Finished)
+        return event.checkpoint
+
+    return Output(models_dir() / plan.model_name, key, make)
 
 
 pretrain = train.with_options(name="pretrain", task_run_name="pretrain {name}")

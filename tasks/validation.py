@@ -18,16 +18,8 @@ from tasks.stages import Output, stage, whole_report
 from tasks.tracking.recording import recorded
 
 
-def _output(dataset: DatasetRef, preset: Preset) -> Output:
-    folder = Path(dataset.path)
-    length = [str(_block_size(preset)), preset.length_policy, str(preset.max_lost)]
-    proved = str(preset.use_loss_mask)
-    key = stage_key(proof, dataset.digest, *length, proved)
-    return Output(folder / REPORT, f"validate-{folder.name}-{key}")
-
-
-@stage("validate {what} {name}", _output, whole_report)
-def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> DatasetRef:
+@stage("validate {what} {name}", whole_report)
+def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Output[DatasetRef]:
     """Check a dataset, prove its masks where they are used, and hand it on.
 
     Args:
@@ -40,21 +32,28 @@ def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Datas
         DataError: If the dataset breaks its contract.
         MaskError: If training would learn other tokens than the masks say.
     """
-    folder, (path, key) = Path(dataset.path), _output(dataset, preset)
-    with recorded(key, f"validate {what} {name}") as run:
-        run.write(dataset_input(dataset, "validate"))
-        report = check(
-            folder,
-            block_size=_block_size(preset),
-            length_policy=preset.length_policy,
-            max_lost=preset.max_lost,
-        )
-        report_validation(run, folder, report)
-        _accept(folder, report)
-        if preset.use_loss_mask:
-            report_proof(run, folder, prove_mask(folder, length_policy=preset.length_policy))
-        files.write_sealed(path, report.model_dump(mode="json"))
-    return dataset
+    folder, block_size = Path(dataset.path), _block_size(preset)
+    length = [str(block_size), preset.length_policy, str(preset.max_lost)]
+    decided = stage_key(proof, dataset.digest, *length, str(preset.use_loss_mask))
+    place, key = folder / REPORT, f"validate-{folder.name}-{decided}"
+
+    def make() -> DatasetRef:
+        with recorded(key, f"validate {what} {name}") as run:
+            run.write(dataset_input(dataset, "validate"))
+            report = check(
+                folder,
+                block_size=block_size,
+                length_policy=preset.length_policy,
+                max_lost=preset.max_lost,
+            )
+            report_validation(run, folder, report)
+            _accept(folder, report)
+            if preset.use_loss_mask:
+                report_proof(run, folder, prove_mask(folder, length_policy=preset.length_policy))
+            files.write_sealed(place, report.model_dump(mode="json"))
+        return dataset
+
+    return Output(place, key, make)
 
 
 def _accept(folder: Path, report: ValidationReport) -> None:

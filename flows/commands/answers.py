@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from mypt.training.checkpoints.checkpoint import Checkpoint
 
 Form = Literal["auto", "chat", "plain"]
-_HELP = (
-    "/reset begins anew, /save FILE keeps the conversation, /help says this;"
-    " an empty line or Ctrl-D ends"
-)
+_WORDS = {
+    "/undo": "takes back the last question and its answer",
+    "/reset": "begins a new conversation",
+    "/save FILE": "keeps the whole conversation as a row that mypt prepare reads",
+    "/help": "says this",
+    "/quit": "ends, as do an empty line and Ctrl-D",
+}
 
 
 def generate(
@@ -96,7 +99,9 @@ def chat(
     seed: Whole = 0,
     compile: bool = False,
 ) -> int:
-    """Talk with a model; an empty line or Ctrl-D ends it, /help lists what else it understands.
+    """Talk with a model; /quit or Ctrl-D ends it, /help lists what else it understands.
+
+    When its context is full, the oldest turns leave what it reads; the system message stays.
 
     Args:
         model: A name, a model folder or a step folder.
@@ -119,7 +124,7 @@ def chat(
     )  # fmt: skip
     gpt, tokenizer, _ = _load(model, compiled=compile)
     session = Session(gpt, tokenizer, system=system, max_tokens=max_tokens, sampling=sampling)
-    while line := _read_line():
+    while (line := _read_line()) not in ("", "/quit"):
         try:
             _command(session, line) if line.startswith("/") else _talk(session, line)
         except MyptError as error:  # the conversation goes on
@@ -147,7 +152,7 @@ def serve(
         compile: As for mypt generate.
     """
     from mypt.inference.server import serving
-    from mypt.inference.server.answering import Line, Served
+    from mypt.inference.server.answering import Queue, Served
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:
@@ -155,12 +160,12 @@ def serve(
     with serving.listen(host, port, key) as listening:
         gpt, tokenizer, checkpoint = _load(model, compiled=compile)
         name = checkpoint.lineage.model_name
-        line = Line(waiting)
-        served = Served(gpt, tokenizer, name, checkpoint.ref.digest, line, time.time, key)
+        queue = Queue(waiting)
+        served = Served(gpt, tokenizer, name, checkpoint.ref.digest, queue, time.time, key)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         _write(f"{name} step {checkpoint.ref.step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
-        serving.serve(serving.create_app(served), line, listening)
+        serving.serve(serving.create_app(served), queue, listening)
     return 0
 
 
@@ -191,25 +196,42 @@ def _read_line() -> str:
 def _talk(session: "Session", line: str) -> None:
     from mypt.text import visible
 
+    told = session.left_out
     for piece in session.say(line):
         _write(visible(piece))
-    _write(f"\n[{session.note}; /reset begins anew]\n" if session.note else "\n")
+    _write(f"\n[{session.note}]\n" if session.note else "\n")
+    if session.left_out and not told:
+        _write(
+            f"[the context is full: the model no longer reads the oldest turns ({session.left_out}"
+            " so far); /save keeps them all]\n"
+        )
 
 
 def _command(session: "Session", line: str) -> None:
-    name, _, rest = line.partition(" ")
-    if name == "/reset":
-        session.reset()
-        _write("[a new conversation]\n")
-    elif name == "/save" and rest.strip():
-        path = Path(rest.strip())
-        try:
-            session.save(path)
-        except OSError as error:
-            raise ConfigError(describe(error)) from None
-        _write(f"[saved as {path}]\n")
-    else:
-        _write(f"[{_HELP}]\n")
+    word, _, rest = line.partition(" ")
+    match word:
+        case "/undo":
+            session.undo()
+            _write("[taken back]\n")
+        case "/reset":
+            session.reset()
+            _write("[a new conversation]\n")
+        case "/save":
+            _save(session, rest.strip())
+        case "/help":
+            _write("".join(f"{word:12}{what}\n" for word, what in _WORDS.items()))
+        case _:
+            raise ConfigError(f"{word} is no word here, and was not sent; /help lists them")
+
+
+def _save(session: "Session", name: str) -> None:
+    if not name:
+        raise ConfigError("/save: expected a file to write, such as /save talk.jsonl")
+    try:
+        session.save(Path(name))
+    except OSError as error:
+        raise ConfigError(describe(error)) from None
+    _write(f"[saved as {name}]\n")
 
 
 def _write(text: str) -> None:

@@ -1,13 +1,14 @@
 """Commands over raw files and datasets; none of them starts torch, Prefect or MLflow."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.flags import MappingFlags, MaybeWhole, Whole, parse_mapping, parse_policy
+from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, Preparation, PrepareFile
+from mypt.config import MAX_BLOCK, Format, Preparation
+from mypt.data.policies import parse_policy
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 
@@ -58,42 +59,38 @@ def prepare(
     from mypt.data import dataset
     from tasks.progress import reading
 
+    knobs = {
+        "tokenization": tokenization, "tokenizer_from": tokenizer_from, "template": template,
+        "val_fraction": val_fraction, "shard_tokens": shard_tokens,
+    }  # fmt: skip
     fields = parse_mapping(format, mapping or MappingFlags())
-    if bool(config) == bool(input_files):
-        given = "both were given" if config else "neither was given"
-        raise ConfigError(f"prepare wants --input_files or --config, and one of them; {given}")
-    asked = (
-        read_config(config, PrepareFile)
-        if config
-        else parse_config(
-            {
-                "sources": [
-                    {"path": path, "format": format, "mapping": fields and fields.model_dump()}
-                    for path in input_files or ()
-                ],
-                "tokenization": tokenization,
-                "tokenizer_from": tokenizer_from,
-                "template": template,
-                "val_fraction": val_fraction,
-                "shard_tokens": shard_tokens,
-            },
-            PrepareFile,
-            "the command line",
-        )
-    )
+    how = {"format": format, "mapping": fields and fields.model_dump()}
+    asked = _asked(config, input_files, how, knobs)
     who = asked.preparation.model_dump()
     flags = {"engine": engine, "workers": workers, "address": address}
     who |= {flag: value for flag, value in flags.items() if value is not None}
     preparation = parse_config(who, Preparation, "the command line")
+    policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")
     with reading("prepare") as progress:
-        if mask_role == "none":
-            made = dataset.tokenize(
-                asked.data(), out_dir, progress=progress, preparation=preparation
-            )
+        data = asked.data()
+        if policy is None:
+            made = dataset.tokenize(data, out_dir, progress=progress, preparation=preparation)
         else:
-            policy = parse_policy(mask_role, "--mask_role")
-            made = dataset.prepare(asked.data(), policy, out_dir, progress, preparation=preparation)
+            made = dataset.prepare(data, policy, out_dir, progress, preparation=preparation)
     return _print_dataset(Path(made.path), json)
+
+
+def _asked(
+    config: Path | None, input_files: Files, how: dict[str, Any], knobs: dict[str, Any]
+) -> PrepareFile:
+    """Return what a file asks for, or what the flags do."""
+    if bool(config) == bool(input_files):
+        given = "both were given" if config else "neither was given"
+        raise ConfigError(f"prepare wants --input_files or --config, and one of them; {given}")
+    if config:
+        return read_config(config, PrepareFile)
+    sources = [{"path": path} | how for path in input_files or ()]
+    return parse_config({"sources": sources} | knobs, PrepareFile, "the command line")
 
 
 def mask(dataset: Path, *, out_dir: Path, policy: str = "assistant", json: bool = False) -> int:

@@ -1,15 +1,14 @@
-"""What people type, as types: whole numbers, policies, where a file keeps its turns."""
+"""What people type, as types: whole numbers, a file of data, where its turns are."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter, Token
 
-from mypt.config import FieldMapping, Format, MaskPolicy
+from mypt.config import FieldMapping, Format, Preparation, PrepareConfig
 from mypt.errors import ConfigError
-from mypt.parsing import parse_config, parse_json, read_config
+from mypt.parsing import parse_config
 
 _KNOBS = {
     "turns_field": "turns",
@@ -19,8 +18,17 @@ _KNOBS = {
     "by_order": "by_order",
     "join": "join",
 }
-_LONGEST_PATH = 4096
-ROLES = ("system", "user", "assistant")
+
+
+class PrepareFile(PrepareConfig):
+    """What ``mypt prepare --config`` reads: the data, and who prepares them."""
+
+    preparation: Preparation = Preparation()
+    """Who prepares; no part of what is made."""
+
+    def data(self) -> PrepareConfig:
+        """Return what decides the dataset."""
+        return PrepareConfig(**{key: getattr(self, key) for key in PrepareConfig.model_fields})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,37 +78,6 @@ def _pairs(names: str) -> dict[str, str]:
             )
         found[theirs] = ours
     return found
-
-
-def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:
-    """Return the policy that ``text`` means, e.g. ``assistant``, ``user,assistant,last``.
-
-    Args:
-        text: Comma-separated roles and words (:data:`mypt.data.masking.WORDS`); a JSON object; or a
-            file of one.
-        flag: What it was given as, for errors.
-
-    Raises:
-        ConfigError: If it is none of these.
-    """
-    from mypt.data.masking import WORDS
-
-    if text.lstrip().startswith("{"):
-        return parse_config(parse_json(text, flag), MaskPolicy, flag)
-    if len(text) < _LONGEST_PATH and Path(text).is_file():
-        return read_config(Path(text), MaskPolicy)
-    values: dict[str, Any] = {}
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in ROLES and word not in WORDS:
-            raise ConfigError(
-                f"{flag}: {word[:60]!r} is no word of a policy; expected some of"
-                f" {', '.join((*ROLES, *WORDS))}, joined by"
-                " commas, a JSON object or a file of one"
-            )
-        values |= WORDS.get(word, {})
-    roles = tuple(word for word in words if word in ROLES)
-    return parse_config(values | ({"roles": roles} if roles else {}), MaskPolicy, flag)
 
 
 def _whole(_: type, tokens: Sequence[Token]) -> int:

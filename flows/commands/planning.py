@@ -44,8 +44,7 @@ def plan(
         price_per_hour: Of one GPU or process, in any currency.
         json: Print the forecast as JSON.
     """
-    from mypt.planning import configs as planning
-    from mypt.planning import machines
+    from mypt.planning import configs, machines
 
     positive = {
         "count": count, "utilisation": utilisation, "disk_rate": disk_rate,
@@ -56,8 +55,8 @@ def plan(
             raise ConfigError(f"--{flag} {value}: expected a number above 0")
     if utilisation > 1:
         raise ConfigError(f"--utilisation {utilisation}: expected a share of the peak, at most 1")
-    found = planning.plan(
-        planning.read_presets(config),
+    found = configs.plan(
+        configs.read_presets(config),
         machines.Machine(
             gpu=machines.find_gpu(gpu) if gpu else None,
             utilisation=utilisation,

@@ -38,7 +38,7 @@ def lineage(
         row: FILE:LINE, one source row: whether it was learned, how often, and its twins.
         uses: Instead of a checkpoint: a dataset or raw file (or its digest); lists the
             checkpoints under MYPT_HOME/models that saw it.
-        html: Write the chain as one self-contained page with a drawing.
+        html: Write the chain as one self-contained page.
         json: Print the answer as JSON.
     """
     if uses is not None:
@@ -209,7 +209,7 @@ def render_exposure(exposure: "Exposure") -> "RenderableType":
         )
     return Group(
         table,
-        *(Text(f"warning: {line}", style="yellow") for line in exposure.warnings()),
+        *(Text(f"warning: {visible(line)}", style="yellow") for line in exposure.warnings()),
         *(Text(visible(line), style="red") for line in exposure.problems),
     )
 

@@ -107,7 +107,7 @@ def _before(parent: "ParentRecord") -> Iterator[str]:
 
 
 def _training(lineage: "Lineage") -> Iterator[str]:
-    from mypt.provenance.trace import policy_rule
+    from mypt.data.policies import policy_words
 
     data, config = lineage.dataset, lineage.config
     shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.block_size}"
@@ -115,8 +115,8 @@ def _training(lineage: "Lineage") -> Iterator[str]:
     yield f"- {lineage.tokens} tokens read, {lineage.supervised} supervised, seed {config.seed}"
     yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"
     if data.mask is not None:
-        rule = policy_rule(data.mask.policy) if data.mask.policy else "made by hand"
-        yield f"- loss mask: {rule}; {data.mask.stats.total.density:.1%} of all tokens"
+        policy = policy_words(data.mask.policy)
+        yield f"- loss mask: {policy}; {data.mask.stats.total.density:.1%} of all tokens"
     for source in data.sources:
         yield f"- source {source.name}: licence {source.licence or 'not stated'}"
         yield from (f"  - `{file.sha256}` (sha256)" for file in source.files)

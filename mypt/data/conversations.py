@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 from mypt.config import Role
 
 PartKind = Literal["text", "reasoning", "tool_call"]
+Form = Literal["chat", "plain"]
+"""Asked as a turn of a chat, or given as the beginning of a text."""
 
 
 class Origin(NamedTuple):
@@ -14,7 +16,8 @@ class Origin(NamedTuple):
     file: int
     """Index of the file within its source."""
     line: int
-    """Line of the file, counted from 1; for a JSON array the item, counted from 1."""
+    """Line of the file, counted from 1; for a JSON array the item, counted from 1; 0 where there
+    is no file."""
 
 
 @dataclass(frozen=True, slots=True)

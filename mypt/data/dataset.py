@@ -19,7 +19,7 @@ from mypt.data.manifest import (
 )
 from mypt.data.mask_files import write_masks
 from mypt.data.preparation.batches import Progress
-from mypt.data.preparation.tokenization import recipe, write_tokens
+from mypt.data.preparation.tokenization import DatasetPlan, write_tokens
 from mypt.data.shards import ShardView, check_ids, view_shard
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import ManifestError
@@ -103,7 +103,7 @@ def open_dataset(path: str | Path, *, digest: str | None = None, verify: bool = 
 
 
 def tokenize(
-    config: PrepareConfig,
+    config: PrepareConfig | DatasetPlan,
     out_dir: Path,
     *,
     progress: Progress | None = None,
@@ -113,7 +113,7 @@ def tokenize(
     """Turn raw files into a dataset of tokens and spans, without masks.
 
     Args:
-        config: What to read and how.
+        config: What to read and how; or that, with what of it was resolved already.
         out_dir: The new dataset's folder.
         progress: Called with bytes read, bytes to read, rows and tokens so far.
         reuse: Return a dataset that is already there if the same sources and settings made it.
@@ -123,10 +123,11 @@ def tokenize(
         ConfigError: If ``out_dir`` exists and may not be reused, or a name means nothing.
         DataError: If a source or row cannot be used, or the disk refuses.
     """
+    plan = config if isinstance(config, DatasetPlan) else DatasetPlan(config)
     return build(
         out_dir,
-        lambda folder: write_tokens(folder, config, progress, preparation),
-        recipe(config) if reuse else None,
+        lambda folder: write_tokens(folder, plan, progress, preparation),
+        plan.recipe if reuse else None,
     )
 
 
@@ -136,7 +137,6 @@ def prepare(
     out_dir: Path,
     progress: Progress | None = None,
     *,
-    reuse: bool = False,
     preparation: Preparation = Preparation(),
 ) -> DatasetRef:
     """Turn raw files into a dataset of tokens, spans and masks in one folder.
@@ -149,18 +149,22 @@ def prepare(
         policy: Whose tokens are supervised.
         out_dir: The new dataset's folder.
         progress: As for :func:`tokenize`.
-        reuse: As for :func:`tokenize`.
         preparation: As for :func:`tokenize`.
 
     Raises:
         ConfigError: As :func:`tokenize`.
         DataError: As :func:`tokenize`; a MaskError if nothing is supervised.
     """
-    return build(
-        out_dir,
-        lambda folder: _prepare(folder, config, policy, progress, preparation),
-        masked_recipe(recipe(config), policy) if reuse else None,
-    )
+
+    def make(folder: Path) -> Manifest:
+        manifest = write_tokens(folder, DatasetPlan(config), progress, preparation)
+        update = {
+            "recipe": masked_recipe(manifest.recipe, policy),
+            "making": Making(config=config, policies=(policy,)),
+        }
+        return write_masks(folder, manifest.model_copy(update=update), policy)
+
+    return build(out_dir, make)
 
 
 def mask(
@@ -201,21 +205,6 @@ def masked_recipe(tokens: str, policy: MaskPolicy) -> str:
         policy: Whose tokens are supervised.
     """
     return files.digest_json([tokens, policy.model_dump(mode="json")])
-
-
-def _prepare(
-    folder: Path,
-    config: PrepareConfig,
-    policy: MaskPolicy,
-    progress: Progress | None,
-    preparation: Preparation,
-) -> Manifest:
-    manifest = write_tokens(folder, config, progress, preparation)
-    update = {
-        "recipe": masked_recipe(manifest.recipe, policy),
-        "making": Making(config=config, policies=(policy,)),
-    }
-    return write_masks(folder, manifest.model_copy(update=update), policy)
 
 
 def _link(parent: Dataset, folder: Path, policy: MaskPolicy) -> Manifest:

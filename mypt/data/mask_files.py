@@ -1,7 +1,7 @@
 """Masks on disk: made from the spans beside them, shard by shard, and counted."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from mypt.data.manifest import (
     record_file,
 )
 from mypt.data.masking import mask_from_spans
-from mypt.data.shards import MASK, ShardView, shard_name, view_shard
+from mypt.data.policies import policy_words
+from mypt.data.shards import MASK, ShardView, origin, shard_name, view_shard
 from mypt.data.spans import ROLES
 from mypt.errors import MaskError
 
@@ -116,11 +117,10 @@ def write_masks(folder: Path, manifest: Manifest, policy: MaskPolicy) -> Manifes
     shards = tuple(_write_mask(folder, shard, manifest, policy) for shard in manifest.shards)
     stats = mask_stats((view_shard(folder, shard) for shard in shards), manifest.sources)
     if not stats.total.supervised:
-        roles = ", ".join(policy.roles) or "no role"
         raise MaskError(
-            f"no token is supervised: the policy wants {roles}{' and text' * policy.text}, the rows"
-            f" hold {', '.join(stats.by_role) or 'nothing'}; choose roles that are there, or look"
-            " at the rows' own train marks"
+            f"no token is supervised by policy {policy_words(policy)!r}: the rows hold"
+            f" {', '.join(stats.by_role) or 'nothing'}; choose roles that are there, or look at the"
+            " rows' own train marks"
         )
     record = MaskRecord(policy=policy, stats=stats)
     return manifest.model_copy(update={"shards": shards, "mask": record})
@@ -141,11 +141,3 @@ def _write_mask(folder: Path, shard: Shard, manifest: Manifest, policy: MaskPoli
     with files.create(folder / name) as file:
         file.write(np.ascontiguousarray(mask).data)
     return shard.model_copy(update={"mask": record_file(folder, name)})
-
-
-def origin(shard: ShardView, source: SourceRecord, row: int) -> str:
-    """Return file and line of a row, counted in its shard."""
-    if shard.rows is None or not source.files:
-        return f"{shard.record.tokens.name} row {row}"
-    found = shard.rows[row]
-    return f"{PurePath(source.files[found['file']].path).name}:{found['line']}"

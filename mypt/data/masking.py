@@ -7,7 +7,7 @@ the mask on disk cannot disagree: both are read from :func:`rules`.
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +27,6 @@ FIELDS: Final = {
 
 _BLOCK: Final = 1 << 15  # spans at a time: their columns stay in the processor's cache
 _OUTCOME: Final = {"0": 0, "1": 1, "refused": 2}
-WORDS: dict[str, dict[str, Any]] = {
-    "last": {"last_turn_only": True},
-    "no_stop": {"end_of_turn": False},
-    "no_reasoning": {"reasoning": False},
-    "no_tool_calls": {"tool_calls": False},
-    "no_text": {"text": False},
-}
-"""Words beside the roles' names, and what each sets."""
 
 
 class Rule(NamedTuple):
@@ -216,10 +208,3 @@ def last_turns(spans: NDArray[np.void], policy: MaskPolicy) -> NDArray[np.bool_]
     ends = np.flatnonzero(np.append(row[1:] != row[:-1], chosen.size > 0))
     found[chosen] = turn == np.repeat(turn.take(ends), np.diff(ends, prepend=-1))
     return found
-
-
-def policy_words(policy: MaskPolicy) -> str:
-    """Return the words that mean a policy, such as ``assistant,no_stop``."""
-    values = policy.model_dump()
-    on = [word for word, knobs in WORDS.items() if knobs.items() <= values.items()]
-    return ",".join([*policy.roles, *on])

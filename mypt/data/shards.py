@@ -1,13 +1,14 @@
 """How a shard lies on disk: its files' names, and its arrays mapped from them."""
 
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from mypt.data.manifest import METADATA, FileRecord, Shard, Split
+from mypt.data.manifest import METADATA, FileRecord, Shard, SourceRecord, Split
 from mypt.data.spans import ROW_DTYPE, SPAN_DTYPE
 from mypt.errors import DataError, ManifestError
 
@@ -32,6 +33,19 @@ class ShardView(NamedTuple):
     """(S,) of ``SPAN_DTYPE``; None for shards made by hand."""
     rows: NDArray[np.void] | None
     """(R,) of ``ROW_DTYPE``; None for shards made by hand."""
+
+
+def origin(shard: ShardView, source: SourceRecord, row: int) -> str:
+    """Return file and line of a row, counted in its shard; shard and row where none is known."""
+    if shard.rows is None or not source.files:
+        return f"{shard.record.tokens.name} row {row}"
+    found = shard.rows[row]
+    return f"{_last_name(source.files[found['file']].path)}:{found['line']}"
+
+
+@cache
+def _last_name(path: str) -> str:
+    return PurePath(path).name
 
 
 def view_shard(folder: Path, shard: Shard) -> ShardView:

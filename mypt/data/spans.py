@@ -4,7 +4,7 @@ Spans tile a shard: the first starts at 0, each starts where the one before it s
 stops at the shard's length. Rows do too; a row is one conversation or document.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,25 +46,6 @@ ROW_DTYPE: Final = np.dtype(
 """One conversation or document: its tokens, where it came from, and 16 bytes of a blake3 digest
 of what it says (:func:`mypt.data.preparation.encoding.row_digest`), by which train and val are
 parted."""
-
-
-class Segment(NamedTuple):
-    """Text or one special token; no merge of the tokenizer crosses its ends (law 1)."""
-
-    text: str | None
-    """Encoded as ordinary text, whatever tags it seems to hold; None for a special token."""
-    special: str | None
-    """The special token; None for text."""
-    role: int
-    """Index into :data:`mypt.data.spans.ROLES`."""
-    kind: int
-    """Index into :data:`mypt.data.spans.KINDS`."""
-    message: int
-    """Index of the turn in its conversation."""
-    train: int
-    """0 or 1 where the row itself decides, else :data:`mypt.data.spans.BY_POLICY`."""
-    part: int = 0
-    """Index of the part of the turn to which it belongs; 0 in headers and ends."""
 
 
 def spans_of(lengths: NDArray[np.int64], part: ArrayLike, **columns: ArrayLike) -> NDArray[np.void]:

@@ -1,7 +1,6 @@
 """How a conversation is written down: tags, separators and where each role begins and ends."""
 
 import re
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -10,8 +9,8 @@ from pydantic import Field, model_validator
 
 from mypt import files
 from mypt.config import Role
-from mypt.data.conversations import Conversation, Document, Message, Origin, Part, PartKind, Row
-from mypt.data.spans import BY_POLICY, KIND, ROLE, Segment
+from mypt.data.conversations import PartKind
+from mypt.data.spans import KIND
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen, read_config
 
@@ -59,7 +58,7 @@ class PartForm(Frozen):
 
 
 class Template(Frozen):
-    """A declarative chat template; the only thing that turns conversations into segments.
+    """A declarative chat template; the only thing that says how turns are written.
 
     Wherever one of ``special_tokens`` stands in the strings below it is that one token; the
     rest is ordinary text. Rendering the first n turns gives a prefix of rendering n + 1.
@@ -109,33 +108,6 @@ class Template(Frozen):
         """The special token that ends an assistant turn."""
         return self.turns["assistant"].end
 
-    def render(self, row: Row) -> list[Segment]:
-        """Return the segments of one conversation or document, none of them empty.
-
-        Raises:
-            DataError: If the template has no form for a role or a part of the row.
-        """
-        if isinstance(row, Document):
-            return self._turn("text", 0, (Part("text", row.text),), BY_POLICY)
-        return [
-            segment
-            for index, turn in enumerate(row.messages)
-            for segment in self._turn(turn.role, index, turn.parts, train_of(turn))
-        ]
-
-    def opening(self, messages: Sequence[Message]) -> list[Segment]:
-        """Return what inference feeds: the history and the header of an assistant turn.
-
-        Together with the answer and the stop token these are the segments of
-        :meth:`render` for the history and that answer.
-
-        Raises:
-            DataError: As :meth:`render`.
-        """
-        history = self.render(Conversation(tuple(messages), Origin(0, 0)))
-        turn = self._turn("assistant", len(messages), (), BY_POLICY)
-        return history + [segment for segment in turn if segment.kind == KIND["header"]]
-
     def form(self, shape: Shape) -> tuple[Slot, ...]:
         """Return how a turn of this shape is written.
 
@@ -155,18 +127,6 @@ class Template(Frozen):
         for index, kind in enumerate(kinds):
             slots += self._part(kind, index)
         return slots + self._slots("end", self.turns[role].end)
-
-    def _turn(
-        self, role: Role | Literal["text"], index: int, parts: Sequence[Part], train: int
-    ) -> list[Segment]:
-        texts = iter([part.text for part in parts])
-        segments = []
-        for slot in self.form((role, index == 0, tuple(part.kind for part in parts))):
-            text = next(texts) if slot.is_part else slot.text
-            if text != "":
-                where = (ROLE[role], slot.kind, index, train, slot.part)
-                segments.append(Segment(text, slot.special, *where))
-        return segments
 
     def _part(self, kind: PartKind, index: int) -> tuple[Slot, ...]:
         content = Slot(KIND["content" if kind == "text" else kind], part=index)
@@ -205,18 +165,13 @@ def _split(text: str, special_tokens: tuple[str, ...]) -> list[tuple[str | None,
     ]
 
 
-def train_of(message: Message) -> int:
-    """Return the ``train`` of a turn's spans."""
-    return BY_POLICY if message.train is None else int(message.train)
-
-
 def template_names() -> tuple[str, ...]:
     """Return the names of the templates that come with the package."""
     return tuple(sorted(path.stem for path in _BUILT_IN.glob("*.json")))
 
 
-def load_template(name_or_path: str | Path) -> Template:
-    """Read a template by name, or a user's own file of the same form.
+def load_template(name_or_path: str | Path | Template) -> Template:
+    """Read a template by name, or a user's own file of the same form; one that was read stays.
 
     The package's own files in ``mypt/data/templates/`` are the examples to start from;
     ``//`` comments are allowed.
@@ -224,6 +179,8 @@ def load_template(name_or_path: str | Path) -> Template:
     Raises:
         ConfigError: If there is no such template or the file does not describe one.
     """
+    if isinstance(name_or_path, Template):
+        return name_or_path
     names = template_names()
     if str(name_or_path) in names:
         return read_config(_BUILT_IN / f"{name_or_path}.json", Template)

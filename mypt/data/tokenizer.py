@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mypt import home
 from mypt.data.manifest import TOKENIZER_STATE
-from mypt.data.spans import Segment, spans_of
 from mypt.data.template import END_OF_TEXT, Template, load_template
 from mypt.data.vocabularies.encoder import TextEncoder, encode_ordinary, encoding_of
 from mypt.data.vocabularies.huggingface import PREFIX, hf_folder, hf_vocabulary
@@ -104,33 +103,6 @@ class Tokenizer:
         """
         return encode_ordinary(self.encoding, text).copy()  # tiktoken's own is read-only
 
-    def encode_segments(
-        self, segments: Sequence[Segment]
-    ) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
-        """Return the ids of one row's segments, (N,), and the spans that tile them.
-
-        :func:`mypt.data.preparation.encoding.encode_rows` gives the same for many rows, faster.
-
-        Raises:
-            DataError: As :meth:`encode`.
-        """
-        encoded = [
-            self.encode(segment.text)
-            if segment.text is not None
-            else np.array([self.special_id(segment.special or "")], np.uint32)
-            for segment in segments
-        ]
-        spans = spans_of(
-            np.array([len(ids) for ids in encoded], np.int64),
-            [segment.part for segment in segments],
-            conversation=0,
-            message=[segment.message for segment in segments],
-            role=[segment.role for segment in segments],
-            kind=[segment.kind for segment in segments],
-            train=[segment.train for segment in segments],
-        )
-        return np.concatenate([np.empty(0, np.uint32), *encoded]), spans
-
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.integer]) -> bytes:
         """Return the bytes that ids stand for, special tokens spelled out.
 
@@ -159,7 +131,7 @@ class Tokenizer:
         return TextEncoder(self.vocabulary)
 
 
-def load_tokenizer(name_or_path: str | Path, template: str | Path = "mypt") -> Tokenizer:
+def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "mypt") -> Tokenizer:
     """Return a tokenizer by name, or the one that a dataset or a model carries.
 
     Args:
@@ -223,6 +195,4 @@ def train_tokenizer(
         raise ConfigError(f"{tokenization!r} is not made from a corpus; expected char or bpe:N")
     size = match.group(1)
     vocabulary = bpe_vocabulary(int(size), texts) if size else char_vocabulary(texts)
-    return Tokenizer(
-        vocabulary, template if isinstance(template, Template) else load_template(template)
-    )
+    return Tokenizer(vocabulary, load_template(template))

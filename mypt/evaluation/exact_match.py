@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mypt.config import Form
+from mypt.data.conversations import Form
 from mypt.data.reading.exercises import TASKS, Exercise
 from mypt.data.tokenizer import Tokenizer
 from mypt.inference.chat import Answer, answer_prompts, prompt_of

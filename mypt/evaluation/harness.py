@@ -14,8 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from mypt.config import Form
-from mypt.data.conversations import say
+from mypt.data.conversations import Form, say
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
 from mypt.inference.chat import chat_prompt

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mypt.config import EvaluateConfig, Form, TrainConfig
+from mypt.config import EvaluateConfig, TrainConfig
+from mypt.data.conversations import Form
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.reading.exercises import test_exercises
 from mypt.data.tokenizer import Tokenizer

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from mypt import files
-from mypt.config import EvaluateConfig, Form
+from mypt.config import EvaluateConfig
+from mypt.data.conversations import Form
 from mypt.errors import CheckpointError
 from mypt.evaluation.breakdown import difference
 from mypt.evaluation.measuring import (

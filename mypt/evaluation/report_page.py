@@ -1,19 +1,21 @@
 """An evaluation as one self-contained page: figures, plots, answers; nothing is loaded."""
 
-import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mypt.data.manifest import read_manifest
+from mypt.data.manifest import MaskStats, read_manifest
 from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
-from mypt.pages.render import render
-from mypt.text import visible
+from mypt.pages.render import plot, render
+from mypt.text import shorten
 from mypt.training.checkpoints.state import read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 _POINTS = 300
@@ -30,28 +32,20 @@ def plots(report: EvaluationReport) -> dict[str, str]:
         CheckpointError: If a checkpoint's history is damaged.
         ManifestError: If the dataset is.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     models = {"base": report.base, "fine-tuned": report.sft} if report.base else {}
     models = models or {"model": report.sft}
-    drawn = {}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mypt", "font.size": 9}):
-        for title, draw in {
-            "Loss while training": _history,
-            "Loss by class of token": _classes,
-            "Calibration": _calibration,
-        }.items():
-            figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-            draw(figure.subplots(), models)
-            drawn[title] = _svg(figure)
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-        if _density(figure.subplots(), Path(report.dataset.path)):
-            drawn["Supervised share of the chat data"] = _svg(figure)
-    return drawn
+    drawings: dict[str, Callable[[Figure], object]] = {
+        "Loss while training": partial(_history, models=models),
+        "Loss by class of token": partial(_classes, models=models),
+        "Calibration": partial(_calibration, models=models),
+    }
+    if (record := read_manifest(Path(report.dataset.path)).mask) is not None:
+        drawings["Supervised share of the chat data"] = partial(_density, stats=record.stats)
+    return {title: plot(title, (6.4, 3.2), draw) for title, draw in drawings.items()}
 
 
-def _history(axes: "Axes", models: dict[str, ModelScores]) -> None:
+def _history(figure: "Figure", models: dict[str, ModelScores]) -> None:
+    axes = figure.subplots()
     for name, scores in models.items():
         step = scores.checkpoint.step
         loss = np.array(read_history(Path(scores.checkpoint.path), step).loss)
@@ -77,7 +71,8 @@ def _plain_ticks(axes: "Axes") -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _classes(axes: "Axes", models: dict[str, ModelScores]) -> None:
+def _classes(figure: "Figure", models: dict[str, ModelScores]) -> None:
+    axes = figure.subplots()
     for index, (name, scores) in enumerate(models.items()):
         found = scores.tokens.groups["class"] if scores.tokens else {}
         places = np.arange(len(found)) + 0.4 * index
@@ -89,7 +84,8 @@ def _classes(axes: "Axes", models: dict[str, ModelScores]) -> None:
     _finish(axes)
 
 
-def _calibration(axes: "Axes", models: dict[str, ModelScores]) -> None:
+def _calibration(figure: "Figure", models: dict[str, ModelScores]) -> None:
+    axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
     for name, scores in models.items():
         bins = scores.tokens.calibration if scores.tokens else ()
@@ -100,34 +96,20 @@ def _calibration(axes: "Axes", models: dict[str, ModelScores]) -> None:
     _finish(axes)
 
 
-def _density(axes: "Axes", dataset: Path) -> bool:
-    """Draw whose tokens are supervised; say whether there are masks at all."""
-    record = read_manifest(dataset).mask
-    if record is None:
-        return False
-    found = {"all": record.stats.total, **record.stats.by_role, **record.stats.by_source}
-    names = [visible(name)[:40].replace("$", r"\$") for name in found]
+def _density(figure: "Figure", stats: MaskStats) -> None:
+    """Draw whose tokens are supervised."""
+    axes = figure.subplots()
+    found = {"all": stats.total, **stats.by_role, **stats.by_source}
     axes.barh(range(len(found)), [density.density for density in found.values()], color="#2a6fb0")
-    axes.set_yticks(range(len(found)), names)
+    axes.set_yticks(range(len(found)), [shorten(name, 40) for name in found])
     axes.invert_yaxis()
     axes.set(xlabel="share of tokens that are supervised", xlim=(0, 1))
-    return True
 
 
 def _finish(axes: "Axes") -> None:
     axes.grid(visible=True, alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend()
-
-
-def _svg(figure: object) -> str:
-    from matplotlib.figure import Figure
-
-    assert isinstance(figure, Figure)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def render_page(report: EvaluationReport) -> str:
@@ -137,8 +119,6 @@ def render_page(report: EvaluationReport) -> str:
         CheckpointError: If a checkpoint's history is damaged.
         ManifestError: If the dataset is.
     """
-    from markupsafe import Markup
-
     return render(
         "evaluation.html",
         report=report,
@@ -146,8 +126,7 @@ def render_page(report: EvaluationReport) -> str:
         figures=_figures(list(report.models.values())),
         compared=["base", "fine-tuned"] if report.base else ["model"],
         groups=_groups(report),
-        # Drawn here; every text in them was escaped by whoever drew.
-        plots={title: Markup(drawn) for title, drawn in plots(report).items()},
+        plots=plots(report),
     )
 
 

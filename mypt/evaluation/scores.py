@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from mypt.config import Form
+from mypt.data.conversations import Form
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, DatasetRef
 

@@ -15,7 +15,7 @@ from mypt.data.spans import KIND, ROLE
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.model.gpt import GPT
-from mypt.training.batches.arrays import Place
+from mypt.training.batches.arrays import TokenRange
 from mypt.training.loader import Batch, GPTDataLoader
 
 CLASSES: Final = (
@@ -159,7 +159,7 @@ class _Tables:
         rows = [0 if shard.rows is None else len(shard.rows) for shard in self._shards.values()]
         self._before = dict(zip(self._shards, np.cumsum([0, *rows]).tolist(), strict=False))
 
-    def places(self, rows: list[list[Place]], batch: Batch) -> NDArray[np.void]:
+    def places(self, rows: list[list[TokenRange]], batch: Batch) -> NDArray[np.void]:
         """Return (B * T,) of PLACES; a piece of n tokens fills n - 1 places of its row."""
         found = np.zeros(tuple(batch.targets.shape), PLACES)
         for row, places in enumerate(rows):
@@ -231,37 +231,3 @@ def _supervised_in(dataset: Dataset) -> int:
         shard.record.n_tokens if shard.mask is None else int(shard.mask.sum(dtype="int64"))
         for shard in dataset.shards("val")
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SplitLoss:
-    """A summed loss and what it sums over; the division comes last (law 3)."""
-
-    total: float
-    """Nats."""
-    supervised: int
-    """Supervised tokens that were scored."""
-    available: int
-    """Supervised tokens of the split; more than were scored where only some batches were asked
-    for, or turns are longer than the model's block."""
-
-    @property
-    def mean(self) -> float:
-        """Nats per supervised token."""
-        return self.total / self.supervised
-
-    @property
-    def perplexity(self) -> float:
-        """Between how many equally likely tokens the model hesitates: e to the mean."""
-        return math.exp(self.mean)
-
-
-def validation_loss(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> SplitLoss:
-    """Return the loss of :func:`mypt.evaluation.token_scores.score_tokens`, summed.
-
-    Raises:
-        DataError: If the split is empty or supervises nothing.
-        MaskError: If some masks are missing.
-    """
-    scores = score_tokens(model, dataset, max_batches=max_batches)
-    return SplitLoss(float(scores.loss.sum(dtype="float64")), len(scores.loss), scores.available)

@@ -1,16 +1,17 @@
 """A conversation with a model, asked through the template that its data was written in."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mypt import files
-from mypt.config import Form, Role
-from mypt.data.conversations import Message, Part, say
+from mypt.data.conversations import Conversation, Form, Message, Origin, say
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
-from mypt.inference.generation import generate_batch, known_tokens, sampling_of, text_prompt
+from mypt.inference.generation import generate_batch, known_tokens, text_prompt
 from mypt.inference.reply import Reply
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.gpt import GPT
@@ -30,32 +31,6 @@ class Answer:
     """These tokens."""
 
 
-def answer(
-    model: GPT,
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    *,
-    max_tokens: int = 256,
-    **choices: float | None,
-) -> Answer:
-    """Return the next assistant turn of a conversation.
-
-    Args:
-        model: On any device.
-        tokenizer: The model's own.
-        messages: The conversation so far.
-        max_tokens: Longest answer.
-        choices: Fields of :class:`mypt.inference.sampling.Sampling`, such as temperature.
-
-    Raises:
-        ConfigError: If the conversation does not fit the model's block_size, or a choice is
-            unknown or out of range.
-        DataError: If the template has no form for one of the messages.
-    """
-    prompt, sampling = chat_prompt(tokenizer, messages), sampling_of(**choices)
-    return answer_prompts(model, tokenizer, [prompt], max_tokens=max_tokens, sampling=sampling)[0]
-
-
 def ask(
     model: GPT,
     tokenizer: Tokenizer,
@@ -63,17 +38,14 @@ def ask(
     *,
     form: Form,
     max_tokens: int = 256,
-    **choices: float | None,
 ) -> Answer:
-    """Return what a model answers to one user message, or how it goes on with a text.
+    """Return the likeliest answer to one user message, or how a model goes on with a text.
 
     Raises:
-        ConfigError: As :func:`answer`.
+        ConfigError: As :func:`answer_prompts`.
     """
-    ids, sampling = prompt_of(tokenizer, prompt, form), sampling_of(**choices)
-    return answer_prompts(
-        model, tokenizer, [ids], form=form, max_tokens=max_tokens, sampling=sampling
-    )[0]
+    ids = prompt_of(tokenizer, prompt, form)
+    return answer_prompts(model, tokenizer, [ids], form=form, max_tokens=max_tokens)[0]
 
 
 def answer_prompts(
@@ -132,13 +104,57 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         DataError: If the template has no form for one of the messages.
     """
-    ids, _ = tokenizer.encode_segments(tokenizer.template.opening(messages))
-    found: list[int] = ids.tolist()
-    return found
+    asked = Conversation((*messages, Message("assistant", ())), Origin(0, 0))
+    ids: list[int] = encode_rows([asked], tokenizer, many=False).tokens.tolist()
+    return ids[:-1]  # but for the token that would end the answer
+
+
+def fitting_prompt(
+    model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], max_tokens: int | None
+) -> tuple[list[int], int]:
+    """Return the prompt of as much of a conversation as leaves room for an answer.
+
+    Whole turns leave, the oldest first: a user's message with all that followed it. System
+    messages stay, and so does the last turn, even where it does not fit by itself.
+
+    Args:
+        model: Whose block_size holds prompt and answer.
+        tokenizer: The model's own.
+        messages: The conversation so far.
+        max_tokens: Longest answer. It gets room for it, but never more than half of block_size,
+            or else a generous limit would cost the whole history; None gets a quarter.
+
+    Returns:
+        The prompt, and how many turns were left out.
+
+    Raises:
+        DataError: If the template has no form for one of the messages.
+    """
+    block_size = model.config.block_size
+    room = block_size // 4 if max_tokens is None else min(max_tokens, block_size // 2)
+    starts = [index for index, message in enumerate(messages) if message.role == "user"]
+
+    def prompt_without(n_turns: int) -> list[int]:
+        start = starts[n_turns] if n_turns else 0
+        stays = [message for message in messages[:start] if message.role == "system"]
+        return chat_prompt(tokenizer, [*stays, *messages[start:]])
+
+    def fits(n_turns: int) -> bool:
+        return len(prompt_without(n_turns)) + room <= block_size
+
+    left_out = bisect_left(range(len(starts) - 1), True, key=fits)  # the fewest that make it fit
+    return prompt_without(left_out), left_out
 
 
 class Session:
-    """What was said so far; the model reads all of it at each turn."""
+    """What was said so far; the model reads as much of it at each turn as fits."""
+
+    messages: list[Message]
+    """The whole conversation, oldest first."""
+    left_out: int
+    """The most turns, the oldest ones, that the model did not read for an answer."""
+    note: str = ""
+    """Why the newest answer was cut off; empty where the model ended it."""
 
     def __init__(
         self,
@@ -160,9 +176,8 @@ class Session:
         """
         self._model, self._tokenizer = model, tokenizer
         self._max_tokens, self._sampling = max_tokens, sampling
-        self._beginning = [_plain("system", system)] if system else []
-        self.messages: list[Message] = list(self._beginning)
-        """The conversation, oldest first."""
+        self._beginning = [say("system", system)] if system else []
+        self.reset()
 
     def say(self, text: str) -> Iterator[str]:
         """Yield the answer to a message as it is written; then :attr:`note` says how it ended.
@@ -170,15 +185,16 @@ class Session:
         A message that does not fit, or whose answer is broken off, is taken back.
 
         Raises:
-            ConfigError: If the conversation no longer fits the model's context.
+            ConfigError: If the message does not fit the model's context.
             DataError: If the template has no form for one of the messages.
         """
-        asked = [*self.messages, _plain("user", text)]
+        asked = [*self.messages, say("user", text)]
+        prompt, left_out = fitting_prompt(self._model, self._tokenizer, asked, self._max_tokens)
         seed = (self._sampling.seed + len(asked)) % 2**63
         reply = Reply(
             self._model,
             self._tokenizer,
-            chat_prompt(self._tokenizer, asked),
+            prompt,
             max_tokens=self._max_tokens,
             sampling=self._sampling.model_copy(update={"seed": seed}),
         )
@@ -186,15 +202,23 @@ class Session:
         for piece in reply:
             answer += piece
             yield piece
-        self.messages = [*asked, _plain("assistant", answer)]
+        self.messages = [*asked, say("assistant", answer)]
+        self.left_out = max(self.left_out, left_out)
         self.note = reply.note
-
-    note: str = ""
-    """Why the newest answer was cut off; empty where the model ended it."""
 
     def reset(self) -> None:
         """Forget all but the system message."""
         self.messages = list(self._beginning)
+        self.left_out = 0
+
+    def undo(self) -> None:
+        """Take back the last message and its answer.
+
+        Raises:
+            ConfigError: If nothing was said.
+        """
+        self._check_begun("take back")
+        del self.messages[-2:]
 
     def save(self, path: Path) -> None:
         """Write the conversation as one row of JSONL, which ``mypt prepare`` reads.
@@ -204,12 +228,11 @@ class Session:
         """
         if path.exists():
             raise ConfigError(f"{path} exists and is never overwritten; name another file")
-        if len(self.messages) == len(self._beginning):
-            raise ConfigError("nothing was said yet; there is nothing to save")
+        self._check_begun("save")
         turns = [{"role": turn.role, "content": turn.text} for turn in self.messages]
         row = json.dumps({"messages": turns}, ensure_ascii=False)
         files.write_bytes(path, f"{row}\n".encode())
 
-
-def _plain(role: Role, text: str) -> Message:
-    return Message(role, (Part("text", text),))
+    def _check_begun(self, wanted: str) -> None:
+        if len(self.messages) == len(self._beginning):
+            raise ConfigError(f"nothing was said yet; there is nothing to {wanted}")

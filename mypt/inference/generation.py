@@ -113,28 +113,6 @@ def stream(
         yield token
 
 
-def generate_text(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    max_tokens: int = 100,
-    sampling: Sampling = GREEDY,
-) -> str:
-    """Return how the model continues ``prompt`` as plain text, up to its end of text.
-
-    Raises:
-        ConfigError: As :func:`generate`.
-    """
-    end = tokenizer.end_of_text
-    ids = text_prompt(tokenizer, prompt)
-    known = known_tokens(model, tokenizer)
-    written = stream(
-        model, ids, max_tokens=max_tokens, stop_ids=(end,), known=known, sampling=sampling
-    )
-    return tokenizer.decode([token for token in written if token != end])
-
-
 def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text to go on with; where there is none, of what ends one before it."""
     ids: list[int] = tokenizer.encode(text).tolist()

@@ -1,7 +1,7 @@
 """What changed from one dataset to another: rows, settings, and how density moved."""
 
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,9 @@ from pydantic import Field
 
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Manifest, Split
-from mypt.data.masking import policy_words
-from mypt.inspection.checks.findings import EXAMPLES, Place
+from mypt.data.policies import policy_words
+from mypt.data.shards import origin
+from mypt.inspection.checks.findings import EXAMPLES, Where
 from mypt.parsing import Frozen
 
 _ROW = np.dtype([("digest", "<u8"), ("split", "u1"), ("shard", "<u4"), ("row", "<u4")])
@@ -37,7 +38,7 @@ class DatasetDiff(Frozen):
     """What differs besides rows: tokenizer, template, mask policy."""
     density: dict[str, tuple[Density, Density]] = Field(default_factory=dict)
     """In all, by role and by source: in a and in b."""
-    examples: tuple[Place, ...] = ()
+    examples: tuple[Where, ...] = ()
     """The first rows that were added, removed or changed."""
 
 
@@ -52,7 +53,7 @@ def diff(a: Path, b: Path) -> DatasetDiff:
     gone, come = _without(before, after), _without(after, before)
     kept = len(after) - len(come)
     moved = kept - _common(before, after)
-    places = {_origin(old, row): row for row in gone}
+    places = {_origin(old, row) for row in gone}
     changed = [row for row in come if _origin(new, row) in places]
     origins = {_origin(new, row) for row in changed}
     return DatasetDiff(
@@ -115,14 +116,11 @@ def _counts(among: NDArray[np.uint64], digests: NDArray[np.uint64]) -> NDArray[n
     return counts - np.searchsorted(ordered, digests, side="left")
 
 
-def _origin(dataset: Dataset, row: np.void) -> tuple[str, str, int]:
-    """Return source, file and line of a row."""
+def _origin(dataset: Dataset, row: np.void) -> tuple[str, str]:
+    """Return the source of a row, and file and line."""
     shard = dataset.shards(SPLITS[row["split"]])[row["shard"]]
     source = dataset.manifest.sources[shard.record.source]
-    if shard.rows is None or not source.files:
-        return source.name, shard.record.tokens.name, int(row["row"])
-    record = shard.rows[row["row"]]
-    return source.name, PurePath(source.files[record["file"]].path).name, int(record["line"])
+    return source.name, origin(shard, source, int(row["row"]))
 
 
 def _settings(a: Manifest, b: Manifest) -> Iterator[str]:
@@ -137,10 +135,7 @@ def _settings(a: Manifest, b: Manifest) -> Iterator[str]:
 
 
 def _policy(manifest: Manifest) -> str:
-    if manifest.mask is None:
-        return "no mask"
-    policy = manifest.mask.policy
-    return "made by hand" if policy is None else policy_words(policy)
+    return policy_words(manifest.mask.policy) if manifest.mask else "no mask"
 
 
 def _density(a: Manifest, b: Manifest) -> dict[str, tuple[Density, Density]]:
@@ -162,18 +157,18 @@ def _examples(
     new: Dataset,
     gone: NDArray[np.void],
     come: NDArray[np.void],
-    changed: set[tuple[str, str, int]],
-) -> Iterator[Place]:
+    changed: set[tuple[str, str]],
+) -> Iterator[Where]:
     for dataset, rows, what in ((new, come, "added"), (old, gone, "removed")):
         for row in rows[:EXAMPLES]:
-            source, file, line = origin = _origin(dataset, row)
-            if origin in changed and what == "removed":
+            source, where = found = _origin(dataset, row)
+            if found in changed and what == "removed":
                 continue
             split: Split = SPLITS[row["split"]]
             before = sum(s.record.n_rows for s in dataset.shards(split)[: row["shard"]])
-            yield Place(
+            yield Where(
                 split=split,
                 row=before + int(row["row"]),
-                where=f"{file}:{line}",
-                detail=f"{'changed' if origin in changed else what}, source {source}",
+                where=where,
+                detail=f"{'changed' if found in changed else what}, source {source}",
             )

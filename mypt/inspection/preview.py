@@ -9,9 +9,10 @@ import numpy as np
 from mypt import files
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Split
+from mypt.data.policies import policy_words
 from mypt.data.spans import KINDS, ROLES
-from mypt.inspection.charts import density_chart, length_chart
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
+from mypt.inspection.histograms import density_histogram, length_histogram
 from mypt.inspection.rowview import RowView, count_rows, read_row, reasons, token_texts
 from mypt.inspection.validation import validate
 from mypt.pages.render import render
@@ -61,20 +62,18 @@ def render_preview(dataset: Dataset, report: ValidationReport, max_rows: int = M
         filters=_filters(data),
         shown_codes={code for row in data["rows"] for code in row["findings"]},
         sample=f"{shown:,} of {in_all:,} rows, those with findings first" if shown < in_all else "",
-        density=density_chart(dataset),
-        lengths=length_chart(dataset),
+        histograms=[density_histogram(dataset), length_histogram(dataset)],
     )
 
 
 def _summary(dataset: Dataset, report: ValidationReport) -> dict[str, Any]:
     manifest, stats = dataset.manifest, report.stats
-    policy = None if manifest.mask is None else manifest.mask.policy
     facts = {
         "digest": manifest.digest[:12],
         "kind": manifest.kind,
         "tokenizer": manifest.tokenizer_name,
         "template": dataset.tokenizer.template.name,
-        "policy": "none" if policy is None else ", ".join(policy.roles),
+        "policy": policy_words(manifest.mask.policy) if manifest.mask else "no mask",
     }
     tiles = {
         "rows": f"{sum(stats.rows.values()):,}",
@@ -84,13 +83,13 @@ def _summary(dataset: Dataset, report: ValidationReport) -> dict[str, Any]:
         "longest row": f"{stats.longest:,}",
     }
     counts = [(level, report.count(level)) for level in LEVELS]
-    verdict = [f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts if count]
+    found = [f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts if count]
     return {
         "name": visible(dataset.path.resolve().name),
         "facts": [{"name": name, "value": visible(value)} for name, value in facts.items()],
         "tiles": [{"name": name, "value": value} for name, value in tiles.items()],
-        "ok": report.ok,
-        "verdict": ", ".join(verdict) or "no findings",
+        "worst": next((level for level, count in counts if count), "good"),
+        "verdict": ", ".join(found) or "no findings",
         "findings": [
             finding.model_dump() | {"examples": [visible(str(p)) for p in finding.examples]}
             for finding in report.findings

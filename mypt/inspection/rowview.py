@@ -3,8 +3,6 @@
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from mypt.config import MaskPolicy
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import Split
 from mypt.data.masking import Rule, explain, last_turns
+from mypt.data.shards import origin
 from mypt.data.spans import KIND
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
@@ -97,20 +96,6 @@ def read_row(dataset: Dataset, split: Split, index: int) -> RowView:
     )
 
 
-def origin(dataset: Dataset, shard: ShardView, local: int) -> str:
-    """Return file and line of a row, counted in its shard; the shard where nobody recorded it."""
-    source = dataset.manifest.sources[shard.record.source]
-    if shard.rows is None or not source.files:
-        return shard.record.tokens.name
-    row = shard.rows[local]
-    return f"{_name(source.files[row['file']].path)}:{row['line']}"
-
-
-@cache
-def _name(path: str) -> str:
-    return PurePath(path).name
-
-
 def _plain(shard: ShardView) -> ShardView:
     """Return the same arrays as plain ones: a memory map's own indexing costs several times."""
     return shard._replace(
@@ -152,11 +137,12 @@ def _view(
         spans = np.array(shard.spans[edges[0] : edges[1]])
         spans["start"] -= np.uint64(start)
         spans["stop"] -= np.uint64(start)
+    source = dataset.manifest.sources[shard.record.source]
     return RowView(
         split=split,
         index=first + local,
-        source=dataset.manifest.sources[shard.record.source].name,
-        where=origin(dataset, shard, local),
+        source=source.name,
+        where=origin(shard, source, local),
         tokens=shard.tokens[start:stop],
         mask=None if shard.mask is None else shard.mask[start:stop],
         spans=spans,

@@ -14,6 +14,7 @@ from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Manifest, Split
 from mypt.data.masking import Rule
 from mypt.data.packing.accounts import LengthAccount
+from mypt.data.policies import policy_words
 from mypt.data.spans import KINDS, ROLES
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
@@ -142,8 +143,8 @@ def render_manifest(folder: Path, manifest: Manifest) -> RenderableType:
     if manifest.mask is None:
         parts.append(_line("mask", "none; see 'mypt mask'"))
         return Group(*parts)
-    stats, policy = manifest.mask.stats, manifest.mask.policy
-    parts.append(_line("policy", "made by hand" if policy is None else policy.model_dump_json()))
+    stats = manifest.mask.stats
+    parts.append(_line("policy", policy_words(manifest.mask.policy)))
     parts.append(_density_table({"in all": stats.total, **stats.by_role, **stats.by_source}))
     return Group(*parts)
 

@@ -7,17 +7,16 @@ from mypt.data.dataset import open_dataset
 from mypt.data.manifest import SPLITS, Manifest, read_manifest
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.inspection.checks.contents import ShardCheck, check_files, check_tokens
-from mypt.inspection.checks.density import Tally, check_density, check_stats
+from mypt.inspection.checks.density import TokenCounts, check_density, check_stats, preview_length
 from mypt.inspection.checks.findings import (
     CODES,
     DENSITY_BOUNDS,
     Finding,
     Findings,
-    Place,
     ValidationReport,
     ValidationStats,
+    Where,
 )
-from mypt.inspection.checks.length import preview_length
 from mypt.inspection.checks.masks import check_mask
 from mypt.inspection.checks.rows import check_rows
 
@@ -26,9 +25,9 @@ __all__ = [
     "DENSITY_BOUNDS",
     "REPORT",
     "Finding",
-    "Place",
     "ValidationReport",
     "ValidationStats",
+    "Where",
     "validate",
 ]
 
@@ -67,7 +66,7 @@ def validate(
         empty = ValidationStats(rows={}, tokens={})
         return ValidationReport(dataset=manifest.digest, findings=findings.sorted(), stats=empty)
     dataset = open_dataset(path, verify=False)
-    tally = Tally()
+    tally = TokenCounts()
     tiled = True
     for split in SPLITS:
         first_row = 0
@@ -96,8 +95,8 @@ def _note_reading(manifest: Manifest, findings: Findings) -> None:
     for source in manifest.sources:
         for code, counts in (("dropped", source.dropped), ("changed", source.notes)):
             for count in counts:
-                place = Place(where=source.name, detail=f"{count.reason}: {count.rows}")
+                place = Where(where=source.name, detail=f"{count.reason}: {count.rows}")
                 findings.add(code, place, count.rows)
     for split in SPLITS:
         if not manifest.tokens(split):
-            findings.add("split_empty", Place(detail=split))
+            findings.add("split_empty", Where(detail=split))

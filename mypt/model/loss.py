@@ -47,31 +47,14 @@ def masked_cross_entropy(
         ValueError: If the shapes do not agree or the mask holds another value.
     """
     index = supervised_positions(targets, loss_mask)
-    _check_shape(logits, targets, "logits")
-    return _sum_loss(logits.flatten(0, -2).index_select(0, index), targets.flatten()[index])
-
-
-def masked_linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, loss_mask: Tensor | None = None
-) -> MaskedLoss:
-    """Do what ``masked_cross_entropy(hidden @ weight.T, ...)`` does, for supervised tokens only.
-
-    The hidden states of unsupervised positions never reach the vocabulary projection (law 4),
-    by far the largest product of a small model: logits are made for N rows instead of B * T.
-
-    Args:
-        hidden: (B, T, C), any float dtype.
-        weight: (V, C), the rows of the output embedding.
-        targets: As in :func:`masked_cross_entropy`.
-        loss_mask: As in :func:`masked_cross_entropy`.
-
-    Raises:
-        ValueError: As :func:`masked_cross_entropy`.
-    """
-    index = supervised_positions(targets, loss_mask)
-    _check_shape(hidden, targets, "hidden")
-    rows = hidden.flatten(0, -2).index_select(0, index)
-    return _sum_loss(F.linear(rows, weight), targets.flatten()[index])
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} does not fit targets {tuple(targets.shape)}"
+        )
+    chosen = logits.flatten(0, -2).index_select(0, index)
+    precise = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+    total = F.cross_entropy(precise, targets.flatten()[index], reduction="sum")
+    return MaskedLoss(total, index.new_full((), index.numel()))
 
 
 def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
@@ -90,16 +73,3 @@ def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
             raise ValueError("loss_mask holds values other than 0 and 1; weights are not supported")
         supervised = supervised & loss_mask.bool()
     return supervised.flatten().nonzero().squeeze(1)
-
-
-def _sum_loss(logits: Tensor, targets: Tensor) -> MaskedLoss:
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = F.cross_entropy(precise, targets, reduction="sum")
-    return MaskedLoss(total, targets.new_full((), targets.numel()))
-
-
-def _check_shape(values: Tensor, targets: Tensor, what: str) -> None:
-    if values.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"{what} {tuple(values.shape)} does not fit targets {tuple(targets.shape)}"
-        )

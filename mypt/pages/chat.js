@@ -2,12 +2,22 @@
 const at = (id) => document.getElementById(id);
 const history = [];
 let going = null;
+let told = false; // that the oldest turns have left what the model reads: once a conversation
 
 function show(role) {
   const turn = document.createElement("div");
   turn.className = `turn ${role}`;
   at("talk").append(turn);
   return turn;
+}
+
+function tell(leftOut, turn) {
+  if (!leftOut || told) return;
+  told = true;
+  const aside = document.createElement("p");
+  aside.className = "aside";
+  aside.textContent = `The context is full: the model no longer reads the oldest turns (${leftOut} so far).`;
+  turn.before(aside);
 }
 
 function busy(on) {
@@ -49,6 +59,7 @@ async function answer(turn) {
   const messages = system ? [{ role: "system", content: system }, ...history] : history;
   const response = await request(messages);
   if (!response.ok) throw new Error((await response.json()).error.message);
+  tell(Number(response.headers.get("x-mypt-turns-left-out")), turn);
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
     const choice = event.choices[0];
@@ -96,6 +107,7 @@ at("said").addEventListener("keydown", (event) => {
 at("stop").addEventListener("click", () => going && going.abort());
 at("new").addEventListener("click", () => {
   history.length = 0;
+  told = false;
   at("talk").replaceChildren();
   at("note").textContent = "";
 });

@@ -1,12 +1,18 @@
-"""One self-contained page: a template of this folder with its style and script inside."""
+"""One self-contained page: a template of this folder with its style, script and plots inside."""
 
 import hashlib
+import io
+import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mypt.text import visible
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
 
 _FOLDER = Path(__file__).parent
 
@@ -40,6 +46,38 @@ def render(template: str, *, styles: Sequence[str] = (), script: str = "", **val
 def script_hash(script: str) -> str:
     """Return what a content policy calls a script of this folder."""
     return f"sha256-{b64encode(hashlib.sha256(_read(script).encode()).digest()).decode()}"
+
+
+def plot(title: str, size: tuple[float, float], draw: "Callable[[Figure], object]") -> "Markup":
+    """Return what matplotlib draws as an SVG element; the same data is the same bytes.
+
+    Args:
+        title: What a screen reader says; plots of one page need titles of their own.
+        size: Width and height in inches.
+        draw: Draws into the figure; its text is escaped.
+    """
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    said = io.StringIO()
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": title,
+            "text.parse_math": False,
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 9,
+        }
+    ):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(said, format="svg", metadata=nothing)
+    _, _, element = said.getvalue().partition("<svg ")
+    # Ids that nothing refers to would stand twice in a page of two plots.
+    element = re.sub(r'<g id="[^"]*"', "<g", element)
+    return Markup('<svg role="img" aria-label="{}" {}').format(title, Markup(element))
 
 
 def _read(name: str) -> str:

@@ -16,14 +16,14 @@ from mypt import files, home
 from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import TOKENIZER_STATE, read_manifest
-from mypt.errors import ConfigError, TrainingError
+from mypt.errors import ConfigError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
 from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, check_world, forecast
 from mypt.planning.machines import Machine, Probe
-from mypt.training.compute import Compute, resolve, seed_everything, use_threads
-from mypt.training.loader import loader_of
+from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
+from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer
 from mypt.training.plan import fit_to_data
 
@@ -41,8 +41,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
     """
     if PipelineConfig.model_fields.keys() & {"pretrain", "sft"} & read_json(path).keys():
         config = load_pipeline(path)
-        architecture = config.pretrain.architecture().model_dump()
-        return config.pretrain, config.sft.model_copy(update=architecture)
+        return config.pretrain, config.tuning()
     return (load_config(path),)
 
 
@@ -88,7 +87,7 @@ def plan(
 def _read(preset: Preset, folder: Path) -> Data:
     """Return what a dataset decides."""
     dataset = open_dataset(folder, verify=False)
-    epoch = loader_of(preset, dataset).epoch("train")
+    epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned
         places = epoch.tokens / epoch.fill
         density = sum(account.supervised for account in epoch.accounts) / places
@@ -118,17 +117,9 @@ def probe(preset: Preset, steps: int, density: float) -> Probe:
         TrainingError: If the memory does not do.
     """
     compute = resolve(preset, preset.gpt())
-    try:
-        with use_threads(compute.threads):
-            passes, updates = _time_steps(preset, compute, steps, density)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        raise TrainingError(
-            f"the probe ran out of memory on {compute.device} with batch_size {preset.batch_size}"
-            f" x block_size {preset.block_size}; halve batch_size and double grad_accumulation, or"
-            " plan with --probe 0"
-        ) from error
+    what = "the probe, which --probe 0 leaves out"
+    with memory_named(what, preset, compute), use_threads(compute.threads):
+        passes, updates = _time_steps(preset, compute, steps, density)
     record = compute.record()
     return Probe(
         device=f"{record.device_name}, {compute.threads} threads"

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
+from mypt.data.policies import policy_words
 from mypt.errors import DataError
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.diff import diff as diff_datasets
 from mypt.parsing import Frozen
 from mypt.provenance.search import Search
-from mypt.provenance.trace import policy_rule
 from mypt.training.checkpoints.state import read_history, read_state
-from mypt.training.lineage import DatasetRecord, Lineage, read_lineage
+from mypt.training.lineage import Lineage, read_lineage
 
 Pair = tuple[str, str]
 _MODELS = ("base", "base_plain", "sft", "from_scratch")
@@ -67,7 +67,7 @@ def _settings(lineage: Lineage) -> dict[str, str]:
     values: dict[str, Any] = lineage.config.model_dump(exclude={"name"})
     values |= {
         "dataset": data.digest[:12],
-        "masks": _masks(data),
+        "masks": policy_words(data.mask.policy) if data.mask else "none",
         "tokenizer": f"{data.tokenizer_name} {data.tokenizer[:12]}",
         "template": data.template[:12],
         "base model": f"{parent.model_name} step {parent.step} {parent.weights[:12]}"
@@ -78,12 +78,6 @@ def _settings(lineage: Lineage) -> dict[str, str]:
         "machine": " ".join(map(str, lineage.compute.model_dump().values())),
     }
     return {key: str(value) for key, value in values.items()}
-
-
-def _masks(data: DatasetRecord) -> str:
-    if data.mask is None:
-        return "none"
-    return policy_rule(data.mask.policy) if data.mask.policy else "made by hand"
 
 
 def _differing(a: dict[str, str], b: dict[str, str]) -> dict[str, Pair]:

@@ -11,13 +11,12 @@ from typing import Final, NamedTuple
 
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import Split
-from mypt.data.packing.layout import plan_rows
 from mypt.data.shards import ShardView
 from mypt.errors import MyptError
 from mypt.parsing import Frozen
 from mypt.provenance.row_counts import RowCounts, count_packed, count_windows, no_counts
 from mypt.provenance.search import Search, ancestry
-from mypt.training.batches.packed import PackedRows
+from mypt.training.batches.batching import Batching
 from mypt.training.batches.windows import Windows
 from mypt.training.lineage import DatasetRecord, Lineage
 
@@ -195,36 +194,12 @@ def _recount(lineage: Lineage, search: Search) -> Training:
     masked = config.use_loss_mask
     counts = {shard.record.index: no_counts(shard, masked) for shard in shards}
     n_batches = lineage.step * config.grad_accumulation
-    if config.batching == "windows":
-        windows = Windows(
-            dataset,
-            "train",
-            batch_size=config.batch_size,
-            block_size=config.block_size,
-            use_loss_mask=False,
-            seed=config.seed,
-        )
-        count_windows(windows, n_batches, config.block_size, counts, masked)
+    rows = Batching.of(config).rows(dataset, "train")
+    if isinstance(rows, Windows):
+        count_windows(rows, n_batches, config.block_size, counts, masked)
     else:
-        count_packed(_packed(lineage, dataset), shards, n_batches, counts, masked)
+        count_packed(rows, shards, n_batches, counts, masked)
     return Training(lineage, dataset, counts)
-
-
-def _packed(lineage: Lineage, dataset: Dataset) -> PackedRows:
-    config = lineage.config
-    plan = plan_rows(
-        dataset, "train", config.block_size, config.length_policy,
-        use_loss_mask=config.use_loss_mask,
-    )  # fmt: skip
-    return PackedRows(
-        dataset,
-        "train",
-        plan,
-        batch_size=config.batch_size,
-        grad_accumulation=config.grad_accumulation,
-        use_loss_mask=False,
-        seed=config.seed,
-    )
 
 
 def _open(record: DatasetRecord, search: Search) -> Dataset:

@@ -6,11 +6,12 @@ from typing import Any
 
 from mypt import files
 from mypt.pages.render import render
-from mypt.provenance.drawing import BOX_HEIGHT, BOX_WIDTH, anchor, draw, state, walk
 from mypt.provenance.trace import Link
 from mypt.text import visible
 
-_WORDS = {"good": "as recorded", "bad": "not as recorded", "unknown": "not verified"}
+FILES_OPEN = 12
+"""Files of a source that are listed at once; longer lists open on a click, or if one is amiss."""
+_WORDS = {"good": "as recorded", "bad": "not as recorded", "lost": "not found", "unknown": ""}
 
 
 def write_page(link: Link, path: Path) -> None:
@@ -24,59 +25,76 @@ def write_page(link: Link, path: Path) -> None:
 
 
 def render_page(link: Link) -> str:
-    """Return the page's HTML."""
-    problems = [visible(line) for one in walk(link) for line in one.problems]
+    """Return the page's HTML: nested lists, as :func:`mypt.provenance.trace.render` prints them."""
+    links = list(_walk(link))
     return render(
         "lineage.html",
         styles=["page.css", "lineage.css"],
         name=visible(link.name),
         digest=link.digest,
-        verdict=_verdict(link, problems),
-        ok=link.ok,
         looked=link.verified is not None,
-        problems=problems,
-        drawing=draw(link),
-        box=(BOX_WIDTH, BOX_HEIGHT),
-        cards=[_card(one) for one in _once(link) if one.kind != "file"],
+        lost=sum(state(one) == "lost" for one in links if one.kind != "source"),
+        problems=[visible(line) for one in links for line in one.problems],
+        chain=_item(link, {}),
     )
 
 
-def _verdict(link: Link, problems: list[str]) -> str:
-    if link.verified is None:
-        return "not verified"
-    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    return count if problems else "every byte as recorded"
+def _item(link: Link, seen: dict[Link, str]) -> dict[str, Any]:
+    """Return what the page says of a link; one that stood before has no more than its name.
 
-
-def _card(link: Link) -> dict[str, Any]:
-    return {
-        "id": anchor(link),
+    Args:
+        link: The link.
+        seen: What stands above, and the element that it is; grows.
+    """
+    again = link in seen
+    item = {
+        "again": again,
+        "id": seen.setdefault(link, f"link-{len(seen)}"),
         "kind": link.kind,
         "name": visible(link.name),
+        "digest": link.digest,
         "state": state(link),
         "word": _WORDS[state(link)],
-        "digest": link.digest,
-        "path": visible(link.path or ""),
+    }
+    if again:
+        return item
+    of_files = [file for file in link.links if file.kind == "file"]
+    return item | {
+        "path": None if link.kind == "source" else visible(link.path or "not found"),
         "facts": [visible(fact) for fact in link.facts],
         "problems": [visible(problem) for problem in link.problems],
-        "files": [
-            {
-                "id": anchor(file),
-                "name": visible(file.path or file.name),
-                "digest": file.digest,
-                "size": ", ".join(file.facts),
-                "state": state(file),
-            }
-            for file in link.links
-            if file.kind == "file"
-        ],
+        "files": [_file(file) for file in of_files],
+        "open": len(of_files) <= FILES_OPEN or state(link) in ("bad", "lost"),
+        "links": [_item(below, seen) for below in link.links if below.kind != "file"],
     }
 
 
-def _once(link: Link) -> Iterator[Link]:
-    """Yield every link once, though two trainings may share a dataset or a source."""
-    seen = set()
-    for one in walk(link):
-        if anchor(one) not in seen:
-            seen.add(anchor(one))
-            yield one
+def _file(file: Link) -> dict[str, Any]:
+    return {
+        "name": visible(file.path or file.name),
+        "digest": file.digest,
+        "facts": ", ".join(file.facts),
+        "state": state(file),
+        "word": _WORDS[state(file)],
+        "problems": [visible(problem) for problem in file.problems],
+    }
+
+
+def state(link: Link) -> str:
+    """Return whether a link is as recorded: ``good`` or ``bad``; if nobody looked, ``unknown``.
+
+    What nobody looked at and is not found is ``lost``; a source is what the worst of its files is.
+    """
+    if link.kind == "source":
+        states = {state(file) for file in link.links} or {"unknown"}
+        return next(one for one in ("bad", "lost", "unknown", "good") if one in states)
+    if link.verified is None:
+        return "lost" if link.path is None else "unknown"
+    return "good" if link.verified else "bad"
+
+
+def _walk(link: Link) -> Iterator[Link]:
+    """Yield a link and all below it, from above."""
+    yield link
+    for below in link.links:
+        yield from _walk(below)

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mypt import files
-from mypt.config import MaskPolicy
 from mypt.data.manifest import METADATA, SourceFile, SourceRecord
+from mypt.data.policies import policy_words
 from mypt.parsing import Frozen
 from mypt.provenance.search import Search
+from mypt.text import visible
 from mypt.training.lineage import (
     IMPORTED,
     DatasetRecord,
+    EarlierSteps,
     Lineage,
     ParentRecord,
-    Stretch,
     changed_files,
     problems,
     read_lineage,
@@ -74,12 +75,12 @@ def render(link: Link) -> "Tree":
     from rich.tree import Tree
 
     mark = {None: "", True: " verified", False: " NOT AS RECORDED"}[link.verified]
-    label = Text(f"{link.kind} {link.name} {link.digest[:12]}{mark}", style="bold")
+    label = Text(f"{link.kind} {visible(link.name)} {link.digest[:12]}{mark}", style="bold")
     where = () if link.kind == "source" else (link.path or "not found",)
     for line in (*where, *link.facts):
-        label.append(f"\n{line}", style="not bold")
+        label.append(f"\n{visible(line)}", style="not bold")
     for problem in link.problems:
-        label.append(f"\n{problem}", style="not bold red")
+        label.append(f"\n{visible(problem)}", style="not bold red")
     tree = Tree(label)
     tree.children.extend(render(below) for below in link.links)
     return tree
@@ -195,7 +196,7 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def _made_by(maker: Lineage | Stretch) -> str:
+def _made_by(maker: Lineage | EarlierSteps) -> str:
     code, compute = maker.code, maker.compute
     state = {None: "", True: ", with uncommitted changes", False: ""}[code.dirty]
     commit = f"commit {code.commit[:12]}{state}" if code.commit else "no checkout"
@@ -229,15 +230,9 @@ def _dataset_facts(record: DatasetRecord) -> tuple[str, ...]:
     ]
     if record.mask is None:
         return (*facts, "no masks: every token was supervised")
-    stats, policy = record.mask.stats, record.mask.policy
-    facts.append(f"mask: {policy_rule(policy) if policy else 'made by hand'}")
+    stats = record.mask.stats
+    facts.append(f"mask: {policy_words(record.mask.policy)}")
     shares = {"all": stats.total} | stats.by_role | stats.by_source
     facts.append("supervised: " + ", ".join(f"{k} {v.density:.1%}" for k, v in shares.items()))
     facts.append(f"{stats.rows} rows, {stats.rows_unsupervised} without a supervised token")
     return tuple(facts)
-
-
-def policy_rule(policy: MaskPolicy) -> str:
-    """Return a policy in words: its roles, and the knobs that are on."""
-    on = [key for key, value in policy.model_dump().items() if value is True]
-    return ", ".join([*policy.roles, *on])

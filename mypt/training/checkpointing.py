@@ -1,22 +1,21 @@
-"""Who writes checkpoints beside training: the one process there is, or every rank its part.
+"""Checkpoints are written beside training, one at a time, in order, whole or not at all.
 
-One at a time, in order, whole or not at all. Of a model that no process holds whole the parts are
-written first, then one file of all.
+Of a model that no process holds whole every rank writes its part first, then rank 0 one file of
+all.
 """
 
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from contextlib import closing
+from functools import partial
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from mypt import files
+from mypt.references import CheckpointRef
 from mypt.training.checkpoints import parts as shards
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point, prune
@@ -24,75 +23,32 @@ from mypt.training.distributed import copied
 from mypt.training.events import CheckpointSaved
 from mypt.training.run import Run
 
+Work = Callable[[], CheckpointSaved | None]
+"""Writes one checkpoint; None on a rank that leaves telling of it to rank 0."""
 
-class Background:
-    """One thread that makes one checkpoint at a time, in order."""
 
-    def __init__(self) -> None:
+class Keeper:
+    """Writes the checkpoints of one run on a thread of its own."""
+
+    def __init__(self, snapshot: Callable[[], Work]) -> None:
+        """Keep what ``snapshot`` copies: it returns what is to be done with the copy."""
+        self._snapshot = snapshot
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[CheckpointSaved | None] | None = None
-        self._saved: list[CheckpointSaved] = []
+        self._begun: list[Future[CheckpointSaved | None]] = []
 
-    def begin(self, work: Callable[[], CheckpointSaved | None]) -> None:
-        """Begin with ``work``, after what was begun before it is done.
-
-        Raises:
-            CheckpointError: If that could not be written.
-        """
-        self._settle()
-        self._pending = self._thread.submit(work)
-
-    def done(self, *, wait: bool = False) -> Iterator[CheckpointSaved]:
-        """Yield what was made since the last call; with ``wait``, what is being made too.
+    def write(self) -> None:
+        """Copy the run as it stands and begin to write it, after the one before is done.
 
         Raises:
-            CheckpointError: If one could not be written.
+            CheckpointError: If the one before could not be written.
         """
-        if self._pending is not None and (wait or self._pending.done()):
-            self._settle()
-        yield from self._saved
-        self._saved.clear()
-
-    def close(self) -> None:
-        """Wait for what was begun."""
-        self._thread.shutdown(wait=True)
-
-    def _settle(self) -> None:
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            made = pending.result()
-            self._saved += [] if made is None else [made]
-
-
-class Writer:
-    """Writes the checkpoints of one run; leaving the block waits for it."""
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Write below ``folder`` and keep the newest ``keep`` checkpoints and the best."""
-        self._folder, self._keep = folder, keep
-        self._background = Background()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._background.close()
-
-    def write(self, snapshot: Snapshot) -> None:
-        """Begin to write a checkpoint, after the one before it is done.
-
-        Raises:
-            CheckpointError: If the one before it could not be written.
-        """
-        self._background.begin(lambda: self._write(snapshot))
+        work = self._snapshot()
+        if self._begun:
+            self._begun[-1].result()
+        self._begun.append(self._thread.submit(work))
 
     def saved(self, *, wait: bool = False) -> Iterator[CheckpointSaved]:
-        """Yield each checkpoint that lies on disk since the last call.
+        """Yield each checkpoint that came to lie on disk since the last call.
 
         Args:
             wait: For the one that is being written, too.
@@ -100,113 +56,65 @@ class Writer:
         Raises:
             CheckpointError: If one could not be written.
         """
-        yield from self._background.done(wait=wait)
+        while self._begun and (wait or self._begun[0].done()):
+            made = self._begun.pop(0).result()
+            if made is not None:
+                yield made
 
-    def _write(self, snapshot: Snapshot) -> CheckpointSaved:
-        state = snapshot.state
-        ref = save_checkpoint(self._folder, snapshot)
-        point(self._folder, state.step, state.best_step)
-        prune(self._folder, self._keep, state.best_step)
-        return CheckpointSaved(state.step, ref)
+    def close(self) -> None:
+        """Wait for what was begun."""
+        self._thread.shutdown(wait=True)
 
 
-class Parts:
-    """Every rank writes its parts beside training; rank 0 then joins them in a step folder.
+def keeper(run: Run) -> closing[Keeper]:
+    """Return who writes the checkpoints of this process; leaving the block waits for the last.
+
+    Every rank of a sharded model writes its part, else rank 0 alone writes what all hold.
+    """
+    if isinstance(run.model, FSDPModule):
+        return closing(Keeper(_parts_of(run, run.model)))
+    return closing(Keeper(partial(_whole_of if run.ranks.leads else _nothing_of, run)))
+
+
+def _whole_of(run: Run) -> Work:
+    snapshot = run.snapshot()
+    return lambda: _point_at(run, snapshot, save_checkpoint(run.folder, snapshot))
+
+
+def _nothing_of(run: Run) -> Work:
+    run.saved_step = run.state.step
+    return lambda: None
+
+
+def _parts_of(run: Run, model: FSDPModule) -> Callable[[], Work]:
+    """Agree with the other ranks on how to write; return what takes this rank's parts.
 
     A run goes on from the parts, in as many processes as it likes; everything else (evaluation,
     lineage, a fine-tuning on top) reads the step folder. The parts of the newest step are kept.
     """
+    token = run.ranks.first(lambda: f"-{secrets.token_hex(4)}")
+    mesh = init_device_mesh("cpu", (run.ranks.size,))
+    group = dist.new_group(backend="gloo")
 
-    def __init__(self, run: Run) -> None:
-        """Agree with the other ranks on how to write."""
-        self._folder, self._keep = run.folder, run.plan.preset.keep_checkpoints
-        self._ranks = run.ranks
-        self._token = run.ranks.first(lambda: f"-{secrets.token_hex(4)}")
-        self._mesh = init_device_mesh("cpu", (run.ranks.size,))
-        self._group = dist.new_group(backend="gloo")
-        self._background = Background()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._background.close()
-
-    def write(self, run: Run) -> None:
-        """Begin to write a checkpoint, after the one before it is done."""
-        assert isinstance(run.model, FSDPModule)
-        run.model.reshard()  # an evaluation leaves the vocabulary's matrix whole
-        parts = run.snapshot(lambda tensor: copied(tensor, self._mesh))
-        self._background.begin(lambda: self._write(parts))
-
-    def saved(self, *, wait: bool = False) -> Iterator[CheckpointSaved]:
-        """Yield each checkpoint that lies on disk since the last call; on rank 0 alone."""
-        yield from self._background.done(wait=wait)
-
-    def _write(self, parts: Snapshot) -> CheckpointSaved | None:
-        state = parts.state
-        ours = shards.write_shards(self._folder, parts, self._ranks, self._token, self._group)
-        if not self._ranks.leads:
+    def write(parts: Snapshot) -> CheckpointSaved | None:
+        ours = shards.write_shards(run.folder, parts, run.ranks, token, group)
+        if not run.ranks.leads:
             return None
-        ref = shards.consolidate(ours)
-        point(self._folder, state.step, state.best_step)
-        prune(self._folder, self._keep, state.best_step)
-        remove_shards(self._folder, ours)
-        return CheckpointSaved(state.step, ref)
+        saved = _point_at(run, parts, shards.consolidate(ours))
+        for path in sorted(run.folder.glob(f"{shards.PREFIX}*")):
+            if path != ours:
+                files.remove_folder(path)
+        return saved
+
+    def snapshot() -> Work:
+        model.reshard()  # an evaluation leaves the vocabulary's matrix whole
+        return partial(write, run.snapshot(lambda tensor: copied(tensor, mesh)))
+
+    return snapshot
 
 
-def remove_shards(model: Path, kept: Path) -> None:
-    """Remove all parts in a model's folder but those in ``kept``."""
-    for path in sorted(model.glob(f"{shards.PREFIX}*")):
-        if path != kept:
-            files.remove_folder(path)
-
-
-class Keeper(Protocol):
-    """Takes checkpoints of a run, beside its training."""
-
-    def write(self, run: Run) -> None:
-        """Begin to write a checkpoint of the run as it stands."""
-
-    def saved(self, *, wait: bool = False) -> Iterator[CheckpointSaved]:
-        """Yield each checkpoint that lies on disk since the last call."""
-
-
-@contextmanager
-def keeper(run: Run) -> Iterator[Keeper]:
-    """Yield who keeps the checkpoints of this process; leaving the block waits for the last."""
-    if isinstance(run.model, FSDPModule):
-        with Parts(run) as parts:
-            yield parts
-        return
-    if not run.ranks.leads:
-        yield _Onlooker()
-        return
-    with Writer(run.folder, run.plan.preset.keep_checkpoints) as writer:
-        yield _Whole(writer)
-
-
-class _Whole:
-    """Writes what this process holds, which is all."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self.saved = writer.saved
-
-    def write(self, run: Run) -> None:
-        self._writer.write(run.snapshot())
-
-
-class _Onlooker:
-    """Leaves the writing to rank 0."""
-
-    def write(self, run: Run) -> None:
-        run.saved_step = run.state.step
-
-    def saved(self, *, wait: bool = False) -> Iterator[CheckpointSaved]:  # noqa: ARG002
-        yield from ()
+def _point_at(run: Run, snapshot: Snapshot, ref: CheckpointRef) -> CheckpointSaved:
+    state = snapshot.state
+    point(run.folder, state.step, state.best_step)
+    prune(run.folder, run.plan.preset.keep_checkpoints, state.best_step)
+    return CheckpointSaved(state.step, ref)

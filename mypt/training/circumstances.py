@@ -21,9 +21,9 @@ from mypt.training.lineage import (
     CodeRecord,
     ComputeRecord,
     DatasetRecord,
+    EarlierSteps,
     Lineage,
     RunContext,
-    Stretch,
 )
 
 _LIBRARIES = (
@@ -68,9 +68,9 @@ def record_code() -> CodeRecord:
 
 def record_earlier(
     before: Lineage, code: CodeRecord, compute: ComputeRecord, context: RunContext
-) -> tuple[Stretch, ...]:
+) -> tuple[EarlierSteps, ...]:
     """Return who made the steps up to ``before``, if it was not who goes on from there."""
-    last = Stretch(
+    last = EarlierSteps(
         until=before.step, code=before.code, compute=before.compute, context=before.context
     )
     same = last.made_by(code, compute, context)
@@ -145,7 +145,7 @@ def changes_on_resume(before: Lineage, preset: Preset) -> Iterator[str]:
 
 
 def between(
-    who: str, then: Lineage | Stretch, code: CodeRecord, compute: ComputeRecord
+    who: str, then: Lineage | EarlierSteps, code: CodeRecord, compute: ComputeRecord
 ) -> Iterator[str]:
     """Yield how a program and a machine differ from those of then, for each thing a line."""
     if then.code.digest != code.digest:

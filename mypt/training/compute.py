@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mypt.config import GPTConfig, TrainConfig
-from mypt.errors import ConfigError
+from mypt.config import GPTConfig, Preset, TrainConfig
+from mypt.errors import ConfigError, TrainingError
 from mypt.training.lineage import ComputeRecord
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,6 +85,26 @@ def use_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_named(what: str, config: Preset, compute: Compute) -> Iterator[None]:
+    """Say what to change where memory runs out in ``what``.
+
+    Raises:
+        TrainingError: In place of the error of whichever allocator refused.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not out and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"{what}: out of memory on {compute.device} with batch_size {config.batch_size} x"
+            f" block_size {config.block_size}; halve batch_size and double grad_accumulation,"
+            " which learns the same"
+        ) from error
 
 
 def seed_everything(*key: int) -> None:

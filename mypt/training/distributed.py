@@ -189,15 +189,15 @@ def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(whole.to(mesh.device_type), mesh, places, src_data_rank=None)
 
 
-def copied(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
-    """Return a copy of this rank's part on the CPU, as a part of the same whole.
+def copied(tensor: Tensor, mesh: DeviceMesh | None = None) -> Tensor:
+    """Return a copy on the CPU; of this rank's part, as a part of the same whole.
 
     Args:
         tensor: A part of a whole, or a whole tensor.
-        mesh: The ranks' CPUs, in the order of their devices.
+        mesh: The ranks' CPUs, in the order of their devices; for parts.
     """
     if not isinstance(tensor, DTensor):
-        return tensor.detach().to("cpu", copy=True)
+        return tensor.detach().to("cpu", copy=True).contiguous()
     part = tensor.to_local().detach().to("cpu", copy=True)
     size, stride = tensor.size(), tensor.stride()
     return DTensor.from_local(part, mesh, tensor.placements, shape=size, stride=stride)

@@ -2,7 +2,7 @@
 
 Adding floating-point numbers in another order gives other last bits. So with ``reduction: tree``
 the n gradients of a step are always added as the same binary tree, whose leaves are the
-micro-batches: a *block* is an aligned run of 2^level of them, the sum of its two halves.
+micro-batches: a *subtree* is an aligned run of 2^level of them, the sum of its two halves.
 """
 
 from collections.abc import Iterable
@@ -22,8 +22,11 @@ from mypt.training.loader import Batch, send
 from mypt.training.run import Run
 
 
-class Block(NamedTuple):
-    """Micro-batches ``start`` to ``start + 2 ** level - 1``; ``start`` is a multiple of that."""
+class Subtree(NamedTuple):
+    """Micro-batches ``start`` to ``start + 2 ** level - 1`` of the tree that adds gradients.
+
+    ``start`` is a multiple of their number.
+    """
 
     start: int
     level: int
@@ -34,56 +37,56 @@ class Block(NamedTuple):
         return bool(self.start >> self.level & 1)
 
 
-def blocks(part: range) -> list[Block]:
-    """Return the largest blocks that make up a stretch of micro-batches, in order."""
+def subtrees(part: range) -> list[Subtree]:
+    """Return the largest subtrees that make up a stretch of micro-batches, in order."""
     found, start = [], part.start
     while start < part.stop:
         level = (part.stop - start).bit_length() - 1
         if start:
             level = min(level, (start & -start).bit_length() - 1)
-        found.append(Block(start, level))
+        found.append(Subtree(start, level))
         start += 1 << level
     return found
 
 
 class Sum:
-    """Adds blocks that come from left to right; holds at most one a level.
+    """Adds subtrees that come from left to right; holds at most one a level.
 
     Not one of the tensors that come in is changed.
     """
 
     def __init__(self) -> None:
-        self._stack: list[tuple[Block, list[Tensor]]] = []
+        self._stack: list[tuple[Subtree, list[Tensor]]] = []
 
-    def add(self, block: Block, terms: list[Tensor]) -> None:
-        """Add a block's tensors to the tree."""
-        while self._stack and block.is_right:
+    def add(self, subtree: Subtree, terms: list[Tensor]) -> None:
+        """Add a subtree's tensors to the tree."""
+        while self._stack and subtree.is_right:
             left, sums = self._stack[-1]
-            if left.level != block.level:
+            if left.level != subtree.level:
                 break
             self._stack.pop()
             terms = [one + other for one, other in zip(sums, terms, strict=True)]
-            block = Block(left.start, left.level + 1)
-        self._stack.append((block, terms))
+            subtree = Subtree(left.start, left.level + 1)
+        self._stack.append((subtree, terms))
 
     @property
-    def parts(self) -> list[tuple[Block, list[Tensor]]]:
-        """The blocks that are not half of a larger one, from left to right."""
+    def parts(self) -> list[tuple[Subtree, list[Tensor]]]:
+        """The subtrees that are not half of a larger one, from left to right."""
         return list(self._stack)
 
     def whole(self) -> list[Tensor]:
-        """Return the sum of all blocks; the last ones are added first."""
+        """Return the sum of all subtrees; the last ones are added first."""
         *others, (_, terms) = self._stack
         for _, sums in reversed(others):
             terms = [one + other for one, other in zip(sums, terms, strict=True)]
         return terms
 
 
-def add_all(parts: Iterable[tuple[Block, Tensor]]) -> Tensor:
-    """Return the sum of blocks of one tensor, given from left to right."""
+def add_all(parts: Iterable[tuple[Subtree, Tensor]]) -> Tensor:
+    """Return the sum of subtrees of one tensor, given from left to right."""
     tree = Sum()
-    for block, term in parts:
-        tree.add(block, [term])
+    for subtree, term in parts:
+        tree.add(subtree, [term])
     return tree.whole()[0]
 
 
@@ -159,13 +162,13 @@ def _as_tree(run: Run, mine: Share) -> Tensor:
         if len(mine.places[index]):
             losses[index] = _backward(run, mine, index)
         found = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        tree.add(Block(micro, 0), found)
+        tree.add(Subtree(micro, 0), found)
         run.optimizer.zero_grad(set_to_none=True)
     if run.ranks.size == 1:
         sums = tree.whole()
     else:
         n, size = run.plan.preset.grad_accumulation, run.ranks.size
-        theirs = [blocks(share(n, rank, size)) for rank in range(size)]
+        theirs = [subtrees(share(n, rank, size)) for rank in range(size)]
         parts = [terms for _, terms in tree.parts]
         sums = [_gathered([part[i] for part in parts], theirs) for i in range(len(weights))]
     for weight, total in zip(weights, sums, strict=True):
@@ -173,19 +176,21 @@ def _as_tree(run: Run, mine: Share) -> Tensor:
     return losses
 
 
-def _gathered(mine: list[Tensor], theirs: list[list[Block]]) -> Tensor:
+def _gathered(mine: list[Tensor], theirs: list[list[Subtree]]) -> Tensor:
     """Return the sum over all ranks of one weight's gradient.
 
     Args:
-        mine: The sums of this rank's blocks.
-        theirs: The blocks of each rank.
+        mine: The sums of this rank's subtrees.
+        theirs: The subtrees of each rank.
     """
     room = mine[0].new_zeros(max(map(len, theirs)), *mine[0].shape)
     torch.stack(mine, out=room[: len(mine)])
     found = [torch.empty_like(room) for _ in theirs]
     dist.all_gather(found, room)
     return add_all(
-        (block, found[rank][i]) for rank, own in enumerate(theirs) for i, block in enumerate(own)
+        (subtree, found[rank][i])
+        for rank, own in enumerate(theirs)
+        for i, subtree in enumerate(own)
     )
 
 

@@ -111,7 +111,7 @@ class ComputeRecord(Frozen):
     """What they hold: "none" and "ddp" the whole model, "fsdp" a part."""
 
 
-class Stretch(Frozen):
+class EarlierSteps(Frozen):
     """Steps that another program, machine or flow run made, before this one went on."""
 
     until: int
@@ -146,7 +146,7 @@ class Lineage(Frozen):
     code: CodeRecord
     compute: ComputeRecord
     context: RunContext = RunContext()
-    earlier: tuple[Stretch, ...] = ()
+    earlier: tuple[EarlierSteps, ...] = ()
     """Who made the steps before the last change of code, machine or flow run, oldest first."""
     files: tuple[FileRecord, ...] = ()
     digest: str = Field(default="", repr=False)

@@ -10,38 +10,12 @@ from mypt.config import Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount
-from mypt.data.packing.layout import plan_rows
 from mypt.data.packing.pieces import LengthPolicy
-from mypt.data.shards import MASK, shard_name
-from mypt.errors import ConfigError, DataError, MaskError
-from mypt.training.batches.arrays import Arrays, Place
+from mypt.errors import ConfigError, DataError
+from mypt.training.batches.arrays import Arrays, TokenRange
+from mypt.training.batches.batching import Batching
 from mypt.training.batches.packed import PackedRows
 from mypt.training.batches.windows import Windows
-
-_NAMES_SHOWN = 5
-
-
-def check_masks(dataset: Dataset, split: Split) -> None:
-    """Refuse to train on masks that are not there or select nothing (law 6).
-
-    Raises:
-        MaskError: Naming the missing files and both ways out.
-    """
-    shards = dataset.shards(split)
-    missing = [shard_name(split, s.record.index, MASK) for s in shards if s.mask is None]
-    if missing:
-        more = len(missing) - _NAMES_SHOWN
-        names = ", ".join(missing[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        raise MaskError(
-            f"{dataset.path}: use_loss_mask is true and {len(missing)} of {len(shards)} mask files"
-            f" of {split} are missing: {names}; make them with 'mypt mask' (or 'mypt prepare"
-            " --mask_role assistant'), or set use_loss_mask: false to learn every token"
-        )
-    if not any(shard.mask is not None and shard.mask.any() for shard in shards):
-        raise MaskError(
-            f"{dataset.path}: the masks of {split} are all zero, so no token would be learned; mask"
-            " it again with 'mypt mask' and another policy, or set use_loss_mask: false"
-        )
 
 
 class Batch(NamedTuple):
@@ -121,20 +95,25 @@ class GPTDataLoader:
             ManifestError: If the dataset is damaged.
             ConfigError: If ``batching`` has another value.
         """
-        if batching not in ("windows", "packed"):
-            raise ConfigError(f"batching {batching!r} found, 'windows' or 'packed' expected")
         opened = dataset_dir if isinstance(dataset_dir, Dataset) else open_dataset(dataset_dir)
         self.dataset = opened
         self.device = torch.device(device)
         self._stays = self.device.type == "cpu"  # asked once: it takes a sixth of a batch's time
-        self._block_size, self._batch_size = block_size, batch_size
-        self._micros, self._masked = grad_accumulation, use_loss_mask
+        self._how = how = Batching(
+            batch_size, block_size, use_loss_mask, seed, batching, length_policy, max_lost,
+            grad_accumulation,
+        )  # fmt: skip
         self._drawn = dict.fromkeys(SPLITS, 0)
-        self._rows = {
-            split: self._lay_out(split, batching, length_policy, max_lost, seed)
-            for split in SPLITS
-            if opened.shards(split)
-        }
+        self._rows = {split: how.rows(opened, split) for split in SPLITS if opened.shards(split)}
+
+    @classmethod
+    def of(cls, config: Preset, dataset: Dataset) -> "GPTDataLoader":
+        """Return the loader that a training of this config draws from.
+
+        Raises:
+            MyptError: As the constructor.
+        """
+        return cls(dataset, **Batching.of(config)._asdict())
 
     def batch_at(self, split: Split, step: int, micro: int = 0) -> Batch:
         """Return micro-batch ``micro`` of the step that follows ``step`` finished ones.
@@ -147,7 +126,7 @@ class GPTDataLoader:
         """
         return self._to_device(self._of(split).batch(self._number(step, micro)))
 
-    def places_at(self, split: Split, step: int, micro: int = 0) -> list[list[Place]]:
+    def places_at(self, split: Split, step: int, micro: int = 0) -> list[list[TokenRange]]:
         """Return which stretches of which shards each row of :meth:`batch_at` is made of.
 
         Raises:
@@ -189,7 +168,7 @@ class GPTDataLoader:
         if isinstance(rows, PackedRows):
             plan = rows.plan
             return Epoch(rows.steps_per_epoch, plan.n_places, 0, plan.accounts, plan.fill)
-        step = self._batch_size * self._block_size * self._micros
+        step = self._how.batch_size * self._how.block_size * self._how.grad_accumulation
         return Epoch(-(-rows.n_tokens // step), rows.n_tokens, rows.n_skipped)
 
     @property
@@ -203,45 +182,14 @@ class GPTDataLoader:
         """Tokens read once through ``train``."""
         return self.epoch("train").tokens
 
-    def _lay_out(
-        self, split: Split, batching: str, length_policy: LengthPolicy, max_lost: float, seed: int
-    ) -> Windows | PackedRows:
-        if self._masked:
-            check_masks(self.dataset, split)
-        if batching == "windows":
-            return Windows(
-                self.dataset,
-                split,
-                batch_size=self._batch_size,
-                block_size=self._block_size,
-                use_loss_mask=self._masked,
-                seed=seed,
-            )
-        plan = plan_rows(
-            self.dataset,
-            split,
-            self._block_size,
-            length_policy,
-            use_loss_mask=self._masked,
-            max_lost=max_lost,
-        )
-        return PackedRows(
-            self.dataset,
-            split,
-            plan,
-            batch_size=self._batch_size,
-            grad_accumulation=self._micros,
-            use_loss_mask=self._masked,
-            seed=seed,
-        )
-
     def _number(self, step: int, micro: int) -> int:
-        if not 0 <= micro < self._micros:
+        micros = self._how.grad_accumulation
+        if not 0 <= micro < micros:
             raise ValueError(
-                f"micro-batch {micro} of a step of {self._micros}; GPTDataLoader's"
-                " grad_accumulation says how many a step has"
+                f"micro-batch {micro} of a step of {micros}; GPTDataLoader's grad_accumulation says"
+                " how many a step has"
             )
-        return step * self._micros + micro
+        return step * micros + micro
 
     def _of(self, split: Split) -> Windows | PackedRows:
         if split not in self._rows:
@@ -254,21 +202,6 @@ class GPTDataLoader:
     def _to_device(self, arrays: Arrays) -> Batch:
         batch = Batch._make([None if part is None else torch.from_numpy(part) for part in arrays])
         return batch if self._stays else batch.to(self.device)
-
-
-def loader_of(config: Preset, dataset: Dataset) -> GPTDataLoader:
-    """Return the loader of what ``config`` trains on ``dataset``."""
-    return GPTDataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        block_size=config.block_size,
-        use_loss_mask=config.use_loss_mask,
-        seed=config.seed,
-        batching=config.batching,
-        length_policy=config.length_policy,
-        max_lost=config.max_lost,
-        grad_accumulation=config.grad_accumulation,
-    )
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

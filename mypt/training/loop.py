@@ -6,20 +6,20 @@ from contextlib import contextmanager
 
 import torch
 
-from mypt.config import Form
+from mypt.data.conversations import Form
 from mypt.data.manifest import Split
 from mypt.inference.chat import ask
 from mypt.training.checkpointing import keeper
-from mypt.training.checkpoints.folder import checkpoint_to_use
+from mypt.training.checkpoints.folder import checkpoint_ref
 from mypt.training.claim import beginning
-from mypt.training.compute import use_threads
+from mypt.training.compute import memory_named, use_threads
 from mypt.training.distributed import ALONE, Ranks
 from mypt.training.events import EvalReport, Event, Finished, Sample, Started
 from mypt.training.gradients import loss_of
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan, plan_run
 from mypt.training.run import Run, open_run
-from mypt.training.step import memory_named, take_step
+from mypt.training.step import take_step
 
 __all__ = ["RunContext", "RunPlan", "plan_run", "train"]
 
@@ -55,7 +55,7 @@ def train(
     config = plan.preset
     with beginning(plan, context, ranks) as (folder, found, notes):
         if found is not None and found.state.finished:
-            yield Finished(found.state.step, ALREADY_FINISHED, checkpoint_to_use(folder))
+            yield Finished(found.state.step, ALREADY_FINISHED, checkpoint_ref(folder))
             return
         run = open_run(plan, folder, context, found, notes, ranks)
         with use_threads(run.compute.threads), keeper(run) as checkpoints:
@@ -72,14 +72,14 @@ def train(
                     yield report
                     yield from answer_prompts(run)
                 if improved or run.state.finished or step % config.checkpoint_interval == 0:
-                    checkpoints.write(run)
+                    checkpoints.write()
                 yield from checkpoints.saved()
             if run.saved_step != run.state.step:
-                checkpoints.write(run)
+                checkpoints.write()
             yield from checkpoints.saved(wait=True)
         ranks.wait()
         reason = run.state.finished or STOPPED
-        yield Finished(run.state.step, reason, checkpoint_to_use(folder))
+        yield Finished(run.state.step, reason, checkpoint_ref(folder))
 
 
 def evaluate(run: Run) -> EvalReport:
@@ -89,7 +89,7 @@ def evaluate(run: Run) -> EvalReport:
     number is drawn: training cannot notice that it was looked at.
     """
     config, state = run.plan.preset, run.state
-    with memory_named(run), _eval_mode(run):
+    with memory_named(f"step {state.step + 1}", config, run.compute), _eval_mode(run):
         train_loss = _mean_loss(run, "train")
         val_loss = _mean_loss(run, "val") if run.dataset.manifest.tokens("val") else math.nan
     best = state.step > 0 and val_loss < (

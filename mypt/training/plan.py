@@ -12,7 +12,7 @@ from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
-from mypt.training.lineage import Lineage, ParentRecord, verify_folder
+from mypt.training.lineage import Lineage, ParentRecord, read_lineage
 
 _LABELS = {"name"}
 _CIRCUMSTANCES = {
@@ -79,7 +79,7 @@ def plan_run(
         ConfigError: If name, vocabulary, sizes or tokenizers do not go together.
         ManifestError: If the dataset is missing, damaged or another one.
         MaskError: If the preset wants masks that the dataset has not.
-        CheckpointError: If the base model is missing or damaged.
+        CheckpointError: If the base model is missing, or its lineage damaged.
     """
     home.check_name(model_name, "model name")
     folder = Path(dataset_dir).absolute()
@@ -89,7 +89,7 @@ def plan_run(
         lines = _from_scratch(preset)
     else:
         step_folder, news = _base(init_from, folder)
-        base = verify_folder(step_folder)
+        base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
         sized = preset.model_copy(update=_architecture(base).model_dump())
@@ -115,9 +115,9 @@ def fit_to_data(preset: Preset, folder: Path, manifest: Manifest) -> tuple[Prese
     _check_sizes(preset, folder, manifest)
     if preset.epochs is None:
         return preset, ()
-    from mypt.training.loader import loader_of  # loads torch
+    from mypt.training.loader import GPTDataLoader  # loads torch
 
-    epoch = loader_of(preset, open_dataset(folder, verify=False)).epoch("train").steps
+    epoch = GPTDataLoader.of(preset, open_dataset(folder, verify=False)).epoch("train").steps
     steps = max(1, round(preset.epochs * epoch))
     line = f"epochs: {preset.epochs:g}, of {epoch} steps each: max_iters {steps}"
     return preset.model_copy(update={"epochs": None, "max_iters": steps}), (line,)

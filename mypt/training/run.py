@@ -18,7 +18,6 @@ from mypt.training.batches.arrays import name_row
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
-    copied,
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -28,9 +27,9 @@ from mypt.training.checkpoints.parts import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
 from mypt.training.circumstances import begin_notes, record_code, record_dataset, record_earlier
 from mypt.training.compute import Compute, resolve, seed_everything
-from mypt.training.distributed import ALONE, Ranks, shard
+from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import EpochRecord, Lineage, RunContext
-from mypt.training.loader import Batch, GPTDataLoader, loader_of
+from mypt.training.loader import Batch, GPTDataLoader
 from mypt.training.optim import make_optimizer
 from mypt.training.plan import RunPlan
 
@@ -130,7 +129,7 @@ def open_run(
         else:
             load_optimizer(found.path, model, optimizer)
         state, history = found.state, read_history(found.path, found.state.step)
-    loader = loader_of(config, dataset)
+    loader = GPTDataLoader.of(config, dataset)
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
         plan=plan,
@@ -138,7 +137,7 @@ def open_run(
         compute=compute,
         dataset=dataset,
         loader=loader,
-        watch=loader_of(config.model_copy(update=watched), dataset),
+        watch=GPTDataLoader.of(config.model_copy(update=watched), dataset),
         model=model.train(),
         optimizer=optimizer,
         lineage=_lineage(plan, compute, loader, context, found),

@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from mypt.errors import TrainingError
 from mypt.model.loss import supervised_positions
+from mypt.training.compute import memory_named
 from mypt.training.events import StepReport
 from mypt.training.gradients import Share, add_gradients, loss_of
 from mypt.training.loader import Batch
@@ -31,7 +30,7 @@ def take_step(run: Run) -> StepReport:
     """
     config, step, started = run.plan.preset, run.state.step, time.monotonic()
     rate, loss, norm = learning_rate_at(step, config), math.nan, 0.0
-    with memory_named(run):
+    with memory_named(f"step {step + 1}", config, run.compute):
         micros = run.ranks.share(config.grad_accumulation)
         batches = [run.batch(micro) for micro in micros]
         places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
@@ -114,20 +113,3 @@ def _odd_rows(run: Run, micro: int) -> list[str]:
 
 def _row(batch: Batch, index: int) -> Batch:
     return Batch._make(None if field is None else field[index : index + 1] for field in batch)
-
-
-@contextmanager
-def memory_named(run: Run) -> Iterator[None]:
-    """Say what to change where memory runs out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        out = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not out and "can't allocate memory" not in str(error):
-            raise
-        config = run.plan.preset
-        raise TrainingError(
-            f"step {run.state.step + 1}: out of memory on {run.compute.device} with batch_size"
-            f" {config.batch_size} x block_size {config.block_size}; halve batch_size and double"
-            " grad_accumulation, which learns the same"
-        ) from error

@@ -11,13 +11,13 @@ from contextvars import copy_context
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from mypt.data.manifest import Density, MaskStats
 from mypt.inspection.checks.findings import ValidationReport
+from mypt.pages.render import plot
 from tasks.tracking.records import Metrics, read
 
 _PATIENCE = 2.0
@@ -185,22 +185,21 @@ def training_plot(journal: str, title: str) -> str:
         title: What people call the training.
     """
     curves = _curves(journal)
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots(len(_PANELS), sharex=True, height_ratios=(3, 1, 1))
-    for panel, (what, names) in zip(axes, _PANELS, strict=True):
-        for name in names:
-            if curve := _thinned(curves.get(name, [])):
-                panel.plot(*zip(*curve, strict=True), label=name, lw=1, marker=_marker(curve))
-        panel.set_ylabel(what, fontsize=8)
-        panel.grid(visible=True, alpha=0.3)
-    axes[0].set_title(title)
-    if axes[0].lines:
-        axes[0].legend()
-    axes[-1].set_xlabel("optimizer step")
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": title}):  # the same curves are the same bytes
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(len(_PANELS), sharex=True, height_ratios=(3, 1, 1))
+        for panel, (what, names) in zip(axes, _PANELS, strict=True):
+            for name in names:
+                if curve := _thinned(curves.get(name, [])):
+                    panel.plot(*zip(*curve, strict=True), label=name, lw=1, marker=_marker(curve))
+            panel.set_ylabel(what, fontsize=8)
+            panel.grid(visible=True, alpha=0.3)
+        axes[0].set_title(title)
+        if axes[0].lines:
+            axes[0].legend()
+        axes[-1].set_xlabel("optimizer step")
+
+    return plot(title, (8, 7), draw)
 
 
 def _curves(journal: str) -> dict[str, list[tuple[int, float]]]:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from mypt.data.manifest import TOKENIZER_STATE, Manifest, Split, read_manifest
-from mypt.data.masking import policy_words
+from mypt.data.manifest import TOKENIZER_STATE, Split, read_manifest
+from mypt.data.policies import policy_words
 from mypt.references import CheckpointRef, DatasetRef
-from tasks.tracking.records import DatasetInput, Subject
+from tasks.tracking.records import DatasetInput, MeasuredOn
 
 _CONTEXTS: dict[str, Split] = {
     "pretrain": "train",
@@ -54,10 +54,10 @@ def validation_name(dataset: Path) -> str:
     return f"{dataset.name}/val"
 
 
-def measured_on(checkpoint: CheckpointRef, dataset: DatasetRef) -> Subject:
+def measured_on(checkpoint: CheckpointRef, dataset: DatasetRef) -> MeasuredOn:
     """Return what figures of a checkpoint on a dataset's validation split are about."""
     name = validation_name(Path(dataset.path))
-    return Subject(checkpoint=checkpoint.digest, dataset=name, digest=dataset.digest)
+    return MeasuredOn(checkpoint=checkpoint.digest, dataset=name, digest=dataset.digest)
 
 
 def data_params(dataset: Path) -> dict[str, str]:
@@ -65,15 +65,8 @@ def data_params(dataset: Path) -> dict[str, str]:
     manifest = read_manifest(dataset)
     state = json.loads((dataset / TOKENIZER_STATE).read_bytes())
     return {
-        "policy": mask_words(manifest),
+        "policy": policy_words(manifest.mask.policy) if manifest.mask else "every token",
         "template": str(state["template"]["name"]),
         "tokenizer": manifest.tokenizer_name,
         "dataset": manifest.digest[:SHOWN_DIGITS],
     }
-
-
-def mask_words(manifest: Manifest) -> str:
-    """Return by which rule a dataset's masks were made."""
-    if manifest.mask is None:
-        return "every token"
-    return policy_words(manifest.mask.policy) if manifest.mask.policy else "made by hand"

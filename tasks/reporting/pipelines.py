@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from mypt.config import PipelineConfig
 from mypt.data.manifest import SPLITS, read_manifest
-from mypt.data.masking import policy_words
+from mypt.data.policies import policy_words
 from mypt.evaluation.scores import Summary
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace

@@ -29,7 +29,16 @@ from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.inputs import data_params, dataset_input, measured_on
 from tasks.tracking.journal import Journal
-from tasks.tracking.records import Artifact, Checkpoint, Metrics, Params, Tags, Text, flatten, read
+from tasks.tracking.records import (
+    Artifact,
+    CheckpointRecord,
+    Metrics,
+    Params,
+    Tags,
+    Text,
+    flatten,
+    read,
+)
 
 _INTERVAL = 10.0
 """Seconds between two looks; one takes less than a millisecond."""
@@ -115,7 +124,7 @@ class TrainingReport:
             return  # pruned meanwhile by the checkpoint after it
         prefix = "base-" if lineage.dataset.kind == "text" else ""
         self._run.write(
-            Checkpoint(
+            CheckpointRecord(
                 name=f"{lineage.model_name} step {saved.step}",
                 step=saved.step,
                 path=saved.path,

@@ -25,19 +25,19 @@ from mypt.home import home
 from tasks.tracking.destination import artifacts_uri, experiment_tags, is_remote, tracking_uri
 from tasks.tracking.records import (
     Artifact,
-    Checkpoint,
+    CheckpointRecord,
     DatasetInput,
     Ended,
+    MeasuredOn,
     Metrics,
     Opened,
     Params,
     Record,
-    Subject,
     Tags,
     Text,
 )
 
-__all__ = ["JOURNAL_TAG", "Failure", "Run", "Tracker", "is_gone", "is_refusal"]
+__all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refusal"]
 
 
 CHAMPION = "champion"
@@ -54,7 +54,7 @@ _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE
 Item = TypeVar("Item")
 
 
-def register(client: Any, pipeline: str, run_id: str, record: Checkpoint, model: str) -> None:
+def register(client: Any, pipeline: str, run_id: str, record: CheckpointRecord, model: str) -> None:
     """List a checkpoint under its pipeline's name, and strike out those that are gone.
 
     Args:
@@ -124,7 +124,7 @@ def is_refusal(error: Failure) -> bool:
     return error.error_code in _REFUSED
 
 
-class Run(NamedTuple):
+class MlflowRun(NamedTuple):
     """An MLflow run, and the journal that it mirrors."""
 
     id: str
@@ -148,7 +148,7 @@ class Tracker:
         self._client = MlflowClient(tracking_uri(), tracking_uri())
         self._experiments: dict[str, str] = {}
 
-    def run(self, journal: str, first: Opened) -> Run:
+    def run(self, journal: str, first: Opened) -> MlflowRun:
         """Return the run of a journal, found by its tag or new."""
         experiment = self._experiment(first.experiment)
         # Two homes have journals of one name where both train the same; they began at two times.
@@ -159,9 +159,9 @@ class Tracker:
         found = self._client.search_runs([experiment], mine)
         run = found[0] if found else None
         run = run or self._client.create_run(experiment, first.time, tags, first.title)
-        return Run(run.info.run_id, experiment, first.experiment, journal)
+        return MlflowRun(run.info.run_id, experiment, first.experiment, journal)
 
-    def apply(self, run: Run, records: Sequence[Record]) -> None:
+    def apply(self, run: MlflowRun, records: Sequence[Record]) -> None:
         """Say what some records say, metrics first.
 
         Raises:
@@ -205,7 +205,7 @@ class Tracker:
             self._experiments[name] = made
         return self._experiments[name]
 
-    def _apply_one(self, run: Run, record: Record) -> None:
+    def _apply_one(self, run: MlflowRun, record: Record) -> None:
         match record:
             case Opened():
                 self._client.update_run(run.id, status="RUNNING")
@@ -218,7 +218,7 @@ class Tracker:
                 self._tag(run.id, record.values)
             case DatasetInput():
                 self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
-            case Checkpoint():
+            case CheckpointRecord():
                 self._checkpoint(run, record)
             case Artifact() if Path(record.path).is_file():
                 self._client.log_artifact(run.id, record.path, record.folder or None)
@@ -229,7 +229,7 @@ class Tracker:
             case Ended():
                 self._client.set_terminated(run.id, record.status, record.time)
 
-    def _log(self, run: Run, records: Iterable[Metrics], model: str | None = None) -> None:
+    def _log(self, run: MlflowRun, records: Iterable[Metrics], model: str | None = None) -> None:
         metrics = []
         for record in records:
             about = self._about(run, record.subject, model)
@@ -240,19 +240,21 @@ class Tracker:
         for block in _blocks(metrics, _METRICS):
             self._client.log_batch(run.id, metrics=block)
 
-    def _about(self, run: Run, subject: Subject | None, model: str | None) -> dict[str, str]:
+    def _about(
+        self, run: MlflowRun, subject: MeasuredOn | None, model: str | None
+    ) -> dict[str, str]:
         if subject is None or not (model := model or self._model(run, subject.checkpoint)):
             return {}
         digest = subject.digest[:_DIGEST_LENGTH]
         return {"model_id": model, "dataset_name": subject.dataset, "dataset_digest": digest}
 
-    def _model(self, run: Run, digest: str, source: str | None = None) -> str | None:
+    def _model(self, run: MlflowRun, digest: str, source: str | None = None) -> str | None:
         """Return the id of the logged model of a checkpoint, that of run ``source`` if given."""
         found = self._client.search_logged_models([run.experiment], f"tags.digest = '{digest}'")
         models = [model for model in found if source in (None, model.source_run_id)]
         return str(models[0].model_id) if models else None
 
-    def _checkpoint(self, run: Run, record: Checkpoint) -> None:
+    def _checkpoint(self, run: MlflowRun, record: CheckpointRecord) -> None:
         """Make a checkpoint a logged model: its weights stay where they are."""
         model = self._model(run, record.digest, source=run.id) or self._new_model(run, record)
         outputs = self._client.get_run(run.id).outputs
@@ -265,7 +267,7 @@ class Tracker:
         if Path(record.path).is_dir():  # by now it may be pruned
             register(self._client, run.pipeline, run.id, record, model)
 
-    def _new_model(self, run: Run, record: Checkpoint) -> str:
+    def _new_model(self, run: MlflowRun, record: CheckpointRecord) -> str:
         facts = {"digest": record.digest, "weights": record.weights, "path": record.path}
         model = self._client.create_logged_model(
             run.experiment,

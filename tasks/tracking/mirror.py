@@ -9,7 +9,7 @@ from filelock import Timeout
 from mypt.errors import MyptError
 from mypt.evaluation.gate import champion
 from mypt.home import lock
-from tasks.tracking.client import Failure, Run, Tracker, is_gone, is_refusal
+from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal
 from tasks.tracking.destination import mlflow_is_there, read_sent, shown_uri, write_sent
 from tasks.tracking.journal import close_if_dead
 from tasks.tracking.records import Ended, Opened, Record, Tags, names, read
@@ -68,13 +68,13 @@ class Mirror:
             write_sent(name, read_sent(name).model_copy(update=progress))
             yield len(batch)
 
-    def _run(self, name: str) -> Run:
+    def _run(self, name: str) -> MlflowRun:
         """Return the MLflow run of a journal: kept, found by its tag, or new."""
         state = read_sent(name)
         first = next(read(name)).record
         assert isinstance(first, Opened)
         if state.run_id and state.experiment_id:
-            return Run(state.run_id, state.experiment_id, first.experiment, name)
+            return MlflowRun(state.run_id, state.experiment_id, first.experiment, name)
         run = self._tracker.run(name, self._below_its_parent(first))
         found_at = {"run_id": run.id, "experiment_id": run.experiment}
         write_sent(name, state.model_copy(update=found_at))
@@ -89,7 +89,7 @@ class Mirror:
         tags = record.tags | {"mlflow.parentRunId": self._run(record.parent).id}
         return record.model_copy(update={"tags": tags})
 
-    def _apply_singly(self, run: Run, records: Sequence[Record]) -> None:
+    def _apply_singly(self, run: MlflowRun, records: Sequence[Record]) -> None:
         """Let one record that MLflow refuses hold up no other; a tag of the run counts them."""
         refused = []
         for record in records:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 from mypt.errors import MyptError
+from mypt.text import shorten
 from tasks.tracking.destination import is_remote, read_sent, shown_uri, without_password
 from tasks.tracking.journal import Journal, close_if_dead
 from tasks.tracking.mirror import Mirror
@@ -172,7 +173,7 @@ class _Post:
 
     def _failed(self, error: Exception) -> None:
         with self._moved:
-            self._failure = without_password(" ".join(str(error).split()))[:200]
+            self._failure = shorten(without_password(str(error)), 200)
             # A file may be slow, but one that fails is as good as away.
             self._patience = min(self._patience, _PATIENCE)
             self._moved.notify_all()

@@ -39,7 +39,7 @@ class Params(Frozen):
     values: dict[str, str]
 
 
-class Subject(Frozen):
+class MeasuredOn(Frozen):
     """What figures are about: a checkpoint, scored on a split of a dataset."""
 
     checkpoint: str
@@ -59,11 +59,11 @@ class Metrics(Frozen):
     time: int = Field(default_factory=now)
     step: int = 0
     values: dict[str, float]
-    subject: Subject | None = None
+    subject: MeasuredOn | None = None
     """None: they are about the run alone."""
 
 
-class Checkpoint(Frozen):
+class CheckpointRecord(Frozen):
     """A checkpoint that the run wrote."""
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -137,7 +137,9 @@ class Ended(Frozen):
     status: Status
 
 
-Record = Opened | Params | Metrics | Tags | DatasetInput | Checkpoint | Artifact | Text | Ended
+Record = (
+    Opened | Params | Metrics | Tags | DatasetInput | CheckpointRecord | Artifact | Text | Ended
+)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
@@ -157,7 +159,7 @@ def flatten(value: object, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-class Line(Frozen):
+class JournalLine(Frozen):
     """One record, and where the next one begins."""
 
     record: Record
@@ -175,7 +177,7 @@ def journal_path(name: str) -> Path:
     return journals_dir() / f"{name}.jsonl"
 
 
-def read(name: str, start: int = 0) -> Iterator[Line]:
+def read(name: str, start: int = 0) -> Iterator[JournalLine]:
     """Yield the complete lines of a journal from byte ``start`` on.
 
     A line that is still being written, or that a killed process left torn, is not yielded.
@@ -198,7 +200,7 @@ def read(name: str, start: int = 0) -> Iterator[Line]:
                     f"{path}: the line that ends at byte {end} is damaged; expected one record a"
                     " line; move the file away to stop tracking that run"
                 ) from None
-            yield Line(record=record, end=end)
+            yield JournalLine(record=record, end=end)
 
 
 def names() -> tuple[str, ...]:

@@ -30,7 +30,7 @@ OURS = """
 from pathlib import Path
 import sys
 from mypt.config import MaskPolicy, Preparation, PrepareConfig, Source
-from mypt.data import text_encoder
+from mypt.data.vocabularies import encoder as text_encoder
 from mypt.data.dataset import prepare
 if sys.argv[3] == "tiktoken":
     text_encoder.fast_engine = lambda *_: None

@@ -11,7 +11,7 @@ from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tests.cluster.hosts import two_hosts, why_not
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 CONFIG = TINY | {
     "reduction": "tree", "grad_accumulation": 4, "max_iters": 400, "eval_interval": 100,

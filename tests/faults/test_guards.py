@@ -11,8 +11,9 @@ from mypt import files
 from mypt.data import building, dataset
 from mypt.data.manifest import Manifest
 from mypt.errors import MyptError
-from mypt.training import gradients, lineage, run, step
-from mypt.training.checkpoints import checkpoint, folder
+from mypt.training import claim, gradients, lineage, run, step
+from mypt.training.checkpoints import checkpoint
+from mypt.training.checkpoints import folder as steps_of
 from tasks.tracking.journal import Journal
 from tests.faults.checks import (
     builds_once,
@@ -71,7 +72,7 @@ GUARDS = {
         survives_crash_of("write", "train/shard_000.bin"), (files, "new_folder", straight),
     ),
     "pointers are put right": (
-        survives_crash_of("rename", "base/step_000008"), (run.names, "point", nothing),
+        survives_crash_of("rename", "base/step_000008"), (steps_of, "point", nothing),
     ),
     "a dataset's files are hashed": (
         detects("dataset", "tokens"), (dataset, "verify_files", nothing),
@@ -88,7 +89,7 @@ GUARDS = {
         detects("checkpoint", "lineage"), (files, "read_sealed", unsealed),
     ),
     "one process builds a dataset": (builds_once, (building, "FileLock", no_guard)),
-    "one process trains a model": (trains_once, (folder.FileLock, "acquire", nothing)),
+    "one process trains a model": (trains_once, (claim.FileLock, "acquire", nothing)),
     "losses must be finite": (stops_at_nan, (step, "_check_finite", nothing)),
     "weights must be finite": (keeps_what_is_finite, (checkpoint, "_check_finite", nothing)),
     "SIGTERM is heeded": (saves_when_terminated, (models._Stop, "_ask", nothing)),

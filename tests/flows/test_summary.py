@@ -78,3 +78,19 @@ def test_five_tasks_fit_a_terminal_of_80_columns():
         dataset=DatasetRef(path="d", digest="0" * 64), base=wide, base_plain=wide, sft=wide
     )
     assert len(printed(render_report(report), width=80)) == 5
+
+
+def test_what_the_base_says_is_dimmed_beside_the_answer():
+    dialogues = (Dialogue(prompt="Hi", base="the the", sft="Hello"),)
+    report = EvaluationReport(
+        dataset=DatasetRef(path="d", digest="0" * 64),
+        base=scores(),
+        base_plain=scores(),
+        sft=scores(),
+        dialogues=dialogues,
+    )
+    console = Console(width=80, color_system="standard", force_terminal=True)
+    with console.capture() as capture:
+        console.print(render_report(report))
+    assert "\x1b[2mthe the\x1b[0m" in capture.get()
+    assert "\x1b[2mHello" not in capture.get()

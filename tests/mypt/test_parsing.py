@@ -16,7 +16,7 @@ from mypt.parsing import parse_config, read_json
         ),
         (
             {"path": "a", "weight": 0},
-            "here: sources.0.weight: expected a number greater than 0, found 0",
+            "here: sources.0.weight: expected greater than 0, found the number 0",
         ),
         (
             {"path": "a", "weight": 0, "formt": "chat"},
@@ -31,7 +31,7 @@ def test_a_list_is_not_wrong_a_second_time_because_an_item_is(source, said):
 
 
 def test_a_list_without_items_is_wrong_by_itself():
-    with pytest.raises(ConfigError, match="sources: expected at least 1 item, found"):
+    with pytest.raises(ConfigError, match="sources: Tuple should have at least 1 item "):
         parse_config({"sources": []}, PrepareConfig, "here")
 
 

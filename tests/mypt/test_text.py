@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mypt.data.tokenizer import load_tokenizer
+from mypt.errors import DataError
 from mypt.inspection.rowview import token_texts
-from mypt.text import shorten, visible
+from mypt.text import names, one_line, shorten, shown, visible
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,20 @@ def test_the_texts_of_the_tokens_are_the_text(text):
     assert "".join(token_texts(tokenizer, tokenizer.encode(text))) == text
 
 
-def test_shortened_texts_are_one_line():
-    assert shorten(["a\nb", "c\x1b"], 20) == "a b c\\x1b"
-    assert shorten(["abcdef"], 4) == "abc\u2026"
+def test_shortened_text_is_one_line_and_no_longer_than_asked():
+    assert shorten("a\nb  c\x1b", 20) == "a b c\\x1b"
+    assert shorten("abcdef", 4) == "abc\u2026"
+    assert len(shorten("\x1b" * 9, 20)) == 20
+
+
+def test_an_error_escapes_as_pages_and_tables_do_and_stays_one_line():
+    text = "a\nb\x1b\u202e \U0001f469\u200d\U0001f680"
+    assert one_line(text) == visible(text).replace("\n", "\\n")
+    assert str(DataError(text)) == one_line(text)
+    assert shown(text) == f"'{one_line(text)}'"
+    assert names([text, "b"]) == f"{one_line(text)}, b"
+
+
+def test_a_long_value_and_many_names_are_cut():
+    assert shown("a" * 70) == f"'{'a' * 60}' ..."
+    assert names("abcdefghi") == "a, b, c, d, e, f, g, h ..."

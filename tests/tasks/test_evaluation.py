@@ -5,8 +5,8 @@ import pytest
 from mypt.config import EvaluateConfig, MaskPolicy
 from mypt.data.dataset import mask
 from mypt.references import CheckpointRef
-from tasks.evaluation import _output
-from tests.mypt.training.conftest import prepare_chat
+from tasks.evaluation import evaluate
+from tests.mypt.conftest import prepare_chat
 
 BASE, CHAT = (CheckpointRef(path=name, digest=name * 32, step=1) for name in ("aa", "bb"))
 
@@ -28,7 +28,8 @@ def data(home):
 
 
 def key(dataset, base=BASE, chat=CHAT, **asked):
-    return _output(base, chat, dataset, EvaluateConfig.model_validate(asked), "name").key
+    config = EvaluateConfig.model_validate(asked)
+    return evaluate.fn.__wrapped__(base, chat, dataset, config, "name").key
 
 
 def test_an_evaluation_is_named_by_the_digests_of_models_and_data(data):

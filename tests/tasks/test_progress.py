@@ -8,7 +8,7 @@ from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import EvalReport, Finished, Sample, Started, StepReport
 from mypt.training.plan import RunPlan
 from tasks import progress
-from tasks.progress import reading, show_events, watch
+from tasks.progress import reading, watch
 
 PLAN = RunPlan(
     model_name="tiny",
@@ -48,7 +48,7 @@ def test_all_events_are_passed_on(capsys):
 
 @pytest.mark.usefixtures("every_line")
 def test_without_a_terminal_steps_become_a_line_now_and_then(capsys):
-    show_events(EVENTS, PLAN)
+    list(watch(EVENTS, PLAN))
     lines = capsys.readouterr().out.splitlines()
     steps = [line for line in lines if line not in LINES]
     assert len(steps) == 3
@@ -60,7 +60,7 @@ def test_without_a_terminal_steps_become_a_line_now_and_then(capsys):
 @pytest.mark.usefixtures("every_line")
 def test_time_left_follows_from_the_steps_so_far(capsys):
     plan = PLAN.model_copy(update={"preset": Preset(max_iters=101)})
-    show_events([EVENTS[0], StepReport(1, 2.5, 0.1, 1.0, 128, 40, 1.7999)], plan)
+    list(watch([EVENTS[0], StepReport(1, 2.5, 0.1, 1.0, 128, 40, 1.7999)], plan))
     assert capsys.readouterr().out.splitlines()[-1].endswith(", 2 min 59 s left")
 
 
@@ -79,7 +79,7 @@ def test_on_a_terminal_steps_are_a_bar_and_no_lines(monkeypatch, capsys):
 
 
 def test_what_a_model_says_cannot_format_the_terminal(capsys):
-    show_events([EVENTS[0], Sample(1, "[red]", "[/bold]\x1b[31m")], PLAN)
+    list(watch([EVENTS[0], Sample(1, "[red]", "[/bold]\x1b[31m")], PLAN))
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == r"step 1: '[red]' -> '[/bold]\x1b[31m'"
 

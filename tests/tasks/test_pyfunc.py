@@ -16,14 +16,13 @@ import torch
 
 from flows.cli import main
 from mypt.config import Preset
-from mypt.data.conversations import say
 from mypt.errors import CheckpointError, DataError
-from mypt.inference.chat import answer
+from mypt.inference.chat import ask
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tasks.pyfunc import ChatModel
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 ASKED = {"messages": [{"role": "user", "content": "say 1"}], "temperature": 0.0, "max_tokens": 6}
 
@@ -39,7 +38,7 @@ def exported(tmp_path_factory):
         assert main(["export", "chat", "--to", "mlflow", str(folder / "out")]) == 0
         model, tokenizer, _ = load_model("chat")
         (folder / "runs").rename(folder / "gone")  # the folder stands alone
-    wanted = answer(model, tokenizer, [say("user", "say 1")], max_tokens=6).text
+    wanted = ask(model, tokenizer, "say 1", form="chat", max_tokens=6).text
     return folder / "out", wanted
 
 

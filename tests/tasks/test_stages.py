@@ -1,5 +1,6 @@
 import errno
 import threading
+from itertools import count
 
 import pytest
 from prefect import flow
@@ -20,21 +21,23 @@ def whole(path):
         raise ValueError("changed")
 
 
-def make_stage(folder, failures=()):
-    """Return a stage that writes one file, and the list of its calls."""
+def make_stage(folder, failures=(), read=lambda: None):
+    """Return a stage that writes what it has read into one file, and the list of its calls."""
     calls = []
     failing = list(failures)
 
-    def output(name: str) -> Output:
-        return Output(folder / name, f"write-{name}")
+    @stage("write {what} {name}", whole)
+    def write(name: str, what: str = "file") -> Output:
+        found = read()
 
-    @stage("write {what} {name}", output, whole)
-    def write(name: str, what: str = "file") -> str:
-        calls.append(what)
-        if failing:
-            raise failing.pop(0)
-        (folder / name).write_text("whole")
-        return name
+        def make():
+            calls.append(found or what)
+            if failing:
+                raise failing.pop(0)
+            (folder / name).write_text("whole")
+            return name
+
+        return Output(folder / name, f"write-{name}", make)
 
     return write, calls
 
@@ -87,6 +90,58 @@ class TestUnderPrefect:
         assert run(write, "a") == ["Failed"]
         assert len(calls) == 1
 
+    def test_the_input_is_resolved_once_a_try_and_handed_to_what_is_made_of_it(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("prefect.task_engine.time.sleep", lambda _: None)
+        numbers = count(1)
+        write, calls = make_stage(tmp_path, [ConnectionError("gone")], lambda: next(numbers))
+        assert run(write, "a") == ["Completed"]
+        assert calls == [1, 2]
+        assert next(numbers) == 3
+        assert run(write, "a") == ["Cached"]
+        assert next(numbers) == 5
+
+    def test_what_a_reused_stage_has_resolved_is_handed_to_no_other(self, tmp_path):
+        numbers = count(1)
+        write, calls = make_stage(tmp_path, read=lambda: next(numbers))
+
+        @flow
+        def cached_then_plain():
+            write("a")
+            write("a")
+            (tmp_path / "a").unlink()
+            write.fn("a")
+
+        cached_then_plain()
+        assert calls == [1, 3]
+
+    def test_stages_at_the_same_time_keep_what_each_has_resolved(self, tmp_path):
+        keyed, numbers = threading.Barrier(2), count(1)
+
+        def read():
+            keyed.wait()
+            return next(numbers)
+
+        write, calls = make_stage(tmp_path, read=read)
+
+        @flow
+        def both():
+            futures = [write.submit(name) for name in ("a", "b")]
+            return [future.result() for future in futures]
+
+        assert both() == ["a", "b"]
+        assert sorted(calls) == [1, 2]
+
+    def test_an_input_that_cannot_be_resolved_fails_the_task_with_its_own_error(self, tmp_path):
+        def read():
+            raise DataError("chat.jsonl: no such file")
+
+        write, calls = make_stage(tmp_path, read=read)
+        with pytest.raises(DataError, match=r"chat\.jsonl: no such file"):
+            flow(lambda: write("a"))()
+        assert calls == []
+
     def test_a_reused_stage_says_so(self, tmp_path, capsys):
         write, _ = make_stage(tmp_path)
         run(write, "a", times=2)
@@ -125,14 +180,17 @@ def test_two_equal_stages_wait_for_each_other(tmp_path):
     inside, most = 0, 0
     guard = threading.Lock()
 
-    @stage("slow {name}", lambda name: Output(tmp_path / name, f"slow-{name}"), whole)
-    def slow(name: str) -> None:  # noqa: ARG001
+    def make():
         nonlocal inside, most
         with guard:
             inside, most = inside + 1, max(most, inside + 1)
         threading.Event().wait(0.1)
         with guard:
             inside -= 1
+
+    @stage("slow {name}", whole)
+    def slow(name: str) -> Output:
+        return Output(tmp_path / name, f"slow-{name}", make)
 
     threads = [threading.Thread(target=slow.fn, args=("a",)) for _ in range(3)]
     for thread in threads:

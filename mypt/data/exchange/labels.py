@@ -20,6 +20,7 @@ from mypt.data.shards import MASK, TOKENS, ShardView, shard_name
 from mypt.errors import ConfigError, DataError, MaskError
 from mypt.parsing import read_json
 from mypt.references import DatasetRef
+from mypt.text import shorten
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -186,7 +187,7 @@ def _write(new: Path, split: Split, index: int, path: Path) -> None:
         table = _read(path)
         ids, labels = (_flat(table.column(name)) for name in _COLUMNS)
     except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
-        first = " ".join(str(error).split())[:200]
+        first = shorten(str(error), 200)
         raise DataError(f"{path}: {first}; expected lists input_ids and labels") from None
     if len(ids) and not 0 <= ids.min() <= ids.max() < 1 << 32:
         raise DataError(f"{path}: ids {ids.min()} to {ids.max()}; expected them in 32 bits")

@@ -1,6 +1,16 @@
 """Whole conversations, or pieces of them, laid into rows of one block each, by best fit.
 
 Best-fit decreasing runs over a histogram of lengths: a million are packed in a tenth of a second.
+
+The five tokens of :mod:`mypt.data.preparation.encoding` are a piece that fills 4 places: of a
+row of 6 two are padding, a row of 8 holds two such pieces, and a third opens a row of its own.
+
+>>> plan = plan_rows(dataset, "train", block_size=6)
+>>> plan.pieces.tolist(), plan.n_rows, plan.n_places, round(plan.fill, 2)
+([(0, 0, 5)], 1, 4, 0.67)
+>>> bins, n_bins = best_fit(np.array([4, 4, 4]), capacity=8)
+>>> sorted(bins.tolist()), n_bins
+([0, 0, 1], 2)
 """
 
 from bisect import bisect_left, insort

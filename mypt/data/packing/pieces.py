@@ -2,6 +2,18 @@
 
 A piece of n tokens fills n - 1 places of a packed row: its last token is a target and never an
 input, so a block of T places holds a piece of T + 1 tokens.
+
+The five tokens of :mod:`mypt.data.preparation.encoding` are one piece of a block of 4 places.
+One of 3 parts question and answer (``split``) or leaves both out (``drop``): the last number
+is 0 for a piece, 1 for tokens that are too many.
+
+>>> (shard,) = dataset.shards("train")
+>>> cut_rows(shard.rows, shard.spans, 4, "split")[["start", "stop", "fate"]].tolist()
+[(0, 5, 0)]
+>>> cut_rows(shard.rows, shard.spans, 3, "split")[["start", "stop", "fate"]].tolist()
+[(0, 3, 0), (3, 5, 0)]
+>>> cut_rows(shard.rows, shard.spans, 3, "drop")[["start", "stop", "fate"]].tolist()
+[(0, 5, 1)]
 """
 
 from collections.abc import Callable

@@ -1,4 +1,22 @@
-"""From rows to token ids, spans and digests, many rows at a time."""
+"""From rows to token ids, spans and digests, many rows at a time.
+
+"1+1" asked and "2" answered, in the template ``plain``, are five tokens; 256 ends the answer.
+The docstrings of pieces, layout, windows, arrays and packed go on with the same five.
+
+>>> from mypt.data.conversations import Conversation, Origin, say
+>>> from mypt.data.spans import KINDS, ROLES
+>>> from mypt.data.tokenizer import load_tokenizer
+>>> row = Conversation((say("user", "1+1"), say("assistant", "2")), Origin(file=0, line=1))
+>>> encoded = encode_rows([row], load_tokenizer("byte", "plain"))
+>>> encoded.tokens.tolist()
+[49, 43, 49, 50, 256]
+>>> [(a, b, ROLES[role], KINDS[kind]) for a, b, _, _, role, kind, _ in encoded.spans.tolist()]
+[(0, 3, 'user', 'content'), (3, 4, 'assistant', 'content'), (4, 5, 'assistant', 'end')]
+>>> from mypt.config import MaskPolicy
+>>> from mypt.data.masking import mask_from_spans
+>>> mask_from_spans(encoded.spans, 5, MaskPolicy()).tolist()
+[0, 0, 0, 1, 1]
+"""
 
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
@@ -12,7 +30,7 @@ from mypt.data.conversations import Document, PartKind, Row
 from mypt.data.spans import BY_POLICY, ROLE, ROW_DTYPE, spans_of
 from mypt.data.template import Shape
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.encoder import utf8
+from mypt.data.vocabularies.encoder import encode_each, utf8
 from mypt.errors import DataError
 
 
@@ -67,12 +85,17 @@ class _Slots(NamedTuple):
     """The ids of all fixed slots, in order."""
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Encoded:
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True) -> Encoded:
     """Encode rows, to the same as rendering and encoding each segment by itself would give.
 
     The authors' texts go to the encoder together, what the template writes is encoded once,
     and numpy puts both in place: no Python object is made for a token, nor for a segment.
     A few megabytes of text a call are quickest.
+
+    Args:
+        rows: Conversations and documents.
+        tokenizer: Its template says how they are written.
+        many: Whether the encoder of many texts, which takes up to a second to make, is worth it.
 
     Raises:
         DataError: If the template has no form for a row, or a text holds a lone surrogate.
@@ -82,7 +105,9 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Encoded:
     shapes, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
     slots = _compile(shapes, tokenizer)
     texts = utf8(turns.texts)
-    text_tokens, text_lengths = tokenizer.text_encoder.encode_utf8(texts)
+    text_tokens, text_lengths = (
+        tokenizer.text_encoder.encode(texts) if many else encode_each(tokenizer.encoding, texts)
+    )
 
     per_turn = slots.per_shape[shape]
     slot = _ranges(_starts(slots.per_shape)[shape], per_turn)
@@ -193,7 +218,8 @@ def _shapes(
         try:
             tokenizer.template.form(shapes[index])
         except DataError as error:
-            raise DataError(f"line {rows[row_of[index]].origin.line}: {error}") from None
+            line = rows[row_of[index]].origin.line
+            raise DataError(f"line {line}: {error}" if line else str(error)) from None
     return shapes, shape
 
 

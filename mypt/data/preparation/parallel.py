@@ -11,8 +11,8 @@ from mypt.config import Preparation
 from mypt.data.preparation.batches import Meter
 from mypt.data.preparation.dask_workers import dask_workers
 from mypt.data.preparation.encoding import Encoded, encode_rows
-from mypt.data.preparation.processes import Answer, Died, Engine, processes
-from mypt.data.preparation.worker import Done, Job
+from mypt.data.preparation.processes import Died, Engine, Pending, processes
+from mypt.data.preparation.worker import Done, PortionJob
 from mypt.data.reading.portions import Portion
 from mypt.data.reading.sources import SourceReader
 from mypt.data.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def map_portions(
         ConfigError: If the engine is not installed, or its scheduler cannot be reached.
     """
     with _ENGINES[preparation.engine](preparation) as engine:
-        waiting: deque[tuple[Portion, Answer]] = deque()
+        waiting: deque[tuple[Portion, Pending]] = deque()
         for portion in portions:
             waiting.append((portion, engine.submit(job(portion))))
             if len(waiting) > _AHEAD * engine.width:
@@ -60,7 +60,7 @@ def map_portions(
 
 
 def _outcome(
-    portion: Portion, answer: Answer, job: Callable[[Portion], str], engine: Engine
+    portion: Portion, answer: Pending, job: Callable[[Portion], str], engine: Engine
 ) -> Iterator[tuple[Portion, Done | None]]:
     try:
         yield portion, Done.model_validate_json(answer.result())
@@ -114,7 +114,7 @@ def _map(
     results: Path, readers: Sequence[SourceReader], meter: Meter, preparation: Preparation
 ) -> Iterator[tuple[int, Encoded]]:
     def job(portion: Portion) -> str:
-        given = Job(portion=portion, tokenizer=str(results.parent), folder=str(results))
+        given = PortionJob(portion=portion, tokenizer=str(results.parent), folder=str(results))
         return given.model_dump_json()
 
     for reader in readers:

@@ -23,8 +23,8 @@ class Died(Exception):  # noqa: N818 - no error: the portion is set aside
     """A portion has ended as many workers as it may."""
 
 
-class Answer(Protocol):
-    """What comes of one job, later."""
+class Pending(Protocol):
+    """The result of one job, once it is there."""
 
     def result(self) -> Any:
         """Wait for it; raises :class:`Died`."""
@@ -33,7 +33,7 @@ class Answer(Protocol):
 class Engine(NamedTuple):
     """Something that works on several jobs at once."""
 
-    submit: Callable[[str], Answer]
+    submit: Callable[[str], Pending]
     width: int
     """How many."""
 
@@ -101,7 +101,7 @@ class _Processes:
         self._threads = ThreadPoolExecutor(width)
         self._lock, self._ended = threading.Lock(), False
 
-    def submit(self, job: str) -> Answer:
+    def submit(self, job: str) -> Pending:
         return self._threads.submit(self._ask, job)
 
     def end(self) -> None:

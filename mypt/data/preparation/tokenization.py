@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mypt import files
@@ -24,21 +26,67 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.spans import ROLE
-from mypt.data.template import load_template
+from mypt.data.template import Template, load_template
 from mypt.data.tokenizer import Tokenizer, is_trained, load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError
 
 
+@dataclass(frozen=True)
+class DatasetPlan:
+    """What a dataset will be made of; each part is read when it is first asked for, and once."""
+
+    config: PrepareConfig
+
+    @cached_property
+    def readers(self) -> tuple[SourceReader, ...]:
+        """The sources, their files found and hashed; whoever reads them compares."""
+        return tuple(open_source(source, i) for i, source in enumerate(self.config.sources))
+
+    @cached_property
+    def inherited(self) -> Tokenizer | None:
+        """The tokenizer that comes from elsewhere with its template, if one is to be used."""
+        origin = self.config.tokenizer_from
+        return None if origin is None else load_tokenizer(origin)
+
+    @cached_property
+    def template(self) -> Template:
+        """What renders the conversations."""
+        inherited = self.inherited
+        return inherited.template if inherited else load_template(self.config.template)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the tokenizer is made from the sources."""
+        return self.inherited is None and is_trained(self.config.tokenization)
+
+    @cached_property
+    def recipe(self) -> str:
+        """Digest of all that decides the content, which where the raw files lie does not."""
+        sources = [
+            source.model_dump(mode="json", exclude={"path"})
+            | {"name": reader.name, "format": reader.format}
+            | {"files": [file.sha256 for file in reader.files]}
+            for source, reader in zip(self.config.sources, self.readers, strict=True)
+        ]
+        without = {"sources", "tokenizer_from", "template"}
+        values = self.config.model_dump(mode="json", exclude=without)
+        if self.inherited is not None:
+            values["tokenization"] = self.inherited.digest
+        else:
+            values["template"] = self.template.digest
+        return files.digest_json({"version": VERSION, "sources": sources} | values)
+
+
 def write_tokens(
     folder: Path,
-    config: PrepareConfig,
+    plan: DatasetPlan,
     progress: Progress | None = None,
     preparation: Preparation = Preparation(),
 ) -> Manifest:
     """Write shards, spans and the tokenizer's state into ``folder``.
 
-    The same sources and config give the same bytes, whoever reads and encodes the rows and
-    however that is batched.
+    Equal plans give the same bytes, whoever reads and encodes the rows and however that is
+    batched.
 
     Returns:
         The metadata, not sealed and without masks.
@@ -48,16 +96,16 @@ def write_tokens(
             same although a share of them is to go to val.
         ConfigError: If there is no such tokenizer, template or format.
     """
-    readers = _open(config)
-    _check_prompts(config, readers)
-    meter = Meter(readers, progress, passes=1 + _trains(config))
-    tokenizer = _tokenizer(config, readers, meter)
+    readers = plan.readers
+    _check_prompts(plan)
+    meter = Meter(readers, progress, passes=1 + plan.trains)
+    tokenizer = _tokenizer(plan, meter)
     tokenizer.write(folder)
-    split = RowSplit(config.val_fraction)
+    split = RowSplit(plan.config.val_fraction)
 
     def write(split: RowSplit) -> Manifest:
         rows = encode_sources(folder, readers, tokenizer, meter, preparation)
-        return _write_shards(folder, config, readers, tokenizer, split, meter, rows)
+        return _write_shards(folder, plan, tokenizer, split, meter, rows)
 
     manifest = write(split)
     if split.empty is not None:
@@ -69,50 +117,19 @@ def write_tokens(
     return manifest
 
 
-def _check_prompts(config: PrepareConfig, readers: Sequence[SourceReader]) -> None:
+def _check_prompts(plan: DatasetPlan) -> None:
     """Refuse what would write Alpaca's prompt twice."""
-    name = next((reader.name for reader in readers if reader.format == "alpaca"), None)
-    if name is None:
-        return
-    inherited = config.tokenizer_from
-    template = load_tokenizer(inherited).template if inherited else load_template(config.template)
-    if "### Instruction:" in template.turns["user"].header:
+    name = next((reader.name for reader in plan.readers if reader.format == "alpaca"), None)
+    if name is not None and "### Instruction:" in plan.template.turns["user"].header:
         raise ConfigError(
-            f"{name}: format alpaca holds the prompt that template {template.name} writes; choose"
-            " template mypt, plain, chatml or llama3"
+            f"{name}: format alpaca holds the prompt that template {plan.template.name} writes;"
+            " choose template mypt, plain, chatml or llama3"
         )
-
-
-def recipe(config: PrepareConfig) -> str:
-    """Return a digest of all that decides a dataset's content; equal recipes, equal datasets.
-
-    It covers what the raw files hold and not where they lie.
-
-    Raises:
-        DataError: If a source cannot be read.
-    """
-    return _recipe(config, _open(config))
-
-
-def _recipe(config: PrepareConfig, readers: Sequence[SourceReader]) -> str:
-    sources = [
-        source.model_dump(mode="json", exclude={"path"})
-        | {"name": reader.name, "format": reader.format}
-        | {"files": [file.sha256 for file in reader.files]}
-        for source, reader in zip(config.sources, readers, strict=True)
-    ]
-    values = config.model_dump(mode="json", exclude={"sources", "tokenizer_from", "template"})
-    if config.tokenizer_from is not None:
-        values["tokenization"] = load_tokenizer(config.tokenizer_from).digest
-    else:
-        values["template"] = load_template(config.template).digest
-    return files.digest_json({"version": VERSION, "sources": sources} | values)
 
 
 def _write_shards(
     folder: Path,
-    config: PrepareConfig,
-    readers: Sequence[SourceReader],
+    plan: DatasetPlan,
     tokenizer: Tokenizer,
     split: RowSplit,
     meter: Meter,
@@ -120,7 +137,7 @@ def _write_shards(
 ) -> Manifest:
     is_chat = False
     meter.rows = 0
-    with ShardWriter(folder, config.shard_tokens, tokenizer.n_vocab) as writer:
+    with ShardWriter(folder, plan.config.shard_tokens, tokenizer.n_vocab) as writer:
         for index, encoded in rows:
             is_chat = is_chat or bool((encoded.spans["role"] != ROLE["text"]).any())
             in_val = split.in_val(encoded.rows)
@@ -131,14 +148,14 @@ def _write_shards(
         shards = writer.close()
     return Manifest(
         kind="chat" if is_chat else "text",
-        recipe=_recipe(config, readers),
+        recipe=plan.recipe,
         tokenizer=record_file(folder, TOKENIZER_STATE),
         tokenizer_name=tokenizer.name,
         n_vocab=tokenizer.n_vocab,
         template=tokenizer.template.digest,
-        sources=_account(readers, shards),
+        sources=_account(plan.readers, shards),
         shards=shards,
-        making=Making(config=config, policies=(None,)),
+        making=Making(config=plan.config, policies=(None,)),
     )
 
 
@@ -170,19 +187,11 @@ def _note_repair(manifest: Manifest, empty: Split) -> Manifest:
     return manifest.model_copy(update={"sources": tuple(sources)})
 
 
-def _trains(config: PrepareConfig) -> bool:
-    return config.tokenizer_from is None and is_trained(config.tokenization)
-
-
-def _tokenizer(config: PrepareConfig, readers: Sequence[SourceReader], meter: Meter) -> Tokenizer:
-    if config.tokenizer_from is not None:
-        return load_tokenizer(config.tokenizer_from)
-    if not is_trained(config.tokenization):
-        return load_tokenizer(config.tokenization, config.template)
-    batches = (batch for reader in readers for batch in meter.batches(reader))
+def _tokenizer(plan: DatasetPlan, meter: Meter) -> Tokenizer:
+    if plan.inherited is not None:
+        return plan.inherited
+    if not plan.trains:
+        return load_tokenizer(plan.config.tokenization, plan.template)
+    batches = (batch for reader in plan.readers for batch in meter.batches(reader))
     texts = (text for batch in batches for text in texts_of(batch))
-    return train_tokenizer(config.tokenization, texts, config.template)
-
-
-def _open(config: PrepareConfig) -> list[SourceReader]:
-    return [open_source(source, index) for index, source in enumerate(config.sources)]
+    return train_tokenizer(plan.config.tokenization, texts, plan.template)

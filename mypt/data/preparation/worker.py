@@ -28,8 +28,8 @@ from mypt.orphans import end_with
 from mypt.parsing import Frozen
 
 
-class Job(Frozen):
-    """What a worker is given; it needs no other word, and reads files only."""
+class PortionJob(Frozen):
+    """One portion for a worker to encode; it needs no other word, and reads files only."""
 
     portion: Portion
     tokenizer: str
@@ -93,7 +93,7 @@ def work(job: str) -> str:
 
     The file's name is new each time: a worker that was given up may still be writing.
     """
-    given = Job.model_validate_json(job)
+    given = PortionJob.model_validate_json(job)
     try:
         done = _encode(given)
     except MyptError as error:
@@ -110,7 +110,7 @@ def work(job: str) -> str:
     return done.model_dump_json()
 
 
-def _encode(job: Job) -> Done:
+def _encode(job: PortionJob) -> Done:
     tokenizer, tally, n_rows = _load(job.tokenizer), Tally(), 0
     path = Path(job.folder) / secrets.token_hex(16)
     with files.create(path) as file:

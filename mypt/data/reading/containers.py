@@ -9,7 +9,7 @@ from mypt.data.reading.raw import RawFile, decode, lines
 from mypt.data.reading.records import BLANK, WHOLE, Place, Record
 from mypt.data.reading.strict_json import BLANKS
 from mypt.errors import DataError
-from mypt.text import names
+from mypt.text import names, shorten
 
 _BATCH_ROWS = 64
 _BUFFER = 1 << 20
@@ -103,7 +103,7 @@ def read_parquet(raw: RawFile) -> Iterator[Record]:
                     yield Record(row, raw.place(number, "row"), batch.nbytes // batch.num_rows)
                 raw.bytes_done = raw.size * number // max(1, n_rows)
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
-        first_line = " ".join(str(error).split())[:200]
+        first_line = shorten(str(error), 200)
         raise DataError(f"{raw.name}: no Parquet ({first_line}); get an undamaged copy") from None
     raw.bytes_done = raw.size
 

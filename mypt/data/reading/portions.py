@@ -12,9 +12,9 @@ from mypt.data.reading.containers import container_of, is_packed
 from mypt.data.reading.formats.texts import cut_documents
 from mypt.data.reading.raw import BOM, RawFile
 from mypt.data.reading.readers import read_rows
-from mypt.data.reading.records import WHOLE, Stretch, Tally
+from mypt.data.reading.records import WHOLE, ByteRange, Tally
 from mypt.parsing import Frozen
-from mypt.text import printable
+from mypt.text import one_line
 
 PORTION_BYTES: Final = 16 << 20
 """A portion has about as many: seconds of work."""
@@ -22,13 +22,13 @@ _END_OF_LINE: Final = re.compile(rb"\n")
 _END_OF_CHAT: Final = re.compile(rb"\n[ \t\r]*\n")
 
 
-class Piece(Frozen):
-    """A stretch of one raw file, and what it must hold."""
+class FileSlice(Frozen):
+    """Neighbouring bytes of one raw file, and their digest."""
 
     path: str
     file: int
     """Index of the file within its source."""
-    stretch: Stretch
+    stretch: ByteRange
     size: int
     """Bytes as stored."""
     sha256: str
@@ -37,7 +37,7 @@ class Piece(Frozen):
     @property
     def name(self) -> str:
         """What people call it."""
-        name = printable(self.path)
+        name = one_line(self.path)
         start, stop, _ = self.stretch
         return name if self.stretch == WHOLE else f"{name}, bytes {start:,} to {stop:,}"
 
@@ -48,7 +48,7 @@ class Portion(Frozen):
     source: int
     format: Format
     mapping: FieldMapping | None
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FileSlice, ...]
 
     @property
     def size(self) -> int:
@@ -78,7 +78,7 @@ def cut_portions(
     Raises:
         DataError: If a large file changed since it was hashed.
     """
-    held: list[Piece] = []
+    held: list[FileSlice] = []
     for raw, sha256 in files:
         for piece in _pieces(raw, sha256, format):
             if held and sum(one.size for one in held) + piece.size > PORTION_BYTES:
@@ -100,8 +100,10 @@ def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
         raw.check_unchanged(piece.sha256)
 
 
-def _pieces(raw: RawFile, sha256: str, format: Format) -> Iterator[Piece]:
-    whole = Piece(path=str(raw.path), file=raw.index, stretch=WHOLE, size=raw.size, sha256=sha256)
+def _pieces(raw: RawFile, sha256: str, format: Format) -> Iterator[FileSlice]:
+    whole = FileSlice(
+        path=str(raw.path), file=raw.index, stretch=WHOLE, size=raw.size, sha256=sha256
+    )
     blocks = _blocks(raw, format)
     if raw.size <= PORTION_BYTES or blocks is None:
         yield whole
@@ -111,11 +113,11 @@ def _pieces(raw: RawFile, sha256: str, format: Format) -> Iterator[Piece]:
     line = next_line = 1
     found, blank = [], True
 
-    def end() -> Piece:
-        return Piece(
+    def end() -> FileSlice:
+        return FileSlice(
             path=str(raw.path),
             file=raw.index,
-            stretch=Stretch(start, stop, line),
+            stretch=ByteRange(start, stop, line),
             size=stop - start,
             sha256=hasher.hexdigest(),
         )

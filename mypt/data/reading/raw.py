@@ -10,9 +10,9 @@ from stat import S_ISREG
 from typing import BinaryIO, Final, NamedTuple, cast
 
 from mypt import files
-from mypt.data.reading.records import WHOLE, Place, Stretch, Unit
+from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit
 from mypt.errors import DataError
-from mypt.text import printable
+from mypt.text import one_line
 
 CHUNK: Final = 256 << 10
 """Bytes that are read at a time."""
@@ -25,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 class Stored:
     """A stretch of the bytes as they are stored, counted and hashed as they pass."""
 
-    def __init__(self, file: BinaryIO, stretch: Stretch) -> None:
+    def __init__(self, file: BinaryIO, stretch: ByteRange) -> None:
         self._file, self._stop = file, stretch.stop
         file.seek(stretch.start)
         self.n_read = 0
@@ -102,7 +102,7 @@ class Limits(NamedTuple):
     """The same for a Parquet file, which writes a value that all rows share only once."""
 
 
-class Line(NamedTuple):
+class RawLine(NamedTuple):
     """One line without its line feed."""
 
     number: int
@@ -120,7 +120,7 @@ class RawFile:
         path: Path,
         index: int = 0,
         limits: Limits | None = None,
-        stretch: Stretch = WHOLE,
+        stretch: ByteRange = WHOLE,
     ) -> None:
         """Look at the file without reading it.
 
@@ -128,7 +128,7 @@ class RawFile:
             DataError: If it is missing, empty, unreadable or no ordinary file.
         """
         self.path = path
-        self.name = printable(str(path))
+        self.name = one_line(str(path))
         self.index = index
         self.limits = limits or Limits()
         self.stretch = stretch
@@ -223,7 +223,7 @@ class RawFile:
             raise DataError(f"{self.name}: changed while it was read; run again when it is at rest")
 
 
-def lines(raw: RawFile) -> Iterator[Line]:
+def lines(raw: RawFile) -> Iterator[RawLine]:
     r"""Cut a file at ``\n`` only; U+2028 or a lone carriage return ends no line.
 
     Raises:
@@ -235,7 +235,7 @@ def lines(raw: RawFile) -> Iterator[Line]:
     for chunk in raw.chunks():
         for index, piece in enumerate(chunk.split(b"\n")):
             if index:
-                yield Line(number, offset, b"".join(pending))
+                yield RawLine(number, offset, b"".join(pending))
                 number, offset = number + 1, offset + n_pending + 1
                 pending, n_pending = [], 0
             pending.append(piece)
@@ -246,7 +246,7 @@ def lines(raw: RawFile) -> Iterator[Line]:
                     " expected one row a line; cut it into rows"
                 )
     if n_pending:
-        yield Line(number, offset, b"".join(pending))
+        yield RawLine(number, offset, b"".join(pending))
 
 
 def decode(data: bytes, offset: int, place: Place) -> str:

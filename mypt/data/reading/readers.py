@@ -7,8 +7,10 @@ from typing import Any
 from mypt.config import FieldMapping, Format
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import chats, mapped, pairs
+from mypt.data.reading.formats import chats
 from mypt.data.reading.formats import chats as tree
+from mypt.data.reading.formats import columns as mapped
+from mypt.data.reading.formats import columns as pairs
 from mypt.data.reading.formats import texts as tagged
 from mypt.data.reading.formats import texts as text
 from mypt.data.reading.formats.message import first_of

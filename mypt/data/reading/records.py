@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any, Final, Literal, NamedTuple
 
 from mypt.data.conversations import Origin
-from mypt.text import printable
+from mypt.text import one_line
 
 Unit = Literal["line", "item", "row"]
 BLANK: Final = object()
@@ -29,12 +29,12 @@ class Place(NamedTuple):
         return Origin(self.file, self.line)
 
     def __str__(self) -> str:
-        name = printable(self.path)
+        name = one_line(self.path)
         return f"{name}:{self.line}" if self.unit == "line" else f"{name}: {self.unit} {self.line}"
 
 
-class Stretch(NamedTuple):
-    """The part of a raw file that is read at a time; by default all of it."""
+class ByteRange(NamedTuple):
+    """The bytes of a raw file that are read at a time; by default all of them."""
 
     start: int = 0
     """First byte as stored."""
@@ -44,7 +44,7 @@ class Stretch(NamedTuple):
     """The line that begins at ``start``."""
 
 
-WHOLE = Stretch()
+WHOLE = ByteRange()
 
 
 class Record(NamedTuple):

@@ -10,13 +10,13 @@ from mypt.config import Format, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.reading import exercises
-from mypt.data.reading.portions import Piece, Portion, cut_portions
+from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.readers import detect_format, read_rows
 from mypt.data.reading.records import Tally
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
-from mypt.text import printable
+from mypt.text import shorten
 
 _SHOWN = 60
 
@@ -105,7 +105,7 @@ class SourceReader:
         self._n_kept += n_kept
         self._tally.add(tally)
 
-    def set_aside(self, piece: Piece) -> None:
+    def set_aside(self, piece: FileSlice) -> None:
         """Note that a piece was not read, since it ends whoever reads it."""
         name = piece.name.removeprefix(str(Path(piece.path).parent)).lstrip("/")
         self._tally.dropped[f"{name}: set aside, its rows unknown, since it ended every worker"] = 0
@@ -164,7 +164,7 @@ def find_files(source: Source) -> tuple[Path, ...]:
     try:
         is_folder = path.is_dir()
     except OSError as error:
-        name = printable(str(path)[:_SHOWN])
+        name = shorten(str(path), _SHOWN)
         raise DataError(f"{name}: {error.strerror}; check the path or the pattern") from None
     if is_folder:
         found = (p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
@@ -176,7 +176,7 @@ def find_files(source: Source) -> tuple[Path, ...]:
         return (path,)
     paths = tuple(sorted(p for p in found if p.is_file()))
     if not paths:
-        raise DataError(f"{printable(str(path))}: no file found; check the path or the pattern")
+        raise DataError(f"{path}: no file found; check the path or the pattern")
     return paths
 
 

@@ -132,16 +132,8 @@ class TextEncoder:
         self.fast = fast_engine(vocabulary, separator)
         """The quicker engine; None takes tiktoken alone."""
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Return the ids of all texts, one after the other, and how many each has.
-
-        Raises:
-            DataError: If a text holds a lone surrogate, which no bytes can stand for.
-        """
-        return self.encode_utf8(utf8(texts))
-
-    def encode_utf8(self, texts: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Return the same for texts as UTF-8."""
+    def encode(self, texts: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the ids of all texts, one after the other, and how many each has."""
         encoded = [self._encode_chunk(chunk) for chunk in _chunks(texts)]
         if not encoded:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
@@ -151,8 +143,7 @@ class TextEncoder:
     def _encode_chunk(self, texts: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         joined = _SEPARATOR.join([*texts, b""])
         if joined.count(_SEPARATOR) != len(texts):
-            encoded = [encode_ordinary(self._encoding, text.decode()) for text in texts]
-            return np.concatenate(encoded), np.array([len(ids) for ids in encoded], np.int64)
+            return encode_each(self._encoding, texts)
         ids = self._reference(joined) if self.fast is None else self.fast.encode(joined)
         separates = ids == self._separator_id
         stops = np.flatnonzero(separates)
@@ -209,6 +200,15 @@ def encode_ordinary(
         return encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
     except UnicodeEncodeError as error:
         raise _lone_surrogate(error) from None
+
+
+def encode_each(
+    encoding: tiktoken.Encoding, texts: Sequence[bytes]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Return what :meth:`TextEncoder.encode` does, a call a text."""
+    encoded = [encode_ordinary(encoding, text.decode()) for text in texts]
+    ids = np.concatenate([np.empty(0, np.uint32), *encoded])
+    return ids, np.array([len(part) for part in encoded], np.int64)
 
 
 def utf8(texts: Iterable[str]) -> list[bytes]:

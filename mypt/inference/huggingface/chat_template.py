@@ -13,7 +13,6 @@ import json
 from typing import Any, Final
 
 from mypt.config import MaskPolicy
-from mypt.data.conversations import Conversation, Message
 from mypt.data.masking import FIELDS, rules
 from mypt.data.spans import KINDS
 from mypt.data.template import Slot, Template
@@ -130,23 +129,6 @@ def chat_template(template: Template, policy: MaskPolicy) -> str:
     }
     head = "\n".join(f"{{%- set {name} = {_literal(value)} -%}}" for name, value in values.items())
     return f"{head}\n{_BODY}"
-
-
-def hf_messages(row: Conversation) -> list[dict[str, Any]]:
-    """Return a conversation as ``apply_chat_template`` takes it, with nothing lost."""
-    return [_message(message) for message in row.messages]
-
-
-def _message(message: Message) -> dict[str, Any]:
-    fields: dict[str, Any] = {"role": message.role}
-    kinds = [part.kind for part in message.parts]
-    if kinds == ["text"]:
-        fields["content"] = message.text
-    else:
-        fields["content"] = [{"type": part.kind, "text": part.text} for part in message.parts]
-    if message.train is not None:
-        fields["train"] = message.train
-    return fields
 
 
 def _literal(value: Any) -> str:

@@ -14,6 +14,7 @@ from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError
 from mypt.inference.huggingface.weights import Family, Weights, from_hf
 from mypt.parsing import parse_config
+from mypt.text import shorten
 
 CONFIG: Final = "config.json"
 _INDEX: Final = "model.safetensors.index.json"
@@ -44,7 +45,7 @@ def read_hf(folder: Path) -> Imported:
         try:
             theirs |= {name: tensor.float() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
-            first = " ".join(str(error).split())[:200]
+            first = shorten(str(error), 200)
             raise CheckpointError(f"{path}: no safetensors that can be read: {first}") from None
     weights = from_hf(architecture, theirs, family)
     if architecture.tie_weights:

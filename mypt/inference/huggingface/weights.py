@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mypt.config import Architecture, GPTConfig
 from mypt.errors import CheckpointError, ConfigError
+from mypt.text import shorten
 
 Weights = dict[str, Tensor]
 Family = Literal["gpt2", "llama"]
@@ -77,7 +78,7 @@ def from_hf(config: Architecture, theirs: Weights, family: Family) -> Weights:
     except KeyError as error:
         raise CheckpointError(f"no tensor {error.args[0]}; expected {CLASSES[family]}") from None
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
+        first = shorten(str(error), 200)
         raise CheckpointError(f"a tensor of another shape ({first}) than the config says") from None
 
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError, DataError
-from mypt.inference.chat import chat_prompt
+from mypt.inference.chat import fitting_prompt
 from mypt.inference.reply import Reply
 from mypt.inference.server import protocol
 from mypt.inference.server.protocol import ChatRequest, Refused
@@ -31,7 +31,7 @@ _LOOK_SECONDS = 0.5
 """How often a request that waits looks whether its client is still there."""
 
 
-class LineFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
+class QueueFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
     """So many requests wait that no further one is taken."""
 
 
@@ -41,7 +41,7 @@ class Closed(Exception):  # noqa: N818 - likewise
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request."""
+    """One request in the queue."""
 
     reply: Reply
     emit: Callable[[str | BaseException | None], None]
@@ -50,8 +50,11 @@ class Job:
     """Set by whoever no longer wants the answer."""
 
 
-class Line:
-    """First come, first served; each answer is written by itself, as fast as the machine can."""
+class Queue:
+    """Requests that wait for the model, first come, first served.
+
+    Each answer is written by itself, as fast as the machine can.
+    """
 
     def __init__(self, length: int) -> None:
         """Start the thread.
@@ -77,7 +80,7 @@ class Line:
             if self._closed:
                 raise Closed
             if len(self._jobs) >= self._length:
-                raise LineFull
+                raise QueueFull
             self._jobs.append(job)
             self._changed.notify()
 
@@ -128,7 +131,7 @@ class Served:
     """What clients call the model."""
     digest: str
     """Of the checkpoint."""
-    line: Line
+    queue: Queue
     clock: Callable[[], float]
     """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
     api_key: str | None = None
@@ -141,53 +144,57 @@ async def answer(served: Served, asked: ChatRequest, request: Request) -> Respon
     Raises:
         Refused: If the model cannot read the conversation, or too many wait.
     """
-    reply = reply_to(served.model, served.tokenizer, asked)
-    head = head_of(served.digest, int(served.clock()))
-    texts = _texts(served.line, reply, request)
+    reply, left_out = reply_to(served.model, served.tokenizer, asked)
+    head = head_of(served.digest, int(served.clock()), left_out)
+    headers = {"x-mypt-turns-left-out": str(left_out)}
+    texts = _texts(served.queue, reply, request)
     if asked.stream:
         first = await anext(texts, None)  # an error before the first word is an ordinary answer
         events = _events(asked, reply, head, first, texts)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
     text = "".join([text async for text in texts])
-    return JSONResponse(protocol.completion(asked, reply, text, head))
+    return JSONResponse(protocol.completion(asked, reply, text, head), headers=headers)
 
 
-def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> Reply:
-    """Return the answer to a request, not yet written.
+def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> tuple[Reply, int]:
+    """Return the answer to a request, not yet written, and how many turns it leaves out.
 
     Raises:
         Refused: If the model cannot read the conversation.
     """
     try:
-        prompt = chat_prompt(tokenizer, asked.conversation())
+        prompt, left_out = fitting_prompt(model, tokenizer, asked.conversation(), asked.longest)
     except DataError as error:
         raise Refused(400, str(error), param="messages") from None
     try:
-        return Reply(
+        reply = Reply(
             model, tokenizer, prompt,
             max_tokens=asked.longest, stop=asked.stops, sampling=asked.sampling,
         )  # fmt: skip
     except ConfigError as error:
         code = "context_length_exceeded"
         raise Refused(400, str(error), param="messages", code=code) from None
+    return reply, left_out
 
 
-def head_of(digest: str, created: int) -> dict[str, Any]:
-    """Return what tells one answer from another.
+def head_of(digest: str, created: int, left_out: int) -> dict[str, Any]:
+    """Return what tells one answer from another; the last field is not of the protocol.
 
     Args:
         digest: Of the checkpoint.
         created: Seconds since 1970.
+        left_out: The oldest turns that the model did not read, for want of room.
     """
     return {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": created,
         "system_fingerprint": digest[:12],
+        "turns_left_out": left_out,
     }
 
 
-async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[str]:
-    """Yield an answer's text; whoever leaves gives up his place in the line."""
+async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[str]:
+    """Yield an answer's text; whoever leaves gives up his place in the queue."""
     loop = asyncio.get_running_loop()
     said: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
 
@@ -197,7 +204,7 @@ async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[st
 
     job = Job(reply, emit)
     try:
-        line.add(job)
+        queue.add(job)
         while True:
             try:
                 text = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
@@ -210,7 +217,7 @@ async def _texts(line: Line, reply: Reply, request: Request) -> AsyncIterator[st
             if isinstance(text, BaseException):
                 raise text
             yield text
-    except LineFull:
+    except QueueFull:
         raise Refused(
             429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"
         ) from None

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from mypt.errors import ConfigError
-from mypt.inference.server.answering import Line, Served, answer, refused
+from mypt.inference.server.answering import Queue, Served, answer, refused
 from mypt.inference.server.protocol import Refused, read_request
 from mypt.pages.render import render, script_hash
 
@@ -29,7 +29,8 @@ def chat_page(name: str, *, key: bool) -> tuple[str, str]:
         name: What the model is called.
         key: Whether people must give an API key.
     """
-    html = render("chat.html", styles=["chat.css"], script="chat.js", name=name, key=key)
+    styles = ["page.css", "chat.css"]
+    html = render("chat.html", styles=styles, script="chat.js", name=name, key=key)
     policy = (
         "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline';"
         f" script-src '{script_hash('chat.js')}'; frame-ancestors 'none'; base-uri 'none'"
@@ -88,28 +89,28 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
     return socket.create_server((host, port), family=family)
 
 
-def serve(app: FastAPI, line: Line, listening: socket.socket) -> None:
+def serve(app: FastAPI, queue: Queue, listening: socket.socket) -> None:
     """Answer until SIGTERM or Ctrl-C, which are raised again when all is closed."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
     )
     try:
-        _Server(config, line).run(sockets=[listening])
+        _Server(config, queue).run(sockets=[listening])
     finally:
-        line.close()
-        line.join()
+        queue.close()
+        queue.join()
 
 
 class _Server(uvicorn.Server):
     """Breaks answers off when it is told to end; else it would wait for the longest."""
 
-    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+    def __init__(self, config: uvicorn.Config, queue: Queue) -> None:
         super().__init__(config)
-        self._line = line
+        self._queue = queue
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Close the line, then do as uvicorn does."""
-        self._line.close()
+        """Close the queue, then do as uvicorn does."""
+        self._queue.close()
         super().handle_exit(sig, frame)
 
 

@@ -14,13 +14,12 @@ from mypt import files
 from mypt.data.conversations import PartKind
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS, FileRecord, Manifest, Shard, Split
-from mypt.data.shards import open_table
+from mypt.data.shards import open_table, origin
 from mypt.data.spans import KIND, KINDS, ROLES, ROW_DTYPE, SPAN_DTYPE
 from mypt.data.template import PartForm, Template
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import MyptError
-from mypt.inspection.checks.findings import EXAMPLES, Findings, Place
-from mypt.inspection.rowview import origin
+from mypt.inspection.checks.findings import EXAMPLES, Findings, Where
 
 TOKEN_BYTES = 4
 MASK_BYTES = 1
@@ -37,16 +36,17 @@ class ShardCheck:
     """Rows of the split before this shard."""
     findings: Findings
 
-    def place(self, row: int, detail: str = "") -> Place:
+    def place(self, row: int, detail: str = "") -> Where:
         """Return the place of a row, counted in the shard."""
-        where = origin(self.dataset, self.shard, row)
-        return Place(split=self.split, row=self.first_row + row, where=where, detail=detail)
+        source = self.dataset.manifest.sources[self.shard.record.source]
+        where = origin(self.shard, source, row)
+        return Where(split=self.split, row=self.first_row + row, where=where, detail=detail)
 
-    def place_token(self, position: int, detail: str) -> Place:
+    def place_token(self, position: int, detail: str) -> Where:
         """Return the place of a token, counted in the shard."""
         if self.shard.rows is None:
             name = self.shard.record.tokens.name
-            return Place(split=self.split, where=f"{name} token {position}", detail=detail)
+            return Where(split=self.split, where=f"{name} token {position}", detail=detail)
         row = int(np.searchsorted(self.shard.rows["stop"], position, side="right"))
         inside = position - int(self.shard.rows["start"][row])
         return self.place(row, f"token {inside}: {detail}")
@@ -72,7 +72,7 @@ def _check_ids(check: ShardCheck) -> None:
     if len(unknown):
         detail = f"id {tokens[unknown[0]]} found, the vocabulary ends at {len(known) - 2}"
         name = check.shard.record.tokens.name
-        place = Place(split=check.split, where=f"{name} token {unknown[0]}", detail=detail)
+        place = Where(split=check.split, where=f"{name} token {unknown[0]}", detail=detail)
         check.findings.add("token_unknown", place, len(unknown))
 
 
@@ -91,7 +91,7 @@ def _check_rows(check: ShardCheck) -> bool:
     gap = _first_gap(rows, len(check.shard.tokens))
     if gap is not None:
         detail = f"row {gap} of {len(rows)} of {len(check.shard.tokens)} tokens"
-        check.findings.add("rows_gap", Place(where=check.shard.record.tokens.name, detail=detail))
+        check.findings.add("rows_gap", Where(where=check.shard.record.tokens.name, detail=detail))
     return gap is None
 
 
@@ -110,7 +110,7 @@ def _check_spans(check: ShardCheck) -> bool:
     gap = _first_gap(spans, len(check.shard.tokens))
     if gap is not None:
         detail = f"span {gap} of {len(spans)} of {len(check.shard.tokens)} tokens"
-        check.findings.add("spans_gap", Place(where=check.shard.record.tokens.name, detail=detail))
+        check.findings.add("spans_gap", Where(where=check.shard.record.tokens.name, detail=detail))
         return False
     row = np.minimum(spans["conversation"], len(rows) - 1)
     astray = (
@@ -171,12 +171,12 @@ def check_files(folder: Path, manifest: Manifest, findings: Findings) -> None:
 def _check_bytes(folder: Path, record: FileRecord, findings: Findings) -> None:
     path = folder / record.name
     if not path.is_file():
-        findings.add("file_missing", Place(where=record.name))
+        findings.add("file_missing", Where(where=record.name))
     elif path.stat().st_size != record.size:
         detail = f"{path.stat().st_size} bytes found, {record.size} expected"
-        findings.add("file_size", Place(where=record.name, detail=detail))
+        findings.add("file_size", Where(where=record.name, detail=detail))
     elif files.digest_file(path) != record.digest:
-        findings.add("file_changed", Place(where=record.name, detail="digest differs"))
+        findings.add("file_changed", Where(where=record.name, detail="digest differs"))
 
 
 def _check_layout(folder: Path, shard: Shard, findings: Findings) -> None:
@@ -186,7 +186,7 @@ def _check_layout(folder: Path, shard: Shard, findings: Findings) -> None:
                 f"{record.size} bytes found, {width * shard.n_tokens} expected for"
                 f" {shard.n_tokens} tokens of {width} bytes"
             )
-            findings.add("file_size", Place(where=record.name, detail=detail))
+            findings.add("file_size", Where(where=record.name, detail=detail))
     for record, dtype, length in (
         (shard.spans, SPAN_DTYPE, None),
         (shard.rows, ROW_DTYPE, shard.n_rows),
@@ -201,14 +201,14 @@ def _check_array(
     try:
         array = open_table(folder / record.name)
     except ValueError as error:
-        found.add("file_layout", Place(where=record.name, detail=f"no array ({error})"))
+        found.add("file_layout", Where(where=record.name, detail=f"no array ({error})"))
         return
     if array.dtype != dtype or array.ndim != 1:
         detail = f"{array.dtype} {array.shape} found, {dtype} in one dimension expected"
-        found.add("file_layout", Place(where=record.name, detail=detail))
+        found.add("file_layout", Where(where=record.name, detail=detail))
     elif length is not None and len(array) != length:
         detail = f"{len(array)} rows found, {length} expected"
-        found.add("file_layout", Place(where=record.name, detail=detail))
+        found.add("file_layout", Where(where=record.name, detail=detail))
 
 
 def _check_names(folder: Path, manifest: Manifest, findings: Findings) -> None:
@@ -216,16 +216,16 @@ def _check_names(folder: Path, manifest: Manifest, findings: Findings) -> None:
     for split in SPLITS:
         numbers = [shard.index for shard in manifest.split(split)]
         if numbers != list(range(len(numbers))):
-            findings.add("shard_numbers", Place(split=split, detail=f"found {numbers}"))
+            findings.add("shard_numbers", Where(split=split, detail=f"found {numbers}"))
         for path in sorted((folder / split).glob("shard_*")):
             name = f"{split}/{path.name}"
             if name not in listed:
-                findings.add("file_unlisted", Place(where=name))
+                findings.add("file_unlisted", Where(where=name))
     masked = [shard.mask is not None for shard in manifest.shards]
     if any(masked) and not all(masked):
         for shard in manifest.shards:
             if shard.mask is None:
-                findings.add("mask_partial", Place(where=shard.tokens.name))
+                findings.add("mask_partial", Where(where=shard.tokens.name))
 
 
 def _check_counts(manifest: Manifest, findings: Findings) -> None:
@@ -238,14 +238,14 @@ def _check_counts(manifest: Manifest, findings: Findings) -> None:
         dropped = sum(count.rows for count in source.dropped)
         if kept + dropped != source.rows_read:
             detail = f"{source.rows_read} read, {kept} kept, {dropped} dropped"
-            findings.add("rows_lost", Place(where=source.name, detail=detail))
+            findings.add("rows_lost", Where(where=source.name, detail=detail))
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest, findings: Findings) -> None:
     try:
         tokenizer = load_tokenizer(folder)
     except MyptError as error:
-        findings.add("tokenizer_differs", Place(where=manifest.tokenizer.name, detail=str(error)))
+        findings.add("tokenizer_differs", Where(where=manifest.tokenizer.name, detail=str(error)))
         return
     for what, found, expected in (
         ("vocabulary", tokenizer.n_vocab, manifest.n_vocab),
@@ -253,4 +253,4 @@ def _check_tokenizer(folder: Path, manifest: Manifest, findings: Findings) -> No
     ):
         if found != expected:
             detail = f"{what} {found} found, {expected} expected"
-            findings.add("tokenizer_differs", Place(where=manifest.tokenizer.name, detail=detail))
+            findings.add("tokenizer_differs", Where(where=manifest.tokenizer.name, detail=detail))

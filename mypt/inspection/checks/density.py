@@ -1,4 +1,4 @@
-"""How many tokens of which role and source are supervised, counted anew from the masks."""
+"""How much is supervised, and how much of that a context would lose: nothing is cut here."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,15 +6,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mypt.data.manifest import SPLITS, Density, Manifest
-from mypt.data.spans import ROLE, ROLES
+from mypt.data.dataset import Dataset
+from mypt.data.manifest import SPLITS, Density, Manifest, Split
+from mypt.data.packing.accounts import LengthAccount, merge
+from mypt.data.packing.layout import plan_rows
+from mypt.data.packing.pieces import LengthPolicy
+from mypt.data.spans import KIND, ROLE, ROLES
+from mypt.errors import DataError
 from mypt.inspection.checks.contents import ShardCheck
 from mypt.inspection.checks.findings import (
     DENSITY_BOUNDS,
     EXAMPLES,
     Findings,
-    Place,
+    LengthPreview,
     ValidationStats,
+    Where,
 )
 from mypt.inspection.checks.masks import supervised_in
 
@@ -23,7 +29,7 @@ Group = tuple[str, str, str]
 
 
 @dataclass(slots=True)
-class Tally:
+class TokenCounts:
     """Counts of tokens and supervised tokens by split, source and role."""
 
     tokens: Counter[Group] = field(default_factory=Counter)
@@ -111,7 +117,7 @@ def _check_first(
     _add_rows(check, "first_supervised", first["conversation"][wrong])
 
 
-def check_stats(manifest: Manifest, tally: Tally, findings: Findings) -> None:
+def check_stats(manifest: Manifest, tally: TokenCounts, findings: Findings) -> None:
     """Compare the recorded statistics with the counted ones."""
     if manifest.mask is None:
         return
@@ -129,14 +135,14 @@ def check_stats(manifest: Manifest, tally: Tally, findings: Findings) -> None:
                     f"{one.supervised} of {one.tokens} recorded, {other.supervised} of"
                     f" {other.tokens} counted"
                 )
-                findings.add("stats_differ", Place(where=f"{name} {key}".strip(), detail=detail))
+                findings.add("stats_differ", Where(where=f"{name} {key}".strip(), detail=detail))
     if recorded.rows_unsupervised != tally.rows_unsupervised:
         detail = f"{recorded.rows_unsupervised} recorded, {tally.rows_unsupervised} counted"
-        findings.add("stats_differ", Place(where="rows unsupervised", detail=detail))
+        findings.add("stats_differ", Where(where="rows unsupervised", detail=detail))
 
 
 def check_density(
-    manifest: Manifest, tally: Tally, findings: Findings, expect_single_role: bool
+    manifest: Manifest, tally: TokenCounts, findings: Findings, expect_single_role: bool
 ) -> None:
     """Hold chat sources, and all chat tokens together, against DENSITY_BOUNDS.
 
@@ -148,13 +154,13 @@ def check_density(
     if manifest.mask.policy is None:
         findings.add("mask_by_hand")
     if not tally.density().supervised:
-        findings.add("density_zero", Place(detail=f"0 of {tally.density().tokens} tokens"))
+        findings.add("density_zero", Where(detail=f"0 of {tally.density().tokens} tokens"))
         return
     chat = {source: _chat_only(tally, source) for source in tally.by("source")}
     tokens = sum(density.tokens for density in chat.values())
     supervised = sum(density.supervised for density in chat.values())
     if tokens and tokens == supervised and not expect_single_role:
-        findings.add("density_one", Place(detail=f"all {tokens} tokens"))
+        findings.add("density_one", Where(detail=f"all {tokens} tokens"))
         return
     for source, density in chat.items():
         if density.tokens and not (supervised == tokens and expect_single_role):
@@ -162,10 +168,10 @@ def check_density(
     if manifest.mask.policy is not None and manifest.kind == "chat":
         for role in manifest.mask.policy.roles:
             if not tally.density(role=role).tokens:
-                findings.add("role_absent", Place(detail=role))
+                findings.add("role_absent", Where(detail=role))
 
 
-def _chat_only(tally: Tally, source: str) -> Density:
+def _chat_only(tally: TokenCounts, source: str) -> Density:
     whole, text = tally.density(source=source), tally.density(source=source, role="text")
     return Density(tokens=whole.tokens - text.tokens, supervised=whole.supervised - text.supervised)
 
@@ -174,6 +180,80 @@ def _check_bounds(source: str, density: Density, findings: Findings) -> None:
     low, high = DENSITY_BOUNDS
     detail = f"{density.density:.1%} of {density.tokens} tokens; {low:.0%} to {high:.0%} expected"
     if density.density < low:
-        findings.add("density_low", Place(where=source, detail=detail))
+        findings.add("density_low", Where(where=source, detail=detail))
     elif density.density > high:
-        findings.add("density_high", Place(where=source, detail=detail))
+        findings.add("density_high", Where(where=source, detail=detail))
+
+
+def preview_length(
+    dataset: Dataset,
+    block_size: int,
+    length_policy: LengthPolicy,
+    max_lost: float,
+    findings: Findings,
+) -> LengthPreview:
+    """Plan both splits as packed training would, and report what would stop it.
+
+    Args:
+        dataset: The dataset.
+        block_size: Places of a packed row; it holds rows of at most one token more.
+        length_policy: What becomes of longer rows.
+        max_lost: Largest share of supervised tokens that may be lost to length; of answers that
+            lose their question, up to this share is a notice.
+        findings: Where to report.
+    """
+    accounts: list[LengthAccount] = []
+    packed = 0
+    for split in SPLITS:
+        if not dataset.shards(split):
+            continue
+        _count_long(dataset, split, block_size, findings)
+        try:
+            plan = plan_rows(
+                dataset,
+                split,
+                block_size,
+                length_policy,
+                use_loss_mask=dataset.manifest.mask is not None,
+            )
+        except DataError as error:
+            findings.add("length_refused", Where(split=split, detail=str(error)))
+            continue
+        accounts += plan.accounts
+        packed += plan.n_rows
+    by_source = tuple(
+        merge([account for account in accounts if account.source == source], source)
+        for source in dict.fromkeys(account.source for account in accounts)
+    )
+    if lone := sum(account.lone_answers for account in by_source):
+        n_answers = _count_answers(dataset)
+        place = Where(detail=f"{lone / n_answers:.1%} of the answers")
+        findings.add("lone_answers", place, lone, expected=lone <= max_lost * n_answers)
+    preview = LengthPreview(
+        block_size=block_size, length_policy=length_policy, packed_rows=packed, accounts=by_source
+    )
+    if preview.lost > max_lost:
+        detail = f"{preview.lost:.1%} lost, {max_lost:.1%} allowed"
+        findings.add("too_much_lost", Where(detail=detail))
+    return preview
+
+
+def _count_answers(dataset: Dataset) -> int:
+    shards = [shard for split in SPLITS for shard in dataset.shards(split)]
+    spans = [shard.spans for shard in shards if shard.spans is not None]
+    ends = [(s["role"] == ROLE["assistant"]) & (s["kind"] == KIND["end"]) for s in spans]
+    return sum(int(end.sum()) for end in ends)
+
+
+def _count_long(dataset: Dataset, split: Split, block_size: int, findings: Findings) -> None:
+    first_row = 0
+    for shard in dataset.shards(split):
+        if shard.rows is not None:
+            check = ShardCheck(dataset, split, shard, first_row, findings)
+            lengths = shard.rows["stop"] - shard.rows["start"]
+            long = np.flatnonzero(lengths > block_size + 1)
+            for row in long[:EXAMPLES]:
+                findings.add("too_long", check.place(int(row), f"{lengths[row]} tokens"), 0)
+            if len(long):
+                findings.add("too_long", count=len(long))
+        first_row += shard.record.n_rows

@@ -15,6 +15,8 @@ EXAMPLES = 10
 
 DENSITY_BOUNDS: Final = (0.1, 0.9)
 """Supervised share of chat data: outside a warning, at 0 or 1 an error."""
+FEW_TWINS: Final = 0.01
+"""Share of validation rows that may be near twins of training rows: they sway no figure."""
 
 CODES: Final[dict[str, tuple[Level, str]]] = {
     # files
@@ -84,7 +86,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
 """Every finding: how bad it is, and what it means."""
 
 
-class Place(Frozen):
+class Where(Frozen):
     """Where a finding was made."""
 
     split: Split | None = None
@@ -108,7 +110,7 @@ class Finding(Frozen):
     code: str
     message: str
     count: int
-    examples: tuple[Place, ...] = ()
+    examples: tuple[Where, ...] = ()
 
 
 class LengthPreview(Frozen):
@@ -178,12 +180,25 @@ class Findings:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[Place]] = {}
+        self._examples: dict[str, list[Where]] = {}
+        self._expected: set[str] = set()
 
-    def add(self, code: str, place: Place | None = None, count: int = 1) -> None:
-        """Count a finding of ``code``, and keep its place while there are few."""
+    def add(
+        self, code: str, place: Where | None = None, count: int = 1, *, expected: bool = False
+    ) -> None:
+        """Count a finding of ``code``, and keep its place while there are few.
+
+        Args:
+            code: One of CODES.
+            place: Where it was made.
+            count: How often.
+            expected: Whether its extent was allowed, or is too small to matter: then the code
+                is a notice, whatever its level.
+        """
         if code not in CODES:
             raise KeyError(code)
+        if expected:
+            self._expected.add(code)
         self._counts[code] = self._counts.get(code, 0) + count
         examples = self._examples.setdefault(code, [])
         if place is not None and len(examples) < EXAMPLES:
@@ -201,7 +216,7 @@ class Findings:
         """Return the findings, worst level first, within a level in the order of CODES."""
         found = [
             Finding(
-                level=level,
+                level="notice" if code in self._expected else level,
                 code=code,
                 message=message,
                 count=self._counts[code],

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
-from mypt.data.conversations import Conversation, Origin, say
 from mypt.data.dataset import Dataset
 from mypt.data.masking import mask_from_spans
 from mypt.data.spans import KIND, KINDS, ROLE, ROLES
 from mypt.errors import MaskError
 from mypt.inspection.checks.contents import ShardCheck
-from mypt.inspection.checks.findings import EXAMPLES, Place
+from mypt.inspection.checks.findings import EXAMPLES, Where
 
 Booleans = NDArray[np.bool_]
 
@@ -31,7 +30,7 @@ def check_mask(check: ShardCheck) -> None:
     try:
         expected = mask_from_spans(spans, len(mask), record.policy)
     except MaskError as error:
-        place = Place(split=check.split, where=check.shard.record.tokens.name, detail=str(error))
+        place = Where(split=check.split, where=check.shard.record.tokens.name, detail=str(error))
         check.findings.add("span_astray", place)
         return
     differs = np.flatnonzero(mask != expected)
@@ -70,12 +69,13 @@ def _check_by_hand(check: ShardCheck, mask: NDArray[np.uint8]) -> None:
 
 def _header_ids(dataset: Dataset) -> set[int]:
     """Return the special tokens that open turns, as the template writes them."""
-    turns = (say("system", "-"), say("user", "-"), say("assistant", "-"))
-    segments = dataset.tokenizer.template.render(Conversation(turns, Origin(0, 1)))
+    template = dataset.tokenizer.template
     return {
-        dataset.tokenizer.special_id(segment.special)
-        for segment in segments
-        if segment.special is not None and segment.kind == KIND["header"]
+        dataset.tokenizer.special_id(slot.special)
+        for role in template.turns
+        for opens in (True, False)
+        for slot in template.form((role, opens, ()))
+        if slot.special is not None and slot.kind == KIND["header"]
     }
 
 

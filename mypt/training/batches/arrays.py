@@ -42,7 +42,13 @@ def shift(tokens: NDArray[Scalar], mask: NDArray[np.uint8] | None) -> Shifted[Sc
     """Turn n + 1 tokens, whose mask lies beside them, into n inputs and their targets.
 
     Law 5: on disk the mask belongs to its token; in a batch it belongs to its target. This
-    happens here and nowhere else.
+    happens here and nowhere else. The five tokens of :mod:`mypt.data.preparation.encoding`:
+
+    >>> inputs, targets, loss_mask = shift(
+    ...     np.array([49, 43, 49, 50, 256]), np.array([0, 0, 0, 1, 1], np.uint8)
+    ... )
+    >>> inputs.tolist(), targets.tolist(), loss_mask.tolist()
+    ([49, 43, 49, 50], [43, 49, 50, 256], [0, 0, 1, 1])
 
     Args:
         tokens: (..., n + 1).
@@ -51,8 +57,8 @@ def shift(tokens: NDArray[Scalar], mask: NDArray[np.uint8] | None) -> Shifted[Sc
     return Shifted(tokens[..., :-1], tokens[..., 1:], None if mask is None else mask[..., 1:])
 
 
-class Place(NamedTuple):
-    """A stretch of one shard."""
+class TokenRange(NamedTuple):
+    """Neighbouring tokens of one shard, [start, stop)."""
 
     shard: ShardView
     start: int
@@ -61,7 +67,7 @@ class Place(NamedTuple):
     """One past the last token."""
 
 
-def name_row(dataset: Dataset, places: list[Place]) -> str:
+def name_row(dataset: Dataset, places: list[TokenRange]) -> str:
     """Return one batch row as people look it up: shard, tokens, and the raw file's lines.
 
     Args:
@@ -75,7 +81,7 @@ def name_row(dataset: Dataset, places: list[Place]) -> str:
     )
 
 
-def _raw_lines(dataset: Dataset, place: Place) -> str:
+def _raw_lines(dataset: Dataset, place: TokenRange) -> str:
     rows = place.shard.rows
     if rows is None:  # made by hand: nobody recorded where the tokens came from
         return ""

@@ -1,4 +1,15 @@
-"""Packed rows in an order that is new each epoch, every row once."""
+"""Packed rows in an order that is new each epoch, every row once.
+
+The five tokens of :mod:`mypt.data.preparation.encoding` in a row of 6 places: two are padding.
+
+>>> from mypt.data.packing.layout import plan_rows
+>>> plan, how = plan_rows(dataset, "train", 6), {"use_loss_mask": True, "seed": 0}
+>>> batch = PackedRows(dataset, "train", plan, batch_size=1, grad_accumulation=1, **how).batch(0)
+>>> batch.input_ids[0].tolist(), batch.targets[0].tolist()
+([49, 43, 49, 50, 256, 256], [43, 49, 50, 256, 256, 256])
+>>> batch.loss_mask[0].tolist(), batch.segments[0].tolist()
+([0, 0, 1, 1, 0, 0], [0, 0, 0, 0, -1, -1])
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +17,7 @@ from numpy.typing import NDArray
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan
-from mypt.training.batches.arrays import Arrays, Place, Scalar, shift
+from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
 
 
 class PackedRows:
@@ -46,11 +57,11 @@ class PackedRows:
         """Return batch ``number``, a function of dataset, seed and number alone."""
         return self._fill(self._batch_rows(number))
 
-    def places(self, number: int) -> list[list[Place]]:
+    def places(self, number: int) -> list[list[TokenRange]]:
         """Return the pieces that each row of batch ``number`` is made of, none for padding."""
         offsets, pieces = self.plan.row_offsets, self.plan.pieces
         rows = [
-            [Place(self._shards[i], start, stop) for i, start, stop in found.tolist()]
+            [TokenRange(self._shards[i], start, stop) for i, start, stop in found.tolist()]
             for found in (pieces[offsets[r] : offsets[r + 1]] for r in self._batch_rows(number))
         ]
         return rows + [[]] * (self.rows_per_batch - len(rows))

@@ -1,4 +1,15 @@
-"""Random windows over a token stream, the seed's way of drawing batches."""
+"""Random windows over a token stream, the seed's way of drawing batches.
+
+The five tokens of :mod:`mypt.data.preparation.encoding` hold two windows of 3 inputs and the
+target behind them; of this seed, batch 0 is the second.
+
+>>> rows = Windows(dataset, "train", batch_size=1, block_size=3, use_loss_mask=True, seed=2)
+>>> [[(place.start, place.stop) for place in row] for row in rows.places(0)]
+[[(1, 5)]]
+>>> input_ids, targets, loss_mask, *_ = rows.batch(0)
+>>> input_ids.tolist(), targets.tolist(), loss_mask.tolist()
+([[43, 49, 50]], [[49, 50, 256]], [[0, 1, 1]])
+"""
 
 from collections.abc import Iterator
 from typing import Generic, NamedTuple
@@ -11,7 +22,7 @@ from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.shards import ShardView
 from mypt.errors import DataError
-from mypt.training.batches.arrays import Arrays, Place, Scalar, shift
+from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
 
 _DRAWN_AT_ONCE = 256  # batches; seeding a generator takes longer than drawing a batch
 _RECOUNTED_AT_ONCE = 1 << 21  # windows; bounds the memory, whatever the number of steps
@@ -71,11 +82,11 @@ class Windows:
         mask = self._masks.windows[lot.mask_places[within]] if self._masks else None
         return Arrays(*shift(tokens, mask))
 
-    def places(self, number: int) -> list[list[Place]]:
+    def places(self, number: int) -> list[list[TokenRange]]:
         """Return the stretches of tokens that each row of batch ``number`` is made of."""
         shards, starts = self._draw(number)
         return [
-            [Place(self._shards[shard], start, start + self._length)]
+            [TokenRange(self._shards[shard], start, start + self._length)]
             for shard, start in zip(shards.tolist(), starts.tolist(), strict=True)
         ]
 

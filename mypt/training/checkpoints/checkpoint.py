@@ -235,11 +235,6 @@ def _check_finite(path: Path, snapshot: Snapshot) -> None:
         )
 
 
-def copied(tensor: Tensor) -> Tensor:
-    """Return a copy on the CPU."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)

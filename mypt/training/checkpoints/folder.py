@@ -56,7 +56,7 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
             files.remove_folder(folder / home.step_folder(step))
 
 
-def checkpoint_to_use(folder: Path) -> CheckpointRef:
+def checkpoint_ref(folder: Path) -> CheckpointRef:
     """Return the best checkpoint of a model by validation loss, else its latest."""
     path = home.checkpoint_to_use(folder)
     lineage = read_lineage(path)

@@ -1,4 +1,7 @@
-"""torchrun of one machine, as a process that ends with whoever started it."""
+"""torchrun of one machine, as a process that ends with whoever started it.
+
+A file of its own: it is a program, started by name, that must be there before torch is.
+"""
 
 import os
 import sys

@@ -19,7 +19,7 @@ from mypt import files, home
 from mypt.errors import TrainingError
 from mypt.training.events import Event, Failed, Finished, from_line
 from mypt.training.launch.nodes import Nodes, check_sizes, environment, torchrun_arguments
-from mypt.training.launch.rank import Job
+from mypt.training.launch.rank import RankJob
 from mypt.training.lineage import RunContext
 from mypt.training.loop import STOPPED, train
 from mypt.training.plan import RunPlan
@@ -150,7 +150,7 @@ def _torchrun(plan: RunPlan, context: RunContext, nodes: Nodes) -> Iterator[_Age
     config = plan.preset
     with tempfile.TemporaryDirectory(prefix="mypt-") as folder, log.open("ab") as errors:
         job = Path(folder) / "job.json"
-        files.write_json(job, Job(plan=plan, context=context).model_dump(mode="json"))
+        files.write_json(job, RankJob(plan=plan, context=context).model_dump(mode="json"))
         command = [
             sys.executable, "-m", "mypt.training.launch.agent", str(os.getpid()),
             *torchrun_arguments(plan.model_name, config, nodes),

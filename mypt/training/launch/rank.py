@@ -20,8 +20,8 @@ from mypt.training.plan import RunPlan
 STOPPED_CODE = 128 + signal.SIGTERM
 
 
-class Job(Frozen):
-    """What every worker is started with."""
+class RankJob(Frozen):
+    """What every rank of a training is started with."""
 
     plan: RunPlan
     context: RunContext
@@ -46,7 +46,7 @@ def main() -> NoReturn:
     os.dup2(2, 1)
     code = 1
     try:
-        job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
+        job = RankJob.model_validate_json(Path(sys.argv[1]).read_bytes())
         for event in _watched(job, lambda: asked):
             if os.environ["LOCAL_RANK"] == "0":
                 _say(speech, event)
@@ -61,7 +61,7 @@ def main() -> NoReturn:
     os._exit(code)  # a thread of torch that waits for a dead rank must not keep this one
 
 
-def _watched(job: Job, should_stop: Callable[[], bool]) -> Iterator[Event]:
+def _watched(job: RankJob, should_stop: Callable[[], bool]) -> Iterator[Event]:
     """Train; a process that brings no event for ``step_timeout`` seconds shows where, and ends."""
     from mypt.training.compute import resolve
     from mypt.training.distributed import joined

@@ -116,28 +116,63 @@ def test_an_empty_prompt_asks_nothing_and_is_refused(capsys, form):
     assert capsys.readouterr().err.startswith("mypt: --prompt is empty; expected ")
 
 
+def talked(monkeypatch, capsys, *lines):
+    """Return what ``mypt chat`` printed to somebody who typed these lines."""
+    typed(monkeypatch, *lines)
+    assert main(["chat", "tiny", "--max_tokens", "3", "--temperature", "0"]) == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("home")
 def test_chat_streams_resets_saves_and_says_where_it_was_cut(capsys, monkeypatch, tmp_path):
     path = tmp_path / "talk.jsonl"
-    typed(
-        monkeypatch, "Hi", f"/save {path}", f"/save {path}", "/what", "/reset", "Ho", "x" * 64, ""
-    )
-    assert main(["chat", "tiny", "--max_tokens", "3", "--temperature", "0"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("[cut off after 3 tokens; /reset begins anew]") == 2
+    save = f"/save {path}"
+    said = talked(monkeypatch, capsys, "Hi", save, save, "/reset", "Ho", "x" * 64)
+    assert said.count("[cut off after 3 tokens]") == 2
     assert f"[saved as {path}]" in said
     assert "never overwritten" in said
-    assert "/help says this" in said
     assert "[a new conversation]" in said
-    assert "begin a new conversation" in said.splitlines()[-1]
+    assert "shorten it" in said.splitlines()[-1]
     assert len(json.loads(path.read_text())["messages"]) == 2
 
 
 @pytest.mark.usefixtures("home")
+def test_a_long_conversation_goes_on_and_is_told_once_what_leaves_it(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    asked = [f"a longer question {n:02}" for n in range(9)]
+    said = talked(monkeypatch, capsys, *asked, f"/save {path}")
+    assert said.count("[cut off after 3 tokens]") == 9
+    (told,) = (line for line in said.splitlines() if "no longer reads the oldest turns" in line)
+    assert "(1 so far)" in told
+    assert len(json.loads(path.read_text())["messages"]) == 18
+    again = talked(monkeypatch, capsys, *asked, "/reset", *asked)
+    assert again.count("no longer reads the oldest turns") == 2  # another conversation
+
+
+@pytest.mark.usefixtures("home")
+def test_words_end_take_back_and_explain_and_others_are_told_not_sent(
+    capsys, monkeypatch, tmp_path
+):
+    said = talked(monkeypatch, capsys, "/help", "Hi", "/quit", "never asked")
+    assert re.findall(r"^/\w+", said, re.MULTILINE) == [
+        "/undo", "/reset", "/save", "/help", "/quit",
+    ]  # fmt: skip
+    assert said.count("[cut off") == 1
+    path = tmp_path / "talk.jsonl"
+    said = talked(monkeypatch, capsys, "/undo", "Hi", "Ho", "/undo", "/save", f"/save {path}")
+    assert "[nothing was said yet; there is nothing to take back]" in said
+    assert "[taken back]" in said
+    assert "[/save: expected a file to write" in said
+    assert json.loads(path.read_text())["messages"][0]["content"] == "Hi"
+    said = talked(monkeypatch, capsys, "/udno now", "/QUIT")
+    assert "[/udno is no word here, and was not sent; /help lists them]" in said
+    assert "cut off" not in said
+
+
+@pytest.mark.usefixtures("home")
 def test_a_conversation_goes_on_where_it_cannot_be_saved(capsys, monkeypatch, tmp_path):
-    typed(monkeypatch, "Hi", f"/save {tmp_path}/none/talk.jsonl", f"/save {tmp_path}/talk.jsonl")
-    assert main(["chat", "tiny", "--max_tokens", "3", "--temperature", "0"]) == 0
-    said = capsys.readouterr().out
+    names = (f"/save {tmp_path}/none/talk.jsonl", f"/save {tmp_path}/talk.jsonl")
+    said = talked(monkeypatch, capsys, "Hi", *names)
     assert f"[{tmp_path}/none/talk.jsonl: No such file or directory; check the path]" in said
     assert f"[saved as {tmp_path}/talk.jsonl]" in said
 

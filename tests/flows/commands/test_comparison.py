@@ -10,7 +10,7 @@ from mypt.config import MaskPolicy, Preset
 from mypt.data.dataset import mask
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 @pytest.fixture

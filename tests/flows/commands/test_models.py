@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from flows.cli import main
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 def test_a_program_reads_what_training_ended_with(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import prepare
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import TINY, write_chat
+from tests.mypt.conftest import TINY, write_chat
 
 
 @pytest.fixture
@@ -109,7 +109,9 @@ def test_the_checkpoints_that_saw_a_file_or_a_dataset_are_listed(world, said):
 def test_the_page_is_written_beside_the_answer(world, said):
     code, out, _ = said("lineage", "chat", "--html", world / "page.html")
     assert (code, out) == (0, f"lineage: {world / 'page.html'}\n")
-    assert "<svg" in (world / "page.html").read_text()
+    page = (world / "page.html").read_text()
+    assert (page.count("<details"), page.count("as above")) == (4, 1), "one dataset, two models"
+    assert "bytes not checked: add --verify" in page
 
 
 @pytest.mark.parametrize(

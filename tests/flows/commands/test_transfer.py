@@ -10,7 +10,7 @@ from mypt.config import Preset, load_config
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 

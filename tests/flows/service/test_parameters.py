@@ -38,7 +38,7 @@ def test_lists_are_reached_by_number_and_values_are_json_or_text(small_config):
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("sft.learning_rate=-1", r"sft.learning_rate: expected a number greater than 0"),
+        ("sft.learning_rate=-1", r"sft.learning_rate: expected greater than 0"),
         ("sft.learning_rat=1", r"unknown key 'sft.learning_rat'; did you mean 'learning_rate'"),
         ("learning_rate=1", r"did you mean 'pretrain.learning_rate' or 'sft.learning_rate'\?"),
         ("learning=1", r"unknown key 'learning'; known keys: base, chat"),

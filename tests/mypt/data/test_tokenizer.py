@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mypt import files
 from mypt.data.conversations import Conversation, say
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
 from mypt.errors import CheckpointError, ConfigError, DataError
 from tests.mypt.data.rows import HERE, LOOKALIKES, TEMPLATES, texts, tokenizer
@@ -70,7 +71,7 @@ def test_every_template_has_a_stop_token_of_its_own(name, template):
     ours = tokenizer(name, template)
     assert ours.special_tokens[ours.template.stop] == ours.stop_id >= len(ours.vocabulary.tokens)
     row = Conversation((say("user", "Hi"), say("assistant", "Hello")), HERE)
-    ids, _ = ours.encode_segments(ours.template.render(row))
+    ids = encode_rows([row], ours).tokens
     assert ids.tolist().count(ours.stop_id) == (2 if template in ("chatml", "llama3") else 1)
     assert ids[-1] == ours.stop_id
 

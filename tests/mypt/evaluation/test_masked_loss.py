@@ -12,7 +12,7 @@ from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.errors import DataError, MaskError
 from mypt.evaluation import token_scores
-from mypt.evaluation.token_scores import SplitLoss, validation_loss
+from mypt.evaluation.token_scores import TokenScores, score_tokens
 from mypt.model.gpt import GPT
 
 BLOCK = 48
@@ -67,74 +67,75 @@ def naive(model, dataset):
 
 def test_equals_a_walk_over_every_supervised_token(model, tmp_path):
     dataset = make(tmp_path)
-    loss = validation_loss(model, dataset)
+    scores = score_tokens(model, dataset)
     total, count = naive(model, dataset)
-    assert (loss.supervised, loss.available) == (count, count)
-    assert loss.total == pytest.approx(total, rel=1e-5)
-    assert loss.mean == pytest.approx(total / count, rel=1e-5)
-    assert loss.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert (len(scores.loss), scores.available) == (count, count)
+    assert scores.mean == pytest.approx(total / count, rel=1e-5)
+    assert scores.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_tokens_weigh_alike_not_batches():
     """Batches of 1 and 99 tokens with losses 1 and 0 give 0.01, not 0.5."""
-    assert SplitLoss(1.0 + 99 * 0.0, 100, 100).mean == 0.01
+    losses, rest = np.zeros(100, np.float32), [np.empty(0)] * 4
+    losses[0] = 1.0
+    assert TokenScores(losses, *rest, available=100).mean == 0.01
 
 
 def test_how_rows_fall_into_batches_changes_nothing(model, tmp_path, monkeypatch):
     dataset = make(tmp_path)
-    whole = validation_loss(model, dataset)
+    whole = score_tokens(model, dataset)
     for rows in (1, 3, 1000):
         monkeypatch.setattr(token_scores, "_ROWS", rows)
-        found = validation_loss(model, dataset)
-        assert found.supervised == whole.supervised
-        assert found.total == pytest.approx(whole.total, rel=1e-5)
+        found = score_tokens(model, dataset)
+        assert len(found.loss) == len(whole.loss)
+        assert found.mean == pytest.approx(whole.mean, rel=1e-5)
 
 
 def test_a_source_shown_more_often_in_training_is_scored_once(model, tmp_path):
-    plain = validation_loss(model, make(tmp_path, weights=(1.0, 1.0)))
-    weighted = validation_loss(model, make(tmp_path, weights=(5.0, 1.0)))
-    assert weighted.supervised == plain.supervised
-    assert weighted.total == pytest.approx(plain.total, rel=1e-5)
+    plain = score_tokens(model, make(tmp_path, weights=(1.0, 1.0)))
+    weighted = score_tokens(model, make(tmp_path, weights=(5.0, 1.0)))
+    assert len(weighted.loss) == len(plain.loss)
+    assert weighted.mean == pytest.approx(plain.mean, rel=1e-5)
 
 
 def test_some_batches_are_a_part_of_the_split_and_say_so(model, tmp_path, monkeypatch):
     monkeypatch.setattr(token_scores, "_ROWS", 2)
     dataset = make(tmp_path)
-    some = validation_loss(model, dataset, max_batches=2)
-    assert 0 < some.supervised < some.available == validation_loss(model, dataset).supervised
-    assert validation_loss(model, dataset, max_batches=2) == some
+    some = score_tokens(model, dataset, max_batches=2)
+    assert 0 < len(some.loss) < some.available == len(score_tokens(model, dataset).loss)
+    assert score_tokens(model, dataset, max_batches=2).mean == some.mean
 
 
 def test_what_does_not_fit_the_block_shows_in_the_counts(tmp_path):
     torch.manual_seed(0)
     narrow = GPT(GPTConfig(block_size=16, vocab_size=272, n_layer=1, n_head=1, n_embd=8))
-    loss = validation_loss(narrow, make(tmp_path))
-    assert loss.supervised < loss.available
+    scores = score_tokens(narrow, make(tmp_path))
+    assert len(scores.loss) < scores.available
 
 
 def test_without_masks_every_token_counts(model, tmp_path):
     dataset = make(tmp_path, policy=None)
-    loss = validation_loss(model, dataset)
+    scores = score_tokens(model, dataset)
     tokens = sum(shard.record.n_tokens for shard in dataset.shards("val"))
     rows = sum(shard.record.n_rows for shard in dataset.shards("val"))
-    assert loss.available == tokens
-    assert loss.supervised == tokens - rows  # nothing comes before a row's first token
+    assert scores.available == tokens
+    assert len(scores.loss) == tokens - rows  # nothing comes before a row's first token
 
 
 def test_dropout_is_off(tmp_path):
     torch.manual_seed(0)
     config = GPTConfig(block_size=BLOCK, vocab_size=272, n_layer=1, n_head=1, n_embd=8, dropout=0.9)
     model, dataset = GPT(config).train(), make(tmp_path)
-    assert validation_loss(model, dataset) == validation_loss(model, dataset)
+    assert score_tokens(model, dataset).mean == score_tokens(model, dataset).mean
 
 
 def test_an_empty_validation_split_is_refused(model, tmp_path):
     with pytest.raises(DataError, match="no rows in its split 'val'"):
-        validation_loss(model, make(tmp_path, fraction=0.0))
+        score_tokens(model, make(tmp_path, fraction=0.0))
 
 
 def test_a_missing_mask_is_refused_not_skipped(model, tmp_path):
     dataset = make(tmp_path)
     (dataset.path / dataset.shards("val")[0].record.mask.name).unlink()
     with pytest.raises((MaskError, DataError), match="mask"):
-        validation_loss(model, open_dataset(dataset.path, verify=False))
+        score_tokens(model, open_dataset(dataset.path, verify=False))

@@ -16,7 +16,7 @@ from mypt.errors import CheckpointError, ConfigError, ManifestError
 from mypt.evaluation import report
 from mypt.evaluation import report_page as plots
 from mypt.evaluation.scores import Dialogue, EvaluationReport
-from mypt.evaluation.token_scores import validation_loss
+from mypt.evaluation.token_scores import score_tokens
 from mypt.inference.chat import ask
 from mypt.references import DatasetRef
 from mypt.training.checkpoints.checkpoint import load_model
@@ -48,10 +48,10 @@ def said(name, prompt):
 def test_scores_hold_the_loss_of_that_model_on_that_data(made):
     scores = report.evaluate_model(made["sft"], made["chat"], FEW)
     model, _, _ = load_model("sft")
-    loss = validation_loss(model, open_dataset(made["chat"].path))
-    assert scores.val_loss == pytest.approx(loss.mean)
-    assert scores.perplexity == pytest.approx(math.exp(loss.mean))
-    assert (scores.supervised, scores.available) == (loss.supervised, loss.available)
+    tokens = score_tokens(model, open_dataset(made["chat"].path))
+    assert scores.val_loss == pytest.approx(tokens.mean)
+    assert scores.perplexity == pytest.approx(math.exp(tokens.mean))
+    assert (scores.supervised, scores.available) == (len(tokens.loss), tokens.available)
     assert (scores.model, scores.checkpoint, scores.form) == ("sft", made["sft"], "chat")
     assert scores.exact_match.keys() == {"spell", "reverse", "sort", "add", "overall"}
     assert scores.asked == 8

@@ -9,7 +9,7 @@ import uvicorn
 
 from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
-from mypt.inference.server.answering import Line, Served
+from mypt.inference.server.answering import Queue, Served
 from mypt.inference.server.serving import create_app, listen
 from mypt.model.gpt import GPT
 
@@ -45,8 +45,8 @@ class Echo(GPT):
 @contextmanager
 def serving(model, tokenizer, *, waiting=64, api_key=None):
     """Yield the address of a server that ends with the block."""
-    line = Line(waiting)
-    served = Served(model, tokenizer, "echo", "d" * 64, line, lambda: 1, api_key)
+    queue = Queue(waiting)
+    served = Served(model, tokenizer, "echo", "d" * 64, queue, lambda: 1, api_key)
     with listen("127.0.0.1", 0, None) as listening:
         config = uvicorn.Config(create_app(served), log_level="error", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -58,8 +58,8 @@ def serving(model, tokenizer, *, waiting=64, api_key=None):
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             model.gate.set()
-            line.close()
-            line.join()
+            queue.close()
+            queue.join()
             server.should_exit = True
             thread.join()
 

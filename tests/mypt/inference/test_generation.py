@@ -6,7 +6,8 @@ import torch
 from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError
-from mypt.inference.generation import generate, generate_batch, generate_text, known_tokens, stream
+from mypt.inference.chat import answer_prompts, prompt_of
+from mypt.inference.generation import generate, generate_batch, known_tokens, stream
 from mypt.inference.sampling import Sampling
 from mypt.model.gpt import GPT
 
@@ -120,7 +121,6 @@ def test_ids_that_are_no_tokens_are_never_written():
     ids = generate_batch(wide, [[1]], max_tokens=60, known=known, sampling=HOT)[0]
     assert max(ids) < tokenizer.n_vocab
     assert max(generate(wide, [1], max_tokens=60, temperature=1.0, seed=7)) >= tokenizer.n_vocab
-    generate_text(wide, tokenizer, "so", max_tokens=50, sampling=HOT)
 
 
 @pytest.mark.parametrize("text", ["ab", ""])
@@ -133,5 +133,6 @@ def test_text_goes_on_to_its_end_and_nothing_follows_an_end(text):
     fed = [*text.encode()] or [end]
     whole = list(stream(model, fed, max_tokens=390, known=known, sampling=HOT))
     assert end in whole
-    got = generate_text(model, tokenizer, text, max_tokens=390, sampling=HOT)
-    assert got == tokenizer.decode(whole[: whole.index(end)])
+    prompts = [prompt_of(tokenizer, text, "plain")]
+    (got,) = answer_prompts(model, tokenizer, prompts, form="plain", max_tokens=390, sampling=HOT)
+    assert got.text == tokenizer.decode(whole[: whole.index(end)])

@@ -36,16 +36,48 @@ def test_the_history_grows_and_is_forgotten_but_for_the_system_message(tokenizer
     assert texts(session) == [("system", "Be kind.")]
 
 
-def test_a_cut_answer_says_why_and_what_does_not_fit_is_taken_back(tokenizer):
+def test_a_cut_answer_says_why(tokenizer):
     session = Session(Echo(tokenizer, endless=True), tokenizer, max_tokens=4)
     assert (said(session, "ab"), session.note) == ("abab", "cut off after 4 tokens")
     session = Session(Echo(tokenizer, endless=True), tokenizer)
     said(session, "ab")
     assert session.note == f"cut off: the model's context of {CONTEXT} tokens is full"
+
+
+def test_a_message_that_does_not_fit_is_taken_back(tokenizer):
+    session = Session(Echo(tokenizer), tokenizer)
+    said(session, "Hi")
     before = texts(session)
-    with pytest.raises(ConfigError, match="begin a new conversation"):
-        said(session, "more")
+    with pytest.raises(ConfigError, match="shorten it"):
+        said(session, "x" * CONTEXT)
     assert texts(session) == before
+
+
+def test_a_conversation_goes_on_beyond_the_context_and_all_of_it_is_kept(tokenizer):
+    session = Session(Echo(tokenizer), tokenizer, system="Be kind.", max_tokens=40)
+    counts = []
+    for n in range(20):
+        assert said(session, f"question {n:02}") == f"question {n:02}"
+        counts.append(session.left_out)
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert 10 < counts[-1] < 19
+    assert len(session.messages) == 41
+    session.reset()
+    assert session.left_out == 0
+
+
+def test_the_last_question_is_taken_back_with_its_answer(tokenizer):
+    session = Session(Echo(tokenizer), tokenizer, system="Be kind.")
+    said(session, "Hi")
+    before = texts(session)
+    said(session, "Ho")
+    session.undo()
+    assert texts(session) == before
+    session.undo()
+    assert texts(session) == [("system", "Be kind.")]
+    with pytest.raises(ConfigError, match="nothing to take back"):
+        session.undo()
 
 
 def test_what_is_saved_is_training_data_and_no_file_is_overwritten(tokenizer, tmp_path):

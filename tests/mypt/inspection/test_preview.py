@@ -13,7 +13,9 @@ import pytest
 import mypt
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
-from mypt.inspection.charts import density_chart, length_chart
+from mypt.inspection import histograms
+from mypt.inspection.checks.findings import Finding
+from mypt.inspection.histograms import density_histogram, length_histogram, row_lengths, row_shares
 from mypt.inspection.preview import choose_rows, write_preview
 from mypt.inspection.validation import validate
 from tests.mypt.clean import by_hand, everything
@@ -170,13 +172,43 @@ def test_rows_with_findings_come_first_and_the_rest_is_spread(whole):
 
 def test_histograms_count_every_row_once_and_documents_beside_conversations(whole):
     dataset = open_dataset(whole)
-    assert "; 20 documents left out" in density_chart(dataset).note
-    for chart, rows in ((density_chart(dataset), 60), (length_chart(dataset), 80)):
-        counts = [int(re.search(r": ([\d,]+) rows", bar.label)[1]) for bar in chart.bars]
-        assert sum(counts) == rows
-        assert max(bar.height for bar in chart.bars) == pytest.approx(116)
-        tallest = chart.bars[int(np.argmax(counts))]
-        assert tallest.y + tallest.height == pytest.approx(140)
+    chats, texts = row_shares(dataset)
+    assert (len(chats), len(texts), len(row_lengths(dataset))) == (60, 20, 80)
+    assert set(texts) == {1.0}
+    assert 0 < chats.min() <= chats.max() < 1
+    density, lengths = density_histogram(dataset), length_histogram(dataset)
+    assert density.note.startswith("60 rows, median ")
+    assert density.note.endswith("; 20 documents left out")
+    assert lengths.note.startswith("80 rows, median ")
+    assert "tokens of a row, logarithmic" in Page(lengths.svg).text("text")
+
+
+def test_histograms_are_the_same_bytes_each_time_in_the_colours_of_the_page(whole):
+    dataset = open_dataset(whole)
+    style = Path(mypt.__file__).with_name("pages").joinpath("page.css").read_text()
+    for histogram in (density_histogram, length_histogram):
+        drawn = histogram(dataset).svg
+        assert histogram(dataset).svg == drawn
+        assert not re.search(r"#[0-9a-f]{6}\b|<metadata|\d{4}-\d\d-\d\d", drawn)
+        for name in set(re.findall(r"var\(--(\w+)\)", drawn)):
+            assert style.count(f"--{name}: ") == 2, "a light page and a dark one"
+
+
+def test_what_two_plots_of_a_page_refer_to_is_their_own(page):
+    parsed = Page(page.read_text(encoding="utf-8"))
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {a["xlink:href"].removeprefix("#") for a in parsed.all("use")}
+    assert used <= set(ids)
+    assert len(parsed.all("svg", role="img")) == 2
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [7], [7, 7], [1, 2, 3], [5, 100_000]])
+def test_lengths_of_every_kind_can_be_drawn(whole, lengths, monkeypatch):
+    monkeypatch.setattr(histograms, "row_lengths", lambda _: np.array(lengths, np.int64))
+    drawn = length_histogram(open_dataset(whole))
+    assert bool(drawn.svg) == bool(lengths)
+    assert ("nobody recorded" in drawn.note) != bool(lengths)
 
 
 def test_datasets_without_masks_or_rows_have_a_page_too(tmp_path):
@@ -194,7 +226,14 @@ def test_a_known_report_is_not_made_again(whole, tmp_path, monkeypatch):
     report = validate(whole)
     monkeypatch.setattr("mypt.inspection.preview.validate", None)
     write_preview(whole, tmp_path / "page.html", report=report)
-    assert "no findings" in (tmp_path / "page.html").read_text()
+    assert '<p class="verdict good">no findings</p>' in (tmp_path / "page.html").read_text()
+
+
+def test_a_warning_is_not_green(whole, tmp_path):
+    warning = Finding(code="density_low", level="warning", message="low", count=2, examples=())
+    report = validate(whole).model_copy(update={"findings": (warning,)})
+    write_preview(whole, tmp_path / "page.html", report=report)
+    assert '<p class="verdict warning">1 warning</p>' in (tmp_path / "page.html").read_text()
 
 
 @browser

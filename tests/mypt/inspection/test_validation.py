@@ -369,8 +369,27 @@ def test_rows_longer_than_the_block_are_counted(tmp_path):
 def test_answers_that_lose_their_question_are_counted(tmp_path):
     path = chat(tmp_path, ("q" * 40, "a" * 40), ("q", "a"))
     (finding,) = (f for f in validate(path, block_size=48).findings if f.code == "lone_answers")
-    assert finding.count == 1
+    assert (finding.level, finding.count) == ("warning", 1)
+    assert finding.examples[0].detail == "50.0% of the answers"
     assert "lone_answers" not in validate(path, block_size=153).codes()
+
+
+@pytest.mark.parametrize(("max_lost", "level"), [(0.49, "warning"), (0.5, "notice")])
+def test_so_many_answers_without_a_question_as_the_training_allows_are_a_notice(
+    tmp_path, max_lost, level
+):
+    path = chat(tmp_path, ("q" * 40, "a" * 40), ("q", "a"))
+    report = validate(path, block_size=48, max_lost=max_lost)
+    assert [f.level for f in report.findings if f.code == "lone_answers"] == [level]
+
+
+@pytest.mark.parametrize(("others", "level"), [(20, "warning"), (2000, "notice")])
+def test_near_twins_across_the_split_are_a_notice_where_they_are_few(tmp_path, others, level):
+    pairs = [(f"Question {n}?", "It is so.") for n in range(others)]
+    twins = [(ask.lower(), answer) for ask, answer in pairs[:6]]
+    path = chat(tmp_path, *pairs, *twins, val_fraction=0.5)
+    (finding,) = (f for f in validate(path).findings if f.code == "leak_folded")
+    assert (finding.level, 0 < finding.count <= 6) == (level, True)
 
 
 def test_a_length_policy_that_would_stop_training_is_reported(tmp_path):

@@ -155,7 +155,7 @@ def test_scaled_weights_keep_the_size_of_what_they_read():
         ({"n_kv_head": 3}, "n_kv_head 3 does not divide n_head 4; set n_kv_head to one"),
         ({"n_head": 6}, "n_head 6 does not divide n_embd 32; set n_head to one that does"),
         ({"n_kv_head": 0}, "n_kv_head"),
-        ({"pos_encoding": "rope", "n_head": 32}, "n_embd / n_head is 1, expected an even width"),
+        ({"pos_encoding": "rope", "n_head": 32}, "n_embd / n_head is 1; rope wants an even width"),
         ({"norm_type": "rms"}, "'layernorm' or 'rmsnorm'"),
     ],
 )

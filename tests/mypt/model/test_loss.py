@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mypt.model.loss import MaskedLoss, masked_cross_entropy, masked_linear_cross_entropy
+from mypt.model.linear_loss import linear_cross_entropy
+from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
 
 B, T, C, V = 2, 5, 8, 11
 
@@ -16,6 +17,14 @@ def seed_formula(logits, targets, loss_mask):
     per_token = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     mask = loss_mask.flatten().to(per_token.dtype)
     return (per_token * mask).sum() / mask.sum()
+
+
+def head_loss(hidden, weight, targets, mask=None):
+    """The head's loss as :meth:`mypt.model.gpt.GPT.loss` takes it: of supervised rows alone."""
+    index = supervised_positions(targets, mask)
+    rows = hidden.flatten(0, 1).index_select(0, index)
+    total = linear_cross_entropy(rows, weight, targets.flatten()[index])
+    return MaskedLoss(total, index.new_full((), len(index)))
 
 
 @pytest.fixture
@@ -46,7 +55,7 @@ def test_sum_over_count_is_the_seeds_formula(batch, name, dtype):
     assert masked_cross_entropy(logits, targets, mask).mean.item() == pytest.approx(
         expected, abs=1e-12
     )
-    assert masked_linear_cross_entropy(hidden, weight, targets, mask).mean.item() == pytest.approx(
+    assert head_loss(hidden, weight, targets, mask).mean.item() == pytest.approx(
         expected, abs=1e-12
     )
 
@@ -59,7 +68,7 @@ def test_gathering_before_the_projection_gives_the_seeds_gradients(batch, name):
     for gathered in (False, True):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         loss = (
-            masked_linear_cross_entropy(h, w, targets, mask).mean
+            head_loss(h, w, targets, mask).mean
             if gathered
             else seed_formula(h @ w.T, targets, mask)
         )
@@ -86,7 +95,7 @@ def test_the_sum_matches_the_formula_term_by_term(batch):
 def test_without_a_mask_every_target_counts(batch):
     hidden, weight, targets, _ = batch
     logits = hidden @ weight.T
-    loss = masked_linear_cross_entropy(hidden, weight, targets)
+    loss = head_loss(hidden, weight, targets)
     assert loss.n_tokens.item() == B * T
     assert loss.mean.item() == pytest.approx(
         F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), abs=1e-12
@@ -95,7 +104,7 @@ def test_without_a_mask_every_target_counts(batch):
 
 def test_the_sum_is_float32_for_low_precision_input(batch):
     hidden, weight, targets, mask = batch
-    loss = masked_linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets, mask)
+    loss = head_loss(hidden.bfloat16(), weight.bfloat16(), targets, mask)
     assert loss.total.dtype == torch.float32
     assert loss.n_tokens.dtype == torch.int64
 
@@ -115,7 +124,7 @@ def test_what_is_not_finite_under_the_mask_poisons_neither_loss_nor_gradient(bat
 def test_an_empty_mask_sums_to_zero_with_count_zero_and_has_no_mean(batch):
     hidden, weight, targets, mask = batch
     hidden.requires_grad_()
-    loss = masked_linear_cross_entropy(hidden, weight, targets, torch.zeros_like(mask))
+    loss = head_loss(hidden, weight, targets, torch.zeros_like(mask))
     loss.total.backward()
     assert (loss.total.item(), loss.n_tokens.item()) == (0.0, 0)
     assert loss.mean.isnan()
@@ -125,7 +134,7 @@ def test_an_empty_mask_sums_to_zero_with_count_zero_and_has_no_mean(batch):
 def test_a_target_that_other_libraries_ignore_is_not_counted(batch):
     hidden, weight, targets, _ = batch
     targets[0, 0] = -100
-    loss = masked_linear_cross_entropy(hidden, weight, targets)
+    loss = head_loss(hidden, weight, targets)
     expected = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
     assert loss.n_tokens.item() == B * T - 1
     assert loss.mean.item() == pytest.approx(expected.item(), abs=1e-12)
@@ -159,13 +168,13 @@ def test_rows_of_1_and_31_tokens_weigh_by_token_not_by_row():
 def test_a_mask_of_another_shape_is_refused(batch):
     hidden, weight, targets, mask = batch
     with pytest.raises(ValueError, match=r"loss_mask \(2, 4\) does not fit targets \(2, 5\)"):
-        masked_linear_cross_entropy(hidden, weight, targets, mask[:, 1:])
-    with pytest.raises(ValueError, match=r"hidden .* does not fit targets"):
-        masked_linear_cross_entropy(hidden[:, 1:], weight, targets, mask)
+        head_loss(hidden, weight, targets, mask[:, 1:])
+    with pytest.raises(ValueError, match=r"logits .* does not fit targets"):
+        masked_cross_entropy((hidden @ weight.T)[:, 1:], targets, mask)
 
 
 def test_a_mask_with_other_values_than_0_and_1_is_refused(batch):
     hidden, weight, targets, mask = batch
     for wrong in (mask * 2, mask.float() * 0.5):
         with pytest.raises(ValueError, match="other than 0 and 1"):
-            masked_linear_cross_entropy(hidden, weight, targets, wrong)
+            head_loss(hidden, weight, targets, wrong)

@@ -8,7 +8,8 @@ import pytest
 
 from flows.commands.planning import render
 from mypt.config import Preset
-from mypt.errors import ConfigError
+from mypt.errors import ConfigError, TrainingError
+from mypt.planning import configs
 from mypt.planning.configs import plan, read_presets
 from mypt.planning.forecast import Data, best_interval, forecast
 from mypt.planning.machines import GPUS, Machine, Probe, find_gpu
@@ -80,11 +81,18 @@ def test_what_is_timed_is_what_training_takes(tiny, plan, finish):
     sizes = {"n_embd": 64, "batch_size": 16, "grad_accumulation": 2}
     steps = finish(plan(**sizes))["steps"]
     taken = sorted(step.seconds for step in steps)[len(steps) // 2]
-    from mypt.planning.configs import plan as forecasts
-
-    (found,) = forecasts((tiny(**sizes),), Machine(), probe_steps=5)
+    (found,) = configs.plan((tiny(**sizes),), Machine(), probe_steps=5)
     assert taken / 4 < found.step_seconds < taken * 4
     assert found.where.endswith("1 threads")
+
+
+def test_memory_that_runs_out_while_timing_says_what_to_change(tiny, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(configs, "_time_steps", full)
+    with pytest.raises(TrainingError, match=r"the probe.*: out of memory .*halve batch_size"):
+        configs.plan((tiny(),), Machine(), probe_steps=5)
 
 
 @pytest.mark.parametrize("processes", [3, 4, 16])

@@ -19,7 +19,7 @@ from mypt.training.events import EvalReport, StepReport
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import TINY, prepare_chat
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 def trained(name, data, **changes):
@@ -63,8 +63,8 @@ def test_config_keys_and_whatever_else_decided_the_weights(pair):
         "max_iters": ("4", "5"),
         "dataset": tuple(digests),
         "masks": (
-            "assistant, end_of_turn, reasoning, tool_calls, text",
-            "assistant, reasoning, tool_calls, text",
+            "assistant",
+            "assistant,no_stop",
         ),
     }
 

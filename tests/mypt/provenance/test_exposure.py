@@ -15,23 +15,13 @@ from mypt.provenance.exposure import MANY_PASSES, exposure
 from mypt.training.batches import windows
 from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader
-from tests.mypt.training.conftest import write_chat
+from tests.mypt.conftest import write_chat
 
 
 def by_hand(lineage, dataset):
     """Return (times, learned, read) of each (file, line), token by token and batch by batch."""
     config = lineage.config
-    loader = GPTDataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        block_size=config.block_size,
-        use_loss_mask=config.use_loss_mask,
-        seed=config.seed,
-        batching=config.batching,
-        length_policy=config.length_policy,
-        max_lost=config.max_lost,
-        grad_accumulation=config.grad_accumulation,
-    )
+    loader = GPTDataLoader.of(config, dataset)
     owner = {}
     for shard in dataset.shards("train"):
         source = dataset.manifest.sources[shard.record.source]

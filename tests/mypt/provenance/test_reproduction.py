@@ -16,7 +16,7 @@ from mypt.provenance.reproduction import reproduce
 from mypt.training import step
 from mypt.training.checkpoints.state import History
 from mypt.training.lineage import read_lineage
-from tests.mypt.training.conftest import write_chat
+from tests.mypt.conftest import write_chat
 
 
 def write_raw(folder):

@@ -14,7 +14,7 @@ from mypt.data.reading.raw import RawFile
 from mypt.errors import ConfigError, DataError
 from mypt.provenance.exposure import exposure
 from mypt.provenance.row_lookup import find_row, parse_place
-from tests.mypt.training.conftest import write_chat
+from tests.mypt.conftest import write_chat
 
 
 def twice(folder):

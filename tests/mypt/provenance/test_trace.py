@@ -157,8 +157,8 @@ def test_the_records_say_what_matters(chain):
     assert "parent: none" in facts
     assert "mlflow_run_id run1" in facts
     assert "format messages, weight 1, licence CC0" in facts
-    assert "mask: assistant, reasoning, tool_calls, text" in facts
-    assert "mask: assistant, end_of_turn, reasoning, tool_calls, text" in facts
+    assert "mask: assistant,no_stop" in facts
+    assert "mask: assistant" in facts
 
 
 def test_who_made_the_first_steps_and_what_a_block_loses_is_told(plan, finish):
@@ -183,6 +183,15 @@ def test_the_tree_is_drawn_and_travels_as_json(chain):
     assert "checkpoint sft step 2" in drawn
     assert "chat.jsonl" in drawn
     assert Link.model_validate(json.loads(found.model_dump_json())) == found
+
+
+def test_no_name_in_the_tree_steers_the_terminal():
+    evil = "a\x1b[2J\u202e"
+    file = Link(kind="file", name=evil, digest="0", path=evil, facts=(evil,), problems=(evil,))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(file))
+    assert console.file.getvalue().count("a\\x1b[2J\\u202e") == 4
+    assert not {"\x1b", "\u202e"} & set(console.file.getvalue())
 
 
 def test_a_checkpoint_without_lineage_is_refused(chain):

@@ -16,7 +16,7 @@ from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
-from tests.mypt.training.conftest import prepare_chat
+from tests.mypt.conftest import prepare_chat
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 tokenizers = pytest.importorskip("tokenizers")

@@ -7,7 +7,7 @@ import torch
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare
 from mypt.errors import CheckpointError, ConfigError, TrainingError
-from mypt.evaluation.token_scores import validation_loss
+from mypt.evaluation.token_scores import score_tokens
 from mypt.home import models_dir
 from mypt.training import loop
 from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
@@ -264,14 +264,14 @@ def test_tags_that_the_base_never_read_are_learned_in_fine_tuning(plan, tmp_path
     chat = finish(made)
     old = load_model(base["end"].checkpoint.path)[0]
     model = load_model(chat["end"].checkpoint.path)[0]
-    learned = validation_loss(model, open_dataset(made.dataset.path)).mean
+    learned = score_tokens(model, open_dataset(made.dataset.path)).mean
     for tag in tags:
         rows = model.transformer.wte.weight
         kept = rows[tag].clone()
         assert not torch.equal(kept, old.transformer.wte.weight[tag])
         with torch.no_grad():
             rows[tag] = old.transformer.wte.weight[tag]
-            assert validation_loss(model, open_dataset(made.dataset.path)).mean > learned
+            assert score_tokens(model, open_dataset(made.dataset.path)).mean > learned
             rows[tag] = kept
 
 

@@ -10,7 +10,7 @@ from mypt.errors import CheckpointError, ConfigError, ManifestError, MaskError
 from mypt.home import models_dir
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
-from mypt.training.loader import loader_of
+from mypt.training.loader import GPTDataLoader
 from mypt.training.plan import RunPlan, plan_run
 
 
@@ -97,13 +97,15 @@ def test_a_base_of_another_tokenizer_is_refused_naming_both(tiny, tmp_path):
 
 
 @pytest.mark.usefixtures("base")
-def test_a_base_whose_bytes_changed_is_refused(plan):
+def test_a_base_whose_bytes_changed_before_they_are_loaded_is_refused(plan, finish):
+    made = plan("sft", init_from="base", max_iters=1)
     path = models_dir() / "base" / "step_000002" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: its bytes changed"):
-        plan("sft", init_from="base")
+    for again in (made, plan("sft", init_from="base", max_iters=1)):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: its bytes changed"):
+            finish(again)
 
 
 @pytest.mark.usefixtures("base")
@@ -139,7 +141,7 @@ def test_patience_without_a_validation_split_is_refused(plan, tmp_path, make_cha
 def test_epochs_become_steps_by_the_dataset_and_both_are_said(tiny, chat_dataset, finish, batching):
     preset = tiny(batching=batching).model_copy(update={"max_iters": 5000, "epochs": 1.5})
     made = plan_run(preset, "m", chat_dataset)
-    epoch = loader_of(made.preset, open_dataset(chat_dataset)).epoch("train").steps
+    epoch = GPTDataLoader.of(made.preset, open_dataset(chat_dataset)).epoch("train").steps
     steps = round(1.5 * epoch)
     assert f"epochs: 1.5, of {epoch} steps each: max_iters {steps}" in made.inherited
     done = finish(made)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mypt.training.distributed import share
-from mypt.training.gradients import Block, Sum, add_all, blocks
+from mypt.training.gradients import Subtree, Sum, add_all, subtrees
 
 
 def terms(n):
@@ -17,7 +17,7 @@ def terms(n):
 def summed(part, values):
     tree = Sum()
     for micro in part:
-        tree.add(Block(micro, 0), [values[micro]])
+        tree.add(Subtree(micro, 0), [values[micro]])
     return [(block, found[0]) for block, found in tree.parts]
 
 
@@ -42,10 +42,10 @@ def test_eight_terms_add_in_pairs_of_pairs():
 
 
 def test_blocks_are_aligned_and_cover_the_stretch():
-    assert blocks(range(3, 13)) == [Block(3, 0), Block(4, 2), Block(8, 2), Block(12, 0)]
-    assert blocks(range(8)) == [Block(0, 3)]
+    assert subtrees(range(3, 13)) == [Subtree(3, 0), Subtree(4, 2), Subtree(8, 2), Subtree(12, 0)]
+    assert subtrees(range(8)) == [Subtree(0, 3)]
     for part in (range(5, 6), range(1, 8), range(6, 31)):
-        found = [m for b in blocks(part) for m in range(b.start, b.start + 2**b.level)]
+        found = [m for b in subtrees(part) for m in range(b.start, b.start + 2**b.level)]
         assert found == list(part)
 
 

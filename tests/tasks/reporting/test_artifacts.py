@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from mypt.data.manifest import Density, MaskStats
-from mypt.inspection.checks.findings import Finding, Place, ValidationReport, ValidationStats
+from mypt.inspection.checks.findings import Finding, ValidationReport, ValidationStats, Where
 from tasks.reporting import artifacts
 
 STATS = MaskStats(
@@ -56,7 +56,7 @@ def test_mask_statistics_are_a_table_by_split_role_and_source(shown):
 def test_findings_are_a_table_also_when_there_are_none(shown):
     stats = ValidationStats(rows={}, tokens={})
     finding = Finding(
-        level="warning", code="leak", message="rows leak", count=3, examples=(Place(detail="x"),)
+        level="warning", code="leak", message="rows leak", count=3, examples=(Where(detail="x"),)
     )
     report = ValidationReport(dataset="0" * 64, findings=(finding,), stats=stats)
     artifacts.validation_findings("demo", report)

@@ -9,7 +9,7 @@ from mypt import files
 from tasks.tracking.destination import overview_url, read_sent, ui_page, write_sent
 from tasks.tracking.journal import Journal
 from tasks.tracking.mirror import Mirror, mirror_champion, sync
-from tasks.tracking.records import Checkpoint, DatasetInput, Metrics, Opened, Subject
+from tasks.tracking.records import CheckpointRecord, DatasetInput, MeasuredOn, Metrics, Opened
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def begun(name="train", **opened):
 
 
 def subject(digest):
-    return Subject(checkpoint=digest, dataset="chat/val", digest="d" * 64)
+    return MeasuredOn(checkpoint=digest, dataset="chat/val", digest="d" * 64)
 
 
 def checkpoint(folder, step, **values):
@@ -48,7 +48,7 @@ def checkpoint(folder, step, **values):
         "aliases": ("newest", "best"),
         "kept": tuple(range(1, step + 1)),
     }
-    return Checkpoint(**(given | values))
+    return CheckpointRecord(**(given | values))
 
 
 def models(client):

@@ -10,7 +10,7 @@ from tasks.tracking.journal import Journal
 from tasks.tracking.mirror import sync
 from tasks.tracking.records import DatasetInput, Metrics, Opened, Params, Tags, journals_dir
 from tasks.tracking.runs import compare_runs, find_run
-from tests.mypt.training.conftest import prepare_chat
+from tests.mypt.conftest import prepare_chat
 
 
 @pytest.fixture(autouse=True)

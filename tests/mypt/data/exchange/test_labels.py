@@ -8,7 +8,7 @@ from pyarrow import parquet
 from mypt.data.dataset import open_dataset
 from mypt.data.exchange.labels import NAMES, adopt_labels, export_labels
 from mypt.errors import DataError, MaskError
-from tests.mypt.training.conftest import prepare_chat
+from tests.mypt.conftest import prepare_chat
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from mypt.data.template import load_template
 from mypt.data.tokenizer import Tokenizer, train_tokenizer
 from mypt.data.vocabularies.vocabulary import SINGLE_BYTES, Vocabulary
 from mypt.errors import DataError
+from mypt.inference.chat import chat_prompt
+from tests.mypt.data.rendering import render
 from tests.mypt.data.rows import (
     HERE,
     TEMPLATES,
@@ -44,7 +46,7 @@ def reference(rows, ours):
     tokens, spans, bounds = [], [], []
     for number, row in enumerate(rows):
         first, before = len(tokens), None
-        for segment in ours.template.render(row):
+        for segment in render(ours.template, row):
             start = len(tokens)
             if segment.special is None:
                 tokens += ours.encoding.encode_ordinary(segment.text)
@@ -113,13 +115,13 @@ def test_many_rows_at_once_are_what_one_segment_after_the_other_gives(name, temp
         assert encoded.spans.tolist() == spans
         assert encoded.rows[["start", "stop"]].tolist() == bounds
         for number, row in enumerate(rows):
-            ids, own = ours.encode_segments(ours.template.render(row))
+            alone = encode_rows([row], ours, many=False)
             start, stop = bounds[number]
-            assert ids.tolist() == tokens[start:stop]
+            assert alone.tokens.tolist() == tokens[start:stop]
             mine = encoded.spans[encoded.spans["conversation"] == number]
-            assert (own["start"] + start).tolist() == mine["start"].tolist()
+            assert (alone.spans["start"] + start).tolist() == mine["start"].tolist()
             assert (
-                own[["message", "role", "kind", "train"]].tolist()
+                alone.spans[["message", "role", "kind", "train"]].tolist()
                 == mine[["message", "role", "kind", "train"]].tolist()
             )
 
@@ -134,7 +136,7 @@ def test_ids_decode_to_the_written_row_and_spans_tile_it(template):
     @given(rows=rows_of_all_kinds)
     def check(rows):
         encoded = encode_rows(rows, ours)
-        written = "".join(s.text or s.special for row in rows for s in ours.template.render(row))
+        written = "".join(s.text or s.special for row in rows for s in render(ours.template, row))
         assert ours.decode_bytes(encoded.tokens) == written.encode()
         edges = [0, *encoded.spans["stop"].tolist()]
         assert encoded.spans["start"].tolist() == edges[:-1]
@@ -162,7 +164,7 @@ def test_supervised_tokens_are_the_answers_and_their_stops_byte_for_byte(templat
 
 def learned(turns, template, policy):
     """Return what the policy has the model write, turn by turn, without spans or rules."""
-    written = template.render(Conversation(tuple(turns), HERE))
+    written = render(template, Conversation(tuple(turns), HERE))
     present = {segment.message for segment in written if segment.text or segment.special}
     asked_for = (n for n in present if turns[n].role in policy.roles)  # no token, no last turn
     last = max(asked_for, default=None)
@@ -247,8 +249,22 @@ def test_the_row_starts_with_what_inference_feeds(template, prompt, answer):
     ours = tokenizer("gpt2", template)
     history = (say("user", prompt), say("assistant", answer), say("user", prompt))
     row = encode_rows([Conversation((*history, say("assistant", answer)), HERE)], ours).tokens
-    fed, _ = ours.encode_segments(ours.template.opening(history))
-    assert row.tolist() == [*fed.tolist(), *ours.encode(answer).tolist(), ours.stop_id]
+    fed = chat_prompt(ours, history)
+    assert row.tolist() == [*fed, *ours.encode(answer).tolist(), ours.stop_id]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_inference_feeds_with_answer_and_stop_is_the_training_row(template):
+    ours = tokenizer("byte", template)
+
+    @settings(deadline=None, max_examples=40)
+    @given(history=st.lists(messages, max_size=5), answer=texts)
+    def check(history, answer):
+        row = Conversation((*history, say("assistant", answer)), HERE)
+        fed = chat_prompt(ours, history)
+        assert encode_rows([row], ours).tokens.tolist() == [*fed, *answer.encode(), ours.stop_id]
+
+    check()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -285,10 +301,10 @@ def test_a_row_has_one_start_token_in_training_and_in_inference():
     turns = (say("system", "s"), say("user", "<|begin_of_text|>"), say("assistant", "y"))
     row = encode_rows([Conversation(turns, HERE), Conversation(turns, HERE)], ours).tokens
     assert row.tolist().count(start) == 2
-    fed, _ = ours.encode_segments(ours.template.opening(turns))
-    assert fed.tolist().count(start) == 1
+    fed = chat_prompt(ours, turns)
+    assert fed.count(start) == 1
     assert fed[0] == start
-    assert ours.encode_segments(ours.template.opening([]))[0].tolist().count(start) == 1
+    assert chat_prompt(ours, []).count(start) == 1
 
 
 def test_ids_above_two_bytes_survive():
@@ -320,8 +336,7 @@ def test_a_row_keeps_its_origin_and_its_own_word_about_the_mask():
 def test_no_rows_give_no_tokens():
     encoded = encode_rows([], tokenizer("byte"))
     assert [len(part) for part in encoded] == [0, 0, 0]
-    ids, spans = tokenizer("byte", "plain").encode_segments([])
-    assert (len(ids), len(spans)) == (0, 0)
+    assert [len(part) for part in encode_rows([], tokenizer("byte"), many=False)] == [0, 0, 0]
 
 
 def test_twins_have_one_digest_and_different_rows_have_others():
@@ -359,6 +374,8 @@ def test_a_row_that_the_template_cannot_write_is_refused_with_its_line():
     thought = Message("assistant", (Part("reasoning", "hm"),))
     with pytest.raises(DataError, match="line 41: template 'plain' has no form for reasoning"):
         encode_rows([Conversation((say("user", "x"), thought), Origin(0, 41))], ours)
+    with pytest.raises(DataError, match=r"^template 'plain' has no form for reasoning"):
+        chat_prompt(ours, [say("user", "x"), thought])
 
 
 def test_a_trained_tokenizer_encodes_rows_too():

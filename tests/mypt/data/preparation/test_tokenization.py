@@ -11,10 +11,14 @@ import pytest
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.data.preparation import batches, tokenization
-from mypt.data.preparation.tokenization import recipe
+from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.data.template import load_template
 from mypt.errors import ConfigError, DataError
 from tests.mypt.data.corpora import chats, config, say, texts, tree, write_chats
+
+
+def recipe(prepared):
+    return DatasetPlan(prepared).recipe
 
 
 def rows_of(manifest, split):
@@ -65,6 +69,16 @@ def test_one_changed_character_changes_the_recipe_though_size_and_time_stay(tmp_
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert path.stat().st_size == stat.st_size
     assert recipe(config(path)) != before
+
+
+def test_a_file_that_changed_since_the_plan_hashed_it_is_refused(tmp_path):
+    path = write_chats(tmp_path / "chat.jsonl", chats(5))
+    plan = DatasetPlan(config(path))
+    assert plan.recipe
+    path.write_bytes(path.read_bytes().replace(b"0.3", b"0.7"))
+    with pytest.raises(DataError, match=r"chat\.jsonl: changed while it was read"):
+        tokenize(plan, tmp_path / "d", reuse=True)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize(

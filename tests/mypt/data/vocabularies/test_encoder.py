@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mypt.data.vocabularies import encoder as text_encoder
+from mypt.data.vocabularies.encoder import utf8
 from mypt.errors import DataError
 from tests.mypt.data.rows import LOOKALIKES, texts, tokenizer
 
@@ -22,7 +23,7 @@ def alone(encoding, strings):
 
 
 def assert_like_alone(name, strings):
-    ids, lengths = tokenizer(name).text_encoder.encode(strings)
+    ids, lengths = tokenizer(name).text_encoder.encode(utf8(strings))
     expected = alone(tokenizer(name).encoding, strings)
     assert ids.dtype == np.uint32
     assert ids.tolist() == [token for text in expected for token in text]
@@ -58,25 +59,25 @@ def test_where_a_chunk_ends_changes_nothing(monkeypatch, size):
 
 def test_two_texts_that_are_one_token_together_stay_two():
     assert len(tokenizer().encode("hello")) == 1
-    assert tokenizer().text_encoder.encode(["hel", "lo"])[1].tolist() == [1, 1]
+    assert tokenizer().text_encoder.encode(utf8(["hel", "lo"]))[1].tolist() == [1, 1]
 
 
 def test_no_text_gives_no_ids():
-    ids, lengths = tokenizer().text_encoder.encode([])
+    ids, lengths = tokenizer().text_encoder.encode(utf8([]))
     assert (ids.tolist(), lengths.tolist()) == ([], [])
 
 
 def test_a_lone_surrogate_is_refused_and_not_replaced():
     for strings in (["a\ud83d"], ["fine", "a\ud83d"], ["\x1f", "a\ud83d"]):
         with pytest.raises(DataError, match=r"lone surrogate U\+D83D"):
-            tokenizer().text_encoder.encode(strings)
+            tokenizer().text_encoder.encode(utf8(strings))
 
 
 def test_threads_may_share_one_encoder():
     found = {}
     threads = [
         threading.Thread(
-            target=lambda n=n: found.update({n: tokenizer().text_encoder.encode(AWKWARD * 5)})
+            target=lambda n=n: found.update({n: tokenizer().text_encoder.encode(utf8(AWKWARD * 5))})
         )
         for n in range(4)
     ]

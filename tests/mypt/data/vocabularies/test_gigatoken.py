@@ -5,7 +5,7 @@ import pytest
 
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.vocabularies import encoder as fast_engine
-from mypt.data.vocabularies.encoder import TextEncoder
+from mypt.data.vocabularies.encoder import TextEncoder, utf8
 from mypt.data.vocabularies.vocabulary import byte_vocabulary
 from mypt.errors import DataError
 
@@ -47,7 +47,7 @@ def encoder(monkeypatch):
 def test_ids_and_lengths_are_tiktokens(encoder):
     quick = encoder()
     plain = load_tokenizer("gpt2")
-    ids, lengths = quick.encode(TEXTS)
+    ids, lengths = quick.encode(utf8(TEXTS))
     assert quick.fast._engine.calls == 1
     expected = [plain.encode(text) for text in TEXTS]
     assert np.array_equal(ids, np.concatenate(expected))
@@ -56,15 +56,15 @@ def test_ids_and_lengths_are_tiktokens(encoder):
 
 def test_the_first_difference_is_an_error(encoder):
     with pytest.raises(DataError, match=r"gigatoken 0\.0 gives other ids than tiktoken for gpt2"):
-        encoder(wrong_from=1).encode(TEXTS)
+        encoder(wrong_from=1).encode(utf8(TEXTS))
 
 
 def test_a_difference_after_the_first_calls_is_found_by_sampling(encoder):
     quick = encoder(wrong_from=10)
     for _ in range(9):
-        quick.encode(LONG)
+        quick.encode(utf8(LONG))
     with pytest.raises(DataError, match=r"first at token \d+ of call 10;"):
-        quick.encode(LONG)
+        quick.encode(utf8(LONG))
 
 
 def test_the_first_calls_are_checked_whole_and_a_share_of_all_others(encoder):
@@ -75,11 +75,11 @@ def test_the_first_calls_are_checked_whole_and_a_share_of_all_others(encoder):
     )
     each = sum(len(text.encode()) for text in LONG)
     for _ in range(fast_engine.PROBED_FIRST):
-        quick.encode(LONG)
+        quick.encode(utf8(LONG))
     assert sum(checked) == fast_engine.PROBED_FIRST * each
     checked.clear()
     for _ in range(40):
-        quick.encode(LONG)
+        quick.encode(utf8(LONG))
     assert len(checked) == 40
     assert 0.9 < sum(checked) * fast_engine.PROBED_SHARE / (40 * each) <= 1
 
@@ -87,27 +87,27 @@ def test_the_first_calls_are_checked_whole_and_a_share_of_all_others(encoder):
 def test_a_text_longer_than_the_share_of_a_call_has_its_turn(encoder):
     quick, checked = encoder(), []
     for _ in range(fast_engine.PROBED_FIRST):
-        quick.encode(["x"])
+        quick.encode(utf8(["x"]))
     true = quick._reference
     quick._reference = lambda joined: checked.append(1) or true(joined)
     for _ in range(2 * fast_engine.PROBED_SHARE + 1):
-        quick.encode(["a long document"])
+        quick.encode(utf8(["a long document"]))
     assert len(checked) == 2
 
 
 def test_ids_without_one_of_the_separators_are_an_error(encoder):
     quick = encoder()
     for _ in range(fast_engine.PROBED_FIRST):
-        quick.encode(TEXTS)
+        quick.encode(utf8(TEXTS))
     true = quick.fast.encode
     quick.fast.encode = lambda data: true(data)[:-1]
     with pytest.raises(DataError, match="gives other ids than tiktoken"):
-        quick.encode(TEXTS)
+        quick.encode(utf8(TEXTS))
 
 
 def test_a_lone_surrogate_is_the_same_error(encoder):
     with pytest.raises(DataError, match=r"lone surrogate U\+D800"):
-        encoder().encode(["fine", "a\ud800b"])
+        encoder().encode(utf8(["fine", "a\ud800b"]))
 
 
 def test_it_is_loaded_anew_when_the_memory_has_grown_and_not_otherwise(encoder, monkeypatch):
@@ -117,11 +117,11 @@ def test_it_is_loaded_anew_when_the_memory_has_grown_and_not_otherwise(encoder, 
         fast_engine.FastEngine, "_load", lambda self: loads.append(1) or self._engine
     )
     for _ in range(20):
-        quick.encode(["x" * 99])  # and a separator
+        quick.encode(utf8(["x" * 99]))  # and a separator
     assert not loads
     monkeypatch.setattr(fast_engine, "_resident_bytes", lambda: quick.fast._memory + (1 << 30))
     for _ in range(20):
-        quick.encode(["x" * 99])
+        quick.encode(utf8(["x" * 99]))
     assert len(loads) == 2
 
 
@@ -148,5 +148,7 @@ def test_the_real_engine_gives_the_same_where_it_is_installed():
     pytest.importorskip("gigatoken")
     quick, plain = (TextEncoder(load_tokenizer("gpt2").vocabulary) for _ in range(2))
     plain.fast = None
-    for ours, theirs in zip(quick.encode(TEXTS + LONG), plain.encode(TEXTS + LONG), strict=True):
+    for ours, theirs in zip(
+        quick.encode(utf8(TEXTS + LONG)), plain.encode(utf8(TEXTS + LONG)), strict=True
+    ):
         assert np.array_equal(ours, theirs)

@@ -10,13 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from mypt.config import GPTConfig, MaskPolicy
 from mypt.data.conversations import Conversation, Message, Part, say
 from mypt.data.masking import mask_from_spans
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.template import load_template
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError, MaskError
-from mypt.inference.huggingface.chat_template import CUT, GLUE, hf_messages
+from mypt.inference.chat import chat_prompt
+from mypt.inference.huggingface.chat_template import CUT, GLUE
 from mypt.inference.huggingface.exports import export_hf, tokenizer_json
 from mypt.model.gpt import GPT
 from tests.mypt.data.rows import HERE, TEMPLATES, conversations
+from tests.mypt.inference.huggingface.messages import hf_messages
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 tokenizers = pytest.importorskip("tokenizers")
@@ -64,7 +67,7 @@ def export(folder, model, tokenizer, policy=POLICIES["assistant"]):
 
 
 def ours(tokenizer, row, policy):
-    ids, spans = tokenizer.encode_segments(tokenizer.template.render(row))
+    ids, spans, _ = encode_rows([row], tokenizer)
     return ids.tolist(), mask_from_spans(spans, len(ids), policy).tolist()
 
 
@@ -143,7 +146,7 @@ def test_a_thousand_conversations_have_our_ids_our_mask_and_our_logits(pair, tmp
     @settings(max_examples=1000, deadline=None)
     @given(conversations)
     def logits(row):
-        rendered, _ = tokenizer.encode_segments(tokenizer.template.render(row))
+        rendered = encode_rows([row], tokenizer).tokens
         ids = torch.tensor([rendered[:256].tolist() or [0]])
         with torch.no_grad():
             torch.testing.assert_close(loaded(ids).logits, model(ids)[0], atol=1e-4, rtol=0)
@@ -184,9 +187,9 @@ def compare_many(both, policy, count):
         assert ids == wanted[0]
         if not transformers_errs(tokenizer, *wanted):
             assert mask == wanted[1]
-        opening, _ = tokenizer.encode_segments(tokenizer.template.opening(row.messages))
+        opening = chat_prompt(tokenizer, row.messages)
         rendered = found.apply_chat_template(hf_messages(row), add_generation_prompt=True)
-        assert rendered["input_ids"] == opening.tolist()
+        assert rendered["input_ids"] == opening
 
     compare()
 

@@ -10,13 +10,14 @@ from mypt.config import FieldMapping, GPTConfig, MaskPolicy, Source
 from mypt.data.conversations import Conversation
 from mypt.data.exchange.labels import UNSUPERVISED, export_labels
 from mypt.data.masking import mask_from_spans
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MyptError
-from mypt.inference.huggingface.chat_template import hf_messages
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
-from tests.mypt.training.conftest import prepare_chat, write_chat
+from tests.mypt.conftest import prepare_chat, write_chat
+from tests.mypt.inference.huggingface.messages import hf_messages
 
 WHY = "pip install 'mypt[bench]', as 'make test-all' does"
 trl = pytest.importorskip("trl", reason=WHY)
@@ -65,7 +66,7 @@ def trainer(model, tokenizer, rows, folder, **choices):
 
 
 def mask_of(row, tokenizer):
-    ids, spans = tokenizer.encode_segments(tokenizer.template.render(row))
+    ids, spans, _ = encode_rows([row], tokenizer)
     return mask_from_spans(spans, len(ids), MaskPolicy())
 
 
@@ -81,7 +82,7 @@ def compare(rows, tokenizer, theirs, model, folder):
     )  # fmt: skip
     tokens = 0
     for row, made in zip(rows, found.train_dataset, strict=True):
-        ids, spans = tokenizer.encode_segments(tokenizer.template.render(row))
+        ids, spans, _ = encode_rows([row], tokenizer)
         assert made["input_ids"] == ids.tolist()
         mask = mask_from_spans(spans, len(ids), MaskPolicy())
         assert made["labels"] == np.where(mask, ids.tolist(), UNSUPERVISED).tolist()

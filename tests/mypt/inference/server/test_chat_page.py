@@ -69,3 +69,18 @@ def test_people_talk_with_the_model_in_a_browser(page):
     assert page.run(TURNS) == [EVIL, EVIL]
     assert page.run("document.querySelectorAll('img').length") == 0
     assert page.run("document.title") == "echo · mypt"
+
+
+@needs_browser
+def test_a_long_conversation_goes_on_and_the_reader_is_told_once(page):
+    page.run("document.getElementById('key').value = 'sesame'")
+    page.run("document.getElementById('new').click()")
+    asides = "[...document.querySelectorAll('.aside')].map(aside => aside.textContent)"
+    for number in range(1, 7):
+        said(page, str(number) * 50)
+        page.wait(f"{READY} && {TURNS}.length === {2 * number}")
+    assert page.run(TURNS)[-1] == "6" * 50
+    (told,) = page.run(asides)
+    assert "no longer reads the oldest turns (1 so far)" in told
+    page.run("document.getElementById('new').click()")
+    assert page.run(asides) == []

@@ -32,7 +32,8 @@ def client_of(url, key="unused"):
 
 @pytest.fixture(scope="module")
 def client(url):
-    return client_of(url)
+    with client_of(url) as client:
+        yield client
 
 
 def say(client, text, **choices):
@@ -87,6 +88,21 @@ def test_an_answer_that_is_cut_off_says_so(client):
     full = say(client, "x" * (CONTEXT - 10))
     assert full.choices[0].finish_reason == "length"
     assert full.usage.total_tokens == CONTEXT + 1  # the last token is never read again
+
+
+def test_a_long_conversation_goes_on_and_the_answer_says_what_left_it(client):
+    system = {"role": "system", "content": "Be kind."}
+    turns = [{"role": "user", "content": "x" * 40}, {"role": "assistant", "content": "y" * 40}]
+    last = {"role": "user", "content": "still there?"}
+    for n_turns, left_out in ((1, 0), (5, 4)):
+        asked = {"model": "echo", "messages": [system, *turns * n_turns, last], "max_tokens": 100}
+        whole = client.chat.completions.create(**asked)
+        assert whole.choices[0].message.content == "still there?"
+        assert whole.model_extra["turns_left_out"] == left_out
+        assert whole.usage.prompt_tokens <= CONTEXT - 100
+        with client.chat.completions.create(**asked, stream=True) as events:
+            assert events.response.headers["x-mypt-turns-left-out"] == str(left_out)
+            assert {event.model_extra["turns_left_out"] for event in events} == {left_out}
 
 
 def test_history_system_message_and_parts_are_read(client):
@@ -193,8 +209,8 @@ def test_any_depth_gets_an_answer(url, depth):
 
 def test_a_key_is_asked_for_where_one_is_set(tokenizer):
     with serving(Echo(tokenizer), tokenizer, api_key="sésame") as url:
-        with pytest.raises(openai.AuthenticationError) as caught:
-            say(client_of(url, "guess"), "Hi")
+        with client_of(url, "guess") as client, pytest.raises(openai.AuthenticationError) as caught:
+            say(client, "Hi")
         assert caught.value.body["code"] == "invalid_api_key"
         status, said = answered(f"{url}/v1/models", None)
         assert (status, b"sesame" in said) == (401, False)
@@ -225,8 +241,11 @@ def test_32_clients_at_once_each_get_their_own_answer(client):
 def test_beyond_the_line_the_answer_is_429_and_nobody_in_it_is_lost(tokenizer):
     model = Echo(tokenizer)
     model.gate.clear()
-    with serving(model, tokenizer, waiting=2) as url, ThreadPoolExecutor(8) as pool:
-        client = client_of(url)
+    with (
+        serving(model, tokenizer, waiting=2) as url,
+        client_of(url) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
         asked = [pool.submit(say, client, f"number {n}") for n in range(8)]
         while sum(one.done() for one in asked) < 5:  # one is answered, two wait
             time.sleep(0.01)
@@ -239,8 +258,7 @@ def test_beyond_the_line_the_answer_is_429_and_nobody_in_it_is_lost(tokenizer):
 
 def test_who_leaves_gives_up_the_place(tokenizer):
     model = Echo(tokenizer, endless=True)
-    with serving(model, tokenizer) as url:
-        client = client_of(url)
+    with serving(model, tokenizer) as url, client_of(url) as client:
         slow = threading.Event()
         wait, model.gate.wait = model.gate.wait, lambda _=None: slow.wait(0.02) or wait()
         stream = say(client, "on and on", stream=True)

@@ -10,7 +10,7 @@ from mypt import files
 from mypt.config import load_config
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
-from mypt.training.checkpointing import Writer
+from mypt.training.checkpointing import keeper
 from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
 from mypt.training.claim import claim, last_checkpoint
 from mypt.training.lineage import RunContext, read_lineage, verify_folder
@@ -24,9 +24,9 @@ FILES = {
 
 
 def save(run):
-    with Writer(run.folder, keep=2) as writer:
-        writer.write(run.snapshot())
-        return next(writer.saved(wait=True))
+    with keeper(run) as checkpoints:
+        checkpoints.write()
+        return next(checkpoints.saved(wait=True))
 
 
 @pytest.fixture

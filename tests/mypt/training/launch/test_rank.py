@@ -36,7 +36,7 @@ def test_a_process_that_makes_no_step_shows_where_and_ends(
             yield step
         stuck_in_here()
 
-    job = worker.Job(plan=plan(parallel="ddp", step_timeout=1.0), context=RunContext())
+    job = worker.RankJob(plan=plan(parallel="ddp", step_timeout=1.0), context=RunContext())
     where = tmp_path / "errors"
 
     def work():

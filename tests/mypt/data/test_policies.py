@@ -1,29 +1,48 @@
 """A policy as people type it: words, JSON, or a file of JSON."""
 
+from itertools import permutations, product
+
 import pytest
 
-from flows.commands.flags import parse_policy
 from mypt.config import MaskPolicy
-from mypt.data.masking import policy_words
+from mypt.data.policies import TYPED_ROLES, WORDS, parse_policy, policy_words
 from mypt.errors import ConfigError
 
-WORDS = [
+POLICIES = [
     ("assistant", MaskPolicy()),
     ("last", MaskPolicy(last_turn_only=True)),
     ("user, assistant,last", MaskPolicy(roles=("user", "assistant"), last_turn_only=True)),
     ("system,no_stop", MaskPolicy(roles=("system",), end_of_turn=False)),
     ("no_reasoning,no_tool_calls", MaskPolicy(reasoning=False, tool_calls=False)),
     ("assistant,no_text", MaskPolicy(text=False)),
+    ("no_role", MaskPolicy(roles=())),
 ]
 
 
-@pytest.mark.parametrize(("text", "policy"), WORDS)
-def test_words_mean_a_policy_and_a_policy_is_told_in_words_again(text, policy):
+@pytest.mark.parametrize(("text", "policy"), POLICIES)
+def test_words_mean_a_policy(text, policy):
     assert parse_policy(text) == policy
-    assert parse_policy(policy_words(policy)) == policy
 
 
-@pytest.mark.parametrize(("_", "policy"), WORDS)
+def test_every_policy_is_told_in_words_that_mean_it_again():
+    roles = [some for count in range(4) for some in permutations(TYPED_ROLES, count)]
+    knobs = [*MaskPolicy.model_fields][1:]
+    told = set()
+    for some, *values in product(roles, *[(True, False)] * len(knobs)):
+        policy = MaskPolicy(roles=some, **dict(zip(knobs, values, strict=True)))
+        words = policy_words(policy)
+        assert parse_policy(words) == policy
+        assert policy_words(parse_policy(words)) == words
+        told.add(words)
+    assert len(told) == len(roles) * 2 ** len(knobs)
+    assert {word for words in told for word in words.split(",")} == {*TYPED_ROLES, *WORDS}
+
+
+def test_masks_that_no_policy_made_are_told_as_such():
+    assert policy_words(None) == "made by hand"
+
+
+@pytest.mark.parametrize(("_", "policy"), POLICIES)
 def test_a_policy_may_be_json_or_a_file_of_it_with_comments(_, policy, tmp_path):
     text = policy.model_dump_json()
     path = tmp_path / "policy.json"
@@ -38,11 +57,12 @@ def test_a_policy_may_be_json_or_a_file_of_it_with_comments(_, policy, tmp_path)
         ("asistant", "'asistant' is no word of a policy"),
         ("assistant,,last", "'' is no word of a policy"),
         ("assistant,assistant", "expected each role once"),
+        ("user,no_role", "user and no_role exclude each other"),
         ('{"roles": ["user", "user"]}', "expected each role once"),
         ('{"roles": ["tool"]}', "role 'tool' is never supervised"),
-        ('{"roles": "assistant"}', "roles: expected a list"),
+        ('{"roles": "assistant"}', "roles: expected a valid array"),
         ('{"role": ["user"]}', "did you mean 'roles'"),
-        ('{"end_of_turn": 0}', "end_of_turn: expected true or false"),
+        ('{"end_of_turn": 0}', "end_of_turn: expected a valid boolean"),
         ('{"roles": ["user"], "roles": ["assistant"]}', 'Duplicate key "roles"'),
         ('{"roles": ', "no JSON"),
         ('{"roles":' + "[" * 50_000, "nested too deeply"),

@@ -1,4 +1,4 @@
-"""A tiny dataset, a tiny preset, and a home of its own for each test."""
+"""A tiny dataset, a tiny preset, and a home of its own for each test that trains."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,8 @@ TINY = {
     "learning_rate": 1e-2, "warmup_iters": 2, "eval_interval": 4, "eval_iters": 2,
     "checkpoint_interval": 3, "threads": 1, "device": "cpu", "dtype": "float32",
 }  # fmt: skip
+
+ROOMS = {"training", "provenance", "planning"}
 
 
 def write_chat(path: Path, n: int, answer: str = "{i} it is") -> Path:
@@ -44,9 +46,11 @@ def prepare_chat(folder: Path, n: int = 80, answer: str = "{i} it is", **changes
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
-    torch.set_num_threads(1)
+def _own_home(request, monkeypatch):
+    """Whatever trains leaves its run in the test's own folder."""
+    if ROOMS.intersection(request.path.parts):
+        monkeypatch.setenv("MYPT_HOME", str(request.getfixturevalue("tmp_path") / "runs"))
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

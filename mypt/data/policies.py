@@ -1,0 +1,60 @@
+"""A mask policy in the words that people type, wherever one is typed or shown."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from mypt.config import MaskPolicy
+from mypt.errors import ConfigError
+from mypt.parsing import parse_config, parse_json, read_config
+
+TYPED_ROLES: Final = ("system", "user", "assistant")
+WORDS: Final[dict[str, dict[str, Any]]] = {
+    "no_role": {"roles": ()},
+    "last": {"last_turn_only": True},
+    "no_stop": {"end_of_turn": False},
+    "no_reasoning": {"reasoning": False},
+    "no_tool_calls": {"tool_calls": False},
+    "no_text": {"text": False},
+}
+"""Words beside the roles' names, and what each sets."""
+_LONGEST_PATH: Final = 4096
+
+
+def policy_words(policy: MaskPolicy | None) -> str:
+    """Return the words that mean a policy, such as ``assistant,no_stop``; None: no policy."""
+    if policy is None:
+        return "made by hand"
+    values = policy.model_dump()
+    on = [word for word, knobs in WORDS.items() if knobs.items() <= values.items()]
+    return ",".join([*policy.roles, *on])
+
+
+def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:
+    """Return the policy that ``text`` means, e.g. ``assistant``, ``user,assistant,last``.
+
+    Args:
+        text: Comma-separated roles, assistant where there are none, and :data:`WORDS`; a JSON
+            object; or a file of one.
+        flag: What it was given as, for errors.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if text.lstrip().startswith("{"):
+        return parse_config(parse_json(text, flag), MaskPolicy, flag)
+    if len(text) < _LONGEST_PATH and Path(text).is_file():
+        return read_config(Path(text), MaskPolicy)
+    values: dict[str, Any] = {}
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in TYPED_ROLES and word not in WORDS:
+            raise ConfigError(
+                f"{flag}: {word[:60]!r} is no word of a policy; expected some of"
+                f" {', '.join((*TYPED_ROLES, *WORDS))}, joined by"
+                " commas, a JSON object or a file of one"
+            )
+        values |= WORDS.get(word, {})
+    roles = tuple(word for word in words if word in TYPED_ROLES)
+    if roles and "roles" in values:
+        raise ConfigError(f"{flag}: {roles[0]} and no_role exclude each other; leave one of them")
+    return parse_config(values | ({"roles": roles} if roles else {}), MaskPolicy, flag)

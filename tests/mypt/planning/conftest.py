@@ -1,1 +1,0 @@
-"""What the training room trains on, which is planned here."""

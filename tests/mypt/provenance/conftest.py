@@ -1,1 +1,0 @@
-"""The trained models of the training room, whose provenance is asked for here."""
