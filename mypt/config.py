@@ -1,7 +1,7 @@
 """Every knob on one page: frozen models, and the two files that hold them."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,6 +115,8 @@ class TrainConfig(Frozen):
     """Micro-batches an optimizer step."""
     max_iters: int = Field(default=5000, ge=1, le=10**12)
     """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0.0, le=1e6)
+    """Passes over the training rows, instead of max_iters; the dataset says how many steps."""
     learning_rate: float = Field(default=3e-4, gt=0.0)
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "trapezoid"] = "cosine"
@@ -171,6 +173,16 @@ class TrainConfig(Frozen):
     """How often processes that died are started again, from the last checkpoint."""
     step_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds after which a process that waits for others, or that makes no step, is ended."""
+
+    @model_validator(mode="after")
+    def _length_is_said_once(self) -> Self:
+        default = type(self).model_fields["max_iters"].default  # what a form sends along
+        if self.epochs is not None and self.max_iters != default:
+            raise ValueError(
+                f"epochs {self.epochs:g} and max_iters {self.max_iters} both say how long to train;"
+                " leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_have_work(self) -> Self:
@@ -368,6 +380,16 @@ class PipelineConfig(Frozen):
         return self.sft.model_copy(update=dict(self.pretrain.architecture()))
 
 
+LENGTHS = {"epochs": "max_iters", "max_iters": "epochs"}
+"""Knobs of which one alone says how long to train; a change of one ends the other."""
+
+
+def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return knobs with some of them changed."""
+    ended = {LENGTHS[key] for key in LENGTHS.keys() & changes.keys()}
+    return {key: value for key, value in values.items() if key not in ended} | changes
+
+
 def load_config(path: str | Path) -> Preset:
     """Read a preset such as ``configs/tiny_sft.json``; JSON with ``//`` comments.
 
@@ -389,5 +411,5 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
         inner = values.get(stage)
         if isinstance(inner, dict) and "preset" in inner:
             base = read_json(path.parent / str(inner["preset"]), "configs/tiny_sft.json")
-            values[stage] = base | {k: v for k, v in inner.items() if k != "preset"}
+            values[stage] = override(base, {k: v for k, v in inner.items() if k != "preset"})
     return parse_config(values, PipelineConfig, str(path))

@@ -1,6 +1,5 @@
 """What the README and the pages of docs/ tell people to type works as it is written."""
 
-import json
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.examples import paraphrases, share_right, taught
 from tests.faults import table
 from tests.pages import DOCS, PAGES, README, ROOT, commands_of, lines_of
 
@@ -34,15 +34,9 @@ def to_run(commands: list[str]) -> list[str]:
 
 
 def furnish(folder: Path) -> Path:
-    """Lay into a folder the files that the pages speak of, and the project's configs."""
-    turns = [("user", "What is 2+2?"), ("assistant", "2+2 equals 4.")]
-    lines = [json.dumps({"role": role, "content": text}) for role, text in turns]
-    other = [line.replace("2+2", f"{n}+2") for n in range(40) for line in (*lines, "")]
-    (folder / "chats").mkdir()
-    (folder / "chats" / "some.jsonl").write_text("\n".join(line for line in other))
-    lines = "".join(f"The capital of country {n} is city {n}.\n\n" for n in range(2000))
-    (folder / "corpus.txt").write_text(lines)
-    (folder / "configs").symlink_to(ROOT / "configs")
+    """Lay into a folder what the pages speak of: the project's configs and examples."""
+    for name in ("configs", "examples"):
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
@@ -145,6 +139,14 @@ def test_every_command_works_as_it_is_written(page, finished, tmp_path):
     here = copy_of(finished, tmp_path)
     for command in to_run(commands_of(page)):
         run(command, here)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readmes_model_answers_what_it_was_taught(finished):
+    model = finished / "runs" / "models" / "mine"
+    assert share_right(model, taught(finished / "data" / "chats")) >= 0.9
+    assert share_right(model, paraphrases()) >= 0.65
 
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda p: p.stem)

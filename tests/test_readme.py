@@ -38,4 +38,6 @@ def test_the_tree_names_every_room_and_no_other():
         for room in ("mypt", "tasks", "flows")
         for file in (ROOT / room).rglob("*.py")
     }
-    assert sorted(rooms()) == sorted({*packages, "configs", "deployments", "docs", "tests"})
+    assert sorted(rooms()) == sorted(
+        {*packages, "configs", "deployments", "docs", "examples", "tests"}
+    )

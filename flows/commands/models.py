@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.commands.flags import MaybeWhole, Whole
 from flows.console import Console, print_json
 from mypt import files
-from mypt.config import EvaluateConfig, Preset, load_config
+from mypt.config import EvaluateConfig, Preset, load_config, override
 from mypt.data.manifest import read_manifest
 from mypt.errors import ConfigError
 from mypt.home import check_name
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 Form = Literal["auto", "chat", "plain"]
+_SLOWEST = 1e-4
+"""Lowest learning rate at which fine-tuning may begin with random weights."""
 
 
 def train(
@@ -32,6 +34,7 @@ def train(
     dataset_dir: Path,
     init_from_model: str | None = None,
     max_iters: MaybeWhole = None,
+    epochs: float | None = None,
     learning_rate: float | None = None,
     batch_size: MaybeWhole = None,
     eval_interval: MaybeWhole = None,
@@ -50,7 +53,8 @@ def train(
         dataset_dir: A dataset that mypt prepared or adopted.
         init_from_model: Base model whose weights and architecture are kept; hf:FOLDER is one of
             transformers.
-        max_iters: Optimizer steps, instead of the preset's.
+        max_iters: Optimizer steps, instead of the preset's, or of its epochs.
+        epochs: Passes over the training rows, instead of the preset's, or of its max_iters.
         learning_rate: Peak learning rate, instead of the preset's.
         batch_size: Rows a micro-batch, instead of the preset's.
         eval_interval: Steps between evaluations, instead of the preset's.
@@ -64,12 +68,15 @@ def train(
     """
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
-        "max_iters": max_iters, "learning_rate": learning_rate, "batch_size": batch_size,
-        "eval_interval": eval_interval, "seed": seed, "device": device, "threads": threads,
+        "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate,
+        "batch_size": batch_size, "eval_interval": eval_interval, "seed": seed, "device": device,
+        "threads": threads,
     }  # fmt: skip
     preset = _override(load_config(config_file), given)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
+    if init_from_model is None:
+        _check_rate(preset)
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from mypt.training.launch.nodes import Nodes
@@ -161,7 +168,17 @@ def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: b
 def _override(preset: Preset, given: dict[str, Any]) -> Preset:
     values = {key: value for key, value in given.items() if value is not None}
     known = preset.model_dump(exclude_unset=True)
-    return parse_config(known | values, Preset, "the command line")
+    return parse_config(override(known, values), Preset, "the command line")
+
+
+def _check_rate(preset: Preset) -> None:
+    """Refuse a fine-tuning from random weights that would end as babble."""
+    if preset.use_loss_mask and preset.learning_rate < _SLOWEST:
+        raise ConfigError(
+            f"learning_rate {preset.learning_rate:g} is a base model's, and there is none: random"
+            " weights would learn next to nothing; give --init_from_model BASE or --learning_rate"
+            " 1e-3, or take configs/small_chat.json"
+        )
 
 
 class _Stop:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from flows import stages
 from flows.pipeline import sft_pipeline
-from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
+from mypt.config import LENGTHS, PipelineConfig, Preset, load_config, load_pipeline
 from mypt.errors import ConfigError, MyptError
 from mypt.parsing import parse_config
 from tasks.progress import print_line
@@ -120,6 +120,8 @@ def _put(place: Any, path: Sequence[str], value: Any, said: str) -> None:
     key: Any = int(first) if listed else first
     if not rest:
         place[key] = value
+        if key in LENGTHS:
+            place.pop(LENGTHS[key], None)
         return
     if isinstance(place, dict):
         place.setdefault(key, {})

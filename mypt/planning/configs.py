@@ -15,7 +15,7 @@ import torch
 from mypt import files, home
 from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
-from mypt.data.manifest import TOKENIZER_STATE
+from mypt.data.manifest import TOKENIZER_STATE, read_manifest
 from mypt.errors import ConfigError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
@@ -25,7 +25,7 @@ from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
 from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer
-from mypt.training.plan import plan_run
+from mypt.training.plan import fit_to_data
 
 _WARM_UP: Final = 2
 _PATIENCE: Final = 60.0
@@ -74,7 +74,10 @@ def plan(
     for preset in presets:
         here = machine._replace(processes=count or preset.processes)
         check_world(preset, here.processes)  # before anything that takes time
-        data = None if dataset_dir is None else _read(preset, dataset_dir)
+        data = None
+        if dataset_dir is not None:
+            preset, _ = fit_to_data(preset, dataset_dir, read_manifest(dataset_dir))
+            data = _read(preset, dataset_dir)
         if probe_steps:
             here = _measured(preset, here, probe_steps, data.density if data else 1.0)
         found.append(forecast(preset, here, data))
@@ -82,8 +85,7 @@ def plan(
 
 
 def _read(preset: Preset, folder: Path) -> Data:
-    """Return what a dataset decides, after the checks that training begins with."""
-    plan_run(preset, "plan", folder)
+    """Return what a dataset decides."""
     dataset = open_dataset(folder, verify=False)
     epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned

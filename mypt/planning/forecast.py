@@ -63,8 +63,8 @@ class Forecast(Frozen):
     """Of a named GPU."""
     density: float
     tokens_per_step: int
-    steps: int
-    """Of the whole training."""
+    steps: int | None
+    """Of the whole training; None where epochs say it and no dataset is given."""
     steps_per_epoch: int | None
     """None without a dataset, as the next one."""
     tokens_per_epoch: int | None
@@ -99,7 +99,10 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
     weights, density = count_weights(preset), data.density if data else 1.0
     step = _count(preset, preset.grad_accumulation, density)
     step_seconds = _step_seconds(preset, machine, step)
-    seconds = None if step_seconds is None else step_seconds * _steps_worth(preset, step)
+    steps = preset.max_iters if preset.epochs is None else None
+    seconds = None
+    if step_seconds is not None and steps is not None:
+        seconds = step_seconds * _steps_worth(preset, step)
     several: Parallel = "ddp" if preset.parallel == "none" else preset.parallel
     kind, dtype = _arithmetic(preset, machine)
     modes: tuple[Parallel, ...] = ("none",) if machine.processes == 1 else ("ddp", "fsdp")
@@ -120,7 +123,7 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         memory_limit=machine.gpu.memory if machine.gpu else None,
         density=density,
         tokens_per_step=tokens,
-        steps=preset.max_iters,
+        steps=steps,
         steps_per_epoch=data.steps if data else None,
         tokens_per_epoch=data.tokens if data else None,
         operations=step,
@@ -132,7 +135,7 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         seconds=seconds,
         cost=None if price is None or seconds is None
         else seconds / _HOUR * machine.processes * price,
-        assumed=_assumed(machine, data),
+        assumed=_assumed(preset, machine, data),
     )  # fmt: skip
 
 
@@ -222,8 +225,10 @@ def _checkpoints(
     )
 
 
-def _assumed(machine: Machine, data: Data | None) -> tuple[str, ...]:
+def _assumed(preset: Preset, machine: Machine, data: Data | None) -> tuple[str, ...]:
     lines = []
+    if preset.epochs is not None:
+        lines.append(f"{preset.epochs:g} epochs; --dataset_dir tells how many steps and how long")
     if data is None:
         lines.append("every token is supervised; --dataset_dir tells what is")
     if machine.gpu is not None:

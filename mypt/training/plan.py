@@ -85,24 +85,42 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
-        parent, resolved = None, preset
+        parent, (resolved, length) = None, fit_to_data(preset, folder, manifest)
         lines = _from_scratch(preset)
     else:
         step_folder, news = _base(init_from, folder)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
-        resolved = preset.model_copy(update=_architecture(base).model_dump())
+        sized = preset.model_copy(update=_architecture(base).model_dump())
+        resolved, length = fit_to_data(sized, folder, manifest)
         lines = _inherited(base, preset, resolved) + news
-    _check_sizes(resolved, folder, manifest)
     return RunPlan(
         model_name=model_name,
         preset=Preset.model_validate(resolved.model_dump()),
         dataset=DatasetRef(path=str(folder), digest=manifest.digest),
         kind=manifest.kind,
         parent=parent,
-        inherited=lines,
+        inherited=lines + length,
     )
+
+
+def fit_to_data(preset: Preset, folder: Path, manifest: Manifest) -> tuple[Preset, tuple[str, ...]]:
+    """Return a preset with its epochs as steps, and a line that says so; refuse a misfit.
+
+    Raises:
+        ConfigError: If vocabulary or splits do not do.
+        MaskError: If the preset wants masks that the dataset has not.
+    """
+    _check_sizes(preset, folder, manifest)
+    if preset.epochs is None:
+        return preset, ()
+    from mypt.training.loader import GPTDataLoader  # loads torch
+
+    epoch = GPTDataLoader.of(preset, open_dataset(folder, verify=False)).epoch("train").steps
+    steps = max(1, round(preset.epochs * epoch))
+    line = f"epochs: {preset.epochs:g}, of {epoch} steps each: max_iters {steps}"
+    return preset.model_copy(update={"epochs": None, "max_iters": steps}), (line,)
 
 
 def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
@@ -148,7 +166,7 @@ def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ..
     before = base.config.model_dump(exclude=_LABELS | kept.keys())
     for key, old in before.items():
         new = getattr(resolved, key)
-        origin = "preset" if key in preset.model_fields_set else "default"
+        origin = "preset" if key in resolved.model_fields_set else "default"
         if new != old:
             lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")
     return tuple(lines)

@@ -16,6 +16,15 @@ def test_a_knob_is_changed_by_its_dotted_name(small_config):
     assert changed.pretrain == changed_config(small_config, []).pretrain
 
 
+def test_epochs_end_the_configs_max_iters_and_the_other_way_round(small_config):
+    stages = (
+        changed_config(small_config, ["sft.epochs=2"]),
+        changed_config(small_config, ["sft.epochs=2", "sft.max_iters=3"]),
+    )
+    assert [stage.sft.epochs for stage in stages] == [2, None]
+    assert stages[1].sft.max_iters == 3
+
+
 def test_lists_are_reached_by_number_and_values_are_json_or_text(small_config):
     changed = changed_config(
         small_config,

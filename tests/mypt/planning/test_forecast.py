@@ -121,6 +121,18 @@ def test_every_figure_is_printed(tiny):
         assert part in said
 
 
+def test_epochs_are_planned_by_the_dataset_and_no_number_of_steps_is_made_up(tiny, chat_dataset):
+    preset = tiny(batching="packed").model_copy(update={"max_iters": 5000, "epochs": 2})
+    (bare,) = plan((preset,), Machine(gpu=H100))
+    assert (bare.steps, bare.seconds, bare.cost) == (None, None, None)
+    assert bare.step_seconds is not None
+    assert any(line.startswith("2 epochs; --dataset_dir") for line in bare.assumed)
+    (known,) = plan((preset,), Machine(gpu=H100), dataset_dir=chat_dataset)
+    assert known.steps == 2 * known.steps_per_epoch
+    assert known.seconds is not None
+    assert not any("epochs" in line for line in known.assumed)
+
+
 def test_a_pipeline_has_two_trainings_of_one_architecture():
     base, chat = read_presets(Path("configs/demo.json"))
     assert base.architecture() == chat.architecture()
