@@ -1,11 +1,11 @@
 """Every knob on one page: frozen models, and the two files that hold them."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mypt.parsing import Frozen, parse_config, read_config, read_json
+from mypt.parsing import Frozen, override, parse_config, read_config, read_json
 
 MAX_BLOCK = 10_000_000
 """Longest context that a config may ask for, in tokens; bounds here catch slips of the pen."""
@@ -178,10 +178,7 @@ class TrainConfig(Frozen):
     def _length_is_said_once(self) -> Self:
         default = type(self).model_fields["max_iters"].default  # what a form sends along
         if self.epochs is not None and self.max_iters != default:
-            raise ValueError(
-                f"epochs {self.epochs:g} and max_iters {self.max_iters} both say how long to train;"
-                " leave one of them out"
-            )
+            raise ValueError(f"epochs and max_iters {self.max_iters} are both given; leave one out")
         return self
 
     @model_validator(mode="after")
@@ -189,15 +186,9 @@ class TrainConfig(Frozen):
         if self.parallel == "none" and self.processes > 1:
             raise ValueError(f"processes {self.processes} with parallel none; set ddp or fsdp")
         if self.parallel == "fsdp" and self.reduction == "tree":
-            raise ValueError(
-                "reduction tree adds whole gradients, which no process of parallel fsdp holds;"
-                " set parallel to ddp, or reduction to allreduce"
-            )
+            raise ValueError("reduction tree wants whole gradients, which fsdp has not; set ddp")
         if self.parallel == "fsdp" and self.sample_prompts:
-            raise ValueError(
-                "sample_prompts with parallel fsdp: no process holds the whole model; leave them"
-                " out and ask a checkpoint with 'mypt generate'"
-            )
+            raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
         return self
 
 
@@ -378,16 +369,6 @@ class PipelineConfig(Frozen):
     def tuning(self) -> Preset:
         """Return what the fine-tuning trains with: own values, the base model's architecture."""
         return self.sft.model_copy(update=dict(self.pretrain.architecture()))
-
-
-LENGTHS = {"epochs": "max_iters", "max_iters": "epochs"}
-"""Knobs of which one alone says how long to train; a change of one ends the other."""
-
-
-def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return knobs with some of them changed."""
-    ended = {LENGTHS[key] for key in LENGTHS.keys() & changes.keys()}
-    return {key: value for key, value in values.items() if key not in ended} | changes
 
 
 def load_config(path: str | Path) -> Preset:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.commands.flags import MaybeWhole, Whole
 from flows.console import Console, print_json
 from mypt import files
-from mypt.config import EvaluateConfig, Preset, load_config, override
+from mypt.config import EvaluateConfig, Preset, load_config
 from mypt.data.manifest import read_manifest
 from mypt.errors import ConfigError
 from mypt.home import check_name
-from mypt.parsing import parse_config
+from mypt.parsing import override, parse_config
 from mypt.text import visible
 
 if TYPE_CHECKING:
@@ -68,15 +68,14 @@ def train(
     """
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
-        "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate,
-        "batch_size": batch_size, "eval_interval": eval_interval, "seed": seed, "device": device,
+        "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate, "seed": seed,
+        "batch_size": batch_size, "eval_interval": eval_interval, "device": device,
         "threads": threads,
     }  # fmt: skip
     preset = _override(load_config(config_file), given)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
-    if init_from_model is None:
-        _check_rate(preset)
+    _check_rate(preset, init_from_model)
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from mypt.training.launch.nodes import Nodes
@@ -171,9 +170,9 @@ def _override(preset: Preset, given: dict[str, Any]) -> Preset:
     return parse_config(override(known, values), Preset, "the command line")
 
 
-def _check_rate(preset: Preset) -> None:
+def _check_rate(preset: Preset, base: str | None) -> None:
     """Refuse a fine-tuning from random weights that would end as babble."""
-    if preset.use_loss_mask and preset.learning_rate < _SLOWEST:
+    if base is None and preset.use_loss_mask and preset.learning_rate < _SLOWEST:
         raise ConfigError(
             f"learning_rate {preset.learning_rate:g} is a base model's, and there is none: random"
             " weights would learn next to nothing; give --init_from_model BASE or --learning_rate"

@@ -20,9 +20,9 @@ from pydantic import BaseModel
 
 from flows import stages
 from flows.pipeline import sft_pipeline
-from mypt.config import LENGTHS, PipelineConfig, Preset, load_config, load_pipeline
+from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.errors import ConfigError, MyptError
-from mypt.parsing import parse_config
+from mypt.parsing import LENGTHS, parse_config
 from tasks.progress import print_line
 
 PIPELINE = sft_pipeline.name

@@ -36,7 +36,7 @@ def test_epochs_typed_end_the_presets_steps_and_the_other_way_round(tmp_path, mo
     assert json.loads(capsys.readouterr().out)["step"] == 2
     assert main([*words, "--model_name", "c", "--max_iters", "2", "--epochs", "1"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said.endswith("both say how long to train; leave one of them out")
+    assert said.endswith("are both given; leave one out")
     assert len(said.splitlines()) == 1
 
 

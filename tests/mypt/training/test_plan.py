@@ -166,7 +166,7 @@ def test_the_steps_that_epochs_give_are_said_against_the_base(tiny, chat_dataset
 
 
 def test_epochs_and_max_iters_together_are_refused(tiny):
-    with pytest.raises(ValidationError, match=r"epochs 2 and max_iters 12 both say how long"):
+    with pytest.raises(ValidationError, match=r"epochs and max_iters 12 are both given"):
         tiny(epochs=2)
 
 
