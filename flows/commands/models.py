@@ -7,6 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.commands.flags import MaybeWhole, Whole
+from flows.commands.names import full_name
 from flows.console import Console, print_json
 from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config, override
@@ -84,7 +85,8 @@ def train(
     from tasks.progress import watch
 
     machines = Nodes.parse(nodes, rendezvous)
-    plan = plan_run(preset, model_name, dataset_dir, init_from=init_from_model)
+    base = init_from_model and full_name(init_from_model)
+    plan = plan_run(preset, model_name, dataset_dir, init_from=base)
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
     if json and isinstance(end, Finished):
@@ -109,7 +111,7 @@ def evaluate(
     """Measure a model: loss and perplexity over supervised tokens, exact match, stops.
 
     Args:
-        model: A name, a model folder or a step folder.
+        model: A name or its beginning, a model folder or a step folder.
         dataset_dir: Dataset to score; default: the one it was trained on.
         form: How questions are asked; auto follows the training data.
         exercises: Held-out generated questions to ask.
@@ -128,6 +130,7 @@ def evaluate(
         raise ConfigError("--gate and --out_dir: the gate writes its own verdict; give one of them")
     if out_dir and out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
+    model = full_name(model)
     if gate:
         return _judge(model, dataset_dir, config, json)
     if out_dir:
