@@ -13,6 +13,7 @@ from flows.commands import (
     answers,
     comparison,
     data,
+    listing,
     models,
     planning,
     provenance,
@@ -43,6 +44,7 @@ for command in (
     transfer.export, provenance.lineage, provenance.reproduce, services.up, services.sync,
 ):  # fmt: skip
     app.command(command)
+app.command(listing.list_, name="list")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

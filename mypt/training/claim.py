@@ -13,13 +13,12 @@ from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
 from mypt.training.checkpoints import folder as step_folders
 from mypt.training.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from mypt.training.checkpoints.folder import steps
+from mypt.training.checkpoints.folder import RUN, steps
 from mypt.training.checkpoints.sharded import consolidate, newest_parts
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan
 
-RUN = "run.json"
 _LOCK = ".lock"
 
 
