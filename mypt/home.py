@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mypt.errors import CheckpointError, ConfigError
+from mypt.errors import CheckpointError, ConfigError, MissingModelError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STEP_FOLDER = re.compile(r"step_([0-9]{6,18})")
@@ -87,7 +87,7 @@ def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
         return folder
     pointer = folder / pick
     if not folder.is_dir():
-        raise CheckpointError(
+        raise MissingModelError(
             f"no model at {folder}; expected a name, a model folder or a step folder;"
             f" {_nearest(folder.name)}"
         )

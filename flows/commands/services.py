@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from flows.commands.flags import Whole
 from flows.console import Console
+from mypt.errors import ConfigError, MyptError
 
 
 def run(
@@ -35,11 +36,23 @@ def run(
 
         run_pipeline(changed_config(Path(config), changes))
         return 0
-    find_prefect()
-    prepare_environment()
-    from flows.service.parameters import ask
+    try:
+        find_prefect()
+        prepare_environment()
+        from flows.service.parameters import ask
 
-    return ask(config, changes, wait=not detach)
+        return ask(config, changes, wait=not detach)
+    except MyptError as error:
+        raise _with_file(error, config) from None
+
+
+def _with_file(error: MyptError, word: str) -> MyptError:
+    """Return the error of a deployment's name; name a config file if one is called so."""
+    named = Path(f"{word}.json").name
+    found = next((path for path in (Path(named), Path("configs") / named) if path.is_file()), None)
+    if found is None:
+        return error
+    return ConfigError(f"{error}; to run the config of that name: mypt run {found}")
 
 
 def up(
