@@ -1,6 +1,7 @@
 """Commands that train a model and measure it. None starts Prefect."""
 
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -67,6 +68,7 @@ def train(
         rendezvous: HOST:PORT of the machine where they meet.
         json: Print nothing but the end, as JSON: step, reason and the checkpoint to use.
     """
+    began = time.monotonic()
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
         "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate,
@@ -78,6 +80,7 @@ def train(
     read_manifest(dataset_dir)
     if init_from_model is None:
         _check_rate(preset)
+    from flows.outcome import show_training
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from mypt.training.launch.nodes import Nodes
@@ -92,6 +95,8 @@ def train(
     if json and isinstance(end, Finished):
         checkpoint = end.checkpoint.model_dump(mode="json")
         print_json({"step": end.step, "reason": end.reason, "checkpoint": checkpoint})
+    elif isinstance(end, Finished):
+        show_training(Path(end.checkpoint.path), time.monotonic() - began)
     stopped_elsewhere = isinstance(end, Finished) and end.reason == "stopped"
     return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
 

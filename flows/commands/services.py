@@ -1,12 +1,14 @@
 """Commands that start Prefect or MLflow: the pipeline, the two servers, the sending of journals."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from flows.commands.flags import Whole
-from flows.console import Console
+from flows.console import Console, print_lines
+from mypt.config import load_pipeline
 from mypt.errors import ConfigError, MyptError
 
 
@@ -30,6 +32,9 @@ def run(
 
     changes = param or []
     if Path(config).suffix == ".json":
+        name = load_pipeline(Path(config)).name
+        print_lines([f"{name}: raw files -> base model -> chat model; Prefect starts, in seconds"])
+        sys.stdout.flush()  # its imports take some
         prepare_environment()
         from flows.pipeline import run_pipeline
         from flows.service.parameters import changed_config

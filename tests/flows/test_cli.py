@@ -9,6 +9,7 @@ import pytest
 from tests.mypt.training.conftest import prepare_chat
 
 from flows.cli import STAGES, app, main
+from mypt.errors import ConfigError
 from tests.pages import ROOT
 
 MISSING = [
@@ -157,3 +158,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
         code, complained = ended(command)
         assert code in (0, 141), command
         assert complained == ""
+
+
+def test_a_run_says_what_it_does_before_it_loads_anything(capsys, monkeypatch):
+    def load():
+        raise ConfigError("loaded")
+
+    monkeypatch.setattr("flows.environment.prepare_environment", load)
+    assert main(["run", str(ROOT / "configs" / "demo.json")]) == 2
+    assert capsys.readouterr().out.startswith("demo: raw files -> base model -> chat model;")
