@@ -5,8 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mypt.errors import ConfigError
-from mypt.parsing import Frozen, parse_config, read_json
+from mypt.parsing import Frozen, parse_config, read_config, read_json
 
 MAX_BLOCK = 10_000_000
 """Longest context that a config may ask for, in tokens; bounds here catch slips of the pen."""
@@ -391,23 +390,13 @@ def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ended} | changes
 
 
-_STAGES = {"base", "chat", "pretrain", "sft"}
-"""What only the config of a pipeline has; by it the two kinds of files are told apart."""
-
-
 def load_config(path: str | Path) -> Preset:
     """Read a preset such as ``configs/tiny_sft.json``; JSON with ``//`` comments.
 
     Raises:
         ConfigError: If the file is missing, is no JSON, or holds an unknown or wrong value.
     """
-    values = read_json(Path(path), "configs/tiny_sft.json")
-    if values.keys() & _STAGES:
-        raise ConfigError(
-            f"{path}: the config of a pipeline; expected a preset such as configs/tiny_sft.json, or"
-            f" 'mypt run {path}'"
-        )
-    return parse_config(values, Preset, str(path))
+    return read_config(Path(path), Preset, "configs/tiny_sft.json")
 
 
 def load_pipeline(path: str | Path) -> PipelineConfig:
@@ -418,11 +407,6 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
     """
     path = Path(path)
     values = read_json(path, "configs/demo.json")
-    if not values.keys() & _STAGES and values.keys() & Preset.model_fields.keys() - {"name"}:
-        raise ConfigError(
-            f"{path}: a preset, of one training; expected the config of a pipeline such as"
-            f" configs/demo.json, or 'mypt train --config_file {path}'"
-        )
     for stage in ("pretrain", "sft"):
         inner = values.get(stage)
         if isinstance(inner, dict) and "preset" in inner:

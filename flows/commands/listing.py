@@ -8,7 +8,7 @@ from mypt.text import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mypt.provenance.inventory import Item
+    from mypt.provenance.inventory import Listed
 
 Kind = Literal["models", "datasets", "runs"]
 
@@ -37,7 +37,7 @@ def list_(kind: Kind | None = None, *, json: bool = False) -> int:
     return 1 if any(one.problem for items in found.values() for one in items) else 0
 
 
-def runs() -> "tuple[Item, ...]":
+def runs() -> "tuple[Listed, ...]":
     """Return the runs that have a journal and belong to no other run, newest first."""
     from mypt.provenance.inventory import newest_first
     from tasks.tracking.records import names
@@ -45,9 +45,9 @@ def runs() -> "tuple[Item, ...]":
     return newest_first(one for name in names() if (one := _run(name)))
 
 
-def _run(name: str) -> "Item | None":
+def _run(name: str) -> "Listed | None":
     from mypt.errors import MyptError
-    from mypt.provenance.inventory import Item, day
+    from mypt.provenance.inventory import Listed, day
     from tasks.tracking.records import Ended, Metrics, Opened, Params, journal_path, read
 
     path = journal_path(name)
@@ -73,10 +73,10 @@ def _run(name: str) -> "Item | None":
                     values["about"] = status.lower()
     except (MyptError, OSError) as error:
         values["problem"] = str(error)
-    return Item.model_validate({"kind": "run", "path": str(path)} | values)
+    return Listed.model_validate({"kind": "run", "path": str(path)} | values)
 
 
-def render(title: str, items: "tuple[Item, ...]") -> "Table":
+def render(title: str, items: "tuple[Listed, ...]") -> "Table":
     """Return a list as a table; what nothing in it has gets no column."""
     from rich.filesize import decimal
     from rich.table import Table

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.commands.flags import MaybeWhole, Whole
+from flows.commands.flags import MaybeWhole, Whole, check_kind
 from flows.commands.names import full_name
 from flows.console import Console, print_json
 from mypt import files
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mypt.evaluation.scores import ModelScores, TokenReport
+    from mypt.training.events import Finished
 
 
 Form = Literal["auto", "chat", "plain"]
@@ -75,12 +76,12 @@ def train(
         "batch_size": batch_size, "eval_interval": eval_interval, "seed": seed, "device": device,
         "threads": threads,
     }  # fmt: skip
+    check_kind(config_file, "preset")
     preset = _override(load_config(config_file), given)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
     if init_from_model is None:
         _check_rate(preset)
-    from flows.outcome import show_training
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from mypt.training.launch.nodes import Nodes
@@ -92,13 +93,20 @@ def train(
     plan = plan_run(preset, model_name, dataset_dir, init_from=base)
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
-    if json and isinstance(end, Finished):
+    stopped = isinstance(end, Finished) and _tell(end, time.monotonic() - began, json)
+    return asked.code or (128 + signal.SIGTERM) * stopped
+
+
+def _tell(end: "Finished", seconds: float, json: bool) -> bool:
+    """Print how a training ended; return whether somebody asked it to, here or elsewhere."""
+    from flows.outcome import show_training
+
+    if json:
         checkpoint = end.checkpoint.model_dump(mode="json")
         print_json({"step": end.step, "reason": end.reason, "checkpoint": checkpoint})
-    elif isinstance(end, Finished):
-        show_training(Path(end.checkpoint.path), time.monotonic() - began)
-    stopped_elsewhere = isinstance(end, Finished) and end.reason == "stopped"
-    return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
+    else:
+        show_training(Path(end.checkpoint.path), seconds)
+    return end.reason == "stopped"
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.flags import Whole
+from flows.commands.flags import Whole, check_kind
 from flows.console import Console, print_lines
 from mypt.config import load_pipeline
 from mypt.errors import ConfigError, MyptError
@@ -32,6 +32,7 @@ def run(
 
     changes = param or []
     if Path(config).suffix == ".json":
+        check_kind(Path(config), "pipeline")
         name = load_pipeline(Path(config)).name
         print_lines([f"{name}: raw files -> base model -> chat model; Prefect starts, in seconds"])
         sys.stdout.flush()  # its imports take some

@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from mypt.config import MaskPolicy
 from mypt.data.manifest import METADATA, Manifest, read_manifest
-from mypt.data.masking import policy_words
+from mypt.data.policies import policy_words
 from mypt.errors import MyptError
 from mypt.home import datasets_dir, find_checkpoint, models_dir
 from mypt.parsing import Frozen
@@ -18,7 +17,7 @@ from mypt.training.lineage import LINEAGE, Lineage, read_lineage
 EVERY_TOKEN = "every token"
 
 
-class Item(Frozen):
+class Listed(Frozen):
     """A model, a dataset or a run, as one line of a list."""
 
     kind: Literal["model", "dataset", "run"]
@@ -40,7 +39,7 @@ class Item(Frozen):
     """Why nothing else is known of it."""
 
 
-def newest_first(items: Iterable[Item]) -> tuple[Item, ...]:
+def newest_first(items: Iterable[Listed]) -> tuple[Listed, ...]:
     """Return items by date, those without one last."""
     return tuple(sorted(items, key=lambda item: item.date or day(0), reverse=True))
 
@@ -50,13 +49,13 @@ def day(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def models() -> tuple[Item, ...]:
+def models() -> tuple[Listed, ...]:
     """Return every model that was begun, newest first; one without a checkpoint says so."""
     begun = {path.parent for sign in (RUN, "step_*") for path in models_dir().glob(f"*/{sign}")}
     return newest_first(_item("model", folder, _model) for folder in begun)
 
 
-def datasets() -> tuple[Item, ...]:
+def datasets() -> tuple[Listed, ...]:
     """Return what pipelines prepared and what models here were trained on, newest first."""
     folders = {path for path in datasets_dir().glob("[!.]*") if path.is_dir()}
     for path in models_dir().glob("*/latest"):
@@ -69,25 +68,27 @@ def datasets() -> tuple[Item, ...]:
     return newest_first(found)
 
 
-def _item(kind: Literal["model", "dataset"], folder: Path, read: Callable[[Path], Item]) -> Item:
+def _item(
+    kind: Literal["model", "dataset"], folder: Path, read: Callable[[Path], Listed]
+) -> Listed:
     try:
         return read(folder)
     except (MyptError, OSError) as error:
-        return Item(
+        return Listed(
             kind=kind, name=folder.name, path=str(folder), date=None, about="", problem=str(error)
         )
 
 
-def _model(folder: Path) -> Item:
+def _model(folder: Path) -> Listed:
     if not steps(folder):
         date = day((folder / RUN).stat().st_mtime)
-        return Item(
+        return Listed(
             kind="model", name=folder.name, path=str(folder), date=date, about="no checkpoint yet"
         )
     step_folder = find_checkpoint(folder)
     lineage, state = read_lineage(step_folder), read_state(step_folder)
     parent = lineage.parent
-    return Item(
+    return Listed(
         kind="model",
         name=folder.name,
         path=str(folder),
@@ -105,13 +106,13 @@ def _learned(lineage: Lineage) -> str:
     mask = lineage.dataset.mask
     if not lineage.config.use_loss_mask or mask is None:
         return EVERY_TOKEN
-    return _share(_words(mask.policy), lineage.supervised, lineage.tokens)
+    return _share(policy_words(mask.policy), lineage.supervised, lineage.tokens)
 
 
-def _dataset(folder: Path) -> Item:
+def _dataset(folder: Path) -> Listed:
     manifest = read_manifest(folder)
     tokens = manifest.tokens("train") + manifest.tokens("val")
-    return Item(
+    return Listed(
         kind="dataset",
         name=folder.name,
         path=str(folder),
@@ -127,11 +128,7 @@ def _masked(manifest: Manifest) -> str:
     if manifest.mask is None:
         return "no masks"
     total = manifest.mask.stats.total
-    return _share(_words(manifest.mask.policy), total.supervised, total.tokens)
-
-
-def _words(policy: MaskPolicy | None) -> str:
-    return "made by hand" if policy is None else policy_words(policy)
+    return _share(policy_words(manifest.mask.policy), total.supervised, total.tokens)
 
 
 def _share(words: str, supervised: int, tokens: int) -> str:

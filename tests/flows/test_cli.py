@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.mypt.training.conftest import prepare_chat
 
 from flows.cli import STAGES, app, main
 from mypt.errors import ConfigError
+from tests.mypt.conftest import prepare_chat
 from tests.pages import ROOT
 
 MISSING = [

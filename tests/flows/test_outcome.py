@@ -5,13 +5,13 @@ import re
 from uuid import uuid4
 
 import pytest
-from tests.mypt.training.conftest import TINY, prepare_chat
 
 from flows.cli import main
 from flows.service.parameters import _made
 from mypt.home import models_dir
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Tags
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from tests.mypt.training.conftest import TINY, prepare_chat
 
 from flows.cli import main
 from mypt.home import datasets_dir, models_dir
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Metrics, Params
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 @pytest.fixture(scope="module", autouse=True)

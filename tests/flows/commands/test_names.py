@@ -4,11 +4,11 @@ import json
 import os
 
 import pytest
-from tests.mypt.training.conftest import TINY, prepare_chat
 
 from flows.cli import main
 from flows.commands.names import full_name
 from mypt.home import models_dir
+from tests.mypt.conftest import TINY, prepare_chat
 
 
 @pytest.fixture(scope="module", autouse=True)
