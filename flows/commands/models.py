@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mypt.evaluation.scores import ModelScores, TokenReport
-    from mypt.training.events import Finished
+    from mypt.training.launch.nodes import Nodes
+    from mypt.training.plan import RunPlan
 
 
 Form = Literal["auto", "chat", "plain"]
@@ -46,6 +47,7 @@ def train(
     threads: MaybeWhole = None,
     nodes: str | None = None,
     rendezvous: str | None = None,
+    extend: bool = False,
     json: bool = False,
 ) -> int:
     """Train a model, or go on where the same name and config stopped.
@@ -67,46 +69,50 @@ def train(
         nodes: How many machines train together, such as 2, or 1:4 where some may come later or
             go; each is started with the same command.
         rendezvous: HOST:PORT of the machine where they meet.
+        extend: Go on with a run whose max_iters is higher now, ended or not.
         json: Print nothing but the end, as JSON: step, reason and the checkpoint to use.
     """
-    began = time.monotonic()
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
         "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate,
         "batch_size": batch_size, "eval_interval": eval_interval, "seed": seed, "device": device,
         "threads": threads,
     }  # fmt: skip
-    check_kind(config_file, "preset")
-    preset = _override(load_config(config_file), given)
+    preset = _preset(config_file, given)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
     if init_from_model is None:
         _check_rate(preset)
-    from mypt.training.events import Finished
-    from mypt.training.launch.launch import train_anywhere
+    from mypt.training import claim
     from mypt.training.launch.nodes import Nodes
     from mypt.training.plan import plan_run
-    from tasks.progress import watch
 
     machines = Nodes.parse(nodes, rendezvous)
     base = init_from_model and full_name(init_from_model)
     plan = plan_run(preset, model_name, dataset_dir, init_from=base)
+    if extend:
+        claim.extend(plan)
+    return _train(plan, machines, asked, json)
+
+
+def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> int:
+    from flows.outcome import show_training
+    from mypt.training.events import Finished
+    from mypt.training.launch.launch import train_anywhere
+    from tasks.progress import watch
+
+    began = time.monotonic()
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
-    stopped = isinstance(end, Finished) and _tell(end, time.monotonic() - began, json)
-    return asked.code or (128 + signal.SIGTERM) * stopped
-
-
-def _tell(end: "Finished", seconds: float, json: bool) -> bool:
-    """Print how a training ended; return whether somebody asked it to, here or elsewhere."""
-    from flows.outcome import show_training
-
+    if not isinstance(end, Finished):
+        return asked.code
     if json:
         checkpoint = end.checkpoint.model_dump(mode="json")
         print_json({"step": end.step, "reason": end.reason, "checkpoint": checkpoint})
     else:
-        show_training(Path(end.checkpoint.path), seconds)
-    return end.reason == "stopped"
+        show_training(Path(end.checkpoint.path), time.monotonic() - began)
+    stopped_elsewhere = end.reason == "stopped"
+    return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
 
 
 def evaluate(
@@ -181,7 +187,9 @@ def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: b
     return 0 if verdict.promoted else 1
 
 
-def _override(preset: Preset, given: dict[str, Any]) -> Preset:
+def _preset(path: Path, given: dict[str, Any]) -> Preset:
+    check_kind(path, "preset")
+    preset = load_config(path)
     values = {key: value for key, value in given.items() if value is not None}
     known = preset.model_dump(exclude_unset=True)
     return parse_config(override(known, values), Preset, "the command line")
