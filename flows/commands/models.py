@@ -78,11 +78,9 @@ def train(
         "batch_size": batch_size, "eval_interval": eval_interval, "seed": seed, "device": device,
         "threads": threads,
     }  # fmt: skip
-    preset = _preset(config_file, given)
+    preset = _preset(config_file, given, from_base=init_from_model is not None)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
-    if init_from_model is None:
-        _check_rate(preset)
     from mypt.training import claim
     from mypt.training.launch.nodes import Nodes
     from mypt.training.plan import plan_run
@@ -187,12 +185,16 @@ def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: b
     return 0 if verdict.promoted else 1
 
 
-def _preset(path: Path, given: dict[str, Any]) -> Preset:
+def _preset(path: Path, given: dict[str, Any], *, from_base: bool) -> Preset:
+    """Return a preset with what was typed in place of its values."""
     check_kind(path, "preset")
     preset = load_config(path)
     values = {key: value for key, value in given.items() if value is not None}
     known = preset.model_dump(exclude_unset=True)
-    return parse_config(override(known, values), Preset, "the command line")
+    asked = parse_config(override(known, values), Preset, "the command line")
+    if not from_base:
+        _check_rate(asked)
+    return asked
 
 
 def _check_rate(preset: Preset) -> None:
