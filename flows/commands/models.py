@@ -1,12 +1,14 @@
 """Commands that train a model and measure it. None starts Prefect."""
 
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.commands.flags import MaybeWhole, Whole
+from flows.commands.flags import MaybeWhole, Whole, check_kind
+from flows.commands.names import full_name
 from flows.console import Console, print_json
 from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mypt.evaluation.scores import ModelScores, TokenReport
+    from mypt.training.launch.nodes import Nodes
+    from mypt.training.plan import RunPlan
 
 
 Form = Literal["auto", "chat", "plain"]
@@ -43,6 +47,7 @@ def train(
     threads: MaybeWhole = None,
     nodes: str | None = None,
     rendezvous: str | None = None,
+    extend: bool = False,
     json: bool = False,
 ) -> int:
     """Train a model, or go on where the same name and config stopped.
@@ -64,6 +69,7 @@ def train(
         nodes: How many machines train together, such as 2, or 1:4 where some may come later or
             go; each is started with the same command.
         rendezvous: HOST:PORT of the machine where they meet.
+        extend: Go on with a run whose max_iters is higher now, ended or not.
         json: Print nothing but the end, as JSON: step, reason and the checkpoint to use.
     """
     asked = _Stop()  # first of all: reading datasets takes time too
@@ -72,24 +78,38 @@ def train(
         "batch_size": batch_size, "eval_interval": eval_interval, "device": device,
         "threads": threads,
     }  # fmt: skip
-    preset = _override(load_config(config_file), given)
+    preset = _preset(config_file, given, from_base=init_from_model is not None)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
-    _check_rate(preset, init_from_model)
-    from mypt.training.events import Finished
-    from mypt.training.launch.launch import train_anywhere
+    from mypt.training import claim
     from mypt.training.launch.nodes import Nodes
     from mypt.training.plan import plan_run
-    from tasks.progress import watch
 
     machines = Nodes.parse(nodes, rendezvous)
-    plan = plan_run(preset, model_name, dataset_dir, init_from=init_from_model)
+    base = init_from_model and full_name(init_from_model)
+    plan = plan_run(preset, model_name, dataset_dir, init_from=base)
+    if extend:
+        claim.extend(plan)
+    return _train(plan, machines, asked, json)
+
+
+def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> int:
+    from flows.outcome import show_training
+    from mypt.training.events import Finished
+    from mypt.training.launch.launch import train_anywhere
+    from tasks.progress import watch
+
+    began = time.monotonic()
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
-    if json and isinstance(end, Finished):
+    if not isinstance(end, Finished):
+        return asked.code
+    if json:
         checkpoint = end.checkpoint.model_dump(mode="json")
         print_json({"step": end.step, "reason": end.reason, "checkpoint": checkpoint})
-    stopped_elsewhere = isinstance(end, Finished) and end.reason == "stopped"
+    else:
+        show_training(Path(end.checkpoint.path), time.monotonic() - began)
+    stopped_elsewhere = end.reason == "stopped"
     return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
 
 
@@ -108,7 +128,7 @@ def evaluate(
     """Measure a model: loss and perplexity over supervised tokens, exact match, stops.
 
     Args:
-        model: A name, a model folder or a step folder.
+        model: A name or its beginning, a model folder or a step folder.
         dataset_dir: Dataset to score; default: the one it was trained on.
         form: How questions are asked; auto follows the training data.
         exercises: Held-out generated questions to ask.
@@ -127,6 +147,7 @@ def evaluate(
         raise ConfigError("--gate and --out_dir: the gate writes its own verdict; give one of them")
     if out_dir and out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
+    model = full_name(model)
     if gate:
         return _judge(model, dataset_dir, config, json)
     if out_dir:
@@ -164,15 +185,20 @@ def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: b
     return 0 if verdict.promoted else 1
 
 
-def _override(preset: Preset, given: dict[str, Any]) -> Preset:
+def _preset(path: Path, given: dict[str, Any], *, from_base: bool) -> Preset:
+    """Return a preset with what was typed in place of its values."""
+    check_kind(path, "preset")
+    preset = load_config(path)
     values = {key: value for key, value in given.items() if value is not None}
     known = preset.model_dump(exclude_unset=True)
-    return parse_config(override(known, values), Preset, "the command line")
+    asked = parse_config(override(known, values), Preset, "the command line")
+    _check_rate(asked, from_base=from_base)
+    return asked
 
 
-def _check_rate(preset: Preset, base: str | None) -> None:
+def _check_rate(preset: Preset, *, from_base: bool) -> None:
     """Refuse a fine-tuning from random weights that would end as babble."""
-    if base is None and preset.use_loss_mask and preset.learning_rate < _SLOWEST:
+    if not from_base and preset.use_loss_mask and preset.learning_rate < _SLOWEST:
         raise ConfigError(
             f"learning_rate {preset.learning_rate:g} is a base model's, and there is none: random"
             " weights would learn next to nothing; give --init_from_model BASE or --learning_rate"

@@ -20,7 +20,7 @@ from mypt.errors import ConfigError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
 from mypt.parsing import read_json
-from mypt.planning.forecast import Data, Forecast, check_world, forecast
+from mypt.planning.forecast import Data, Forecast, fit_world, forecast
 from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
 from mypt.training.loader import GPTDataLoader
@@ -73,13 +73,14 @@ def plan(
     found = []
     for preset in presets:
         here = machine._replace(processes=count or preset.processes)
-        check_world(preset, here.processes)  # before anything that takes time
-        data = None
+        shared, data = fit_world(preset, here.processes), None
         if dataset_dir is not None:
-            preset, _ = fit_to_data(preset, dataset_dir, read_manifest(dataset_dir))
-            data = _read(preset, dataset_dir)
+            shared, _ = fit_to_data(shared, dataset_dir, read_manifest(dataset_dir))
+            data = _read(shared, dataset_dir)
+            asked = {"grad_accumulation": preset.grad_accumulation}
+            preset = shared.model_copy(update=asked)  # so many steps, by what shares them
         if probe_steps:
-            here = _measured(preset, here, probe_steps, data.density if data else 1.0)
+            here = _measured(shared, here, probe_steps, data.density if data else 1.0)
         found.append(forecast(preset, here, data))
     return tuple(found)
 

@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 from mypt.config import Preset
-from mypt.errors import ConfigError
 from mypt.parsing import Frozen
 from mypt.planning.machines import FAILURE_HOURS, WRITE_RATE, Machine
 from mypt.planning.sizes import (
@@ -92,10 +91,9 @@ class Forecast(Frozen):
 def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Forecast:
     """Return what training ``preset`` needs and takes on ``machine``.
 
-    Raises:
-        ConfigError: If the processes do not divide a step's micro-batches.
+    Where its processes do not divide a step's micro-batches, a step has so many more.
     """
-    check_world(preset, machine.processes)
+    asked, preset = preset, fit_world(preset, machine.processes)
     weights, density = count_weights(preset), data.density if data else 1.0
     step = _count(preset, preset.grad_accumulation, density)
     step_seconds = _step_seconds(preset, machine, step)
@@ -135,23 +133,17 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         seconds=seconds,
         cost=None if price is None or seconds is None
         else seconds / _HOUR * machine.processes * price,
-        assumed=_assumed(preset, machine, data),
+        assumed=(*_more_micros(asked, preset, machine), *_assumed(preset, machine, data)),
     )  # fmt: skip
 
 
-def check_world(preset: Preset, processes: int) -> None:
-    """Refuse a number of processes that leaves some of them waiting for others in every step.
+def fit_world(preset: Preset, processes: int) -> Preset:
+    """Return a preset whose micro-batches a number of processes can share, as few as that takes.
 
-    Raises:
-        ConfigError: If it does not divide the micro-batches of a step.
+    Training refuses to choose: another accumulation is another batch.
     """
-    n = preset.grad_accumulation
-    if n % processes:
-        raise ConfigError(
-            f"{processes} processes do not divide grad_accumulation {n}, the micro-batches of a"
-            f" step; set it to a multiple of {processes} and batch_size so much smaller, or take"
-            f" another count, such as {max(d for d in range(1, processes) if n % d == 0)}"
-        )
+    shared = -(-preset.grad_accumulation // processes) * processes
+    return preset.model_copy(update={"grad_accumulation": shared})
 
 
 def best_interval(write: float, failure: float) -> float:
@@ -222,6 +214,17 @@ def _checkpoints(
         failure_seconds=failure,
         interval_seconds=interval,
         interval_steps=None if step_seconds is None else max(1, round(interval / step_seconds)),
+    )
+
+
+def _more_micros(asked: Preset, preset: Preset, machine: Machine) -> tuple[str, ...]:
+    """Say, if so, that a step has more micro-batches than the config asks for."""
+    before, now = asked.grad_accumulation, preset.grad_accumulation
+    if before == now:
+        return ()
+    return (
+        f"grad_accumulation {now} instead of {before}, which {machine.processes} processes do not"
+        f" divide: {now / before:.3g} times the tokens a step; to train so, put it into the config",
     )
 
 

@@ -190,6 +190,10 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
         f"config {lineage.config.name}, seed {lineage.config.seed}",
         _made_by(lineage),
         *(f"until step {before.until}: {_made_by(before)}" for before in lineage.earlier),
+        *(
+            f"extended at step {made.step}: planned for {made.max_iters} steps until then"
+            for made in lineage.extended
+        ),
         ids,
         "" if lineage.parent else "parent: none",
     )

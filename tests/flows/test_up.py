@@ -133,6 +133,7 @@ def test_a_short_name_and_parameters_do_for_mypt_run(up):
     assert "reused: pretrain small-base" in said
     assert "max_iters at step 4" in said
     assert "small: exact match " in said, "the last line that the run logs"
+    assert re.search(r"next: mypt generate small-chat-\w+ ", said), "and how to go on"
     assert up.flow_run(run_id_in(said))["parameters"]["config"]["sft"]["max_iters"] == 4
 
 

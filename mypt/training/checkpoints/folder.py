@@ -7,6 +7,8 @@ from mypt.errors import CheckpointError
 from mypt.references import CheckpointRef
 from mypt.training.lineage import read_lineage, verify_folder
 
+RUN = "run.json"
+"""What the name means, there from the first start on."""
 LATEST = "latest"
 BEST = "best"
 DAMAGED = "damaged-"

@@ -55,3 +55,18 @@ def test_fine_tuning_of_random_weights_at_a_bases_rate_is_refused_with_what_woul
     assert not (tmp_path / "runs").exists()
     assert main([*words, "base", "--learning_rate", "1e-3"]) == 0
     assert main([*words, "chat", "--init_from_model", "base"]) == 0
+
+
+def test_more_steps_are_asked_for_by_a_flag(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
+    data, preset = prepare_chat(tmp_path, n=20), tmp_path / "preset.json"
+    preset.write_text(json.dumps(TINY))
+    words = ["train", "--config_file", preset, "--dataset_dir", data, "--model_name", "m"]
+    words = [*map(str, words), "--max_iters"]
+    assert main([*words, "2"]) == 0
+    assert main([*words, "3"]) == 2
+    assert "--extend" in capsys.readouterr().err
+    assert main([*words, "3", "--extend"]) == main([*words, "3"]) == 0
+    said = capsys.readouterr().out
+    assert "extended at step 2, from 2 steps to 3" in said
+    assert "already finished at step 3" in said

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from flows.service.parameters import FLOWS, PIPELINE, change, changed_config
+from mypt.config import load_pipeline
 from mypt.errors import ConfigError
 
 
@@ -33,6 +34,12 @@ def test_lists_are_reached_by_number_and_values_are_json_or_text(small_config):
     assert changed.chat.sources[0].count == 77
     assert changed.evaluate.prompts == ("a", "b")
     assert changed.sft.name == "1x"
+
+
+def test_a_changed_config_says_no_more_than_was_written(small_config):
+    before, after = load_pipeline(small_config), changed_config(small_config, ["sft.max_iters=7"])
+    assert after.sft.model_fields_set == before.sft.model_fields_set | {"max_iters"}
+    assert "n_layer" not in after.sft.model_fields_set
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,17 @@ def test_memory_that_runs_out_while_timing_says_what_to_change(tiny, monkeypatch
         configs.plan((tiny(),), Machine(), probe_steps=5)
 
 
-@pytest.mark.parametrize("processes", [3, 4, 16])
-def test_processes_that_would_wait_are_refused(tiny, processes):
-    with pytest.raises(ConfigError, match=f"{processes} processes do not divide"):
-        forecast(tiny(grad_accumulation=8 if processes != 4 else 2), Machine(processes))
+@pytest.mark.parametrize(("processes", "micros"), [(1, 6), (2, 6), (4, 8), (8, 8), (5, 10)])
+def test_processes_share_the_fewest_micro_batches_that_they_divide(tiny, processes, micros):
+    preset = tiny(grad_accumulation=6)
+    found = forecast(preset, Machine(processes))
+    assert found.tokens_per_step == micros * preset.batch_size * preset.block_size
+    said = [line for line in found.assumed if "grad_accumulation" in line]
+    if micros == 6:
+        assert said == []
+    else:
+        (line,) = said
+        assert f"grad_accumulation {micros} instead of 6, which {processes} processes" in line
 
 
 def test_a_model_that_fits_no_gpu_says_so():
