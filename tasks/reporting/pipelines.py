@@ -21,7 +21,7 @@ from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.evaluations import evaluation_tables, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
-from tasks.tracking.destination import GATE_TAG, KIND_TAG, PIPELINE, mlflow_url, shown_uri
+from tasks.tracking.destination import GATE_TAG, KIND_TAG, NOTE_TAG, PIPELINE, mlflow_url, shown_uri
 from tasks.tracking.journal import Journal
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Metrics, Params, Tags, Text, flatten, journal_path
@@ -119,6 +119,5 @@ def _way_back() -> dict[str, str]:
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_name": flow_run.name or "",
         "prefect.flow_run_url": url,
-        # The description is the one place of an MLflow page where a link can be clicked.
-        "mlflow.note.content": f"Prefect flow run [{flow_run.name}]({url})",
+        NOTE_TAG: f"Prefect flow run [{flow_run.name}]({url})",
     }

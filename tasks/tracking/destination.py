@@ -17,6 +17,8 @@ MLFLOW_UI = "http://127.0.0.1:5000"
 KIND_TAG = "mypt.kind"
 """Tag of a run by which the view finds those of whole pipelines."""
 PIPELINE = "pipeline"
+NOTE_TAG = "mlflow.note.content"
+"""MLflow tag of a run's or an experiment's description, the one place where a link works."""
 GATE_TAG = "gate"
 """Tag of a run that says whether its model became the champion."""
 RANKED_BY = "exact_match_overall"
@@ -92,9 +94,12 @@ def mlflow_url(name: str, page: str = "") -> str | None:
     if sent.run_id is None:
         return None
     server = shown_uri() if is_remote() else os.environ.get("MYPT_MLFLOW_UI", MLFLOW_UI)
-    return ui_page(
-        server, f"/experiments/{sent.experiment_id}/runs/{sent.run_id}/{page}".rstrip("/")
-    )
+    return run_page(server, str(sent.experiment_id), sent.run_id, page)
+
+
+def run_page(server: str, experiment: str, run: str, page: str = "") -> str:
+    """Return the page of an MLflow run, or of a part of it."""
+    return ui_page(server, f"/experiments/{experiment}/runs/{run}/{page}".rstrip("/"))
 
 
 def without_password(text: str) -> str:
@@ -152,5 +157,5 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     }
     return {
         f"mlflow.sharedViewState.{_VIEW}": json.dumps(view),
-        "mlflow.note.content": f"[Pipelines, the best first]({overview_url('', experiment)})",
+        NOTE_TAG: f"[Pipelines, the best first]({overview_url('', experiment)})",
     }
