@@ -17,6 +17,8 @@ MLFLOW_UI = "http://127.0.0.1:5000"
 KIND_TAG = "mypt.kind"
 """Tag of a run by which the view finds those of whole pipelines."""
 PIPELINE = "pipeline"
+REUSED = "reused"
+"""Kind of a pipeline's run that found everything made, and the tag that says so; not ranked."""
 NOTE_TAG = "mlflow.note.content"
 """MLflow tag of a run's or an experiment's description, the one place where a link works."""
 GATE_TAG = "gate"
@@ -26,10 +28,11 @@ RANKED_BY = "exact_match_overall"
 _VIEW = "pipelines"
 _COLUMNS = {
     "attributes": ("Created",),
-    "metrics": (RANKED_BY, "val_loss", "mask_density", "supervised_tokens"),
-    "params": ("policy", "template", "chat_dataset"),
+    "metrics": (RANKED_BY, "val_loss", "mask_density"),
+    "params": ("policy", "chat_dataset"),
     "tags": (GATE_TAG,),
 }
+"""Few enough that the last, which MLflow puts at the right, is on a screen."""
 
 
 class Sent(Frozen):
@@ -93,13 +96,22 @@ def mlflow_url(name: str, page: str = "") -> str | None:
     sent = read_sent(name)
     if sent.run_id is None:
         return None
-    server = shown_uri() if is_remote() else os.environ.get("MYPT_MLFLOW_UI", MLFLOW_UI)
-    return run_page(server, str(sent.experiment_id), sent.run_id, page)
+    return run_page(ui_server(), str(sent.experiment_id), sent.run_id, page)
 
 
 def run_page(server: str, experiment: str, run: str, page: str = "") -> str:
     """Return the page of an MLflow run, or of a part of it."""
     return ui_page(server, f"/experiments/{experiment}/runs/{run}/{page}".rstrip("/"))
+
+
+def ui_server() -> str:
+    """Return where MLflow shows its pages, or will once ``mypt up`` runs."""
+    return shown_uri() if is_remote() else os.environ.get("MYPT_MLFLOW_UI", MLFLOW_UI)
+
+
+def ui_answers() -> bool:
+    """Return whether a server shows MLflow's pages as far as is known here."""
+    return is_remote() or "MYPT_MLFLOW_UI" in os.environ
 
 
 def without_password(text: str) -> str:

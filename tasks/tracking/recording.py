@@ -29,7 +29,7 @@ class _Open(NamedTuple):
     shared: dict[str, str]
     post: "_Post"
     made: set[str]
-    """Journals of the stages below that did something."""
+    """What did something: journals of the stages below, and what has none."""
     reused: set[str]
     """Journals of the stages below that found everything made by another run."""
 
@@ -106,6 +106,12 @@ def reuse(name: str, title: str) -> None:
         return
     run.reused.add(name)
     run.journal.write(Reused(journal=name, title=title))
+
+
+def note_work(name: str) -> None:
+    """Note that the open run did something new that is no run of its own."""
+    if run := _current.get():
+        run.made.add(name)
 
 
 def reused_everything() -> bool:

@@ -182,7 +182,7 @@ def test_a_child_belongs_to_its_parent_even_if_sent_first(client):
     assert send("parent") == 2
 
 
-def test_a_run_that_goes_on_is_the_same_run_below_its_first_parent(client):
+def test_a_run_that_goes_on_is_the_same_run(client):
     begun("parent").end("KILLED")
     begun("child", parent="parent").end("KILLED")
     send("child")
