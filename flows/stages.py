@@ -19,7 +19,7 @@ from mypt.config import (
     load_pipeline,
 )
 from mypt.data.manifest import reference
-from mypt.data.reading.sources import source_name
+from mypt.data.reading.sources import source_names
 from mypt.errors import MyptError
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
@@ -46,13 +46,13 @@ def pipeline_run_name() -> str:
             config = load_pipeline(config)
         except MyptError:  # the flow meets the same error, and raises it
             return Path(str(config)).stem
-    return _named(config.name, _sources(config.chat))
+    return _named(config.name, source_names(config.chat.sources))
 
 
 def prepare_run_name() -> str:
     """Return the name of a run that prepares data, such as ``chats from chats.jsonl``."""
     parameters = _asked()
-    return _named(parameters["name"], _sources(parameters["config"]), "from")
+    return _named(parameters["name"], source_names(parameters["config"].sources), "from")
 
 
 def training_run_name() -> str:
@@ -74,10 +74,6 @@ def _asked() -> dict[str, Any]:
 def _named(model: str, data: str, word: str = "on") -> str:
     name = f"{model} {word} {data}"
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-
-
-def _sources(config: PrepareConfig) -> str:
-    return ", ".join(source_name(source) for source in config.sources)
 
 
 @flow(name="prepare", flow_run_name=prepare_run_name)

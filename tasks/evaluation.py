@@ -20,7 +20,7 @@ from tasks.reporting.evaluations import report_evaluation
 from tasks.reporting.inputs import dataset_input
 from tasks.stages import Output, make_room, stage, tell
 from tasks.stopping import StoppableTask
-from tasks.tracking.recording import recorded
+from tasks.tracking.recording import note_work, recorded
 from tasks.tracking.records import Params, flatten
 
 SUMMARY = "summary.json"
@@ -134,6 +134,7 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
         if held is not None and held.digest == model.digest:
             return _told(name, f"promoted: {HELD}")
         # The rule asks nothing of the harness.
+        note_work("gate")
         verdict = judge(model, dataset, config.model_copy(update={"harness": ()}))
     reasons = "; ".join(verdict.reasons)
     if verdict.promoted:

@@ -22,6 +22,8 @@ from mypt.home import checkpoint_to_use, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
 from tasks.stopping import StoppableTask
+from tasks.tracking.journal import is_finished
+from tasks.tracking.recording import reuse
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,8 +36,10 @@ class Output(NamedTuple, Generic[R]):
 
     path: Path
     key: str
-    """Names it by what decided it."""
+    """Names it, and its journal, by what decided it."""
     make: Callable[[], R]
+    present: bool = False
+    """Whether it is there, as :func:`stage` found it before the task began."""
 
 
 _keyed: ContextVar[tuple[str, Output[Any]] | None] = ContextVar("_keyed", default=None)
@@ -65,17 +69,21 @@ def stage(
                 output = function(**arguments)  # type: ignore[call-arg]
             except (MyptError, OSError):
                 return None  # the task meets the same error, and raises it
+            output = output._replace(present=is_present(output.path, is_whole))
             _keyed.set((str(context.task_run.id), output))
             key = f"{output.key}-{files.digest_bytes(bytes(output.path))[:8]}"
-            if not is_present(output.path, is_whole):
+            if not output.present:
                 (PREFECT_LOCAL_STORAGE_PATH.value() / key).unlink(missing_ok=True)
             return key
 
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            tell(task_run.name or function.__name__)
-            output: Output[R] = _take() or function(*args, **kwargs)
+            name = task_run.name or function.__name__
+            tell(name)
+            output: Output[R] = _take(task_run.id) or function(*args, **kwargs)
             with lock(output.key):
+                if output.present and is_finished(output.key):  # Prefect's result alone is lost
+                    reuse(output.key, name)
                 return output.make()
 
         return StoppableTask(
@@ -94,11 +102,11 @@ def stage(
     return decorate
 
 
-def _take() -> Output[Any] | None:
+def _take(task_run_id: str | None) -> Output[Any] | None:
     """Return what this very task run was keyed by, once."""
     run_id, output = _keyed.get() or (None, None)
     _keyed.set(None)
-    return output if run_id == task_run.id else None
+    return output if run_id == task_run_id else None
 
 
 def is_present(path: Path, is_whole: Callable[[Path], object]) -> bool:
@@ -150,6 +158,8 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 def _say_reused(_: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
     if state.name == "Cached":
         tell(f"reused: {run.name}")
+        if output := _take(str(run.id)):
+            reuse(output.key, run.name)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
