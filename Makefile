@@ -10,9 +10,12 @@ setup: $(STAMP)
 
 # Remade when the pins change; constraints.txt records the set that was tested.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,demo,dev]'
-	touch $(STAMP)
+	@echo "setup 1 of 2: an environment of Python's own in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup 2 of 2: some 200 packages (torch, Prefect, MLflow ...): two to four minutes, once"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,demo,dev]'
+	@touch $(STAMP)
+	@echo "setup is done: 'source $(VENV)/bin/activate' puts mypt on the path"
 
 demo: setup
 	$(BIN)/mypt run configs/demo.json

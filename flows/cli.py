@@ -3,33 +3,43 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, Literal
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnusedCliTokensError,
+)
 
 from flows.commands import (
     answers,
     comparison,
     data,
+    listing,
     models,
     planning,
     provenance,
     services,
     transfer,
 )
-from flows.console import describe
+from flows.console import Console, describe
 from mypt import __version__
-from mypt.errors import ConfigError, MyptError
+from mypt.errors import ConfigError, MissingError, MyptError
 from mypt.text import visible
 
-OK, FINDING, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, FINDING, WRONG_USE, INTERRUPTED, PIPE_CLOSED, TERMINATED = 0, 1, 2, 130, 141, 143
 
 app = App(
     name="mypt",
     help="Turn raw text and chat files into a chat model, and prove what it was trained on.",
     version=__version__,
+    version_flags=("--version", "-V"),
     default_parameter=Parameter(name_transform=lambda name: name, negative=()),
     result_action="return_value",
     exit_on_error=False,
@@ -37,12 +47,36 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 _MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
-for command in (
-    services.run, data.prepare, data.mask, data.adopt, data.validate, data.show, comparison.diff,
-    planning.plan, models.train, models.evaluate, answers.generate, answers.chat, answers.serve,
-    transfer.export, provenance.lineage, provenance.reproduce, services.up, services.sync,
-):  # fmt: skip
-    app.command(command)
+STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
+    "Data": (data.prepare, data.mask, data.adopt, data.validate, data.show),
+    "Training": (planning.plan, models.train, models.evaluate),
+    "Use": (answers.generate, answers.chat, answers.serve, transfer.export),
+    "Proof": (listing.list_, provenance.lineage, provenance.reproduce, comparison.diff),
+    "Pipelines and services": (services.run, services.up, services.sync),
+}
+"""Commands by stage, in the order of the README's table and of the help."""
+for place, (stage, commands) in enumerate(STAGES.items()):
+    group = Group(stage, sort_key=place)
+    for rank, command in enumerate(commands):
+        app.command(command, name=command.__name__.rstrip("_"), group=group, sort_key=rank)
+_ABOUT = Group("This program", sort_key=len(STAGES))
+app["--help"].group = app["--version"].group = _ABOUT
+
+
+@app.command(name="--install-completion", group=_ABOUT)
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> int:
+    """Complete commands and flags with Tab, from the next terminal on.
+
+    Args:
+        shell: Whose; default: the one that this was typed in.
+    """
+    from cyclopts.completion.detect import ShellDetectionError
+
+    try:
+        print(f"completion: {app.install_completion(shell=shell)}; open a new terminal")
+    except ShellDetectionError:
+        raise ConfigError("no shell is recognised; expected --shell bash, zsh or fish") from None
+    return OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,21 +90,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     try:
         _check_words(words)
         with _sigterm_raises():
-            code = app(words)
+            code = app(words, console=Console())
+            sys.stdout.flush()  # here a closed pipe is met, not when Python ends
     except CycloptsError as error:
-        return _fail(_explain(error), WRONG_USE)
-    except ConfigError as error:
+        return _fail(_explain(error, words), WRONG_USE)
+    except (ConfigError, MissingError) as error:
         return _fail(str(error), WRONG_USE)
     except MyptError as error:
         return _fail(str(error), FINDING)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left; there is nobody to tell
-        return FINDING
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except OSError as error:
-        return _fail(describe(error), FINDING)
+        missing = isinstance(error, FileNotFoundError)
+        return _fail(describe(error), WRONG_USE if missing else FINDING)
     except _Terminated:
         return _fail(
             "stopped by SIGTERM; what was complete is kept, run the same again", TERMINATED
@@ -80,15 +118,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else OK
 
 
-def _explain(error: CycloptsError) -> str:
+def _explain(error: CycloptsError, words: Sequence[str]) -> str:
     """Say in the house's words what the parser found."""
     name = " ".join(error.command_chain or ())
     said = str(error)
-    if isinstance(error, MissingArgumentError) and error.argument is not None:
-        said = f"{error.argument.name} is missing"
+    if isinstance(error, MissingArgumentError) and error.keyword:
+        said = f"{error.keyword} is the last word; expected its value after it"
+    elif isinstance(error, MissingArgumentError):
+        missing = tuple(_missing(error, words))
+        said = f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
     elif isinstance(error, UnusedCliTokensError):
-        said = f"{' '.join(error.unused_tokens or ())[:60]!r} belongs to no flag"
+        said = f"{' '.join(error.unused_tokens or ())[:60]!r} belongs to no flag and no name"
     return f"{said}; see 'mypt {name} --help'" if name else f"{said}; see 'mypt --help'"
+
+
+def _missing(error: CycloptsError, words: Sequence[str]) -> Iterator[str]:
+    """Yield every name and flag that is missing: the parser stops at the first one."""
+    while isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
+        found = error.argument
+        keyword_only = found.field_info.kind is found.field_info.KEYWORD_ONLY
+        yield found.name if keyword_only else found.name.removeprefix("--").upper()
+        words = [*words, found.name, "any"]
+        try:
+            app.parse_args(words)
+        except CycloptsError as another:
+            error = another
+        else:
+            return
 
 
 class _Terminated(KeyboardInterrupt):

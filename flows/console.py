@@ -42,6 +42,10 @@ class Console(rich_console.Console):
         to_file = not sys.stdout.isatty() and "COLUMNS" not in os.environ
         super().__init__(width=_FILE_COLUMNS if to_file else None, highlight=False)
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the program to end, which need not fail for it."""
+        raise BrokenPipeError
+
 
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON on standard output and nothing else."""

@@ -5,12 +5,15 @@ The work counts, not the telling of it.
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from prefect.context import FlowRunContext
 from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL
 
 from flows.environment import answers
 from mypt.errors import MyptError
@@ -62,6 +65,25 @@ def cause_behind(error: BaseException) -> MyptError:
     return MyptError(
         f"Prefect's API went away ({error}); what is complete is kept, run the same again"
     )
+
+
+def start_temporary_api() -> None:
+    """Start Prefect's temporary API where this process is to have one; Ctrl-C is not for it.
+
+    A terminal sends Ctrl-C to all that a command has started. An API that ends before the flow
+    cannot be told how that ended; so it is started by a thread that blocks the signal, which it
+    inherits.
+    """
+    if PREFECT_API_URL.value():
+        return
+    api, blocked = SubprocessASGIServer(), (signal.SIG_BLOCK, {signal.SIGINT})
+    with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=blocked) as thread:
+        started = thread.submit(api.start)
+        try:
+            started.result()
+        except BaseException:
+            api.stop()  # which ends the wait for its answer
+            raise
 
 
 def end_with_this_process() -> None:

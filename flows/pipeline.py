@@ -1,29 +1,35 @@
 """The whole way of one run: raw files in, a chat model out, and the proof of what it saw."""
 
 import signal
-import sys
 from pathlib import Path
 
 import httpx
 from prefect import flow
+from prefect.exceptions import CancelledRun
 
-from flows.ending import cause_behind, end_with_this_process, leave_if_prefect_is_away
+from flows.ending import (
+    cause_behind,
+    end_with_this_process,
+    leave_if_prefect_is_away,
+    start_temporary_api,
+)
 from flows.stages import pipeline_run_name
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
+from mypt.errors import MyptError
 from mypt.evaluation.scores import Summary
 from tasks.evaluation import NOT_ASKED, evaluate, gate, summary_path
 from tasks.masking import mask
 from tasks.reporting.pipelines import pipeline_run, report_gate, report_pipeline
+from tasks.stopping import Stopped, heard, stoppable
 from tasks.tokenization import tokenize
 from tasks.tracking.mirror import mirror_champion
 from tasks.training import pretrain, sft
 from tasks.validation import validate
 
-TERMINATED = 143
-
 
 @flow(name="sft-pipeline", flow_run_name=pipeline_run_name)
+@stoppable
 def sft_pipeline(config: PipelineConfig | str) -> Summary:
     """Turn raw text and chat files into a chat model.
 
@@ -61,14 +67,15 @@ def run_pipeline(config: Path | PipelineConfig) -> Path:
         MyptError: If a stage cannot go on, or Prefect cannot be reached at all.
     """
     resolved = load_pipeline(config) if isinstance(config, Path) else config
-    # Prefect sends itself the signal again when the flow has ended; the default would kill the
-    # process before it could stop its temporary API.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    start_temporary_api()
     try:
-        summary = sft_pipeline(resolved)
+        with heard() as asked:
+            summary = sft_pipeline(resolved)
     except httpx.HTTPError as error:
         raise cause_behind(error) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except (CancelledRun, Stopped) as error:
+        for number in asked:  # Prefect knows of it by now; the command may end as any other
+            signal.raise_signal(number)
+        raise MyptError(str(error)) from None
     show_summary(summary)
     return summary_path(summary)

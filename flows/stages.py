@@ -19,7 +19,7 @@ from mypt.config import (
     load_pipeline,
 )
 from mypt.data.manifest import reference
-from mypt.data.reading.sources import source_name
+from mypt.data.reading.sources import source_names
 from mypt.errors import MyptError
 from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
@@ -29,6 +29,7 @@ from tasks.evaluation import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
 from tasks.reporting.pipelines import report_gate, stage_run
 from tasks.stages import tell
+from tasks.stopping import stoppable
 from tasks.tokenization import tokenize
 from tasks.tracking.mirror import mirror_champion
 from tasks.validation import validate
@@ -45,13 +46,13 @@ def pipeline_run_name() -> str:
             config = load_pipeline(config)
         except MyptError:  # the flow meets the same error, and raises it
             return Path(str(config)).stem
-    return _named(config.name, _sources(config.chat))
+    return _named(config.name, source_names(config.chat.sources))
 
 
 def prepare_run_name() -> str:
     """Return the name of a run that prepares data, such as ``chats from chats.jsonl``."""
     parameters = _asked()
-    return _named(parameters["name"], _sources(parameters["config"]), "from")
+    return _named(parameters["name"], source_names(parameters["config"].sources), "from")
 
 
 def training_run_name() -> str:
@@ -75,11 +76,8 @@ def _named(model: str, data: str, word: str = "on") -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
-def _sources(config: PrepareConfig) -> str:
-    return ", ".join(source_name(source) for source in config.sources)
-
-
 @flow(name="prepare", flow_run_name=prepare_run_name)
+@stoppable
 def prepare(
     config: PrepareConfig,
     name: str = "data",
@@ -108,6 +106,7 @@ def prepare(
 
 
 @flow(name="pretrain", flow_run_name=training_run_name)
+@stoppable
 def pretrain(config: Preset | str, dataset: str, name: str = "base") -> CheckpointRef:
     """Train a model from random weights.
 
@@ -125,6 +124,7 @@ def pretrain(config: Preset | str, dataset: str, name: str = "base") -> Checkpoi
 
 
 @flow(name="sft", flow_run_name=training_run_name)
+@stoppable
 def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> CheckpointRef:
     """Fine-tune a base model on the supervised tokens of conversations.
 
@@ -144,6 +144,7 @@ def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> Ch
 
 
 @flow(name="evaluate", flow_run_name=training_run_name)
+@stoppable
 def evaluate(
     base: str,
     chat: str,

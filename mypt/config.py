@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mypt.parsing import Frozen, parse_config, read_config, read_json
+from mypt.parsing import Frozen, override, parse_config, read_config, read_json
 
 MAX_BLOCK = 10_000_000
 """Longest context that a config may ask for, in tokens; bounds here catch slips of the pen."""
@@ -101,9 +101,8 @@ class TrainConfig(Frozen):
     """How a model is trained; nothing here changes which weights exist."""
 
     use_loss_mask: bool | None = None
-    """Learn only the tokens that the dataset's masks supervise, or every token. Left out, a
-    fine-tuning in a flow uses the masks, and any other training wants it said where there are
-    masks."""
+    """Learn only what the dataset's masks supervise, or every token. Left out, a fine-tuning in
+    a flow uses the masks, and any other training on data that have some is refused."""
     batching: Literal["windows", "packed"] = "windows"
     """Random windows, or whole conversations packed into rows, each once an epoch."""
     length_policy: Literal["split", "drop", "keep_last_turns", "error"] = "split"
@@ -117,6 +116,8 @@ class TrainConfig(Frozen):
     """Micro-batches an optimizer step."""
     max_iters: int = Field(default=5000, ge=1, le=10**12)
     """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0.0, le=1e6)
+    """Passes over the training rows, instead of max_iters; the dataset says how many steps."""
     learning_rate: float = Field(default=3e-4, gt=0.0)
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "trapezoid"] = "cosine"
@@ -175,19 +176,20 @@ class TrainConfig(Frozen):
     """Seconds after which a process that waits for others, or that makes no step, is ended."""
 
     @model_validator(mode="after")
+    def _length_is_said_once(self) -> Self:
+        default = type(self).model_fields["max_iters"].default  # what a form sends along
+        if self.epochs is not None and self.max_iters != default:
+            raise ValueError(f"epochs and max_iters {self.max_iters} are both given; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _ranks_have_work(self) -> Self:
         if self.parallel == "none" and self.processes > 1:
             raise ValueError(f"processes {self.processes} with parallel none; set ddp or fsdp")
         if self.parallel == "fsdp" and self.reduction == "tree":
-            raise ValueError(
-                "reduction tree adds whole gradients, which no process of parallel fsdp holds;"
-                " set parallel to ddp, or reduction to allreduce"
-            )
+            raise ValueError("reduction tree wants whole gradients, which fsdp has not; set ddp")
         if self.parallel == "fsdp" and self.sample_prompts:
-            raise ValueError(
-                "sample_prompts with parallel fsdp: no process holds the whole model; leave them"
-                " out and ask a checkpoint with 'mypt generate'"
-            )
+            raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
         return self
 
 
@@ -366,21 +368,9 @@ class PipelineConfig(Frozen):
     """Who prepares the data of both."""
 
     def tuning(self) -> Preset:
-        """Return what the fine-tuning trains with: own values, the base model's architecture.
-
-        It uses the masks unless it says that it does not.
-        """
+        """Return what fine-tuning has: own values, the base's architecture, masks by default."""
         masked = {"use_loss_mask": self.sft.use_loss_mask is not False}
         return self.sft.model_copy(update=dict(self.pretrain.architecture()) | masked)
-
-    def in_force(self) -> Self:
-        """Return the config with what each training really trains with.
-
-        The base corpus has no masks.
-        """
-        masked = {"use_loss_mask": bool(self.pretrain.use_loss_mask)}
-        base = self.pretrain.model_copy(update=masked)
-        return self.model_copy(update={"pretrain": base, "sft": self.tuning()})
 
 
 def load_config(path: str | Path) -> Preset:
@@ -404,5 +394,5 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
         inner = values.get(stage)
         if isinstance(inner, dict) and "preset" in inner:
             base = read_json(path.parent / str(inner["preset"]), "configs/tiny_sft.json")
-            values[stage] = base | {k: v for k, v in inner.items() if k != "preset"}
+            values[stage] = override(base, {k: v for k, v in inner.items() if k != "preset"})
     return parse_config(values, PipelineConfig, str(path))

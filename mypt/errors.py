@@ -6,6 +6,7 @@ MyptError
 │   ├── ManifestError  a dataset's metadata and its files disagree
 │   └── MaskError      a loss mask is missing, short or senseless
 ├── CheckpointError    a model folder is incomplete, damaged or foreign
+├── MissingError       a dataset, model or folder that was named is not there
 └── TrainingError      a step produced what no step should produce
 """
 
@@ -40,6 +41,22 @@ class MaskError(DataError):
 
 class CheckpointError(MyptError):
     """A checkpoint is incomplete, damaged, or does not fit what is asked of it."""
+
+
+class MissingError(MyptError):
+    """What was named is not there; a program ends as after any other wrong use."""
+
+
+class MissingFileError(DataError, MissingError):
+    """There is no file or folder of that name to read data from."""
+
+
+class MissingDatasetError(ManifestError, MissingError):
+    """There is no dataset of that name."""
+
+
+class MissingModelError(CheckpointError, MissingError):
+    """There is no model of that name."""
 
 
 class TrainingError(MyptError):

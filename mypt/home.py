@@ -3,6 +3,7 @@
 The operating system frees the locks of a process that dies.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mypt.errors import CheckpointError, ConfigError
+from mypt.errors import CheckpointError, ConfigError, MissingModelError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STEP_FOLDER = re.compile(r"step_([0-9]{6,18})")
@@ -63,6 +64,12 @@ def step_folder(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def model_names() -> tuple[str, ...]:
+    """Return the names of all models that have a checkpoint, the one saved last first."""
+    saved = sorted(models_dir().glob("*/latest"), key=lambda path: path.stat().st_mtime)
+    return tuple(path.parent.name for path in reversed(saved))
+
+
 def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
     """Return the step folder that a model name, a model folder or a step folder means.
 
@@ -80,9 +87,9 @@ def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
         return folder
     pointer = folder / pick
     if not folder.is_dir():
-        raise CheckpointError(
-            f"no model at {folder}; expected a name under {models_dir()}, a model folder or a"
-            " step folder"
+        raise MissingModelError(
+            f"no model at {folder}; expected a name, a model folder or a step folder;"
+            f" {_nearest(folder.name)}"
         )
     if not pointer.is_file():
         raise CheckpointError(
@@ -93,6 +100,16 @@ def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
     if not STEP_FOLDER.fullmatch(name) or not (folder / name).is_dir():
         raise CheckpointError(f"{pointer} names {name[:40]!r}, which is no checkpoint of {folder}")
     return folder / name
+
+
+def _nearest(name: str) -> str:
+    """Say which models there are, those whose names are like ``name`` first."""
+    names = model_names()
+    if not names:
+        return f"there is no model under {models_dir()} yet"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    said = f"the nearest of {len(names)}: {', '.join(near)}" if near else f"none of {len(names)}"
+    return f"{said} under {models_dir()}{'' if near else ' is like it, see mypt list models'}"
 
 
 def checkpoint_to_use(name_or_path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""No process outlives the one that started it."""
+"""A process that ends when the one that started it is gone (PR_SET_PDEATHSIG on Linux)."""
 
 import ctypes
 import os

@@ -13,6 +13,10 @@ from pydantic_core import ErrorDetails
 from mypt.errors import ConfigError
 from mypt.text import shown
 
+Config = TypeVar("Config", bound=BaseModel)
+LENGTHS = {"epochs": "max_iters", "max_iters": "epochs"}
+"""Knobs of which one alone says how long to train; a change of one ends the other."""
+
 
 class Frozen(BaseModel):
     """A value that crosses a file, a task or the command line: immutable, no unknown keys."""
@@ -20,9 +24,6 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
-
-
-Config = TypeVar("Config", bound=BaseModel)
 
 
 def read_config(path: Path, model: type[Config], example: str = "") -> Config:
@@ -144,3 +145,9 @@ def _inner(model: type[BaseModel], key: str) -> type[BaseModel]:
     kinds = [annotation, *getattr(annotation, "__args__", ())]
     inner = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
     return next(inner, model)
+
+
+def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return knobs with some of them changed."""
+    ended = {LENGTHS[key] for key in LENGTHS.keys() & changes.keys()}
+    return {key: value for key, value in values.items() if key not in ended} | changes

@@ -13,7 +13,7 @@ class DatasetRef(Frozen):
 
 
 class CheckpointRef(Frozen):
-    """A checkpoint folder and the digest of its weights."""
+    """A checkpoint folder and the digest of its lineage."""
 
     path: str
     """The step folder, such as ``runs/models/chat/step_000500``."""

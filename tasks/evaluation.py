@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
@@ -20,7 +19,8 @@ from tasks.keys import stage_key
 from tasks.reporting.evaluations import report_evaluation
 from tasks.reporting.inputs import dataset_input
 from tasks.stages import Output, make_room, stage, tell
-from tasks.tracking.recording import recorded
+from tasks.stopping import StoppableTask
+from tasks.tracking.recording import note_work, recorded
 from tasks.tracking.records import Params, flatten
 
 SUMMARY = "summary.json"
@@ -114,8 +114,7 @@ def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
     )
 
 
-@task(task_run_name="gate {name}", cache_policy=NO_CACHE)
-def gate(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str) -> str:
+def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str) -> str:
     """Let a model that is better than the champion replace it, and return what was decided.
 
     The answer hangs on who is champion just now, so it is never taken from a cache; only the
@@ -137,6 +136,7 @@ def gate(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name
         if held is not None and held.digest == model.digest:
             return _told(name, f"promoted: {HELD}")
         # The rule asks nothing of the harness.
+        note_work("gate")
         verdict = judge(model, dataset, config.model_copy(update={"harness": ()}))
     reasons = "; ".join(verdict.reasons)
     if verdict.promoted:
@@ -152,3 +152,6 @@ def gate(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name
 def _told(name: str, decided: str) -> str:
     tell(f"gate {name}: {decided}")
     return decided
+
+
+gate = StoppableTask(decide, name="gate", task_run_name="gate {name}", cache_policy=NO_CACHE)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mypt.home import step_folder
 from mypt.training.events import EvalReport, Event, Finished, Sample, Started, StepReport
 from mypt.training.plan import RunPlan
 
@@ -44,9 +46,9 @@ def watch(events: Iterable[Event], plan: RunPlan, log: Log = lambda _: None) -> 
         plan: What is being trained.
         log: Gets every line besides, and one every ten seconds.
     """
-    bar = _bar(plan.model_name, MofNCompleteColumn(), _TokenRate(), "loss {task.fields[loss]:.3f}")
+    bar = _bar(plan.model_name, MofNCompleteColumn(), _TokenRate(), "{task.fields[loss]}")
     with bar:
-        steps = bar.add_task("", total=plan.preset.max_iters, loss=0.0, tokens=0)
+        steps = bar.add_task("", total=plan.preset.max_iters, loss="", tokens=0)
         pace = _Pace()
         for event in events:
             match event:
@@ -54,7 +56,7 @@ def watch(events: Iterable[Event], plan: RunPlan, log: Log = lambda _: None) -> 
                     bar.update(steps, completed=event.step, tokens=event.tokens_per_step)
                     pace.begin()
                 case StepReport():
-                    bar.update(steps, completed=event.step, loss=event.loss)
+                    bar.update(steps, completed=event.step, loss=f"loss {event.loss:.3f}")
                     line = pace.line(event, plan.preset.max_iters)
                     if line:
                         log(line)
@@ -85,7 +87,10 @@ def describe(event: Event) -> Iterator[str]:
         case Sample():
             yield f"step {event.step}: {event.prompt!r} -> {event.answer!r}"
         case Finished():
-            yield f"{event.reason} at step {event.step}: {event.checkpoint.path}"
+            used = Path(event.checkpoint.path)
+            saved = used.with_name(step_folder(event.step))
+            line = f"{event.reason} at step {event.step}: {saved}"
+            yield line if saved == used else f"{line}; the best is {used.name}"
 
 
 def describe_step(event: StepReport, plan: RunPlan) -> str:

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-from prefect import Task, get_run_logger, task
+from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
@@ -21,6 +21,9 @@ from mypt.errors import MyptError
 from mypt.home import checkpoint_to_use, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
+from tasks.stopping import StoppableTask
+from tasks.tracking.journal import is_finished
+from tasks.tracking.recording import reuse
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,8 +36,10 @@ class Output(NamedTuple, Generic[R]):
 
     path: Path
     key: str
-    """Names it by what decided it."""
+    """Names it, and its journal, by what decided it."""
     make: Callable[[], R]
+    present: bool = False
+    """Whether it is there, as :func:`stage` found it before the task began."""
 
 
 _keyed: ContextVar[tuple[str, Output[Any]] | None] = ContextVar("_keyed", default=None)
@@ -42,7 +47,7 @@ _keyed: ContextVar[tuple[str, Output[Any]] | None] = ContextVar("_keyed", defaul
 
 
 def stage(
-    run_name: str, is_whole: Callable[[Path], object]
+    run_name: str, is_whole: Callable[[Path], object], name: str | None = None
 ) -> Callable[[Callable[P, Output[R]]], Task[P, R]]:
     """Return a decorator that makes a task of a function that resolves its input to an output.
 
@@ -54,6 +59,7 @@ def stage(
     Args:
         run_name: Name of a task run, with the function's parameters in braces.
         is_whole: Reads the output and raises if it is missing or was changed.
+        name: The task's, if not the function's.
     """
 
     def decorate(function: Callable[P, Output[R]]) -> Task[P, R]:
@@ -63,20 +69,26 @@ def stage(
                 output = function(**arguments)  # type: ignore[call-arg]
             except (MyptError, OSError):
                 return None  # the task meets the same error, and raises it
+            output = output._replace(present=is_present(output.path, is_whole))
             _keyed.set((str(context.task_run.id), output))
             key = f"{output.key}-{files.digest_bytes(bytes(output.path))[:8]}"
-            if not is_present(output.path, is_whole):
+            if not output.present:
                 (PREFECT_LOCAL_STORAGE_PATH.value() / key).unlink(missing_ok=True)
             return key
 
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            tell(task_run.name or function.__name__)
-            output: Output[R] = _take() or function(*args, **kwargs)
+            name = task_run.name or function.__name__
+            tell(name)
+            output: Output[R] = _take(task_run.id) or function(*args, **kwargs)
             with lock(output.key):
+                if output.present and is_finished(output.key):  # Prefect's result alone is lost
+                    reuse(output.key, name)
                 return output.make()
 
-        make = task(
+        return StoppableTask(
+            run,
+            name=name,
             task_run_name=run_name,
             cache_key_fn=cache_key,
             persist_result=True,
@@ -86,16 +98,15 @@ def stage(
             retry_condition_fn=_may_pass,
             on_completion=[_say_reused],
         )
-        return make(run)
 
     return decorate
 
 
-def _take() -> Output[Any] | None:
+def _take(task_run_id: str | None) -> Output[Any] | None:
     """Return what this very task run was keyed by, once."""
     run_id, output = _keyed.get() or (None, None)
     _keyed.set(None)
-    return output if run_id == task_run.id else None
+    return output if run_id == task_run_id else None
 
 
 def is_present(path: Path, is_whole: Callable[[Path], object]) -> bool:
@@ -147,6 +158,8 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 def _say_reused(_: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
     if state.name == "Cached":
         tell(f"reused: {run.name}")
+        if output := _take(str(run.id)):
+            reuse(output.key, run.name)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

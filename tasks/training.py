@@ -1,12 +1,7 @@
 """Prefect tasks that train: the same stage for pretraining and for fine-tuning.
 
-A scheduler's warning is kept back until the training has saved.
+A signal is held back until the training has saved.
 """
-
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from prefect.runtime import flow_run
 
@@ -25,33 +20,8 @@ from tasks.reporting.live import live_progress
 from tasks.reporting.trainings import TrainingReport
 from tasks.slot import gpu_slot
 from tasks.stages import Output, log, stage, whole_model
+from tasks.stopping import acting
 from tasks.tracking.recording import mlflow_run_id, recorded
-
-
-@contextmanager
-def held_back_sigterm() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has come, and let it act when the block ends.
-
-    Prefect's own handler raises wherever the program stands, in the middle of a step too. In
-    a thread other than the main one no signal arrives, and nothing is held back.
-    """
-    asked = False
-
-    def ask(_: int, __: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-
-    try:
-        before = signal.signal(signal.SIGTERM, ask)
-    except ValueError:
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if asked:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def planned(
@@ -78,7 +48,6 @@ def planned(
     return plan.model_copy(update={"model_name": f"{name}-{key}"})
 
 
-@stage("train {name}", whole_model)
 def train(
     preset: Preset, name: str, dataset: DatasetRef, base: CheckpointRef | None = None
 ) -> Output[CheckpointRef]:
@@ -98,7 +67,7 @@ def train(
         with (
             gpu_slot(plan.preset.device),
             recorded(key, title) as run,
-            held_back_sigterm() as asked,
+            acting(False) as asked,
             live_progress(plan.model_name) as move,
         ):
             report = TrainingReport(run, plan)
@@ -114,5 +83,5 @@ def train(
     return Output(models_dir() / plan.model_name, key, make)
 
 
-pretrain = train.with_options(name="pretrain", task_run_name="pretrain {name}")
-sft = train.with_options(name="sft", task_run_name="fine-tune {name}")
+pretrain = stage("pretrain {name}", whole_model, name="pretrain")(train)
+sft = stage("fine-tune {name}", whole_model, name="sft")(train)

@@ -15,6 +15,12 @@ def lines_of(page: Path) -> list[str]:
     return [line.split("  #")[0] for part in blocks for line in part.splitlines() if line.strip()]
 
 
+def rows_of(page: Path) -> list[str]:
+    """Return what the rows of a page's table of commands begin with."""
+    table = page.read_text().partition("| command |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| (`mypt .*`) \| ", table, re.MULTILINE)
+
+
 def commands_of(page: Path) -> list[str]:
     """Return the ``mypt`` commands of a page, in the order given."""
     return [line for line in lines_of(page) if line.startswith("mypt ")]

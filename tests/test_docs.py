@@ -1,6 +1,5 @@
 """What the README and the pages of docs/ tell people to type works as it is written."""
 
-import json
 import os
 import re
 import shlex
@@ -12,8 +11,9 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.examples import paraphrases, share_right, taught
 from tests.faults import table
-from tests.pages import DOCS, PAGES, README, ROOT, commands_of, lines_of
+from tests.pages import DOCS, PAGES, README, ROOT, commands_of, lines_of, rows_of
 
 SERVED = ("mypt up", "mypt run sft-pipeline")
 """What serves until somebody ends it, or asks such a server; tested in tests/flows."""
@@ -21,6 +21,60 @@ LONG = ("mypt run",)
 """What trains whole pipelines with Prefect and MLflow: slow."""
 ANSWERS = ("--gate",)
 """Commands whose exit code 1 is an answer: the gate refuses a model that learned nothing."""
+
+
+ROWS = {
+    "`mypt prepare --input_files F --out_dir D`": ["prepare --input_files chats/ --out_dir new"],
+    "`mypt mask DATASET --out_dir D --policy P`": ["mask data/chats --out_dir new --policy user"],
+    "`mypt adopt DIR`": ["adopt shards --tokenization byte"],
+    "`mypt adopt DIR --out_dir D`": [
+        "export data/chats tables --to parquet",
+        "adopt tables --out_dir new",
+    ],
+    "`mypt validate DATASET [--block_size N] [--prove]`": [
+        "validate data/chats --block_size 128 --prove"
+    ],
+    "`mypt show DATASET [--why] [--search TEXT] [--html FILE]`": [
+        "show data/chats --why --search 7+2 --rows 1",
+        "show data/chats --html page.html",
+    ],
+    "`mypt plan CONFIG [--gpu h100 --count 8]`": [
+        "plan configs/150M.json --gpu h100 --count 8",
+        "plan configs/smoke.json --probe 2",
+    ],
+    "`mypt train --config_file C --model_name N --dataset_dir D`": [
+        "train --config_file configs/tiny_sft.json --model_name new --dataset_dir data/chats"
+    ],
+    "`mypt evaluate MODEL [--gate] [--out_dir DIR]`": [
+        "evaluate mine --eval_iters 1 --out_dir new",
+        "evaluate mine --eval_iters 1 --gate",
+    ],
+    "`mypt generate MODEL --prompt TEXT` / `mypt chat MODEL`": [
+        "generate mine --prompt hi --max_tokens 2",
+        "chat mine",
+    ],
+    "`mypt serve MODEL [--port N]`": ["serve mine"],
+    "`mypt export MODEL --to hf DIR`": ["export mine new --to hf"],
+    "`mypt export MODEL --to mlflow DIR`": ["export mine new --to mlflow"],
+    "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
+    "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],
+    "`mypt lineage CHECKPOINT [--verify]`": ["lineage mine --verify"],
+    "`mypt lineage CHECKPOINT --rows`, `--row FILE:LINE`, `--html FILE`;"
+    " `mypt lineage --uses DATASET`": [
+        "lineage mine --rows",
+        "lineage mine --row chats/some.jsonl:1",
+        "lineage mine --html page.html",
+        "lineage --uses data/chats",
+    ],
+    "`mypt reproduce CHECKPOINT`": ["reproduce mine"],
+    "`mypt diff A B`": ["diff mine mine", "diff data/chats data/chats"],
+    "`mypt run CONFIG.json [--param KNOB=VALUE]`": ["run configs/smoke.json --param sft.seed=1"],
+    "`mypt run DEPLOYMENT [--param KNOB=VALUE] [--detach]`": ["run --help"],
+    "`mypt up [--auth USER:PASSWORD] [--host ADDRESS]`": ["up --help"],
+    "`mypt sync`": ["sync"],
+}
+"""A short way to do what each row of the README's table says. What serves until somebody ends it,
+or asks such a server, only says what it would do; it is tested in tests/flows."""
 
 
 def quick(commands: list[str]) -> list[str]:
@@ -34,15 +88,9 @@ def to_run(commands: list[str]) -> list[str]:
 
 
 def furnish(folder: Path) -> Path:
-    """Lay into a folder the files that the pages speak of, and the project's configs."""
-    turns = [("user", "What is 2+2?"), ("assistant", "2+2 equals 4.")]
-    lines = [json.dumps({"role": role, "content": text}) for role, text in turns]
-    other = [line.replace("2+2", f"{n}+2") for n in range(40) for line in (*lines, "")]
-    (folder / "chats").mkdir()
-    (folder / "chats" / "some.jsonl").write_text("\n".join(line for line in other))
-    lines = "".join(f"The capital of country {n} is city {n}.\n\n" for n in range(2000))
-    (folder / "corpus.txt").write_text(lines)
-    (folder / "configs").symlink_to(ROOT / "configs")
+    """Lay into a folder what the pages speak of: the project's configs and examples."""
+    for name in ("configs", "examples"):
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
@@ -138,6 +186,27 @@ def test_every_quick_command_of_a_page_works_in_the_order_given(page, begun, tmp
         run(shortened(command), here)
 
 
+def test_every_row_of_the_table_of_commands_has_a_way_to_run_it():
+    assert list(ROWS) == rows_of(README)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[pytest.mark.slow] * row.startswith("`mypt run CONFIG"))
+        for row in ROWS
+    ],
+)
+def test_every_row_of_the_table_of_commands_works(row, begun, tmp_path):
+    here = copy_of(begun, tmp_path)
+    for split in ("train", "val"):
+        (here / "shards" / split).mkdir(parents=True)
+        (here / "shards" / split / "shard_000.bin").write_bytes(bytes([65, 0, 0, 0]) * 400)
+        (here / "shards" / split / "shard_000_mask.bin").write_bytes(bytes([0, 1]) * 200)
+    for command in ROWS[row]:
+        run(shortened(f"mypt {command}"), here)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # two trainings, and one of them made again
 @pytest.mark.parametrize("page", [p for p in DOCS if commands_of(p)], ids=lambda p: p.stem)
@@ -145,6 +214,14 @@ def test_every_command_works_as_it_is_written(page, finished, tmp_path):
     here = copy_of(finished, tmp_path)
     for command in to_run(commands_of(page)):
         run(command, here)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readmes_model_answers_what_it_was_taught(finished):
+    model = finished / "runs" / "models" / "mine"
+    assert share_right(model, taught(finished / "data" / "chats")) >= 0.9
+    assert share_right(model, paraphrases()) >= 0.65
 
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda p: p.stem)

@@ -97,13 +97,21 @@ def test_every_pain_is_held_by_tests_that_exist():
 
 def test_every_decision_is_short_and_in_the_index():
     text = (ROOT / "DESIGN.md").read_text()
-    _, index, *decisions = re.split(r"^## ", text, flags=re.MULTILINE)
+    _, laws, index, *decisions = re.split(r"^## ", text, flags=re.MULTILINE)
+    assert laws.startswith("The laws")
     assert index.startswith("Index by room")
     numbers = [decision.split(" ")[0] for decision in decisions]
     assert len(numbers) == len(set(numbers))
     assert set(re.findall(r"\bD\d+\b", index)) == set(numbers)
     for decision in decisions:
         assert sum(bool(line.strip()) for line in decision.splitlines()) <= 15, decision[:40]
+
+
+def test_every_law_that_is_cited_exists():
+    laws = (ROOT / "DESIGN.md").read_text().partition("## The laws")[2].partition("\n## ")[0]
+    numbers = re.findall(r"^(\d+)\. \*\*", laws, re.MULTILINE)
+    for path in (*PRODUCT, ROOT / "DESIGN.md", *(ROOT / "docs").glob("*.md")):
+        assert set(re.findall(r"\blaws? (\d+)\b", path.read_text())) <= set(numbers), path
 
 
 def test_every_decision_that_is_cited_exists():

@@ -19,6 +19,15 @@ def test_every_command_is_in_the_table():
             assert f"`mypt {name}" in TEXT, name
 
 
+def test_the_table_has_the_order_of_the_help():
+    from flows.cli import STAGES
+
+    table = TEXT.partition("| command |")[2].partition("\n\n")[0]
+    typed = dict.fromkeys(re.findall(r"`mypt (\w+)", table))
+    commands = [command for stage in STAGES.values() for command in stage]
+    assert list(typed) == [command.__name__.rstrip("_") for command in commands]
+
+
 def rooms() -> list[str]:
     """The folders that the README's tree names, from the root."""
     tree = TEXT.partition("## The rooms")[2].split("```")[1]
@@ -38,4 +47,6 @@ def test_the_tree_names_every_room_and_no_other():
         for room in ("mypt", "tasks", "flows")
         for file in (ROOT / room).rglob("*.py")
     }
-    assert sorted(rooms()) == sorted({*packages, "configs", "deployments", "docs", "tests"})
+    assert sorted(rooms()) == sorted(
+        {*packages, "configs", "deployments", "docs", "examples", "tests"}
+    )

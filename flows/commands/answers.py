@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.commands.flags import MaybeWhole, Whole
+from flows.commands.names import full_name
 from flows.console import Console, describe, print_json
 from mypt.errors import ConfigError, MyptError
 
@@ -44,7 +45,7 @@ def generate(
     """Let a model answer a prompt.
 
     Args:
-        model: A name, a model folder or a step folder.
+        model: A name or its beginning, a model folder or a step folder.
         prompt: The user's message, or the text to continue; not empty.
         max_tokens: Longest answer in tokens.
         form: chat wraps the prompt in the model's template, plain continues it; auto follows
@@ -104,7 +105,7 @@ def chat(
     When its context is full, the oldest turns leave what it reads; the system message stays.
 
     Args:
-        model: A name, a model folder or a step folder.
+        model: A name or its beginning, a model folder or a step folder.
         system: A system message to begin with.
         max_tokens: Longest answer in tokens; default: what the model's context holds.
         temperature: 0 takes the likeliest token each time.
@@ -144,7 +145,7 @@ def serve(
     """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
 
     Args:
-        model: A name, a model folder or a step folder.
+        model: A name or its beginning, a model folder or a step folder.
         host: Address to listen on; one that other machines reach needs an API key.
         port: Port to listen on; 0 takes a free one.
         api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
@@ -174,7 +175,7 @@ def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
     from mypt.model.compiling import compile_reading, missing_compiler
     from mypt.training.checkpoints.checkpoint import load_model
 
-    gpt, tokenizer, checkpoint = load_model(model)
+    gpt, tokenizer, checkpoint = load_model(full_name(model))
     if compiled or checkpoint.preset.compile:
         missing = missing_compiler(gpt.lm_head.weight.device)
         if missing and compiled:

@@ -7,6 +7,7 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.commands.names import full_name
 from flows.console import Console, print_json
 from mypt.errors import ConfigError
 from mypt.parsing import Frozen
@@ -20,11 +21,12 @@ def diff(a: str, b: str, *, json: bool = False) -> int:
     """Compare two datasets, checkpoints or MLflow runs: rows, settings, density, figures.
 
     Args:
-        a: The older dataset; or a model's name, its folder or a step folder; or a run's id (its
-            first digits will do) or name.
+        a: The older dataset; or a model's name or its beginning, its folder or a step folder; or a
+            run's id (its first digits will do) or name.
         b: The newer one, of the same kind.
         json: Print the result as JSON.
     """
+    a, b = full_name(a), full_name(b)
     kinds = _kind(a), _kind(b)
     if kinds[0] != kinds[1] and "run" in kinds:
         _check_run(a if kinds[0] == "run" else b)

@@ -134,16 +134,15 @@ def adopt(
     elif out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
     else:
-        from mypt.data.exchange import labels as label_import
+        from mypt.data.exchange import labels
 
-        made = label_import.adopt_labels(directory, out_dir, tokenization)
+        made = labels.adopt_labels(directory, out_dir, tokenization)
     _print_dataset(Path(made.path), json)
-    from mypt.inspection import terminal as preview_report
-    from mypt.inspection import validation
+    from mypt.inspection import terminal, validation
 
     report = validation.validate(Path(made.path), expect_single_role=expect_single_role)
     if not report.ok and not json:
-        Console().print(preview_report.render_report(report))
+        Console().print(terminal.render_report(report))
     return 0 if report.ok else 1
 
 
@@ -168,8 +167,7 @@ def validate(
     """
     if block_size is not None and not 0 < block_size <= MAX_BLOCK:
         raise ConfigError(f"--block_size {block_size}: expected 1 to {MAX_BLOCK}")
-    from mypt.inspection import terminal as preview_report
-    from mypt.inspection import validation
+    from mypt.inspection import terminal, validation
 
     report = validation.validate(
         dataset,
@@ -178,15 +176,14 @@ def validate(
         expect_single_role=expect_single_role,
     )
     if not json:
-        Console().print(preview_report.render_report(report))
+        Console().print(terminal.render_report(report))
     proved = None
     if report.ok and prove:
-        from mypt.evaluation.proof import checks as proof_report
-        from mypt.evaluation.proof import proof
+        from mypt.evaluation.proof import checks, proof
 
         proved = proof.prove_mask(dataset)
         if not json:
-            Console().print(proof_report.render(proved))
+            Console().print(checks.render(proved))
     if json:
         values = report.model_dump(mode="json")
         print_json(values | ({"proof": proved.model_dump(mode="json")} if proved else {}))
@@ -220,16 +217,16 @@ def show(
         if why or row is not None or search is not None:
             raise ConfigError("--html writes all of it into one page; leave --row, --search, --why")
         check_new(html)
-        from mypt.inspection import preview as preview_html
+        from mypt.inspection import preview
 
-        preview_html.write_preview(dataset, html)
+        preview.write_preview(dataset, html)
         Console().print(f"preview: {html}", markup=False)
         return 0
     if rows < 1:
         raise ConfigError(f"--rows {rows}: expected 1 or more")
-    from mypt.inspection import terminal as preview
+    from mypt.inspection import terminal
 
-    for block in preview.render_rows(
+    for block in terminal.render_rows(
         dataset, split=split, row=row, rows=rows, search=search, why=why
     ):
         Console().print(block)
@@ -238,11 +235,11 @@ def show(
 
 def _print_dataset(folder: Path, json: bool) -> int:
     from mypt.data import manifest
-    from mypt.inspection import terminal as preview_report
+    from mypt.inspection import terminal
 
     found = manifest.read_manifest(folder)
     if json:
         print_json({"path": str(folder), **found.model_dump(mode="json")})
     else:
-        Console().print(preview_report.render_manifest(folder, found))
+        Console().print(terminal.render_manifest(folder, found))
     return 0

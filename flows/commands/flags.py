@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from cyclopts import Parameter, Token
 
-from mypt.config import FieldMapping, Format, Preparation, PrepareConfig
+from mypt.config import FieldMapping, Format, Preparation, PrepareConfig, Preset
 from mypt.errors import ConfigError
-from mypt.parsing import parse_config
+from mypt.parsing import parse_config, read_json
 
+EXAMPLES = {"preset": "configs/tiny_sft.json", "pipeline": "configs/demo.json"}
 _KNOBS = {
     "turns_field": "turns",
     "role_field": "role",
@@ -78,6 +80,26 @@ def _pairs(names: str) -> dict[str, str]:
             )
         found[theirs] = ours
     return found
+
+
+def check_kind(path: Path, wanted: Literal["preset", "pipeline"]) -> None:
+    """Refuse a config file of the other kind; by their first level of keys they are told apart.
+
+    Raises:
+        ConfigError: If it is one, or cannot be read.
+    """
+    keys = read_json(path, EXAMPLES[wanted]).keys()
+    pipeline = bool(keys & {"base", "chat", "pretrain", "sft"})
+    if wanted == "preset" and pipeline:
+        raise ConfigError(
+            f"{path}: the config of a pipeline; expected a preset such as {EXAMPLES[wanted]}, or"
+            f" 'mypt run {path}'"
+        )
+    if wanted == "pipeline" and not pipeline and keys & Preset.model_fields.keys() - {"name"}:
+        raise ConfigError(
+            f"{path}: a preset, of one training; expected the config of a pipeline such as"
+            f" {EXAMPLES[wanted]}, or 'mypt train --config_file {path}'"
+        )
 
 
 def _whole(_: type, tokens: Sequence[Token]) -> int:

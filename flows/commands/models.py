@@ -1,19 +1,21 @@
 """Commands that train a model and measure it. None starts Prefect."""
 
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.commands.flags import MaybeWhole, Whole
+from flows.commands.flags import MaybeWhole, Whole, check_kind
+from flows.commands.names import full_name
 from flows.console import Console, print_json
 from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config
 from mypt.data.manifest import read_manifest
 from mypt.errors import ConfigError
 from mypt.home import check_name
-from mypt.parsing import parse_config
+from mypt.parsing import override, parse_config
 from mypt.text import visible
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 
 Form = Literal["auto", "chat", "plain"]
+_SLOWEST = 1e-4
+"""Lowest learning rate at which fine-tuning may begin with random weights."""
 
 
 def train(
@@ -34,6 +38,7 @@ def train(
     dataset_dir: Path,
     init_from_model: str | None = None,
     max_iters: MaybeWhole = None,
+    epochs: float | None = None,
     learning_rate: float | None = None,
     batch_size: MaybeWhole = None,
     eval_interval: MaybeWhole = None,
@@ -43,6 +48,7 @@ def train(
     use_loss_mask: bool | None = None,
     nodes: str | None = None,
     rendezvous: str | None = None,
+    extend: bool = False,
     json: bool = False,
 ) -> int:
     """Train a model, or go on where the same name and config stopped.
@@ -51,50 +57,59 @@ def train(
         config_file: A preset such as configs/tiny_sft.json.
         model_name: The model's name under MYPT_HOME/models.
         dataset_dir: A dataset that mypt prepared or adopted.
-        init_from_model: Base model whose weights and architecture are kept; hf:FOLDER is one of
-            transformers.
-        max_iters: Optimizer steps, instead of the preset's.
+        init_from_model: Base model whose weights and architecture are kept, or hf:FOLDER.
+        max_iters: Optimizer steps, instead of the preset's, or of its epochs.
+        epochs: Passes over the training rows, instead of the preset's, or of its max_iters.
         learning_rate: Peak learning rate, instead of the preset's.
         batch_size: Rows a micro-batch, instead of the preset's.
         eval_interval: Steps between evaluations, instead of the preset's.
         seed: Seed of weights, order and dropout, instead of the preset's.
         device: auto, cpu, cuda or mps, instead of the preset's.
         threads: CPU threads, instead of the preset's.
-        use_loss_mask: Learn only what the dataset's masks supervise; --use_loss_mask=false learns
-            every token.
-        nodes: How many machines train together, such as 2, or 1:4 where some may come later or
-            go; each is started with the same command.
+        use_loss_mask: Learn only what the masks supervise; --use_loss_mask=false: every token.
+        nodes: Machines that train together, each started so: 2, or 1:4 where some come or go.
         rendezvous: HOST:PORT of the machine where they meet.
+        extend: Go on with a run whose max_iters is higher now, ended or not.
         json: Print nothing but the end, as JSON: step, reason and the checkpoint to use.
     """
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
-        "max_iters": max_iters, "learning_rate": learning_rate, "batch_size": batch_size,
-        "eval_interval": eval_interval, "seed": seed, "device": device, "threads": threads,
-        "use_loss_mask": use_loss_mask,
+        "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate, "seed": seed,
+        "batch_size": batch_size, "eval_interval": eval_interval, "device": device,
+        "threads": threads, "use_loss_mask": use_loss_mask,
     }  # fmt: skip
-    preset = _override(load_config(config_file), given)
+    preset = _preset(config_file, given, from_base=init_from_model is not None)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
+    from mypt.training import claim
     from mypt.training.launch.nodes import Nodes
     from mypt.training.plan import plan_run
 
     machines = Nodes.parse(nodes, rendezvous)
-    plan = plan_run(preset, model_name, dataset_dir, init_from=init_from_model)
+    base = init_from_model and full_name(init_from_model)
+    plan = plan_run(preset, model_name, dataset_dir, init_from=base)
+    if extend:
+        claim.extend(plan)
     return _train(plan, machines, asked, json)
 
 
 def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> int:
+    from flows.outcome import show_training
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from tasks.progress import watch
 
+    began = time.monotonic()
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
-    if json and isinstance(end, Finished):
+    if not isinstance(end, Finished):
+        return asked.code
+    if json:
         checkpoint = end.checkpoint.model_dump(mode="json")
         print_json({"step": end.step, "reason": end.reason, "checkpoint": checkpoint})
-    stopped_elsewhere = isinstance(end, Finished) and end.reason == "stopped"
+    else:
+        show_training(Path(end.checkpoint.path), time.monotonic() - began)
+    stopped_elsewhere = end.reason == "stopped"
     return asked.code or (128 + signal.SIGTERM) * stopped_elsewhere
 
 
@@ -113,7 +128,7 @@ def evaluate(
     """Measure a model: loss and perplexity over supervised tokens, exact match, stops.
 
     Args:
-        model: A name, a model folder or a step folder.
+        model: A name or its beginning, a model folder or a step folder.
         dataset_dir: Dataset to score; default: the one it was trained on.
         form: How questions are asked; auto follows the training data.
         exercises: Held-out generated questions to ask.
@@ -132,6 +147,7 @@ def evaluate(
         raise ConfigError("--gate and --out_dir: the gate writes its own verdict; give one of them")
     if out_dir and out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
+    model = full_name(model)
     if gate:
         return _judge(model, dataset_dir, config, json)
     if out_dir:
@@ -169,10 +185,25 @@ def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: b
     return 0 if verdict.promoted else 1
 
 
-def _override(preset: Preset, given: dict[str, Any]) -> Preset:
+def _preset(path: Path, given: dict[str, Any], *, from_base: bool) -> Preset:
+    """Return a preset with what was typed in place of its values."""
+    check_kind(path, "preset")
+    preset = load_config(path)
     values = {key: value for key, value in given.items() if value is not None}
     known = preset.model_dump(exclude_unset=True)
-    return parse_config(known | values, Preset, "the command line")
+    asked = parse_config(override(known, values), Preset, "the command line")
+    _check_rate(asked, from_base=from_base)
+    return asked
+
+
+def _check_rate(preset: Preset, *, from_base: bool) -> None:
+    """Refuse a fine-tuning from random weights that would end as babble."""
+    if not from_base and preset.use_loss_mask and preset.learning_rate < _SLOWEST:
+        raise ConfigError(
+            f"learning_rate {preset.learning_rate:g} is a base model's, and there is none: random"
+            " weights would learn next to nothing; give --init_from_model BASE or --learning_rate"
+            " 1e-3, or take configs/small_chat.json"
+        )
 
 
 class _Stop:

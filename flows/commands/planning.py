@@ -108,7 +108,7 @@ def render(found: "Forecast") -> "Table":
 
 def _add_work(table: "Table", found: "Forecast") -> None:
     table.add_row("tokens a step", f"{found.tokens_per_step:,}", f"{found.density:.1%} supervised")
-    if found.steps_per_epoch is not None:
+    if found.steps_per_epoch is not None and found.steps is not None:
         epochs = found.steps / found.steps_per_epoch
         said = f"{found.tokens_per_epoch:,} tokens; {found.steps:,} steps are {epochs:.2f} epochs"
         table.add_row("an epoch", f"{found.steps_per_epoch:,} steps", said)
@@ -120,13 +120,14 @@ def _add_work(table: "Table", found: "Forecast") -> None:
 
 
 def _add_time(table: "Table", found: "Forecast") -> None:
-    if found.step_seconds is None or found.seconds is None:
+    if found.step_seconds is None:
         return
     kind = "measured" if found.measured else "calculated"
     rate = found.tokens_per_step / found.step_seconds
     said = f"{rate:,.0f} tokens a second on {found.where}, {kind}"
     table.add_row("a step", _time(found.step_seconds), said)
-    table.add_row(f"all {found.steps:,} steps", _time(found.seconds), "with evaluations")
+    if found.seconds is not None:
+        table.add_row(f"all {found.steps:,} steps", _time(found.seconds), "with evaluations")
     if found.cost is not None:
         table.add_row("cost", f"{found.cost:,.2f}", "at the price that was given")
 

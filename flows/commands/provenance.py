@@ -4,6 +4,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json, print_json_rows, print_lines
 from mypt.errors import ConfigError
 from mypt.text import visible
@@ -32,7 +33,7 @@ def lineage(
     """Say what made a checkpoint: parents, dataset, masks, raw files; no server needed.
 
     Args:
-        checkpoint: A name, a model folder or a step folder.
+        checkpoint: A name or its beginning, a model folder or a step folder.
         verify: Hash everything again; exit 1 and name what changed.
         rows: List every source row it was trained on, its parents' too, and how often.
         row: FILE:LINE, one source row: whether it was learned, how often, and its twins.
@@ -52,7 +53,7 @@ def lineage(
         raise ConfigError("lineage wants a checkpoint, or --uses with a dataset or raw file")
     from mypt.home import find_checkpoint
 
-    step_folder = find_checkpoint(checkpoint)
+    step_folder = find_checkpoint(full_name(checkpoint))
     if rows or row is not None:
         _check_alone("--rows or --row", "the other flags", verify, html, rows and row)
         return _rows(step_folder, row, json)
@@ -60,9 +61,9 @@ def lineage(
 
     found = trace.trace(step_folder, verify=verify)
     if html is not None:
-        from mypt.provenance import lineage_page as lineage_html
+        from mypt.provenance import lineage_page
 
-        lineage_html.write_page(found, html)
+        lineage_page.write_page(found, html)
     if json:
         print_json(found.model_dump(mode="json"))
     elif html is not None:
@@ -76,7 +77,7 @@ def reproduce(checkpoint: str, *, out_dir: Path | None = None, json: bool = Fals
     """Make a checkpoint again from the raw files; exit 1 and say where it parts, if it does.
 
     Args:
-        checkpoint: A name, a model folder or a step folder.
+        checkpoint: A name or its beginning, a model folder or a step folder.
         out_dir: A new folder for all that is made; default: one under MYPT_HOME/reproductions.
         json: Print the stages as JSON.
     """
@@ -85,7 +86,7 @@ def reproduce(checkpoint: str, *, out_dir: Path | None = None, json: bool = Fals
     from mypt.training.lineage import read_lineage
     from tasks.progress import watch
 
-    step_folder = find_checkpoint(checkpoint)
+    step_folder = find_checkpoint(full_name(checkpoint))
     found = read_lineage(step_folder)
     name = f"{found.model_name}-{step_folder.name}-{found.digest[:8]}"
     folder = out_dir or _unused(home() / "reproductions" / name)

@@ -1,12 +1,15 @@
 """Commands that start Prefect or MLflow: the pipeline, the two servers, the sending of journals."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.flags import Whole
-from flows.console import Console
+from flows.commands.flags import Whole, check_kind
+from flows.console import Console, print_lines
+from mypt.config import load_pipeline
+from mypt.errors import ConfigError, MyptError
 
 
 def run(
@@ -29,17 +32,33 @@ def run(
 
     changes = param or []
     if Path(config).suffix == ".json":
+        check_kind(Path(config), "pipeline")
+        name = load_pipeline(Path(config)).name
+        print_lines([f"{name}: raw files -> base model -> chat model; Prefect starts, in seconds"])
+        sys.stdout.flush()  # its imports take some
         prepare_environment()
         from flows.pipeline import run_pipeline
         from flows.service.parameters import changed_config
 
         run_pipeline(changed_config(Path(config), changes))
         return 0
-    find_prefect()
-    prepare_environment()
-    from flows.service.parameters import ask
+    try:
+        find_prefect()
+        prepare_environment()
+        from flows.service.parameters import ask
 
-    return ask(config, changes, wait=not detach)
+        return ask(config, changes, wait=not detach)
+    except MyptError as error:
+        raise _with_file(error, config) from None
+
+
+def _with_file(error: MyptError, word: str) -> MyptError:
+    """Return the error of a deployment's name; name a config file if one is called so."""
+    named = Path(f"{word}.json").name
+    found = next((path for path in (Path(named), Path("configs") / named) if path.is_file()), None)
+    if found is None:
+        return error
+    return ConfigError(f"{error}; to run the config of that name: mypt run {found}")
 
 
 def up(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flows.commands.names import full_name
 from flows.console import Console
 from mypt.config import MaskPolicy
 from mypt.data.policies import policy_words
@@ -20,8 +21,8 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
     """Write a model or a dataset for other programs.
 
     Args:
-        source: For hf and mlflow a model: a name, a model folder or a step folder. For parquet
-            a dataset.
+        source: For hf and mlflow a model: a name or its beginning, a model folder or a step
+            folder. For parquet a dataset.
         out: A new folder.
         to: hf: what transformers loads. mlflow: what 'mlflow models serve' loads. parquet:
             input_ids and labels, -100 where unsupervised.
@@ -37,7 +38,7 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
         from mypt.training.checkpoints.checkpoint import load_checkpoint
         from tasks.pyfunc import export_mlflow
 
-        export_mlflow(load_checkpoint(checkpoint_to_use(source)), out)
+        export_mlflow(load_checkpoint(checkpoint_to_use(full_name(source))), out)
     else:
         _export_model(source, out)
     Console().print(f"written: {out}", markup=False)
@@ -49,7 +50,7 @@ def _export_model(source: str, out: Path) -> None:
     from mypt.inference.huggingface.exports import export_hf
     from mypt.training.checkpoints.checkpoint import load_checkpoint
 
-    found = load_checkpoint(checkpoint_to_use(source))
+    found = load_checkpoint(checkpoint_to_use(full_name(source)))
     export_hf(
         out,
         found.config,

@@ -19,11 +19,13 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel
 
 from flows import stages
+from flows.outcome import show_training
 from flows.pipeline import sft_pipeline
 from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.errors import ConfigError, MyptError
-from mypt.parsing import parse_config
+from mypt.parsing import LENGTHS, parse_config
 from tasks.progress import print_line
+from tasks.tracking.records import Tags, names, read
 
 PIPELINE = sft_pipeline.name
 FLOWS: dict[str, Flow[..., Any]] = {
@@ -81,12 +83,14 @@ def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Valu
             first, rest = "config", parts
         load = _LOADERS.get(models.get(first))
         if load and rest and isinstance(values.get(first), str):
-            values[first] = load(values[first]).model_dump(mode="json")
+            values[first] = load(values[first]).model_dump(mode="json", exclude_unset=True)
         _put(values, [first, *rest], _value(said), text)
     for name, value in values.items():
         model = models.get(name)
         if isinstance(value, dict) and model is not None:
-            values[name] = parse_config(value, model, f"--param {name}").model_dump(mode="json")
+            values[name] = parse_config(value, model, f"--param {name}").model_dump(
+                mode="json", exclude_unset=True
+            )
     return values
 
 
@@ -120,6 +124,8 @@ def _put(place: Any, path: Sequence[str], value: Any, said: str) -> None:
     key: Any = int(first) if listed else first
     if not rest:
         place[key] = value
+        if key in LENGTHS:
+            place.pop(LENGTHS[key], None)
         return
     if isinstance(place, dict):
         place.setdefault(key, {})
@@ -196,4 +202,22 @@ def _ended(run: FlowRun) -> int:
     assert run.state is not None
     message = f": {run.state.message}" if run.state.message else ""
     print_line(f"flow run {run.name}: {run.state.name}{message}")
-    return 0 if run.state.is_completed() else 1
+    if not run.state.is_completed():
+        return 1
+    if made := _made(run.id):
+        show_training(made, run.total_run_time.total_seconds())
+    return 0
+
+
+def _made(run_id: UUID) -> Path | None:
+    """Return the checkpoint that a run of this machine made, by its journal or a stage's."""
+    mine = f"pipeline-{run_id}"
+    for name in sorted(names(), key=lambda name: name != mine):
+        lines = read(name)
+        first = next(lines, None)
+        if name == mine or (first and getattr(first.record, "parent", None) == mine):
+            tags = (line.record.values for line in lines if isinstance(line.record, Tags))
+            found = [values["checkpoint"] for values in tags if "checkpoint" in values]
+            if found and Path(found[-1]).is_dir():
+                return Path(found[-1])
+    return None

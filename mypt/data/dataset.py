@@ -18,7 +18,7 @@ from mypt.data.manifest import (
     verify_files,
 )
 from mypt.data.mask_files import write_masks
-from mypt.data.preparation.batches import Progress
+from mypt.data.preparation.row_batches import Progress
 from mypt.data.preparation.tokenization import DatasetPlan, write_tokens
 from mypt.data.shards import ShardView, check_ids, view_shard
 from mypt.data.tokenizer import Tokenizer, load_tokenizer

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from mypt import files
 from mypt.config import MaskPolicy, PrepareConfig
-from mypt.errors import ManifestError
+from mypt.errors import ManifestError, MissingDatasetError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
 
@@ -208,7 +208,7 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
         data = path.read_bytes()
         manifest = Manifest.model_validate_json(data)
     except FileNotFoundError:
-        raise ManifestError(
+        raise MissingDatasetError(
             f"{path} is missing, so {folder.name} is no complete dataset; make it with"
             " 'mypt prepare', or with 'mypt adopt' from shards made by hand"
         ) from None

@@ -1,4 +1,4 @@
-"""Which tokens the model learns to write: a list of rules, applied to whole shards at once.
+"""The loss mask from spans and a policy: a list of rules, applied to whole shards at once.
 
 The first rule that fits a span decides it, so that the rule which is printed for a token and
 the mask on disk cannot disagree: both are read from :func:`rules`.

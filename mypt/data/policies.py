@@ -1,5 +1,6 @@
 """A mask policy in the words that people type, wherever one is typed or shown."""
 
+import difflib
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,8 +62,10 @@ def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in TYPED_ROLES and word not in WORDS:
+            near = difflib.get_close_matches(word, (*TYPED_ROLES, *WORDS), n=1)
             raise ConfigError(
-                f"{flag}: {word[:60]!r} is no word of a policy; expected some of"
+                f"{flag}: {word[:60]!r} is no word of a policy;"
+                f"{f' did you mean {near[0]}?' if near else ''} expected some of"
                 f" {', '.join((*TYPED_ROLES, *WORDS))}, joined by"
                 " commas, a JSON object or a file of one"
             )

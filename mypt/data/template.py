@@ -1,4 +1,4 @@
-"""How a conversation is written down: tags, separators and where each role begins and ends."""
+"""Chat templates: tags, separators and where each role begins and ends."""
 
 import re
 from functools import cached_property, lru_cache

@@ -15,7 +15,7 @@ from mypt.data.spans import KIND, ROLE
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.model.gpt import GPT
-from mypt.training.batches.arrays import TokenRange
+from mypt.training.batches.shift import TokenRange
 from mypt.training.loader import Batch, GPTDataLoader
 
 CLASSES: Final = (

@@ -1,4 +1,4 @@
-"""Causal attention that never crosses from one packed conversation into the next.
+"""Causal attention within each document: never from one packed conversation into the next.
 
 On a GPU what lies across their borders is not even computed.
 """

@@ -1,4 +1,4 @@
-"""Vocabulary projection and cross-entropy in one pass that already holds their gradients.
+"""Fused linear cross-entropy: the vocabulary projection and its gradients in one pass.
 
 A token embedding that shares its weight with the head shares the head's gradient too.
 """

@@ -1,1 +1,1 @@
-"""What a training will need, said before it runs."""
+"""Forecasts for `mypt plan`: memory, operations and time, said before anything runs."""

@@ -15,17 +15,17 @@ import torch
 from mypt import files, home
 from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
-from mypt.data.manifest import TOKENIZER_STATE
+from mypt.data.manifest import TOKENIZER_STATE, read_manifest
 from mypt.errors import ConfigError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
 from mypt.parsing import read_json
-from mypt.planning.forecast import Data, Forecast, check_world, forecast
+from mypt.planning.forecast import Data, Forecast, fit_world, forecast
 from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
 from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer
-from mypt.training.plan import plan_run
+from mypt.training.plan import fit_to_data
 
 _WARM_UP: Final = 2
 _PATIENCE: Final = 60.0
@@ -73,17 +73,20 @@ def plan(
     found = []
     for preset in presets:
         here = machine._replace(processes=count or preset.processes)
-        check_world(preset, here.processes)  # before anything that takes time
-        data = None if dataset_dir is None else _read(preset, dataset_dir)
+        shared, data = fit_world(preset, here.processes), None
+        if dataset_dir is not None:
+            shared, _ = fit_to_data(shared, dataset_dir, read_manifest(dataset_dir))
+            data = _read(shared, dataset_dir)
+            asked = {"grad_accumulation": preset.grad_accumulation}
+            preset = shared.model_copy(update=asked)  # so many steps, by what shares them
         if probe_steps:
-            here = _measured(preset, here, probe_steps, data.density if data else 1.0)
+            here = _measured(shared, here, probe_steps, data.density if data else 1.0)
         found.append(forecast(preset, here, data))
     return tuple(found)
 
 
 def _read(preset: Preset, folder: Path) -> Data:
-    """Return what a dataset decides, after the checks that training begins with."""
-    preset = plan_run(preset, "plan", folder).preset
+    """Return what a dataset decides."""
     dataset = open_dataset(folder, verify=False)
     epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned

@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 from mypt.config import Preset
-from mypt.errors import ConfigError
 from mypt.parsing import Frozen
 from mypt.planning.machines import FAILURE_HOURS, WRITE_RATE, Machine
 from mypt.planning.sizes import (
@@ -63,8 +62,8 @@ class Forecast(Frozen):
     """Of a named GPU."""
     density: float
     tokens_per_step: int
-    steps: int
-    """Of the whole training."""
+    steps: int | None
+    """Of the whole training; None where epochs say it and no dataset is given."""
     steps_per_epoch: int | None
     """None without a dataset, as the next one."""
     tokens_per_epoch: int | None
@@ -92,14 +91,16 @@ class Forecast(Frozen):
 def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Forecast:
     """Return what training ``preset`` needs and takes on ``machine``.
 
-    Raises:
-        ConfigError: If the processes do not divide a step's micro-batches.
+    Where its processes do not divide a step's micro-batches, a step has so many more.
     """
-    check_world(preset, machine.processes)
+    asked, preset = preset, fit_world(preset, machine.processes)
     weights, density = count_weights(preset), data.density if data else 1.0
     step = _count(preset, preset.grad_accumulation, density)
     step_seconds = _step_seconds(preset, machine, step)
-    seconds = None if step_seconds is None else step_seconds * _steps_worth(preset, step)
+    steps = preset.max_iters if preset.epochs is None else None
+    seconds = None
+    if step_seconds is not None and steps is not None:
+        seconds = step_seconds * _steps_worth(preset, step)
     several: Parallel = "ddp" if preset.parallel == "none" else preset.parallel
     kind, dtype = _arithmetic(preset, machine)
     modes: tuple[Parallel, ...] = ("none",) if machine.processes == 1 else ("ddp", "fsdp")
@@ -120,7 +121,7 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         memory_limit=machine.gpu.memory if machine.gpu else None,
         density=density,
         tokens_per_step=tokens,
-        steps=preset.max_iters,
+        steps=steps,
         steps_per_epoch=data.steps if data else None,
         tokens_per_epoch=data.tokens if data else None,
         operations=step,
@@ -132,23 +133,17 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         seconds=seconds,
         cost=None if price is None or seconds is None
         else seconds / _HOUR * machine.processes * price,
-        assumed=_assumed(machine, data),
+        assumed=(*_more_micros(asked, preset, machine), *_assumed(preset, machine, data)),
     )  # fmt: skip
 
 
-def check_world(preset: Preset, processes: int) -> None:
-    """Refuse a number of processes that leaves some of them waiting for others in every step.
+def fit_world(preset: Preset, processes: int) -> Preset:
+    """Return a preset whose micro-batches a number of processes can share, as few as that takes.
 
-    Raises:
-        ConfigError: If it does not divide the micro-batches of a step.
+    Training refuses to choose: another accumulation is another batch.
     """
-    n = preset.grad_accumulation
-    if n % processes:
-        raise ConfigError(
-            f"{processes} processes do not divide grad_accumulation {n}, the micro-batches of a"
-            f" step; set it to a multiple of {processes} and batch_size so much smaller, or take"
-            f" another count, such as {max(d for d in range(1, processes) if n % d == 0)}"
-        )
+    shared = -(-preset.grad_accumulation // processes) * processes
+    return preset.model_copy(update={"grad_accumulation": shared})
 
 
 def best_interval(write: float, failure: float) -> float:
@@ -222,8 +217,21 @@ def _checkpoints(
     )
 
 
-def _assumed(machine: Machine, data: Data | None) -> tuple[str, ...]:
+def _more_micros(asked: Preset, preset: Preset, machine: Machine) -> tuple[str, ...]:
+    """Say, if so, that a step has more micro-batches than the config asks for."""
+    before, now = asked.grad_accumulation, preset.grad_accumulation
+    if before == now:
+        return ()
+    return (
+        f"grad_accumulation {now} instead of {before}, which {machine.processes} processes do not"
+        f" divide: {now / before:.3g} times the tokens a step; to train so, put it into the config",
+    )
+
+
+def _assumed(preset: Preset, machine: Machine, data: Data | None) -> tuple[str, ...]:
     lines = []
+    if preset.epochs is not None:
+        lines.append(f"{preset.epochs:g} epochs; --dataset_dir tells how many steps and how long")
     if data is None:
         lines.append("every token is supervised; --dataset_dir tells what is")
     if machine.gpu is not None:

@@ -16,7 +16,7 @@ from mypt.errors import MyptError
 from mypt.parsing import Frozen
 from mypt.provenance.row_counts import RowCounts, count_packed, count_windows, no_counts
 from mypt.provenance.search import Search, ancestry
-from mypt.training.batches.batching import Batching
+from mypt.training.batches.order import Batching
 from mypt.training.batches.windows import Windows
 from mypt.training.lineage import DatasetRecord, Lineage
 

@@ -13,8 +13,9 @@ from mypt.provenance.remaking import differences, make_again, missing_files
 from mypt.provenance.search import Search, ancestry
 from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
+from mypt.training.claim import extend
 from mypt.training.events import Event, StepReport
-from mypt.training.lineage import DatasetRecord, Lineage, read_lineage
+from mypt.training.lineage import DatasetRecord, Extension, Lineage, read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import RunPlan, plan_run
 
@@ -204,11 +205,14 @@ class _Again:
         history = read_history(original, lineage.step) if original else None
         dataset = self._datasets[lineage.dataset.digest]
         name = f"{number}-{lineage.model_name}"[:64].rstrip(".")
-        plan = plan_run(preset_of_then(lineage), name, dataset, init_from=parent)
         parting = Parting(history or History.unknown(lineage.step))
-        for event in self._watch(train(plan, should_stop=lambda: parting.over), plan):
-            if isinstance(event, StepReport):
-                parting.compare(event)
+        until = Extension(step=lineage.step, max_iters=lineage.config.max_iters)
+        for part in (*lineage.extended, until):
+            preset = preset_of_then(lineage).model_copy(update={"max_iters": part.max_iters})
+            plan = plan_run(preset, name, dataset, init_from=parent)
+            if parting.step:
+                extend(plan)
+            self._steps(plan, parting, part.step)
         made = models_dir() / name / step_folder(parting.step)
         weights = read_lineage(made).weights
         same = parting.line is None and weights == lineage.weights
@@ -220,6 +224,13 @@ class _Again:
             details=() if same else parting.details(original is not None),
         )
         return made if self._done(stage) else None
+
+    def _steps(self, plan: RunPlan, parting: Parting, last: int) -> None:
+        """Train on to a step, or to where the two part."""
+        events = train(plan, should_stop=lambda: parting.over or parting.step >= last)
+        for event in self._watch(events, plan):
+            if isinstance(event, StepReport):
+                parting.compare(event)
 
     def _original(self, number: int) -> Path | None:
         """Return the step folder of a lineage as it was, where it still lies somewhere."""

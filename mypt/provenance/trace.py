@@ -1,4 +1,4 @@
-"""From a checkpoint back to the raw files, with no server up and after folders were moved."""
+"""`mypt lineage`: from a checkpoint back to the raw files, with no server up, wherever they are."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +190,10 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
         f"config {lineage.config.name}, seed {lineage.config.seed}",
         _made_by(lineage),
         *(f"until step {before.until}: {_made_by(before)}" for before in lineage.earlier),
+        *(
+            f"extended at step {made.step}: planned for {made.max_iters} steps until then"
+            for made in lineage.extended
+        ),
         ids,
         "" if lineage.parent else "parent: none",
     )

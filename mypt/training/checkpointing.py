@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from mypt import files
 from mypt.references import CheckpointRef
-from mypt.training.checkpoints import parts as shards
+from mypt.training.checkpoints import sharded
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point, prune
 from mypt.training.distributed import copied
@@ -97,11 +97,11 @@ def _parts_of(run: Run, model: FSDPModule) -> Callable[[], Work]:
     group = dist.new_group(backend="gloo")
 
     def write(parts: Snapshot) -> CheckpointSaved | None:
-        ours = shards.write_shards(run.folder, parts, run.ranks, token, group)
+        ours = sharded.write_shards(run.folder, parts, run.ranks, token, group)
         if not run.ranks.leads:
             return None
-        saved = _point_at(run, parts, shards.consolidate(ours))
-        for path in sorted(run.folder.glob(f"{shards.PREFIX}*")):
+        saved = _point_at(run, parts, sharded.consolidate(ours))
+        for path in sorted(run.folder.glob(f"{sharded.PREFIX}*")):
             if path != ours:
                 files.remove_folder(path)
         return saved

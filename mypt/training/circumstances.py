@@ -22,9 +22,11 @@ from mypt.training.lineage import (
     ComputeRecord,
     DatasetRecord,
     EarlierSteps,
+    Extension,
     Lineage,
     RunContext,
 )
+from mypt.training.optim import learning_rate_at
 
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
@@ -101,6 +103,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True, text=True, timeout=10, check=False,
+            start_new_session=True,  # a Ctrl-C that a training hears must not take its commit away
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -158,6 +161,26 @@ def between(
             yield f"{who}: {key} {value} then, {after.get(key)} now"
 
 
+def record_extended(before: Lineage, config: Preset) -> tuple[Extension, ...]:
+    """Return what a training was planned for before it was made as long as ``config`` says."""
+    length = before.config.max_iters
+    if length == config.max_iters:
+        return before.extended
+    return (*before.extended, Extension(step=before.step, max_iters=length))
+
+
+def _extension_note(before: Lineage, config: Preset) -> str:
+    last, first = (
+        learning_rate_at(before.step - 1, before.config),
+        learning_rate_at(before.step, config),
+    )
+    return (
+        f"extended at step {before.step}, from {before.config.max_iters} steps to"
+        f" {config.max_iters}: AdamW's state is kept, the learning rate is that of the new length"
+        f" from here on and jumps from {last:.3g} to {first:.3g}"
+    )
+
+
 def begin_notes(
     config: Preset, compute: Compute, dataset: Dataset, found: Checkpoint | None
 ) -> tuple[str, ...]:
@@ -165,6 +188,8 @@ def begin_notes(
     notes = []
     if not dataset.manifest.tokens("val"):
         notes.append("no validation split: no validation loss, the last checkpoint is the one")
+    if found is not None and found.lineage.config.max_iters != config.max_iters:
+        notes.append(_extension_note(found.lineage, config))
     if found is not None and found.lineage.compute != (now := compute.record()):
         before = found.lineage.compute
         notes += [

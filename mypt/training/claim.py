@@ -1,4 +1,4 @@
-"""Who may train under a name, where that run stands, and how its ranks begin together."""
+"""The lock of a model's name, the step to resume from, and how the ranks begin together."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,15 +11,15 @@ from pydantic import ValidationError
 from mypt import files, home
 from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
-from mypt.training.checkpoints import folder as steps_of
+from mypt.training.checkpoints import folder as step_folders
 from mypt.training.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from mypt.training.checkpoints.folder import steps
-from mypt.training.checkpoints.parts import consolidate, newest_parts
+from mypt.training.checkpoints.folder import RUN, steps
+from mypt.training.checkpoints.sharded import consolidate, newest_parts
+from mypt.training.checkpoints.state import read_state
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import RunContext
 from mypt.training.plan import RunPlan
 
-RUN = "run.json"
 _LOCK = ".lock"
 
 
@@ -147,8 +147,39 @@ def _check_same_run(folder: Path, plan: RunPlan, context: RunContext) -> None:
         raise ConfigError(
             f"model {plan.model_name!r} is a run of another config: {', '.join(changed)};"
             f" choose another model name (with --init_from_model {plan.model_name} to train this"
-            f" one further), or remove {folder}"
+            f" one further, with --extend where only max_iters is higher), or remove {folder}"
         )
+
+
+def extend(plan: RunPlan) -> None:
+    """Let a name mean the same run with more steps; its next training goes on for so long.
+
+    Raises:
+        ConfigError: If there is no such run, more than its length differs, it would be shorter, or
+            it ended for another reason than its length.
+        CheckpointError: If another process holds it.
+    """
+    folder = home.models_dir() / plan.model_name
+    found = read_run(folder)
+    if found is None or not steps(folder):
+        raise ConfigError(f"{folder}: no run that could be extended; train it first")
+    old, new = found.plan.preset, plan.preset.max_iters
+    longer = {"preset": old.model_copy(update={"max_iters": new})}
+    if other := found.plan.model_copy(update=longer).differences(plan):
+        raise ConfigError(
+            f"model {plan.model_name!r} is a run of another config: {', '.join(other)}; --extend"
+            " changes max_iters alone"
+        )
+    if new < old.max_iters:
+        raise ConfigError(f"max_iters {old.max_iters} -> {new}: --extend makes a run longer only")
+    with claim(found.plan, found.context):
+        state = read_state(home.find_checkpoint(folder))
+        if state.finished and state.step < old.max_iters:
+            raise ConfigError(
+                f"model {plan.model_name!r} ended by {state.finished} at step {state.step}; more"
+                f" steps make it no better: train it further with --init_from_model"
+            )
+        _begin(folder, plan, found.context)
 
 
 def _begin(folder: Path, plan: RunPlan, context: RunContext) -> None:
@@ -161,10 +192,10 @@ def last_checkpoint(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[s
 
     Puts right what a crash after a checkpoint may have left undone: pointers and pruning.
     """
-    path, notes = steps_of.newest_whole(folder)
+    path, notes = step_folders.newest_whole(folder)
     if path is None:
         return None, notes
     found = load_checkpoint(path, verify=False)  # verified a moment ago
-    steps_of.point(folder, found.state.step, found.state.best_step)
-    steps_of.prune(folder, keep, found.state.best_step)
+    step_folders.point(folder, found.state.step, found.state.best_step)
+    step_folders.prune(folder, keep, found.state.best_step)
     return found, notes

@@ -1,4 +1,6 @@
-"""The gradients of one optimizer step: the same sum, whether one process makes it or many.
+"""The gradients of one optimizer step: summed losses, divided by the step's supervised tokens.
+
+The same sum, whether one process makes it or many (DDP, FSDP2, or one fixed tree).
 
 Adding floating-point numbers in another order gives other last bits. So with ``reduction: tree``
 the n gradients of a step are always added as the same binary tree, whose leaves are the

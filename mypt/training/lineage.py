@@ -126,6 +126,15 @@ class EarlierSteps(Frozen):
         return (self.code, self.compute, self.context) == (code, compute, context)
 
 
+class Extension(Frozen):
+    """The training was made longer: its schedule from then on is that of the new length."""
+
+    step: int
+    """Steps made with the length of before."""
+    max_iters: int
+    """That length."""
+
+
 class Lineage(Frozen):
     """``lineage.json``: the last file of a checkpoint, holding the digest of every other."""
 
@@ -149,6 +158,8 @@ class Lineage(Frozen):
     context: RunContext = RunContext()
     earlier: tuple[EarlierSteps, ...] = ()
     """Who made the steps before the last change of code, machine or flow run, oldest first."""
+    extended: tuple[Extension, ...] = ()
+    """Lengths of before, oldest first; ``config`` says the last one."""
     files: tuple[FileRecord, ...] = ()
     digest: str = Field(default="", repr=False)
 

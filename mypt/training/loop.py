@@ -54,7 +54,8 @@ def train(
     """
     config = plan.preset
     with beginning(plan, context, ranks) as (folder, found, notes):
-        if found is not None and found.state.finished:
+        extended = found is not None and found.lineage.config.max_iters != config.max_iters
+        if found is not None and found.state.finished and not extended:
             yield Finished(found.state.step, ALREADY_FINISHED, checkpoint_ref(folder))
             return
         run = open_run(plan, folder, context, found, notes, ranks)

@@ -91,27 +91,50 @@ def plan_run(
     home.check_name(model_name, "model name")
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
-    masked = {"use_loss_mask": _uses_masks(preset, manifest, folder, masks_by_default)}
     if init_from is None:
-        parent, resolved = None, preset.model_copy(update=masked)
-        lines = _from_scratch(resolved)
+        fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
+        parent, resolved, lines = None, fitted, _from_scratch(fitted)
     else:
         step_folder, news = _base(init_from, folder)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
-        resolved = preset.model_copy(update=_architecture(base).model_dump() | masked)
+        sized = preset.model_copy(update=_architecture(base).model_dump())
+        resolved, length = fit_to_data(sized, folder, manifest, masks_by_default)
         lines = _inherited(base, preset, resolved) + news
-    _check_sizes(resolved, folder, manifest)
     return RunPlan(
         model_name=model_name,
         preset=Preset.model_validate(resolved.model_dump()),
         dataset=DatasetRef(path=str(folder), digest=manifest.digest),
         kind=manifest.kind,
         parent=parent,
-        policy=policy_in_force(masked["use_loss_mask"], manifest.mask),
-        inherited=lines,
+        policy=policy_in_force(resolved.use_loss_mask, manifest.mask),
+        inherited=lines + length,
     )
+
+
+def fit_to_data(
+    preset: Preset, folder: Path, manifest: Manifest, masks_by_default: bool | None = None
+) -> tuple[Preset, tuple[str, ...]]:
+    """Return a preset with its epochs as steps, and a line that says so; refuse a misfit.
+
+    It says whether masks are used, too; :func:`plan_run` has the arguments.
+
+    Raises:
+        ConfigError: If vocabulary or splits do not do.
+        MaskError: If the preset wants masks that the dataset has not.
+    """
+    masked = _uses_masks(preset, folder, manifest, masks_by_default)
+    preset = preset.model_copy(update={"use_loss_mask": masked})
+    _check_sizes(preset, folder, manifest)
+    if preset.epochs is None:
+        return preset, ()
+    from mypt.training.loader import GPTDataLoader  # loads torch
+
+    epoch = GPTDataLoader.of(preset, open_dataset(folder, verify=False)).epoch("train").steps
+    steps = max(1, round(preset.epochs * epoch))
+    line = f"epochs: {preset.epochs:g}, of {epoch} steps each: max_iters {steps}"
+    return preset.model_copy(update={"epochs": None, "max_iters": steps}), (line,)
 
 
 def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
@@ -138,7 +161,7 @@ def _parent(folder: Path, base: Lineage) -> ParentRecord:
     )
 
 
-def _uses_masks(preset: Preset, manifest: Manifest, folder: Path, default: bool | None) -> bool:
+def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool | None) -> bool:
     said = default if preset.use_loss_mask is None else preset.use_loss_mask
     if said is None and manifest.mask is not None:
         raise MaskError(
@@ -169,7 +192,7 @@ def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ..
     before = base.config.model_dump(exclude=_LABELS | kept.keys())
     for key, old in before.items():
         new = getattr(resolved, key)
-        said = key in preset.model_fields_set and getattr(preset, key) == new
+        said = key in resolved.model_fields_set and getattr(preset, key) is not None
         origin = "preset" if said else "default"
         if new != old:
             lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")

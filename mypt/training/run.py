@@ -14,7 +14,7 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.errors import CheckpointError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
-from mypt.training.batches.arrays import name_row
+from mypt.training.batches.shift import name_row
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
@@ -23,9 +23,15 @@ from mypt.training.checkpoints.checkpoint import (
     load_weights,
     take_snapshot,
 )
-from mypt.training.checkpoints.parts import folder_of, load_shards
+from mypt.training.checkpoints.sharded import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
-from mypt.training.circumstances import begin_notes, record_code, record_dataset, record_earlier
+from mypt.training.circumstances import (
+    begin_notes,
+    record_code,
+    record_dataset,
+    record_earlier,
+    record_extended,
+)
 from mypt.training.compute import Compute, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import EpochRecord, Lineage, RunContext
@@ -128,7 +134,8 @@ def open_run(
             load_shards(parts, model, optimizer)  # verified by rank 0
         else:
             load_optimizer(found.path, model, optimizer)
-        state, history = found.state, read_history(found.path, found.state.step)
+        state = found.state.model_copy(update={"finished": None})  # or it was extended
+        history = read_history(found.path, found.state.step)
     loader = GPTDataLoader.of(config, dataset)
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
@@ -199,4 +206,5 @@ def _lineage(
         compute=maker[1],
         context=context,
         earlier=() if found is None else record_earlier(found.lineage, *maker),
+        extended=() if found is None else record_extended(found.lineage, plan.preset),
     )

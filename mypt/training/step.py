@@ -1,4 +1,7 @@
-"""One optimizer step: sums and counts, one division, and nothing updated by what is not finite."""
+"""One optimizer step: supervised tokens counted over all ranks, gradients, clipping, AdamW.
+
+Nothing is updated by losses or gradients that are not finite.
+"""
 
 import math
 import time

@@ -11,35 +11,69 @@ from pydantic import BaseModel
 from mypt.config import PipelineConfig
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.policies import EVERY_TOKEN, policy_words
+from mypt.data.reading.sources import source_names
 from mypt.evaluation.scores import Summary
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.text import shorten
 from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.evaluations import evaluation_tables, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
-from tasks.tracking.destination import GATE_TAG, KIND_TAG, PIPELINE, mlflow_url, shown_uri
+from tasks.stages import tell
+from tasks.tracking.destination import (
+    GATE_TAG,
+    KIND_TAG,
+    NOTE_TAG,
+    PIPELINE,
+    REUSED,
+    mlflow_url,
+    overview_url,
+    read_sent,
+    shown_uri,
+    ui_answers,
+    ui_server,
+)
 from tasks.tracking.journal import Journal
-from tasks.tracking.recording import recorded
+from tasks.tracking.recording import recorded, reused_everything
 from tasks.tracking.records import Metrics, Params, Tags, Text, flatten, journal_path
 
 PREFECT_UI = "http://127.0.0.1:4200"
 """Where ``mypt up`` shows what runs without a server left."""
+_LONGEST = 80
+"""Characters of a run's name before the pipeline's."""
 
 
 @contextmanager
 def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     """Record what the block does as one run of the pipeline, with its resolved config."""
-    config = config.in_force()
+    config = _in_force(config)
     policy = policy_words(config.mask) if config.sft.use_loss_mask else EVERY_TOKEN
-    title = f"{flow_run.name or config.name}: {policy}"
+    # What differs within an experiment comes first, since lists cut names.
+    data = source_names(config.chat.sources)
+    title = f"{shorten(f'{policy} on {data}', _LONGEST)} ({config.name})"
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.base.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
         yield run
+    _tell_where_ranked(run.name, config.name)
+
+
+def _in_force(config: PipelineConfig) -> PipelineConfig:
+    """Return the config with what each training really has; the base corpus has no masks."""
+    masked = {"use_loss_mask": bool(config.pretrain.use_loss_mask)}
+    base = config.pretrain.model_copy(update=masked)
+    return config.model_copy(update={"pretrain": base, "sft": config.tuning()})
+
+
+def _tell_where_ranked(journal: str, experiment: str) -> None:
+    if found := read_sent(journal).experiment_id:  # else MLflow is away, which was said
+        url = overview_url(ui_server(), found)
+        served = "" if ui_answers() else " (with 'mypt up')"
+        tell(f"runs of {experiment}, the best first: {url}{served}")
 
 
 @contextmanager
@@ -64,6 +98,8 @@ def _recorded_flow(
         run.write(Text(name="config.json", text=config.model_dump_json(indent=2)))
         artifacts.mlflow_link(title, shown_uri(), lambda: mlflow_url(run.name))
         yield run
+        if reused_everything():
+            run.write(Tags(values={KIND_TAG: REUSED, REUSED: "everything"}))
 
 
 def report_pipeline(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary) -> None:
@@ -117,6 +153,5 @@ def _way_back() -> dict[str, str]:
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_name": flow_run.name or "",
         "prefect.flow_run_url": url,
-        # The description is the one place of an MLflow page where a link can be clicked.
-        "mlflow.note.content": f"Prefect flow run [{flow_run.name}]({url})",
+        NOTE_TAG: f"Prefect flow run [{flow_run.name}]({url})",
     }

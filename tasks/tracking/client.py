@@ -22,7 +22,13 @@ from mlflow.entities import DatasetInput as MlflowInput
 from mlflow.exceptions import MlflowException as Failure
 
 from mypt.home import home
-from tasks.tracking.destination import artifacts_uri, experiment_tags, is_remote, tracking_uri
+from tasks.tracking.destination import (
+    NOTE_TAG,
+    artifacts_uri,
+    experiment_tags,
+    is_remote,
+    tracking_uri,
+)
 from tasks.tracking.records import (
     Artifact,
     CheckpointRecord,
@@ -33,6 +39,7 @@ from tasks.tracking.records import (
     Opened,
     Params,
     Record,
+    Reused,
     Tags,
     Text,
 )
@@ -58,7 +65,7 @@ def register(client: Any, pipeline: str, run_id: str, record: CheckpointRecord, 
     """List a checkpoint under its pipeline's name, and strike out those that are gone.
 
     Args:
-        client: An ``MlflowClient``, which only tracking.py may import.
+        client: An ``MlflowClient``.
         pipeline: The pipeline's name.
         run_id: The run that wrote the checkpoint.
         record: The checkpoint.
@@ -98,7 +105,7 @@ def crown(client: Any, digest: str) -> bool:
     """Give the alias ``champion`` to the checkpoint of this digest, and take it from others.
 
     Args:
-        client: An ``MlflowClient``, which only tracking.py may import.
+        client: An ``MlflowClient``.
         digest: Of the checkpoint's lineage.
 
     Returns:
@@ -208,14 +215,16 @@ class Tracker:
     def _apply_one(self, run: MlflowRun, record: Record) -> None:
         match record:
             case Opened():
+                # Its tags are those that it was made with: who goes on with a run does not own it.
                 self._client.update_run(run.id, status="RUNNING")
-                self._tag(run.id, record.tags)
             case Params():
                 params = [Param(k, _cut(v, _PARAM_LENGTH)) for k, v in record.values.items()]
                 for block in _blocks(params, _PAIRS):
                     self._client.log_batch(run.id, params=block)
             case Tags():
                 self._tag(run.id, record.values)
+            case Reused() if record.page:
+                self._describe(run.id, f"- [{record.title}]({record.page}), begun by another run")
             case DatasetInput():
                 self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
             case CheckpointRecord():
@@ -281,6 +290,12 @@ class Tracker:
             self._client.log_model_artifact(model.model_id, str(path))
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
+
+    def _describe(self, run_id: str, line: str) -> None:
+        """Add a line to a run's description, once; it is Markdown."""
+        before = self._client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+        if line not in before:
+            self._tag(run_id, {NOTE_TAG: f"{before}\n\n{line}".strip()})
 
     def _tag(self, run_id: str, values: dict[str, str]) -> None:
         tags = [RunTag(key, _cut(value, _TAG_LENGTH)) for key, value in values.items()]

@@ -17,17 +17,21 @@ MLFLOW_UI = "http://127.0.0.1:5000"
 KIND_TAG = "mypt.kind"
 """Tag of a run by which the view finds those of whole pipelines."""
 PIPELINE = "pipeline"
+REUSED = "reused"
+"""Kind of a pipeline's run that found everything made, and the tag that says so; not ranked."""
+NOTE_TAG = "mlflow.note.content"
+"""MLflow tag of a run's or an experiment's description, the one place where a link works."""
 GATE_TAG = "gate"
 """Tag of a run that says whether its model became the champion."""
 RANKED_BY = "exact_match_overall"
 """Losses over different masks are means over different tokens; answers are the same ones."""
 _VIEW = "pipelines"
 _COLUMNS = {
-    "attributes": ("Created",),
-    "metrics": (RANKED_BY, "val_loss", "mask_density", "supervised_tokens"),
-    "params": ("policy", "template", "chat_dataset"),
+    "metrics": (RANKED_BY, "val_loss", "mask_density"),
+    "params": ("policy",),
     "tags": (GATE_TAG,),
 }
+"""Few enough that the last is on a screen 1280 wide; MLflow puts tags at the right."""
 
 
 class Sent(Frozen):
@@ -91,10 +95,22 @@ def mlflow_url(name: str, page: str = "") -> str | None:
     sent = read_sent(name)
     if sent.run_id is None:
         return None
-    server = shown_uri() if is_remote() else os.environ.get("MYPT_MLFLOW_UI", MLFLOW_UI)
-    return ui_page(
-        server, f"/experiments/{sent.experiment_id}/runs/{sent.run_id}/{page}".rstrip("/")
-    )
+    return run_page(ui_server(), str(sent.experiment_id), sent.run_id, page)
+
+
+def run_page(server: str, experiment: str, run: str, page: str = "") -> str:
+    """Return the page of an MLflow run, or of a part of it."""
+    return ui_page(server, f"/experiments/{experiment}/runs/{run}/{page}".rstrip("/"))
+
+
+def ui_server() -> str:
+    """Return where MLflow shows its pages, or will once ``mypt up`` runs."""
+    return shown_uri() if is_remote() else os.environ.get("MYPT_MLFLOW_UI", MLFLOW_UI)
+
+
+def ui_answers() -> bool:
+    """Return whether a server shows MLflow's pages as far as is known here."""
+    return is_remote() or "MYPT_MLFLOW_UI" in os.environ
 
 
 def without_password(text: str) -> str:
@@ -152,5 +168,5 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     }
     return {
         f"mlflow.sharedViewState.{_VIEW}": json.dumps(view),
-        "mlflow.note.content": f"[Pipelines, the best first]({overview_url('', experiment)})",
+        NOTE_TAG: f"[Pipelines, the best first]({overview_url('', experiment)})",
     }

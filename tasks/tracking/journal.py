@@ -7,7 +7,16 @@ from filelock import Timeout
 
 from mypt.errors import MyptError
 from mypt.home import lock
-from tasks.tracking.records import Ended, Metrics, Record, Status, journal_path, journals_dir, read
+from tasks.tracking.records import (
+    Ended,
+    Metrics,
+    Opened,
+    Record,
+    Status,
+    journal_path,
+    journals_dir,
+    read,
+)
 
 _LOCK_SECONDS = 10.0
 
@@ -33,6 +42,7 @@ class Journal:
                 f"{journal_path(name)} is being written by another process; expected one run of"
                 " that name at a time; wait for it, or stop it"
             ) from None
+        self.first: Opened | None = None  # how the run began, whoever goes on with it
         self._steps: dict[str, int] = {}
         path = journal_path(name)
         end = 0
@@ -82,9 +92,19 @@ class Journal:
         }
 
     def _remember(self, record: Record) -> None:
+        if isinstance(record, Opened) and self.first is None:
+            self.first = record
         if isinstance(record, Metrics):
             for key in record.values:
                 self._steps[key] = max(record.step, self._steps.get(key, -1))
+
+
+def is_finished(name: str) -> bool:
+    """Return whether the run of a journal came to its end."""
+    last = None
+    for line in read(name) if journal_path(name).exists() else ():
+        last = line.record
+    return isinstance(last, Ended) and last.status == "FINISHED"
 
 
 def close_if_dead(name: str) -> None:

@@ -10,9 +10,15 @@ from mypt.errors import MyptError
 from mypt.evaluation.gate import champion
 from mypt.home import lock
 from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal
-from tasks.tracking.destination import mlflow_is_there, read_sent, shown_uri, write_sent
+from tasks.tracking.destination import (
+    mlflow_is_there,
+    read_sent,
+    run_page,
+    shown_uri,
+    write_sent,
+)
 from tasks.tracking.journal import close_if_dead
-from tasks.tracking.records import Ended, Opened, Record, Tags, names, read
+from tasks.tracking.records import Ended, Opened, Record, Reused, Tags, journal_path, names, read
 
 _WAIT_SECONDS = 30.0
 _RECORDS = 200
@@ -81,7 +87,10 @@ class Mirror:
         return run
 
     def _placed(self, record: Record) -> Record:
-        return self._below_its_parent(record) if isinstance(record, Opened) else record
+        if not isinstance(record, Reused) or not journal_path(record.journal).exists():
+            return record
+        made_by = self._run(record.journal)
+        return record.model_copy(update={"page": run_page("", made_by.experiment, made_by.id)})
 
     def _below_its_parent(self, record: Opened) -> Opened:
         if record.parent is None:

@@ -13,7 +13,7 @@ from mypt.text import shorten
 from tasks.tracking.destination import is_remote, read_sent, shown_uri, without_password
 from tasks.tracking.journal import Journal, close_if_dead
 from tasks.tracking.mirror import Mirror
-from tasks.tracking.records import Opened, Status, journals_dir, names
+from tasks.tracking.records import Opened, Reused, Status, journal_path, journals_dir, names, read
 
 _INTERVAL = 2.0
 """Seconds between two sendings."""
@@ -28,6 +28,10 @@ class _Open(NamedTuple):
     experiment: str
     shared: dict[str, str]
     post: "_Post"
+    made: set[str]
+    """What did something: journals of the stages below, and what has none."""
+    reused: set[str]
+    """Journals of the stages below that found everything made by another run."""
 
 
 _current: ContextVar[_Open | None] = ContextVar("open_run", default=None)
@@ -67,7 +71,11 @@ def recorded(
     )
     journal.write(opened)
     post.take(name)
-    token = _current.set(_Open(journal, opened.experiment, below, post))
+    if outer and name not in outer.reused:
+        outer.made.add(name)
+        if journal.first and journal.first.parent != opened.parent:
+            outer.journal.write(Reused(journal=name, title=title))
+    token = _current.set(_Open(journal, opened.experiment, below, post, set(), set()))
     status: Status = "KILLED"
     try:
         yield journal
@@ -80,6 +88,36 @@ def recorded(
         journal.end(status)
         if outer is None:
             post.close()
+
+
+def reuse(name: str, title: str) -> None:
+    """Note on the open run that a stage below it was made before, and link to its run.
+
+    Args:
+        name: The stage's journal.
+        title: What people call the stage.
+    """
+    run = _current.get()
+    if run is None:
+        return
+    first = next(read(name), None) if journal_path(name).exists() else None
+    if first and isinstance(first.record, Opened) and first.record.parent == run.journal.name:
+        run.made.add(name)  # by the same flow run, which is tried again
+        return
+    run.reused.add(name)
+    run.journal.write(Reused(journal=name, title=title))
+
+
+def note_work(name: str) -> None:
+    """Note that the open run did something new that is no run of its own."""
+    if run := _current.get():
+        run.made.add(name)
+
+
+def reused_everything() -> bool:
+    """Return whether all stages of the open run so far were made by other runs."""
+    run = _current.get()
+    return run is not None and bool(run.reused) and not run.made
 
 
 def mlflow_run_id() -> str | None:

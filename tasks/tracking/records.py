@@ -96,6 +96,18 @@ class Tags(Frozen):
     values: dict[str, str]
 
 
+class Reused(Frozen):
+    """The run used, or went on with, what a run below another one made."""
+
+    kind: Literal["reused"] = "reused"
+    journal: str
+    """Of the run that made it, which stays below its first parent."""
+    title: str
+    """What people call it."""
+    page: str = ""
+    """Where MLflow shows it; found as the record is sent."""
+
+
 class DatasetInput(Frozen):
     """A dataset that the run read."""
 
@@ -138,7 +150,16 @@ class Ended(Frozen):
 
 
 Record = (
-    Opened | Params | Metrics | Tags | DatasetInput | CheckpointRecord | Artifact | Text | Ended
+    Opened
+    | Params
+    | Metrics
+    | Tags
+    | Reused
+    | DatasetInput
+    | CheckpointRecord
+    | Artifact
+    | Text
+    | Ended
 )
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 

@@ -13,7 +13,7 @@ from mypt.data.manifest import Manifest
 from mypt.errors import MyptError
 from mypt.training import claim, gradients, lineage, run, step
 from mypt.training.checkpoints import checkpoint
-from mypt.training.checkpoints import folder as steps_of
+from mypt.training.checkpoints import folder as step_folders
 from tasks.tracking.journal import Journal
 from tests.faults.checks import (
     builds_once,
@@ -72,7 +72,7 @@ GUARDS = {
         survives_crash_of("write", "train/shard_000.bin"), (files, "new_folder", straight),
     ),
     "pointers are put right": (
-        survives_crash_of("rename", "base/step_000008"), (steps_of, "point", nothing),
+        survives_crash_of("rename", "base/step_000008"), (step_folders, "point", nothing),
     ),
     "a dataset's files are hashed": (
         detects("dataset", "tokens"), (dataset, "verify_files", nothing),

@@ -95,7 +95,7 @@ def train_recorded(house, turn):
             yield event
 
     training.train_anywhere = train_anywhere
-    training.train.fn.__wrapped__(PRETRAIN, "base", house.make_datasets()[0]).make()
+    training.train(PRETRAIN, "base", house.make_datasets()[0]).make()
     return {"losses": losses, "waited": waits.in_vain}
 
 

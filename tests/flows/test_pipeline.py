@@ -28,8 +28,8 @@ from mypt.references import DatasetRef
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage
 from tasks import training
-from tasks.evaluation import REFUSED
-from tasks.tracking.destination import KIND_TAG, PIPELINE
+from tasks.evaluation import REFUSED as REFUSED_EVENT
+from tasks.tracking.destination import KIND_TAG, PIPELINE, REUSED
 from tasks.validation import validate
 from tests.flows.conftest import CONFIG, SECRET
 
@@ -43,7 +43,7 @@ STAGES = [
     "fine-tune small-chat",
     "evaluate small",
 ]
-TITLE = "small on exercises_chat: assistant"
+TITLE = "assistant on exercises_chat (small)"
 """What people call the pipeline's run in MLflow."""
 
 
@@ -160,6 +160,8 @@ def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
     for run in children:
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert run.data.tags["mlflow.note.content"] == parents[0].data.tags["mlflow.note.content"]
+        assert run.info.run_id in parents[1].data.tags["mlflow.note.content"]
+    assert [run.data.tags[KIND_TAG] for run in parents] == [PIPELINE, REUSED]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -314,6 +316,7 @@ def test_the_summary_has_the_figures_and_is_the_last_line(ran, summary):
     assert {"base_dataset", "chat_dataset", "checkpoint"} <= digests.keys()
     assert digests["checkpoint"] == read_lineage(find_checkpoint(summary["checkpoint"])).digest
     assert ran.first.splitlines()[-1] == f"summary: {ran.paths[0]}"
+    assert ", the best first: http" in ran.first
 
 
 def test_every_output_is_named_by_its_content(ran):
@@ -344,16 +347,16 @@ def gated(folder, learning_rate=CONFIG["sft"]["learning_rate"]):
     return path
 
 
-def newest(mlflow):
+def newest(mlflow, kind=PIPELINE):
     """The pipeline run that MLflow got last."""
     experiment = mlflow.get_experiment_by_name("small").experiment_id
-    wanted = f"tags.`{KIND_TAG}` = '{PIPELINE}'"
+    wanted = f"tags.`{KIND_TAG}` = '{kind}'"
     return mlflow.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])[0]
 
 
 def refusals():
     """The events of refused models, once Prefect has one."""
-    wanted = {"filter": {"event": {"name": [REFUSED]}}}
+    wanted = {"filter": {"event": {"name": [REFUSED_EVENT]}}}
     with get_client(sync_client=True) as client:
         for _ in range(100):
             if found := client._client.post("/events/filter", json=wanted).json()["events"]:
@@ -374,7 +377,7 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
     crowned = mlflow.get_model_version_by_alias("small", "champion")
     assert crowned.tags["path"] == made["checkpoint"]
     run_pipeline(gated(ran.home))
-    assert newest(mlflow).data.tags["gate"] == "promoted: it is the champion already"
+    assert newest(mlflow, REUSED).data.tags["gate"] == "promoted: it is the champion already"
     capsys.readouterr()
     run_pipeline(gated(ran.home, learning_rate=1e-6))
     decided = newest(mlflow).data.tags["gate"]
@@ -447,7 +450,7 @@ def test_data_that_breaks_its_contract_ends_the_run_and_no_run_stays_open(ran, m
         run_pipeline(path)
     experiment = mlflow.get_experiment_by_name("broken").experiment_id
     statuses = {run.info.run_name: run.info.status for run in mlflow.search_runs([experiment])}
-    assert statuses["broken on missing.jsonl: assistant,user"] == "FAILED"
+    assert statuses["assistant,user on missing.jsonl (broken)"] == "FAILED"
     assert "RUNNING" not in statuses.values()
 
 
@@ -480,9 +483,9 @@ def test_an_interrupted_training_goes_on_in_the_same_mlflow_run(ran, mlflow, mon
 
     monkeypatch.setattr(training, "train_anywhere", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.train.fn(preset, "again", dataset)
+        training.train(preset, "again", dataset).make()
     monkeypatch.setattr(training, "train_anywhere", real)
-    training.train.fn(preset, "again", dataset)  # from the checkpoint of step 5
+    training.train(preset, "again", dataset).make()  # from the checkpoint of step 5
 
     experiment = mlflow.get_experiment_by_name("mypt").experiment_id
     (run,) = mlflow.search_runs([experiment], "attributes.run_name = 'pretrain again'")

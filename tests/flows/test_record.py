@@ -19,6 +19,7 @@ from mypt.config import PipelineConfig
 from mypt.data.dataset import open_dataset
 from mypt.home import find_checkpoint
 from mypt.provenance.comparison import compare_checkpoints
+from mypt.provenance.inventory import models
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import render, trace
 from mypt.training.lineage import read_lineage
@@ -96,12 +97,14 @@ def read_aloud(world):
     yield "summary on the terminal", policy, int(learned.replace(",", "")), float(density)
     (policy,) = words(world.printed, r"\nsmall-chat\S*: .* learns (.+?), ")
     yield "first line of the training", policy, None, None
-    yield "MLflow run name", world.parent.info.run_name.rpartition(": ")[2], None, None
+    (listed,) = [found.mask for found in models() if found.path == str(world.step.parent)]
+    yield "mypt list", listed.partition(", ")[0], None, None
+    yield "MLflow run name", world.parent.info.run_name.partition(" on ")[0], None, None
     flow_run = UUID(world.parent.data.tags["prefect.flow_run_id"])
     shown = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
         link = {a.key: a.data for a in client.read_artifacts(artifact_filter=shown)}["mlflow-run"]
-    (policy,) = words(link, r": (.+?) in MLflow\]")
+    (policy,) = words(link, r"\[(.+?) on .*in MLflow\]")
     yield "Prefect's link", policy, None, None
 
 

@@ -133,6 +133,7 @@ def test_a_short_name_and_parameters_do_for_mypt_run(up):
     assert "reused: pretrain small-base" in said
     assert "max_iters at step 4" in said
     assert "small: exact match " in said, "the last line that the run logs"
+    assert re.search(r"next: mypt generate small-chat-\w+ ", said), "and how to go on"
     assert up.flow_run(run_id_in(said))["parameters"]["config"]["sft"]["max_iters"] == 4
 
 
@@ -184,14 +185,34 @@ def begun(up, name):
     return run_id_in(said)
 
 
+def states_of(up, kind, run_id):
+    """Return the types of all states that a run was ever in, in their order."""
+    return [state["type"] for state in up.ask(f"{kind}_states/?{kind}_id={run_id}")]
+
+
 def test_a_cancelled_run_saves_its_step_and_no_mlflow_run_stays_open(up):
     run_id = begun(up, "cancelled")
     up.run(f"prefect flow-run cancel {run_id}")
     up.state(run_id, "Cancelled")
     assert steps_of(up, "cancelled")[-1] % 100, "the step it was at, not one of the interval"
+    assert states_of(up, "flow_run", run_id)[-2:] == ["CANCELLING", "CANCELLED"]
+    mine = {"flow_runs": {"id": {"any_": [run_id]}}}
+    ended = [states_of(up, "task_run", run["id"]) for run in up.ask("task_runs/filter", mine)]
+    assert sorted(states[-1] for states in ended) == ["CANCELLED"] + ["COMPLETED"] * 5
+    assert not any("CRASHED" in states for states in ended)
     mine = [run for run in up.mlflow_runs() if "cancelled" in run.info.run_name]
     assert len(mine) >= 4
     assert {run.info.status for run in mine} <= {"FINISHED", "KILLED"}
+
+
+def test_a_run_that_is_cancelled_while_its_process_begins_has_not_crashed(up):
+    said = up.run(f"mypt run sft-pipeline --detach --param config={long_config(up, 'early')}")
+    run_id = run_id_in(said)
+    while not processes_of(up.home, "prefect.engine"):
+        time.sleep(0.05)
+    up.ask(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    up.state(run_id, "Cancelled")
+    assert "CRASHED" not in states_of(up, "flow_run", run_id)
 
 
 def test_a_killed_run_is_retried_in_the_same_flow_run_and_the_same_mlflow_runs(up):

@@ -5,9 +5,9 @@ import torch
 
 from mypt.data.dataset import Dataset
 from mypt.model.gpt import GPT
-from mypt.training.batches import batching as row_layout
+from mypt.training.batches import order as row_layout
 from mypt.training.batches import packed, windows
-from mypt.training.batches.arrays import Shifted, shift
+from mypt.training.batches.shift import Shifted, shift
 
 
 def shifting(change):

@@ -1,9 +1,11 @@
 """Where a run leaves its files."""
 
+import os
+
 import pytest
 
 from mypt.errors import CheckpointError
-from mypt.home import find_checkpoint, home, models_dir, moved_home
+from mypt.home import find_checkpoint, home, model_names, models_dir, moved_home
 
 
 def test_a_block_may_leave_its_files_elsewhere(tmp_path, monkeypatch):
@@ -23,3 +25,39 @@ def test_a_pointer_cannot_leave_its_model(tmp_path, name):
     (tmp_path / "m" / "latest").write_text(name)
     with pytest.raises(CheckpointError, match="no checkpoint of"):
         find_checkpoint(tmp_path / "m")
+
+
+def make_models(*names):
+    for age, name in enumerate(names):
+        folder = models_dir() / name / "step_000001"
+        folder.mkdir(parents=True)
+        pointer = folder.parent / "latest"
+        pointer.write_text("step_000001\n")
+        os.utime(pointer, (1000 - age, 1000 - age))
+
+
+def test_models_are_named_newest_first_and_only_with_a_checkpoint(tmp_path):
+    with moved_home(tmp_path):
+        make_models("b", "c", "a")
+        (models_dir() / "begun").mkdir()
+        assert model_names() == ("b", "c", "a")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ((), "there is no model under {} yet"),
+        (
+            ("demo-chat-0e43", "demo-base-12ab", "other"),
+            "the nearest of 3: demo-chat-0e43, demo-base-12ab under {}",
+        ),
+        (("other", "two"), "none of 2 under {} is like it, see mypt list models"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_from_those_that_are(tmp_path, names, says):
+    with moved_home(tmp_path):
+        make_models(*names)
+        with pytest.raises(CheckpointError) as error:
+            find_checkpoint("demo-chta")
+        assert f"no model at {models_dir() / 'demo-chta'};" in str(error.value)
+        assert str(error.value).endswith(says.format(models_dir()))

@@ -59,6 +59,14 @@ def test_every_preset_shows_its_comments():
     assert all("//" in (CONFIGS / f"{name}.json").read_text() for name in BASES + SFT)
 
 
+def test_the_preset_for_small_chats_learns_from_random_weights():
+    preset = load_config(CONFIGS / "small_chat.json")
+    assert (preset.use_loss_mask, preset.batching) == (True, "packed")
+    assert preset.epochs is not None
+    assert preset.learning_rate >= 1e-3
+    assert GPT(preset.gpt()).n_parameters() <= 1_000_000
+
+
 def test_the_modern_preset_has_the_sizes_of_the_seeds_tiny_one():
     plain, modern = (load_config(CONFIGS / f"{name}.json") for name in ("tiny", "tiny_modern"))
     sizes = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "batch_size", "max_iters")

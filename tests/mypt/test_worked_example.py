@@ -9,7 +9,8 @@ from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare
 from mypt.data.packing import layout, pieces
 from mypt.data.preparation import encoding
-from mypt.training.batches import arrays, packed, windows
+from mypt.training.batches import packed, windows
+from mypt.training.batches import shift as arrays
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import EvalReport, Finished, Sample, Started, StepReport
 from mypt.training.plan import RunPlan
 from tasks import progress
-from tasks.progress import reading, watch
+from tasks.progress import describe, reading, watch
 
 PLAN = RunPlan(
     model_name="tiny",
@@ -35,6 +35,18 @@ LINES = [
     "step 2: 'Hi' -> 'Hello!'",
     "max_iters at step 3: /m/tiny/step_000003",
 ]
+
+
+def test_an_end_names_what_was_saved_last_and_then_the_best():
+    best = CheckpointRef(path="/m/tiny/step_002000", digest="1" * 64, step=2000)
+    (line,) = describe(Finished(2257, "stopped", best))
+    assert line == "stopped at step 2257: /m/tiny/step_002257; the best is step_002000"
+
+
+def test_a_bar_shows_no_loss_before_there_is_one(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_console", Console(force_terminal=True, width=120))
+    list(watch(EVENTS[:1], PLAN))
+    assert "loss" not in capsys.readouterr().out
 
 
 @pytest.fixture

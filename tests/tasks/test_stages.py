@@ -5,10 +5,12 @@ from itertools import count
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import State
 
 from mypt.errors import DataError, TrainingError
 from tasks.stages import Output, _may_pass, is_present, make_room, stage
+from tasks.tracking.recording import recorded, reused_everything
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,30 @@ class TestUnderPrefect:
         harm(tmp_path / "a")
         assert run(write, "a", times=2) == ["Completed", "Cached"]
         assert len(calls) == 2
+
+    @pytest.mark.usefixtures("own_home")
+    def test_a_run_knows_that_all_was_made_before_whatever_prefect_remembers(self, tmp_path):
+        @stage("write {name}", whole)
+        def write(name: str) -> Output:
+            def make():
+                with recorded(f"write-{name}", f"write {name}"):
+                    (tmp_path / name).write_text("whole")
+                return name
+
+            return Output(tmp_path / name, f"write-{name}", make)
+
+        @flow
+        def one(number):
+            with recorded(f"pipe-{number}", "pipe"):
+                write("a")
+                return reused_everything()
+
+        assert [one(1), one(2)] == [False, True]
+        for result in PREFECT_LOCAL_STORAGE_PATH.value().glob("write-a-*"):
+            result.unlink()
+        assert one(3)
+        (tmp_path / "a").unlink()
+        assert not one(4)
 
     def test_what_only_names_the_run_does_not_decide_the_result(self, tmp_path):
         write, _ = make_stage(tmp_path)

@@ -25,7 +25,7 @@ from mypt.data.manifest import (
 from mypt.data.mask_files import mask_stats
 from mypt.data.shards import MASK, TOKENS, check_ids, shard_name, view_shard
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
-from mypt.errors import ConfigError, DataError, MaskError
+from mypt.errors import ConfigError, DataError, MaskError, MissingFileError
 from mypt.references import DatasetRef
 
 _SHARD: Final = re.compile(r"shard_(\d{3,})(_mask)?\.bin")
@@ -59,7 +59,7 @@ def adopt(folder: str | Path, tokenization: str | None = None) -> DatasetRef:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise DataError(f"{place}: no such folder; expected one that holds train/ and val/")
+        raise MissingFileError(f"{place}: no such folder; expected one that holds train/ and val/")
     with one_builder(place):
         if (place / METADATA).exists():
             raise ConfigError(

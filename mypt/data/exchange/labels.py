@@ -17,7 +17,7 @@ from mypt.data.dataset import open_dataset
 from mypt.data.exchange.adoption import adopt
 from mypt.data.manifest import TOKENIZER_STATE, Split
 from mypt.data.shards import MASK, TOKENS, ShardView, shard_name
-from mypt.errors import ConfigError, DataError, MaskError
+from mypt.errors import ConfigError, DataError, MaskError, MissingFileError
 from mypt.parsing import read_json
 from mypt.references import DatasetRef
 from mypt.text import shorten
@@ -165,6 +165,8 @@ def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> Da
         MaskError: If a label is neither -100 nor the token at its place.
     """
     tables = saved_files(folder) if is_saved(folder) else _parquets(folder)
+    if not any(tables.values()):
+        raise MissingFileError(f"{folder}: no table; expected train*.parquet, or {_EXPECTED}")
     with files.new_folder(out) as new:
         for split in NAMES:
             (new / split).mkdir()

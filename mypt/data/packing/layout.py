@@ -1,4 +1,4 @@
-"""Whole conversations, or pieces of them, laid into rows of one block each, by best fit.
+"""Bin packing: whole conversations, or pieces of them, laid into rows of one block by best fit.
 
 Best-fit decreasing runs over a histogram of lengths: a million are packed in a tenth of a second.
 

@@ -1,7 +1,7 @@
-"""From rows to token ids, spans and digests, many rows at a time.
+"""Conversations tokenized by their chat template, many rows at a time: ids, spans, digests.
 
 "1+1" asked and "2" answered, in the template ``plain``, are five tokens; 256 ends the answer.
-The docstrings of pieces, layout, windows, arrays and packed go on with the same five.
+The docstrings of pieces, layout, windows, shift and packed go on with the same five.
 
 >>> from mypt.data.conversations import Conversation, Origin, say
 >>> from mypt.data.spans import KINDS, ROLES

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from mypt.config import Preparation
-from mypt.data.preparation.batches import Meter
 from mypt.data.preparation.dask_workers import dask_workers
 from mypt.data.preparation.encoding import Encoded, encode_rows
 from mypt.data.preparation.processes import Died, Engine, Pending, processes
+from mypt.data.preparation.row_batches import Meter
 from mypt.data.preparation.worker import Done, PortionJob
 from mypt.data.reading.portions import Portion
 from mypt.data.reading.sources import SourceReader

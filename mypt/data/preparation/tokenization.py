@@ -20,9 +20,9 @@ from mypt.data.manifest import (
     Split,
     record_file,
 )
-from mypt.data.preparation.batches import Meter, Progress, texts_of
 from mypt.data.preparation.encoding import Encoded
 from mypt.data.preparation.parallel import encode_sources
+from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.spans import ROLE

@@ -18,8 +18,8 @@ from numpy.lib import format as npy
 from pydantic import Field
 
 from mypt import errors, files
-from mypt.data.preparation.batches import batches
 from mypt.data.preparation.encoding import Encoded, encode_rows
+from mypt.data.preparation.row_batches import batches
 from mypt.data.reading.portions import Portion, read_portion
 from mypt.data.reading.records import Tally
 from mypt.data.tokenizer import Tokenizer, load_tokenizer

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, NamedTuple, cast
 
 from mypt import files
 from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit
-from mypt.errors import DataError
+from mypt.errors import DataError, MissingFileError
 from mypt.text import one_line
 
 CHUNK: Final = 256 << 10
@@ -137,7 +137,7 @@ class RawFile:
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise DataError(f"{self.name}: no such file; check the path") from None
+            raise MissingFileError(f"{self.name}: no such file; check the path") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.name}: cannot be read ({error}); check the path") from None
         if not S_ISREG(status.st_mode):

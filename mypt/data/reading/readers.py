@@ -7,12 +7,7 @@ from typing import Any
 from mypt.config import FieldMapping, Format
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import chats
-from mypt.data.reading.formats import chats as tree
-from mypt.data.reading.formats import columns as mapped
-from mypt.data.reading.formats import columns as pairs
-from mypt.data.reading.formats import texts as tagged
-from mypt.data.reading.formats import texts as text
+from mypt.data.reading.formats import chats, columns, texts
 from mypt.data.reading.formats.message import first_of
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
@@ -24,16 +19,16 @@ ReadRow = Callable[[Any, Place, Tally], Iterator[Row]]
 _BY_ROW: dict[Format, ReadRow] = {
     "messages": chats.read_messages,
     "sharegpt": chats.read_messages,
-    "alpaca": pairs.read_alpaca,
-    "prompt_completion": pairs.read_prompt_completion,
-    "tree": tree.read_tree,
-    "text": text.read_text_rows,
+    "alpaca": columns.read_alpaca,
+    "prompt_completion": columns.read_prompt_completion,
+    "tree": chats.read_tree,
+    "text": texts.read_text_rows,
 }
 _KNOWN = (
     "messages, conversations, instruction and output, prompt and completion, question and answer,"
     " role and content, a tree of replies, or text"
 )
-_TAGGED = tuple(f"<{tag}>".encode() for tag in tagged.TAGS)
+_TAGGED = tuple(f"<{tag}>".encode() for tag in texts.TAGS)
 
 
 def detect_format(raw: RawFile) -> Format:
@@ -70,7 +65,7 @@ def identify(row: Any) -> Format | None:
         return "tree"
     if {"instruction", "output"} <= keys:
         return "alpaca"
-    if any(set(pair) <= keys for pair in pairs.PAIRS):
+    if any(set(pair) <= keys for pair in columns.PAIRS):
         return "prompt_completion"
     if keys & {"role", "from"} and keys & {"content", "value", "tool_calls"}:
         return "chat"
@@ -105,17 +100,17 @@ def read_rows(
     """
     container = container_of(raw, text=format in ("text", "tagged"))
     if format == "tagged":
-        yield from chats.read_chat(tagged.read_turns(raw), tally, raw.limits)
+        yield from chats.read_chat(texts.read_turns(raw), tally, raw.limits)
         return
     if container == "text":
-        yield from text.read_text_file(raw, tally)
+        yield from texts.read_text_file(raw, tally)
         return
     records = read_records(raw, container)
     if format == "chat":
         yield from chats.read_chat(records, tally, raw.limits)
         return
     read_row = (
-        partial(mapped.read_mapped, mapping=mapping or FieldMapping())
+        partial(columns.read_mapped, mapping=mapping or FieldMapping())
         if format == "mapping"
         else _BY_ROW[format]
     )

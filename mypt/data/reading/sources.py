@@ -3,7 +3,7 @@
 import glob
 import importlib.util
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mypt.config import Format, Source
@@ -145,6 +145,11 @@ def source_name(source: Source) -> str:
     """Return the name of a source in statistics."""
     generated = f"exercises_{source.exercises}"
     return source.name or source.package or Path(source.path).name or generated
+
+
+def source_names(sources: Iterable[Source]) -> str:
+    """Return the names of sources, as people say what a dataset is made from."""
+    return ", ".join(map(source_name, sources))
 
 
 def find_files(source: Source) -> tuple[Path, ...]:

@@ -73,7 +73,7 @@ class Queue:
         """Let a request wait.
 
         Raises:
-            LineFull: If too many wait already.
+            QueueFull: If too many wait already.
             Closed: If the server is about to end.
         """
         with self._changed:

@@ -1,4 +1,4 @@
-"""Packed rows in an order that is new each epoch, every row once.
+"""Sequence packing: packed rows in an order that is new each epoch, every row once.
 
 The five tokens of :mod:`mypt.data.preparation.encoding` in a row of 6 places: two are padding.
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan
-from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
+from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
 
 
 class PackedRows:

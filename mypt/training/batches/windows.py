@@ -1,4 +1,4 @@
-"""Random windows over a token stream, the seed's way of drawing batches.
+"""Random windows over a token stream, as in the guide that mypt began from.
 
 The five tokens of :mod:`mypt.data.preparation.encoding` hold two windows of 3 inputs and the
 target behind them; of this seed, batch 0 is the second.
@@ -22,7 +22,7 @@ from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.shards import ShardView
 from mypt.errors import DataError
-from mypt.training.batches.arrays import Arrays, Scalar, TokenRange, shift
+from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
 
 _DRAWN_AT_ONCE = 256  # batches; seeding a generator takes longer than drawing a batch
 _RECOUNTED_AT_ONCE = 1 << 21  # windows; bounds the memory, whatever the number of steps

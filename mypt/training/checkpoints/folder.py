@@ -1,4 +1,4 @@
-"""The folder of one model name: who may write in it, what it holds, what is thrown away."""
+"""The step folders of one model: the newest whole one, ``latest`` and ``best``, pruning."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from mypt.errors import CheckpointError
 from mypt.references import CheckpointRef
 from mypt.training.lineage import read_lineage, verify_folder
 
+RUN = "run.json"
+"""What the name means, there from the first start on."""
 LATEST = "latest"
 BEST = "best"
 DAMAGED = "damaged-"

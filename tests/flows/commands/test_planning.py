@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from flows.cli import main
+from tests.pages import ROOT
 
 
 def test_a_preset_is_planned_for_gpus(capsys, monkeypatch):
@@ -16,6 +19,14 @@ def test_a_preset_is_planned_for_gpus(capsys, monkeypatch):
     assert not found["measured"]
     assert main(words) == 0
     assert "4 x NVIDIA H100 SXM, calculated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)
+def test_every_config_is_planned_for_any_number_of_gpus_and_what_that_takes_is_said(capsys, config):
+    assert main(["plan", str(config), "--gpu", "h100", "--count", "8", "--json"]) == 0
+    for found in json.loads(capsys.readouterr().out)["trainings"]:
+        assert found["processes"] == 8
+        assert any(line.startswith("grad_accumulation 8 instead of") for line in found["assumed"])
 
 
 def test_this_machine_is_measured(capsys, tmp_path, monkeypatch):
@@ -37,7 +48,6 @@ def test_what_fits_no_gpu_is_a_finding(capsys, tmp_path):
 def test_wrong_use_is_said_in_one_line(capsys):
     for words, said in (
         (["--gpu", "abacus"], "not in the table"),
-        (["--count", "8"], "8 processes do not divide grad_accumulation 4"),
         (["--utilisation", "1.5"], "at most 1"),
         (["--price_per_hour", "0"], "above 0"),
     ):

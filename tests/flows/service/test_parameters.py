@@ -3,6 +3,7 @@ import json
 import pytest
 
 from flows.service.parameters import FLOWS, PIPELINE, change, changed_config
+from mypt.config import load_pipeline
 from mypt.errors import ConfigError
 
 
@@ -16,6 +17,15 @@ def test_a_knob_is_changed_by_its_dotted_name(small_config):
     assert changed.pretrain == changed_config(small_config, []).pretrain
 
 
+def test_epochs_end_the_configs_max_iters_and_the_other_way_round(small_config):
+    stages = (
+        changed_config(small_config, ["sft.epochs=2"]),
+        changed_config(small_config, ["sft.epochs=2", "sft.max_iters=3"]),
+    )
+    assert [stage.sft.epochs for stage in stages] == [2, None]
+    assert stages[1].sft.max_iters == 3
+
+
 def test_lists_are_reached_by_number_and_values_are_json_or_text(small_config):
     changed = changed_config(
         small_config,
@@ -24,6 +34,12 @@ def test_lists_are_reached_by_number_and_values_are_json_or_text(small_config):
     assert changed.chat.sources[0].count == 77
     assert changed.evaluate.prompts == ("a", "b")
     assert changed.sft.name == "1x"
+
+
+def test_a_changed_config_says_no_more_than_was_written(small_config):
+    before, after = load_pipeline(small_config), changed_config(small_config, ["sft.max_iters=7"])
+    assert after.sft.model_fields_set == before.sft.model_fields_set | {"max_iters"}
+    assert "n_layer" not in after.sft.model_fields_set
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,17 @@ def test_memory_that_runs_out_while_timing_says_what_to_change(tiny, monkeypatch
         configs.plan((tiny(),), Machine(), probe_steps=5)
 
 
-@pytest.mark.parametrize("processes", [3, 4, 16])
-def test_processes_that_would_wait_are_refused(tiny, processes):
-    with pytest.raises(ConfigError, match=f"{processes} processes do not divide"):
-        forecast(tiny(grad_accumulation=8 if processes != 4 else 2), Machine(processes))
+@pytest.mark.parametrize(("processes", "micros"), [(1, 6), (2, 6), (4, 8), (8, 8), (5, 10)])
+def test_processes_share_the_fewest_micro_batches_that_they_divide(tiny, processes, micros):
+    preset = tiny(grad_accumulation=6)
+    found = forecast(preset, Machine(processes))
+    assert found.tokens_per_step == micros * preset.batch_size * preset.block_size
+    said = [line for line in found.assumed if "grad_accumulation" in line]
+    if micros == 6:
+        assert said == []
+    else:
+        (line,) = said
+        assert f"grad_accumulation {micros} instead of 6, which {processes} processes" in line
 
 
 def test_a_model_that_fits_no_gpu_says_so():
@@ -119,6 +126,18 @@ def test_every_figure_is_printed(tiny):
     for part in ("parameters", "memory of one process", "FLOPs a step", "a checkpoint", "an epoch",
                  "50.0% supervised", "calculated", "40% of the peak", "50,000 hours"):  # fmt: skip
         assert part in said
+
+
+def test_epochs_are_planned_by_the_dataset_and_no_number_of_steps_is_made_up(tiny, chat_dataset):
+    preset = tiny(batching="packed").model_copy(update={"max_iters": 5000, "epochs": 2})
+    (bare,) = plan((preset,), Machine(gpu=H100))
+    assert (bare.steps, bare.seconds, bare.cost) == (None, None, None)
+    assert bare.step_seconds is not None
+    assert any(line.startswith("2 epochs; --dataset_dir") for line in bare.assumed)
+    (known,) = plan((preset,), Machine(gpu=H100), dataset_dir=chat_dataset)
+    assert known.steps == 2 * known.steps_per_epoch
+    assert known.seconds is not None
+    assert not any("epochs" in line for line in known.assumed)
 
 
 def test_a_pipeline_has_two_trainings_of_one_architecture():

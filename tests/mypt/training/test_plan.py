@@ -4,13 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Preset, Source
-from mypt.data.dataset import prepare, tokenize
+from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.errors import CheckpointError, ConfigError, ManifestError, MaskError
 from mypt.home import models_dir
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
+from mypt.training.loader import GPTDataLoader
 from mypt.training.plan import RunPlan, plan_run
 
 
@@ -166,6 +168,39 @@ def test_a_stage_that_uses_masks_by_itself_names_that_as_a_default(tiny, chat_da
 def test_patience_without_a_validation_split_is_refused(plan, tmp_path, make_chat):
     with pytest.raises(ConfigError, match="patience 2 needs a validation split"):
         plan(dataset=make_chat(tmp_path, val_fraction=0.0), patience=2)
+
+
+@pytest.mark.parametrize("batching", ["packed", "windows"])
+def test_epochs_become_steps_by_the_dataset_and_both_are_said(tiny, chat_dataset, finish, batching):
+    preset = tiny(batching=batching).model_copy(update={"max_iters": 5000, "epochs": 1.5})
+    made = plan_run(preset, "m", chat_dataset)
+    epoch = GPTDataLoader.of(made.preset, open_dataset(chat_dataset)).epoch("train").steps
+    steps = round(1.5 * epoch)
+    assert f"epochs: 1.5, of {epoch} steps each: max_iters {steps}" in made.inherited
+    done = finish(made)
+    assert done["end"].step == len(done["steps"]) == steps
+    lineage = read_lineage(models_dir() / "m" / f"step_{steps:06d}")
+    assert (lineage.config.max_iters, lineage.epoch.steps) == (steps, epoch)
+
+
+def test_a_run_by_epochs_is_the_run_by_as_many_steps_and_goes_on_as_that(tiny, chat_dataset):
+    by_epochs = tiny(batching="packed").model_copy(update={"max_iters": 5000, "epochs": 2})
+    first = plan_run(by_epochs, "m", chat_dataset)
+    assert plan_run(by_epochs, "m", chat_dataset).digest == first.digest
+    by_steps = tiny(batching="packed", max_iters=first.preset.max_iters)
+    assert plan_run(by_steps, "m", chat_dataset).digest == first.digest
+
+
+@pytest.mark.usefixtures("base")
+def test_the_steps_that_epochs_give_are_said_against_the_base(tiny, chat_dataset):
+    preset = tiny().model_copy(update={"max_iters": 5000, "epochs": 1})
+    made = plan_run(preset, "sft", chat_dataset, init_from="base")
+    assert f"max_iters: 2 -> {made.preset.max_iters} (preset)" in made.inherited
+
+
+def test_epochs_and_max_iters_together_are_refused(tiny):
+    with pytest.raises(ValidationError, match=r"epochs and max_iters 12 are both given"):
+        tiny(epochs=2)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 65, "/etc", "a\0b", "dot."])

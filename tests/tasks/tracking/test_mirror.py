@@ -16,6 +16,7 @@ from tasks.tracking.records import (
     Metrics,
     Opened,
     Params,
+    Reused,
     Tags,
     Text,
     journal_path,
@@ -186,14 +187,32 @@ def test_a_run_that_goes_on_is_the_same_run(client):
     begun("child", parent="parent").end("KILLED")
     send("child")
     begun("second").end("FINISHED")
-    journal = begun("child", parent="second")
+    journal = begun("child", parent="second", tags={"prefect.flow_run_id": "second"})
     send("child")
     assert run_of(client, "child").info.status == "RUNNING"
     journal.end("FINISHED")
     send("child")
     child = run_of(client, "child")
     assert child.info.status == "FINISHED"
-    assert child.data.tags["mlflow.parentRunId"] == run_of(client, "second").info.run_id
+    assert child.data.tags["mlflow.parentRunId"] == run_of(client, "parent").info.run_id
+    assert "prefect.flow_run_id" not in child.data.tags
+
+
+def test_a_run_links_to_those_that_another_began_and_sending_again_adds_nothing(client):
+    begun("child").end("FINISHED")
+    journal = begun("second", tags={"mlflow.note.content": "Prefect flow run [x](y)"})
+    journal.write(Reused(journal="child", title="fine-tune small"))
+    journal.write(Reused(journal="lost", title="pretrain small"))
+    journal.end("FINISHED")
+    send("second")
+    child = run_of(client, "child").info
+    page = f"/experiments/{child.experiment_id}/runs/{child.run_id}"
+    link = f"[fine-tune small](/#{page}?workflowType=machine_learning)"
+    described = f"Prefect flow run [x](y)\n\n- {link}, begun by another run"
+    assert run_of(client, "second").data.tags["mlflow.note.content"] == described
+    write_sent("second", read_sent("second").model_copy(update={"offset": 0}))
+    send("second")
+    assert run_of(client, "second").data.tags["mlflow.note.content"] == described
 
 
 def test_a_run_that_was_removed_is_sent_again(client):

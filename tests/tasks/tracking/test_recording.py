@@ -1,6 +1,7 @@
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from mlflow import MlflowClient
@@ -8,8 +9,8 @@ from mlflow import MlflowClient
 from tasks.tracking import recording
 from tasks.tracking.destination import read_sent
 from tasks.tracking.mirror import sync
-from tasks.tracking.recording import mlflow_run_id, recorded
-from tasks.tracking.records import Ended, Metrics, Tags, journal_path, names, read
+from tasks.tracking.recording import mlflow_run_id, recorded, reuse, reused_everything
+from tasks.tracking.records import Ended, Metrics, Reused, Tags, journal_path, names, read
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,44 @@ def test_blocks_become_runs_below_each_other(client):
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     (experiment,) = client.search_experiments(filter_string="name = 'demo'")
     assert {run.info.experiment_id for run in found.values()} == {experiment.experiment_id}
+
+
+def links(name):
+    return [line.record.journal for line in read(name) if isinstance(line.record, Reused)]
+
+
+def test_a_run_links_to_the_stages_that_another_began_and_knows_whether_it_made_any():
+    with recorded("first", "first"):
+        with recorded("stage", "a stage"):
+            pass
+        assert not reused_everything()
+    with recorded("second", "second"):
+        assert not reused_everything()
+        reuse("stage", "a stage")
+        assert reused_everything()
+        with recorded("stage", "a stage"):  # looks at what is there
+            pass
+        assert reused_everything()
+    with recorded("third", "third"):
+        reuse("stage", "a stage")
+        with recorded("another", "another stage"):
+            pass
+        assert not reused_everything()
+    with recorded("fourth", "fourth"), recorded("another", "another stage"):
+        pass  # goes on with it
+    found = {name: links(name) for name in ("first", "second", "third", "fourth")}
+    assert found == {"first": [], "second": ["stage"], "third": ["stage"], "fourth": ["another"]}
+
+
+def test_a_run_that_is_tried_again_reuses_nothing_of_its_own():
+    for _ in range(2):
+        with recorded("pipe", "pipeline"):
+            with recorded("other", "other") if not links("pipe") else nullcontext():
+                pass
+            reuse("other", "other")
+            reuse("elsewhere", "elsewhere")
+            assert not reused_everything()
+    assert links("pipe") == ["elsewhere", "elsewhere"]
 
 
 def test_an_error_fails_the_run_and_an_interruption_kills_it(client):

@@ -10,7 +10,8 @@ import pytest
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
-from mypt.data.preparation import batches, tokenization
+from mypt.data.preparation import row_batches as batches
+from mypt.data.preparation import tokenization
 from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.data.template import load_template
 from mypt.errors import ConfigError, DataError

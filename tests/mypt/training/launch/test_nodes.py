@@ -43,8 +43,8 @@ def test_sizes_that_leave_a_process_without_work_are_refused(tiny):
     ("words", "said"),
     [
         ({"processes": 2}, "parallel none"),
-        ({"parallel": "fsdp", "reduction": "tree"}, "tree adds whole gradients"),
-        ({"parallel": "fsdp", "sample_prompts": ["hi"]}, "no process holds the whole model"),
+        ({"parallel": "fsdp", "reduction": "tree"}, "tree wants whole gradients"),
+        ({"parallel": "fsdp", "sample_prompts": ["hi"]}, "want a whole model"),
     ],
 )
 def test_words_that_do_not_go_together_are_refused(tiny, words, said):

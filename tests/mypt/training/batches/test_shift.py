@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mypt.data.dataset import open_dataset
-from mypt.training.batches.arrays import name_row
+from mypt.training.batches.shift import name_row
 from mypt.training.loader import GPTDataLoader
 
 

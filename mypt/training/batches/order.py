@@ -1,4 +1,4 @@
-"""How batches are drawn, in one record, and the rows of a split that it makes.
+"""Which rows make a batch: the settings that decide it, in one record, and whether masks are there.
 
 What a trained checkpoint was shown is counted from the same record, and without torch.
 """

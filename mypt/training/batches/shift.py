@@ -1,4 +1,4 @@
-"""Rows of a batch as numpy arrays, and the one place where targets are shifted.
+"""Rows of a batch as numpy arrays, and the one shift: targets, and the mask that follows them.
 
 Each row knows where it comes from: tokens of a shard, and the raw line behind them.
 """

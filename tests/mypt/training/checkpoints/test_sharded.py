@@ -13,7 +13,7 @@ from mypt import files
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
 from mypt.training.checkpoints.checkpoint import load_checkpoint, moments_of
-from mypt.training.checkpoints.parts import consolidate, verify_shards
+from mypt.training.checkpoints.sharded import consolidate, verify_shards
 from mypt.training.claim import beginning
 from mypt.training.lineage import RunContext, verify_folder
 from mypt.training.loop import train
@@ -130,7 +130,7 @@ def test_a_rank_that_dies_while_it_writes_leaves_the_old_checkpoint(model, plan)
     files.remove_folder(model / "shards_000004")
 
     def dying(ranks):
-        from mypt.training.checkpoints import parts as shards
+        from mypt.training.checkpoints import sharded as shards
 
         true = shards.HuggingFaceStorageWriter.write_data
 

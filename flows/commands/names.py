@@ -1,0 +1,22 @@
+"""Names of models as people type them."""
+
+import sys
+from pathlib import Path
+
+from mypt.home import model_names, models_dir
+
+
+def full_name(text: str) -> str:
+    """Return the model that ``text`` means: itself, or the newest whose name begins so.
+
+    Which one that is stands on standard error. What is the beginning of no name comes back as it
+    is: whoever opens it says what there is.
+    """
+    if Path(text).is_dir() or (models_dir() / text).is_dir():
+        return text
+    found = [name for name in model_names() if name.startswith(text)]
+    if not found:
+        return text
+    others = f", the newest of {len(found)}" if len(found) > 1 else ""
+    sys.stderr.write(f"{text}: {found[0]}{others}\n")
+    return found[0]

@@ -1,0 +1,51 @@
+"""What a training came to, where a person reads it: a table, the checkpoint, what to type next."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from flows.console import Console, print_lines
+from mypt.home import checkpoint_to_use
+from mypt.training.checkpoints.state import read_state
+from mypt.training.lineage import read_lineage
+
+_AGAIN = "next: the same command again, which goes on from here"
+_NEXT = """\
+next: mypt generate {0} --prompt 'Hello'
+      mypt evaluate {0}
+      mypt serve {0}"""
+
+
+def show_training(folder: Path, seconds: float | None = None) -> None:
+    """Print where a model stands, and the next commands if its training is over.
+
+    Args:
+        folder: The model's folder, or one of its step folders.
+        seconds: How long this part of it took; None is not known.
+    """
+    model = folder if (folder / "latest").is_file() else folder.parent
+    last = model / (model / "latest").read_text().strip()
+    lineage, state = read_lineage(last), read_state(last)
+    figures = {
+        "steps": f"{state.step:,} of {lineage.config.max_iters:,}",
+        "train loss": _loss(state.train_loss),
+        "val loss": _loss(state.val_loss),
+        "best val loss": _loss(state.best_val_loss),
+        "tokens": f"{state.tokens:,}",
+        "supervised": f"{state.supervised:,}",
+        "seconds": "" if seconds is None else f"{seconds:,.1f}",
+    }
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, value in figures.items():
+        if value:
+            table.add_column(name, justify="right")
+    table.add_row(*(value for value in figures.values() if value))
+    console = Console()
+    console.print()
+    console.print(table)
+    console.print(f"checkpoint: {checkpoint_to_use(model)}", markup=False, soft_wrap=True)
+    print_lines([_AGAIN] if state.finished is None else _NEXT.format(model.name).splitlines())
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
