@@ -132,7 +132,7 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
     """
     tell(f"gate {name}")
     with lock("gate"):
-        held = champion()
+        held = champion(model)
         if held is not None and held.digest == model.digest:
             return _told(name, f"promoted: {HELD}")
         # The rule asks nothing of the harness.

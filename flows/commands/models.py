@@ -14,7 +14,7 @@ from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config
 from mypt.data.manifest import read_manifest
 from mypt.errors import ConfigError
-from mypt.home import check_name
+from mypt.home import check_name, lock
 from mypt.parsing import override, parse_config
 from mypt.text import visible
 
@@ -136,8 +136,8 @@ def evaluate(
         harness: Task of lm-evaluation-harness to ask: a name or a YAML file; may be given again.
         out_dir: A new folder for evaluation.json and evaluation.html, in which the model that the
             training began with stands beside it.
-        gate: Compare with the champion under MYPT_HOME/models, make the model champion where it
-            is better, write down why, and exit 1 where it is not.
+        gate: Compare with the champion of the same pipeline and tokenizer, make the model champion
+            where it is better, write down why, and exit 1 where it is not.
         json: Print the scores as JSON.
     """
     from mypt.evaluation import report
@@ -171,7 +171,8 @@ def _judge(model: str, dataset_dir: Path | None, config: EvaluateConfig, json: b
     from mypt.evaluation.gate import judge
     from tasks.tracking.destination import mlflow_is_there
 
-    verdict = judge(model, dataset_dir, config)
+    with lock("gate"):
+        verdict = judge(model, dataset_dir, config)
     if verdict.promoted and mlflow_is_there():
         prepare_environment()  # before MLflow is imported
         from tasks.tracking.mirror import mirror_champion

@@ -1,5 +1,6 @@
 """The gate: a model becomes the champion only where it is better by a stated rule (D76)."""
 
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,16 +13,39 @@ from mypt.evaluation.scores import ModelScores
 from mypt.home import models_dir
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.lineage import read_lineage
 
 CHAMPION = "champion.json"
 VERDICTS = "verdicts"
 HELD = "it is the champion already"
+NOBODY = "there was no champion"
+BY_HAND = "by hand"
+"""Stands for the pipeline of models that no flow made: they are one another's rivals."""
+_MADE_BY_FLOW = re.compile(r"(.+?)(-chat)?-[0-9a-f]{12}")
 QUESTIONS = 100
 """Asked where nobody says how many: without answers there is no leak to be seen."""
 RULE = (
     "no leak of role tags; loss, exact match and stop recall not worse than the champion's, and one"
     " of them better; all measured on the same tokens and questions"
 )
+
+
+class Champion(Frozen):
+    """The best model of its kind: models of one pipeline that read one tokenizer."""
+
+    pipeline: str
+    tokenizer: str
+    """Digest; what reads other tokens has a loss over other tokens."""
+    checkpoint: CheckpointRef
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+        return Path(self.checkpoint.path).parent.name
+
+    def same_kind(self, other: "Champion") -> bool:
+        """Return whether the two can be compared."""
+        return (self.pipeline, self.tokenizer) == (other.pipeline, other.tokenizer)
 
 
 class Verdict(Frozen):
@@ -41,9 +65,9 @@ def judge(
     dataset: DatasetRef | str | Path | None = None,
     config: EvaluateConfig = EvaluateConfig(),
 ) -> Verdict:
-    """Measure a model and the champion alike, write down who is better, and promote.
+    """Measure a model and the champion of its kind alike, write down who is better, and promote.
 
-    The verdict is written to ``models/verdicts/``, whatever it is; the champion's reference to
+    The verdict is written to ``models/verdicts/``, whatever it is; the champions' references to
     ``models/champion.json``.
 
     Args:
@@ -58,12 +82,11 @@ def judge(
     if not config.exercises:
         config = config.model_copy(update={"exercises": QUESTIONS})
     candidate = evaluate_model(model, dataset, config, form="chat")
-    reference = champion()
-    before = None
+    reference, before = champion(candidate.checkpoint), None
     if reference is not None:
         where = dataset or training_data(Path(candidate.checkpoint.path))
         before = evaluate_model(reference, where, config, form="chat")
-    found = decide(candidate, before)
+    found = decide(candidate, before, _nobody(candidate.checkpoint))
     # What was promoted is written last: a verdict without its champion is said again.
     step, digest = candidate.checkpoint.step, candidate.checkpoint.digest[:12]
     against = before.checkpoint.digest[:12] if before else "none"
@@ -71,38 +94,54 @@ def judge(
     files.make_folder(models_dir() / VERDICTS)
     files.write_sealed(models_dir() / VERDICTS / name, found.model_dump(mode="json"))
     if found.promoted:
-        place = Path(candidate.checkpoint.path).absolute()
-        reference = candidate.checkpoint.model_copy(update={"path": str(place)})
-        files.write_sealed(
-            models_dir() / CHAMPION, {"checkpoint": reference.model_dump(mode="json")}
-        )
+        _promote(candidate.checkpoint)
     return found
 
 
-def champion() -> CheckpointRef | None:
-    """Return the checkpoint that was promoted last; None if none ever was.
+def champion(rival: CheckpointRef) -> CheckpointRef | None:
+    """Return the champion that a model has to beat; None if there is none of its kind.
 
     Raises:
-        CheckpointError: If the file that names it is damaged, or its checkpoint is gone.
+        CheckpointError: As :func:`champions`; or if the champion's checkpoint is gone.
+    """
+    kind = _as_champion(rival)
+    held = next((found for found in champions() if found.same_kind(kind)), None)
+    if held and not Path(held.checkpoint.path).is_dir():
+        raise _gone(held.checkpoint)
+    return held.checkpoint if held else None
+
+
+def champions() -> tuple[Champion, ...]:
+    """Return the champion of each kind, the one that was promoted last at the end.
+
+    Raises:
+        CheckpointError: If the file that names them is damaged; or if an earlier version wrote it
+            and the checkpoint is gone.
     """
     path = models_dir() / CHAMPION
     if not path.exists():
-        return None
+        return ()
     try:
-        reference = CheckpointRef.model_validate(files.read_sealed(path)["checkpoint"])
+        said = files.read_sealed(path)
+        if "champions" in said:
+            return tuple(Champion.model_validate(found) for found in said["champions"])
+        only = CheckpointRef.model_validate(said["checkpoint"])  # an earlier version's, of any kind
     except (OSError, ValueError, KeyError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read: {reason}; move it away") from None
-    if not Path(reference.path).is_dir():
-        raise CheckpointError(
-            f"{path} names {reference.path}, which is gone; bring it back, or move {CHAMPION} away"
-            " and let the gate begin anew"
-        )
-    return reference
+    if not Path(only.path).is_dir():
+        raise _gone(only)
+    return (_as_champion(only),)
 
 
-def decide(candidate: ModelScores, before: ModelScores | None) -> Verdict:
-    """Apply the rule to two models that were measured alike."""
+def decide(candidate: ModelScores, before: ModelScores | None, nobody: str = NOBODY) -> Verdict:
+    """Apply the rule to two models that were measured alike.
+
+    Args:
+        candidate: The model that may be promoted.
+        before: The champion of its kind, if there is one.
+        nobody: What to say where there is none.
+    """
     against = [] if not candidate.leak_rate else [f"{candidate.leak_rate:.1%} of answers leak tags"]
     better = []
     for name, sign in (("loss", -1), ("exact match", 1), ("stop recall", 1)):
@@ -115,7 +154,7 @@ def decide(candidate: ModelScores, before: ModelScores | None) -> Verdict:
         elif new != old:
             against.append(said)
     if before is None:
-        better.append("there was no champion")
+        better.append(nobody)
     elif before.checkpoint.digest == candidate.checkpoint.digest:
         better.append(HELD)
     elif not better:
@@ -125,6 +164,46 @@ def decide(candidate: ModelScores, before: ModelScores | None) -> Verdict:
         reasons=tuple(against or better),
         candidate=candidate,
         champion=before,
+    )
+
+
+def _promote(checkpoint: CheckpointRef) -> None:
+    place = str(Path(checkpoint.path).absolute())
+    new = _as_champion(checkpoint.model_copy(update={"path": place}))
+    held = [*(found for found in champions() if not found.same_kind(new)), new]
+    said = {
+        "checkpoint": new.checkpoint.model_dump(mode="json"),  # all that earlier versions read
+        "champions": [found.model_dump(mode="json") for found in held],
+    }
+    files.write_sealed(models_dir() / CHAMPION, said)
+
+
+def _as_champion(checkpoint: CheckpointRef) -> Champion:
+    lineage = read_lineage(Path(checkpoint.path))
+    made = _MADE_BY_FLOW.fullmatch(lineage.model_name)
+    return Champion(
+        pipeline=made[1] if made else BY_HAND,
+        tokenizer=lineage.dataset.tokenizer,
+        checkpoint=checkpoint,
+    )
+
+
+def _nobody(rival: CheckpointRef) -> str:
+    """Return why a model is the first of its kind."""
+    kind = _as_champion(rival)
+    others = [found.name for found in champions() if found.pipeline == kind.pipeline]
+    if not others:
+        return NOBODY
+    return (
+        f"champion {others[-1]} reads another tokenizer: not comparable, promoted as the first of"
+        " its kind"
+    )
+
+
+def _gone(reference: CheckpointRef) -> CheckpointError:
+    return CheckpointError(
+        f"{models_dir() / CHAMPION} names {reference.path}, which is gone; bring it back, or move"
+        f" {CHAMPION} away and let the gate begin anew"
     )
 
 

@@ -48,7 +48,7 @@ __all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refu
 
 
 CHAMPION = "champion"
-"""Alias of the checkpoint that the gate promoted last."""
+"""Alias of the checkpoint of a pipeline that the gate promoted last."""
 JOURNAL_TAG = "mypt.journal"
 """MLflow tag that holds the journal's name; by it a run is found again."""
 _METRICS = 1000  # MLflow's limits of one request
@@ -101,24 +101,27 @@ def register(client: Any, pipeline: str, run_id: str, record: CheckpointRecord, 
             client.set_registered_model_alias(name, alias, listed.version)
 
 
-def crown(client: Any, digest: str) -> bool:
-    """Give the alias ``champion`` to the checkpoint of this digest, and take it from others.
+def crown(client: Any, digests: Sequence[str]) -> set[str]:
+    """Give the alias ``champion`` to the checkpoints of these digests, and take it from others.
 
     Args:
         client: An ``MlflowClient``.
-        digest: Of the checkpoint's lineage.
+        digests: Of the checkpoints' lineage; of two in one pipeline, the later has the alias.
 
     Returns:
-        Whether the registry lists that checkpoint.
+        Those that the registry does not list.
     """
-    listed = client.search_model_versions(f"tags.digest = '{digest}'")
-    crowned = {version.name: version.version for version in listed}
+    crowned, missing = {}, set(digests)
+    for digest in digests:
+        for version in client.search_model_versions(f"tags.digest = '{digest}'"):
+            crowned[version.name] = version.version
+            missing.discard(digest)
     for model in client.search_registered_models():
         if model.name in crowned:
             client.set_registered_model_alias(model.name, CHAMPION, crowned[model.name])
         elif CHAMPION in model.aliases:
             client.delete_registered_model_alias(model.name, CHAMPION)
-    return bool(crowned)
+    return missing
 
 
 def is_gone(error: Failure) -> bool:
@@ -191,13 +194,13 @@ class Tracker:
                 return list(found)
         return []
 
-    def crown(self, digest: str) -> bool:
-        """Mirror who is champion; say whether the registry lists that checkpoint.
+    def crown(self, digests: Sequence[str]) -> set[str]:
+        """Mirror who is champion; return those that the registry does not list.
 
         Raises:
             Failure: If MLflow is away.
         """
-        return crown(self._client, digest)
+        return crown(self._client, digests)
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:

@@ -7,7 +7,7 @@ from itertools import islice
 from filelock import Timeout
 
 from mypt.errors import MyptError
-from mypt.evaluation.gate import champion
+from mypt.evaluation.gate import champions
 from mypt.home import lock
 from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal
 from tasks.tracking.destination import (
@@ -144,28 +144,29 @@ def _begun(name: str) -> int:
 
 
 def mirror_champion() -> None:
-    """Let the alias ``champion`` say what the file says, where MLflow is there and lists it.
+    """Let the alias ``champion`` say what the file says, where MLflow is there and lists them.
 
     An MLflow that is away is named on the terminal and holds nobody: ``mypt sync`` does the same.
 
     Raises:
-        CheckpointError: If the champion's file is damaged, or its checkpoint is gone.
+        CheckpointError: If the champions' file is damaged.
     """
-    reference = champion()
-    if reference is None or not mlflow_is_there():
+    held = champions()
+    if not held or not mlflow_is_there():
         return
     from tasks.tracking.client import Failure, Tracker
 
     try:
-        listed = Tracker().crown(reference.digest)
+        missing = Tracker().crown([found.checkpoint.digest for found in held])
     except Failure as error:
         sys.stderr.write(
             f"mypt: MLflow at {shown_uri()} does not know the new champion ({error}); 'mypt sync'"
             " tells it\n"
         )
         return
-    if not listed:
-        sys.stderr.write(
-            "mypt: MLflow's registry does not list the champion, which no pipeline made; its alias"
-            " points at nothing\n"
-        )
+    for found in held:
+        if found.checkpoint.digest in missing:
+            sys.stderr.write(
+                f"mypt: MLflow's registry does not list the champion {found.name}, which no"
+                " pipeline made; no alias points at it\n"
+            )

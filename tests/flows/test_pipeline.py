@@ -24,7 +24,7 @@ from mypt.errors import ConfigError, DataError
 from mypt.evaluation.gate import champion
 from mypt.files import digest_file
 from mypt.home import find_checkpoint
-from mypt.references import DatasetRef
+from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage
 from tasks import training
@@ -373,7 +373,8 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
     made = json.loads(run_pipeline(gated(ran.home)).read_text())
     assert newest(mlflow).data.tags["gate"] == "promoted: there was no champion"
     assert len(task_runs(newest(mlflow), len(STAGES) + 1)) == len(STAGES) + 1
-    assert champion().digest == made["digests"]["checkpoint"]
+    tuned = CheckpointRef.model_validate(made["sft"]["checkpoint"])
+    assert champion(tuned).digest == made["digests"]["checkpoint"]
     crowned = mlflow.get_model_version_by_alias("small", "champion")
     assert crowned.tags["path"] == made["checkpoint"]
     run_pipeline(gated(ran.home))
@@ -383,7 +384,7 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
     decided = newest(mlflow).data.tags["gate"]
     assert decided.startswith("refused: loss ")
     assert f"gate small: {decided}" in capsys.readouterr().out.splitlines()
-    assert champion().digest == made["digests"]["checkpoint"]
+    assert champion(tuned).digest == made["digests"]["checkpoint"]
     (event,) = refusals()
     assert event["payload"]["reasons"] == decided.removeprefix("refused: ")
     assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")

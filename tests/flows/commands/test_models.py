@@ -91,3 +91,21 @@ def test_more_steps_are_asked_for_by_a_flag(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "extended at step 2, from 2 steps to 3" in said
     assert "already finished at step 3" in said
+
+
+def test_a_champion_of_another_tokenizer_stops_nobody(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps(TINY | {"block_size": 64}))
+    for name, template in (("one", "mypt"), ("two", "chatml")):
+        (tmp_path / name).mkdir()
+        data = prepare_chat(tmp_path / name, n=20, template=template)
+        words = ["--config_file", preset, "--dataset_dir", data, "--max_iters", 2]
+        assert main(["train", "--model_name", name, *map(str, words)]) == 0
+        assert main(["evaluate", name, "--gate", "--exercises", "1", "--eval_iters", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one promoted: there was no champion" in said
+    assert (
+        "two promoted: champion one reads another tokenizer: not comparable, promoted as the first"
+        " of its kind"
+    ) in said

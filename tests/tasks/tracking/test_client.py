@@ -202,27 +202,41 @@ def test_a_page_of_mlflow_opens_in_its_mode_for_training():
     )
 
 
-def test_the_gates_champion_is_an_alias_that_moves_with_the_file(
-    client, own_home, tmp_path, monkeypatch, capsys
+def champions(home, *made):
+    """Write who is champion, the last promoted last."""
+    references = [{"path": found.path, "digest": found.digest, "step": 1} for found in made]
+    listed = [
+        {"pipeline": str(number), "tokenizer": "t", "checkpoint": reference}
+        for number, reference in enumerate(references)
+    ]
+    files.make_folder(home / "models")
+    content = {"checkpoint": references[-1], "champions": listed}
+    files.write_sealed(home / "models" / "champion.json", content)
+    mirror_champion()
+
+
+def test_each_champion_of_the_gate_is_its_pipelines_alias_that_moves_with_the_file(
+    client, own_home, tmp_path, capsys
 ):
-    monkeypatch.setenv("MYPT_HOME", str(own_home))
+    made = {}
     for name in ("demo", "other"):
         journal = begun(f"train-{name}", experiment=name)
-        journal.write(checkpoint(tmp_path / name, 1))
+        for step in (1, 2):
+            made[name, step] = checkpoint(tmp_path / name, step)
+            journal.write(made[name, step])
         journal.end("FINISHED")
     sync()
-    for name, elsewhere in (("demo", "other"), ("other", "demo")):
-        made = checkpoint(tmp_path / name, 1)
-        files.make_folder(own_home / "models")
-        reference = {"path": made.path, "digest": made.digest, "step": 1}
-        files.write_sealed(own_home / "models" / "champion.json", {"checkpoint": reference})
-        mirror_champion()
-        version = client.get_model_version_by_alias(name, "champion")
-        assert version.tags["digest"] == made.digest
-        assert "champion" not in client.get_registered_model(elsewhere).aliases
+
+    def crowned(name):
+        return client.get_model_version_by_alias(name, "champion").tags["digest"]
+
+    champions(own_home, made["demo", 1])
+    assert crowned("demo") == made["demo", 1].digest
+    assert "champion" not in client.get_registered_model("other").aliases
+    champions(own_home, made["other", 1], made["demo", 2], made["demo", 1])
+    assert crowned("demo") == made["demo", 1].digest, "of two tokenizers, the last promoted"
+    assert crowned("other") == made["other", 1].digest
     assert capsys.readouterr().err == ""
-    reference["digest"] = "e" * 64
-    files.write_sealed(own_home / "models" / "champion.json", {"checkpoint": reference})
-    mirror_champion()
-    assert "does not list the champion" in capsys.readouterr().err
+    champions(own_home, made["other", 1].model_copy(update={"digest": "e" * 64}), made["demo", 1])
+    assert "does not list the champion other" in capsys.readouterr().err
     assert "champion" not in client.get_registered_model("other").aliases
