@@ -1,5 +1,7 @@
 """What an evaluation is found again by: digests of all that it reads, never paths alone."""
 
+from inspect import unwrap
+
 import pytest
 
 from mypt.config import EvaluateConfig, MaskPolicy
@@ -29,7 +31,7 @@ def data(home):
 
 def key(dataset, base=BASE, chat=CHAT, **asked):
     config = EvaluateConfig.model_validate(asked)
-    return evaluate.fn.__wrapped__(base, chat, dataset, config, "name").key
+    return unwrap(evaluate.fn)(base, chat, dataset, config, "name").key
 
 
 def test_an_evaluation_is_named_by_the_digests_of_models_and_data(data):
