@@ -24,7 +24,7 @@ ANSWERS = ("--gate",)
 
 
 ROWS = {
-    "`mypt prepare --input_files F --out_dir D`": ["prepare --input_files chats/ --out_dir new"],
+    "`mypt prepare --input_files F --out_dir D`": ["prepare --input_files examples/chats/ --out_dir new"],
     "`mypt mask DATASET --out_dir D --policy P`": ["mask data/chats --out_dir new --policy user"],
     "`mypt adopt DIR`": ["adopt shards --tokenization byte"],
     "`mypt adopt DIR --out_dir D`": [
@@ -35,7 +35,7 @@ ROWS = {
         "validate data/chats --block_size 128 --prove"
     ],
     "`mypt show DATASET [--why] [--search TEXT] [--html FILE]`": [
-        "show data/chats --why --search 7+2 --rows 1",
+        "show data/chats --why --search Finland --rows 1",
         "show data/chats --html page.html",
     ],
     "`mypt plan CONFIG [--gpu h100 --count 8]`": [
@@ -43,7 +43,7 @@ ROWS = {
         "plan configs/smoke.json --probe 2",
     ],
     "`mypt train --config_file C --model_name N --dataset_dir D`": [
-        "train --config_file configs/tiny_sft.json --model_name new --dataset_dir data/chats"
+        "train --config_file configs/small_chat.json --model_name new --dataset_dir data/chats"
     ],
     "`mypt evaluate MODEL [--gate] [--out_dir DIR]`": [
         "evaluate mine --eval_iters 1 --out_dir new",
@@ -62,7 +62,7 @@ ROWS = {
     "`mypt lineage CHECKPOINT --rows`, `--row FILE:LINE`, `--html FILE`;"
     " `mypt lineage --uses DATASET`": [
         "lineage mine --rows",
-        "lineage mine --row chats/some.jsonl:1",
+        "lineage mine --row examples/chats/places.jsonl:1",
         "lineage mine --html page.html",
         "lineage --uses data/chats",
     ],
