@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
-from flows.service.parameters import FLOWS, PIPELINE
+from flows.service.parameters import FILES, FLOWS
 from tasks.slot import LIMIT
 
 HEARTBEAT_SECONDS = 30
@@ -27,7 +27,6 @@ HEARTBEAT_SECONDS = 30
 DEAD_RUNS = "mypt: a run without a heartbeat has crashed"
 _MISSED = 4
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "AwaitingRetry")
-_DEMO = Path("configs/demo.json")
 
 
 def set_up() -> None:
@@ -92,11 +91,11 @@ def serve(ready: Path) -> None:
     set_up()
     runner = _Runner(limit=1, pause_on_shutdown=False)
     for name, flow in FLOWS.items():
-        demo = name == PIPELINE and _DEMO.exists()
+        file = Path(FILES.get(name, "")).absolute()
         deployment = RunnerDeployment.from_flow(
             flow,
             "local",
-            parameters={"config": str(_DEMO.absolute())} if demo else {},
+            parameters={"config": str(file)} if file.is_file() else {},
             tags=["sft"],
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
