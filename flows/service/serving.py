@@ -17,10 +17,12 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
+from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
 from flows.service.parameters import FILES, FLOWS
 from tasks.slot import LIMIT
+from tasks.tracking.mirror import follow_prefect
 
 HEARTBEAT_SECONDS = 30
 """Prefect's shortest; its default of three minutes would leave a dead run running for long."""
@@ -101,6 +103,7 @@ def serve(ready: Path) -> None:
         )
         runner.add_deployment(deployment)
     ready.touch()
+    follow_prefect(PREFECT_API_URL.value().removesuffix("/api"))
     asyncio.run(runner.start())
 
 

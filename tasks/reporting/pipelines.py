@@ -21,7 +21,14 @@ from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.evaluations import evaluation_tables, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
-from tasks.tracking.destination import GATE_TAG, KIND_TAG, PIPELINE, mlflow_url, shown_uri
+from tasks.tracking.destination import (
+    GATE_TAG,
+    KIND_TAG,
+    PIPELINE,
+    PREFECT_TAG,
+    mlflow_url,
+    shown_uri,
+)
 from tasks.tracking.journal import Journal
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Metrics, Params, Tags, Text, flatten, journal_path
@@ -111,11 +118,11 @@ def _way_back() -> dict[str, str]:
     """Return the tags that lead from a run in MLflow to the flow run that it is of."""
     if flow_run.id is None:
         return {}
-    page = f"runs/flow-run/{flow_run.id}"
-    server = flow_run.ui_url or ""
-    url = f"{server.partition('/flow-runs/')[0]}/{page}" if server.startswith("http") else ""
-    url = url or f"{PREFECT_UI}/{page}"
+    shown_at = flow_run.ui_url or ""
+    server = shown_at.partition("/flow-runs/")[0] if shown_at.startswith("http") else PREFECT_UI
+    url = f"{server}/runs/flow-run/{flow_run.id}"
     return {
+        PREFECT_TAG: server,
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_name": flow_run.name or "",
         "prefect.flow_run_url": url,

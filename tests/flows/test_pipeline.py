@@ -151,7 +151,7 @@ def test_prefect_shows_statistics_findings_scores_and_the_way_to_mlflow(parents)
         "validation-small-chat",
     ]
     assert parents[0].info.run_id in artifacts["mlflow-run"].data
-    assert "?workflowType=machine_learning" in artifacts["mlflow-run"].data
+    assert "](/mlflow/experiments/" in artifacts["mlflow-run"].data, "wherever both are by then"
 
 
 def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
