@@ -42,6 +42,8 @@ FLOWS: dict[str, Flow[..., Any]] = {
 }
 FILES = {PIPELINE: PIPELINE_FILE, stages.pretrain.name: BASE_FILE, stages.sft.name: CHAT_FILE}
 """The config of each flow that reads one from a file, unless another is named."""
+TAGS = dict(zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation"), strict=True))
+"""By which deployments and runs are found, wherever the flows are deployed."""
 _SHOWN = 60
 _SECONDS = 1.0
 _LATE = 3.0

@@ -20,7 +20,7 @@ from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
-from flows.service.parameters import FILES, FLOWS
+from flows.service.parameters import FILES, FLOWS, TAGS
 from tasks.slot import LIMIT
 from tasks.tracking.mirror import follow_prefect
 
@@ -98,7 +98,8 @@ def serve(ready: Path) -> None:
             flow,
             "local",
             parameters={"config": str(file)} if file.is_file() else {},
-            tags=["sft"],
+            description=str(flow.description).partition("\n")[0],
+            tags=[TAGS[name]],
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         runner.add_deployment(deployment)
