@@ -13,6 +13,7 @@ from flows.ending import (
     leave_if_prefect_is_away,
     start_temporary_api,
 )
+from flows.forms import AS_IN_FILE, PIPELINE_FILE, PipelineFile, PipelineKnobs, asked_pipeline
 from flows.stages import pipeline_run_name
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
@@ -30,15 +31,18 @@ from tasks.validation import validate
 
 @flow(name="sft-pipeline", flow_run_name=pipeline_run_name)
 @stoppable
-def sft_pipeline(config: PipelineConfig | str) -> Summary:
+def sft_pipeline(
+    config: PipelineFile = PIPELINE_FILE, overrides: PipelineKnobs = AS_IN_FILE
+) -> Summary:
     """Turn raw text and chat files into a chat model.
 
     Args:
-        config: All knobs, or the path of a file that holds them, such as configs/demo.json.
+        config: The file that holds all knobs.
+        overrides: Knobs that shall not be as in the file; what is left empty is, and a list
+            stands for the whole of the file's.
     """
     end_with_this_process()
-    if isinstance(config, str):
-        config = load_pipeline(config)
+    config = asked_pipeline(config, overrides)
     base, chat, who = f"{config.name}-base", f"{config.name}-chat", config.preparation
     with pipeline_run(config) as run:
         text = tokenize(config.base, base, "base corpus", preparation=who)

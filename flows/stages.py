@@ -8,15 +8,20 @@ from prefect import flow
 from prefect.context import FlowRunContext
 
 from flows.ending import end_with_this_process, leave_if_prefect_is_away
+from flows.forms import (
+    AS_IN_FILE,
+    BaseKnobs,
+    ChatKnobs,
+    PresetFile,
+    asked_pipeline,
+    asked_preset,
+)
 from mypt.config import (
     EvaluateConfig,
     MaskPolicy,
-    PipelineConfig,
     Preparation,
     PrepareConfig,
     Preset,
-    load_config,
-    load_pipeline,
 )
 from mypt.data.manifest import reference
 from mypt.data.reading.sources import source_names
@@ -40,12 +45,11 @@ Result = TypeVar("Result", DatasetRef, CheckpointRef, Summary)
 
 def pipeline_run_name() -> str:
     """Return the name of a run of the whole pipeline, such as ``demo on chitchat, questions``."""
-    config: PipelineConfig | str = _asked()["config"]
-    if isinstance(config, str):
-        try:
-            config = load_pipeline(config)
-        except MyptError:  # the flow meets the same error, and raises it
-            return Path(str(config)).stem
+    asked = _asked()
+    try:
+        config = asked_pipeline(asked["config"], asked["overrides"])
+    except MyptError:  # the flow meets the same error, and raises it
+        return Path(str(asked["config"])).stem
     return _named(config.name, source_names(config.chat.sources))
 
 
@@ -82,7 +86,7 @@ def prepare(
     config: PrepareConfig,
     name: str = "data",
     mask: MaskPolicy | None = MaskPolicy(),
-    preset: Preset | str = Preset(),
+    preset: PresetFile = "",
     preparation: Preparation = Preparation(),
 ) -> DatasetRef:
     """Turn raw files into a dataset, mask it and check it.
@@ -91,12 +95,12 @@ def prepare(
         config: What to read and how.
         name: Prefix of the dataset's folder.
         mask: Whose tokens are supervised; null makes a dataset without masks, for pretraining.
-        preset: What will be trained on it, or the path of its file: what its context would drop
-            or cut is checked too.
+        preset: The file of what will be trained on it, or nothing for a preset of defaults: what
+            its context would drop or cut is checked too.
         preparation: Who reads and encodes; the dataset is the same.
     """
     end_with_this_process()
-    preset = load_config(preset) if isinstance(preset, str) else preset
+    preset = asked_preset(preset, AS_IN_FILE) if preset else Preset()
     with stage_run(config, name):
         made = tokenize(config, name, "data", preparation=preparation)
         if mask is not None:
@@ -107,16 +111,23 @@ def prepare(
 
 @flow(name="pretrain", flow_run_name=training_run_name)
 @stoppable
-def pretrain(config: Preset | str, dataset: str, name: str = "base") -> CheckpointRef:
+def pretrain(
+    config: PresetFile,
+    dataset: str,
+    name: str = "base",
+    overrides: BaseKnobs = AS_IN_FILE,
+) -> CheckpointRef:
     """Train a model from random weights.
 
     Args:
-        config: Architecture and training values, or the path of a file such as configs/tiny.json.
+        config: The file of architecture and training values, such as configs/tiny.json.
         dataset: The folder of a prepared dataset.
         name: Prefix of the model's name.
+        overrides: Knobs that shall not be as in the file; what is left empty is, and a list
+            stands for the whole of the file's.
     """
     end_with_this_process()
-    config = load_config(config) if isinstance(config, str) else config
+    config = asked_preset(config, overrides)
     data = _dataset(dataset)
     with stage_run(training.planned(config, name, data).preset, name):
         made = training.pretrain(config, name, data)
@@ -125,18 +136,26 @@ def pretrain(config: Preset | str, dataset: str, name: str = "base") -> Checkpoi
 
 @flow(name="sft", flow_run_name=training_run_name)
 @stoppable
-def sft(config: Preset | str, dataset: str, base: str, name: str = "chat") -> CheckpointRef:
+def sft(
+    config: PresetFile,
+    dataset: str,
+    base: str,
+    name: str = "chat",
+    overrides: ChatKnobs = AS_IN_FILE,
+) -> CheckpointRef:
     """Fine-tune a base model on the supervised tokens of conversations.
 
     Args:
-        config: Training values, or the path of a file such as configs/tiny_sft.json; the
-            architecture is the base model's, and the masks are used unless it says otherwise.
+        config: The file of training values, such as configs/tiny_sft.json; the architecture is
+            the base model's, and the masks are used unless it says otherwise.
         dataset: The folder of a prepared and masked dataset.
         base: The base model: its name, its folder, or one of its step folders.
         name: Prefix of the model's name.
+        overrides: Knobs that shall not be as in the file; what is left empty is, and a list
+            stands for the whole of the file's.
     """
     end_with_this_process()
-    config = load_config(config) if isinstance(config, str) else config
+    config = asked_preset(config, overrides)
     data, began = _dataset(dataset), checkpoint_ref(Path(base))
     with stage_run(training.planned(config, name, data, began).preset, name):
         made = training.sft(config, name, data, base=began)

@@ -12,6 +12,7 @@ from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import task_run
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
@@ -28,6 +29,8 @@ from tasks.tracking.recording import reuse
 P = ParamSpec("P")
 R = TypeVar("R")
 _DELAYS = [1.0, 10.0]
+_OURS = "mypt_says_it"
+"""Attribute of a log record by which a handler knows it."""
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -135,11 +138,23 @@ def tell(line: str) -> None:
 
 
 def log(line: str) -> None:
-    """Show a line in the log of the Prefect run, if there is one."""
+    """Show a line in the log of the Prefect run, if there is one.
+
+    Where a worker's terminal has that log, too, it is left out there: it was printed, or a bar
+    makes it needless.
+    """
     try:
-        get_run_logger().info(line)
+        logger = get_run_logger()
     except MissingContextError:
         return
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_is_of_others)
+    logger.info(line, extra={_OURS: True})
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not hasattr(record, _OURS)
 
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:

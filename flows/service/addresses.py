@@ -56,7 +56,7 @@ class Addresses(NamedTuple):
 
     def commands(self) -> dict[str, list[str]]:
         """Return what starts each server."""
-        prefect = ["flows.service.guarded_api", self.host, str(self.prefect_port)]
+        prefect = ["flows.service.guarded_api", self.host, str(self.prefect_port), self.mlflow]
         prefect += [",".join(self.origins), ",".join(self.hosts)]
         mlflow = ["mlflow", "server", "--host", LOOPBACK, "--port", str(self.mlflow_port)]
         # The files lie on this machine: runs write them straight, the server only shows them.

@@ -2,7 +2,8 @@
 
 A page that a browser shows can send requests to servers of this machine, and by a trick with
 names (DNS rebinding) read the answers too. Whoever is asked under a foreign name, or by a
-foreign page, must not answer (D70).
+foreign page, must not answer (D70). Besides it knows the way to MLflow, whose port may have been
+another when a page was written.
 """
 
 import sys
@@ -12,8 +13,10 @@ import uvicorn
 from prefect.server.api.server import create_app
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tasks.tracking.destination import MLFLOW_PATH, ui_page
 
 
 class KnownOrigins:
@@ -32,6 +35,21 @@ class KnownOrigins:
         await app(scope, receive, send)
 
 
+class WayToMlflow:
+    """Sends on, to where MLflow is now, who follows a page's link to a run there."""
+
+    def __init__(self, app: ASGIApp, mlflow: str) -> None:
+        self._app, self._mlflow = app, mlflow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what is asked below ``MLFLOW_PATH``, and pass on all else."""
+        app = self._app
+        before, found, route = scope.get("path", "").partition(f"{MLFLOW_PATH}/")
+        if scope["type"] == "http" and found and not before:
+            app = RedirectResponse(ui_page(self._mlflow, f"/{route}"))
+        await app(scope, receive, send)
+
+
 def guarded(app: ASGIApp, origins: Sequence[str], hosts: Sequence[str]) -> ASGIApp:
     """Return ``app`` behind both checks.
 
@@ -45,12 +63,12 @@ def guarded(app: ASGIApp, origins: Sequence[str], hosts: Sequence[str]) -> ASGIA
     )
 
 
-def main(host: str, port: int, origins: Sequence[str], hosts: Sequence[str]) -> None:
+def main(host: str, port: int, mlflow: str, origins: Sequence[str], hosts: Sequence[str]) -> None:
     """Serve the API and the UI until a signal comes."""
-    app = guarded(create_app(final=True), origins, hosts)
+    app = guarded(WayToMlflow(create_app(final=True), mlflow), origins, hosts)
     uvicorn.run(app, host=host, port=port, timeout_keep_alive=5, log_level="error")
 
 
 if __name__ == "__main__":
-    address, number, pages, names = sys.argv[1:]
-    main(address, int(number), pages.split(","), names.split(","))
+    address, number, beside, pages, names = sys.argv[1:]
+    main(address, int(number), beside, pages.split(","), names.split(","))

@@ -5,7 +5,7 @@ Parameters are checked by the config models before a run exists; a run is follow
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 from uuid import UUID
@@ -19,9 +19,20 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel
 
 from flows import stages
+from flows.forms import (
+    AS_IN_FILE,
+    BASE_FILE,
+    CHAT_FILE,
+    PIPELINE_FILE,
+    Values,
+    asked_pipeline,
+    asked_preset,
+    difference,
+    written,
+)
 from flows.outcome import show_training
 from flows.pipeline import sft_pipeline
-from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
+from mypt.config import PipelineConfig
 from mypt.errors import ConfigError, MyptError
 from mypt.parsing import LENGTHS, parse_config
 from tasks.progress import print_line
@@ -32,15 +43,11 @@ FLOWS: dict[str, Flow[..., Any]] = {
     flow.name: flow
     for flow in (sft_pipeline, stages.prepare, stages.pretrain, stages.sft, stages.evaluate)
 }
-
-
-Values = dict[str, Any]
+FILES = {PIPELINE: PIPELINE_FILE, stages.pretrain.name: BASE_FILE, stages.sft.name: CHAT_FILE}
+"""The config of each flow that reads one from a file, unless another is named."""
+TAGS = dict(zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation"), strict=True))
+"""By which deployments and runs are found, wherever the flows are deployed."""
 _SHOWN = 60
-_LOADERS: dict[type[BaseModel] | None, Callable[[str], BaseModel]] = {
-    PipelineConfig: load_pipeline,
-    Preset: load_config,
-}
-"""What may be named by the path of its file."""
 _SECONDS = 1.0
 _LATE = 3.0
 """Prefect sends log lines every two seconds."""
@@ -53,10 +60,8 @@ def changed_config(path: Path, changes: Sequence[str]) -> PipelineConfig:
     Raises:
         ConfigError: If the file or a change is wrong.
     """
-    if not changes:
-        return load_pipeline(path)
     values = change({"config": str(path)}, changes, FLOWS[PIPELINE])
-    return parse_config(values["config"], PipelineConfig, "--param")
+    return asked_pipeline(values["config"], values.get("overrides", AS_IN_FILE))
 
 
 def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Values:
@@ -65,8 +70,8 @@ def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Valu
     Args:
         values: Parameters so far.
         changes: ``NAME=VALUE``, the value as JSON or else as text. A dotted name reaches into a
-            parameter; one that is no parameter is looked for in ``config``. A parameter that
-            names a file is read before it is changed.
+            parameter; one that is no parameter is a knob of ``config``, and overrides it where
+            that is a file.
         flow: Whose parameters they are.
 
     Raises:
@@ -74,17 +79,20 @@ def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Valu
     """
     models = _models(flow)
     values = json.loads(json.dumps(values))
+    knobs: list[tuple[list[str], str]] = []
     for text in changes:
-        name, equals, said = text.partition("=")
+        name, equals, _ = text.partition("=")
         if not name or not equals:
             raise ConfigError(f"--param {text!r}: expected NAME=VALUE, such as sft.max_iters=50")
         first, *rest = parts = name.split(".")
-        if first not in models:
-            first, rest = "config", parts
-        load = _LOADERS.get(models.get(first))
-        if load and rest and isinstance(values.get(first), str):
-            values[first] = load(values[first]).model_dump(mode="json", exclude_unset=True)
-        _put(values, [first, *rest], _value(said), text)
+        if first in models and not (rest and first in ("config", "overrides")):
+            _put(values, parts, text)
+        else:
+            knobs.append((rest if first in models else parts, text))
+    if flow.name in FILES:
+        return values | (_overrides(values, knobs, flow) if knobs else {})
+    for parts, text in knobs:
+        _put(values, ["config", *parts], text)
     for name, value in values.items():
         model = models.get(name)
         if isinstance(value, dict) and model is not None:
@@ -92,6 +100,25 @@ def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Valu
                 mode="json", exclude_unset=True
             )
     return values
+
+
+def _overrides(
+    values: Values, knobs: Sequence[tuple[list[str], str]], flow: Flow[..., Any]
+) -> Values:
+    """Return the config's overrides with ``knobs`` among them, as a parameter of the flow."""
+    asked = asked_pipeline if flow.name == PIPELINE else asked_preset
+    file = values.get("config", FILES[flow.name])
+    if not isinstance(file, str):
+        raise ConfigError("the deployment's config is no file's path; deploy it again")
+    start, whole = (
+        written(asked(file, overrides))
+        for overrides in (AS_IN_FILE, values.get("overrides", AS_IN_FILE))
+    )
+    for parts, text in knobs:
+        _put(whole, parts, text)
+    overrides = difference(whole, start)
+    asked(file, overrides, "--param")
+    return {"overrides": overrides}
 
 
 def _models(flow: Flow[..., Any]) -> dict[str, type[BaseModel] | None]:
@@ -112,7 +139,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _put(place: Any, path: Sequence[str], value: Any, said: str) -> None:
+def _put(place: Any, path: Sequence[str], said: str) -> None:
     """Set what ``path`` leads to, through objects by name and through lists by number."""
     first, *rest = path
     listed = isinstance(place, list) and first.isdecimal() and int(first) < len(place)
@@ -123,13 +150,13 @@ def _put(place: Any, path: Sequence[str], value: Any, said: str) -> None:
         )
     key: Any = int(first) if listed else first
     if not rest:
-        place[key] = value
+        place[key] = _value(said.partition("=")[2])
         if key in LENGTHS:
             place.pop(LENGTHS[key], None)
         return
     if isinstance(place, dict):
         place.setdefault(key, {})
-    _put(place[key], rest, value, said)
+    _put(place[key], rest, said)
 
 
 def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:

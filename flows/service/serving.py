@@ -17,17 +17,18 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
+from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
-from flows.service.parameters import FLOWS, PIPELINE
+from flows.service.parameters import FILES, FLOWS, TAGS
 from tasks.slot import LIMIT
+from tasks.tracking.mirror import follow_prefect
 
 HEARTBEAT_SECONDS = 30
 """Prefect's shortest; its default of three minutes would leave a dead run running for long."""
 DEAD_RUNS = "mypt: a run without a heartbeat has crashed"
 _MISSED = 4
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "AwaitingRetry")
-_DEMO = Path("configs/demo.json")
 
 
 def set_up() -> None:
@@ -92,16 +93,18 @@ def serve(ready: Path) -> None:
     set_up()
     runner = _Runner(limit=1, pause_on_shutdown=False)
     for name, flow in FLOWS.items():
-        demo = name == PIPELINE and _DEMO.exists()
+        file = Path(FILES.get(name, "")).absolute()
         deployment = RunnerDeployment.from_flow(
             flow,
             "local",
-            parameters={"config": str(_DEMO.absolute())} if demo else {},
-            tags=["sft"],
+            parameters={"config": str(file)} if file.is_file() else {},
+            description=str(flow.description).partition("\n")[0],
+            tags=[TAGS[name]],
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         runner.add_deployment(deployment)
     ready.touch()
+    follow_prefect(PREFECT_API_URL.value().removesuffix("/api"))
     asyncio.run(runner.start())
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -32,6 +33,8 @@ _PANELS = (
     ("supervised share of a step", ("batch_density",)),
     ("learning rate", ("learning_rate",)),
 )
+_DIGITS = 4
+"""Of a figure, behind the point; MLflow has all of them."""
 _POINTS = 500
 """Most points of a curve; a longer one is thinned evenly."""
 
@@ -39,13 +42,13 @@ _POINTS = 500
 def mask_statistics(name: str, stats: MaskStats) -> None:
     """Show whose tokens a mask supervises."""
     groups = {
-        "all": {"all": stats.total},
+        "": {"all": stats.total},
         "split": stats.by_split,
         "role": stats.by_role,
         "source": stats.by_source,
     }
     rows = [
-        _density(f"{group} {member}", density)
+        _density(f"{group} {member}".strip(), density)
         for group, members in groups.items()
         for member, density in members.items()
     ]
@@ -79,8 +82,12 @@ def validation_findings(name: str, report: ValidationReport) -> None:
 
 def scores(name: str, columns: Mapping[str, Mapping[str, float | None]]) -> None:
     """Show the figures of several models side by side, one column a model."""
-    frame = pd.DataFrame(columns).rename_axis("figure").reset_index()
-    _table(f"evaluation-{name}", frame, f"Evaluation of {name}.")
+    frame = pd.DataFrame(columns).round(_DIGITS).rename_axis("figure").reset_index()
+    description = (
+        f"Evaluation of {name}, figures named as in MLflow: losses in nats per supervised token,"
+        " shares from 0 to 1."
+    )
+    _table(f"evaluation-{name}", frame, description)
 
 
 def loss_curves(name: str, curves: Mapping[str, Curve]) -> None:
@@ -96,7 +103,8 @@ def loss_curves(name: str, curves: Mapping[str, Curve]) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     image = base64.b64encode(buffer.getvalue()).decode()
-    _markdown(f"loss-{name}", f"![losses of {name}](data:image/png;base64,{image})")
+    text = f"![losses of {name}](data:image/png;base64,{image})"
+    _publish(partial(_markdown, f"loss-{name}", text, f"Losses of {name} over optimizer steps."))
 
 
 def mlflow_link(title: str, where: str, url: Link) -> None:
@@ -106,7 +114,7 @@ def mlflow_link(title: str, where: str, url: Link) -> None:
         found = _awaited(url)
         if found is not None:  # else MLflow is away; whoever waits for it says so
             text = f"[{title} in MLflow]({found}), kept in `{where}`"
-            create_markdown_artifact(text, key="mlflow-run")
+            _markdown("mlflow-run", text, "The way to the same run in MLflow.")
 
     _publish(link, wait=False)
 
@@ -119,8 +127,7 @@ def preview(name: str, text: str, page: Link) -> None:
         link = (
             f"\n\n[More rows, with the reason for each token, in MLflow]({found})" if found else ""
         )
-        key = artifact_key(f"preview-{name}")
-        create_markdown_artifact(text + link, key=key, description=f"Rows of {name}.")
+        _markdown(f"preview-{name}", text + link, f"Rows of {name}.")
 
     _publish(show, wait=False)
 
@@ -146,8 +153,8 @@ def _table(key: str, frame: pd.DataFrame, description: str) -> None:
     _publish(lambda: create_table_artifact(rows, key=artifact_key(key), description=description))
 
 
-def _markdown(key: str, text: str) -> None:
-    _publish(lambda: create_markdown_artifact(text, key=artifact_key(key)))
+def _markdown(key: str, text: str, description: str) -> None:
+    create_markdown_artifact(text, key=artifact_key(key), description=description)
 
 
 def artifact_key(text: str) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
 from prefect.context import TaskRunContext
 
 from tasks.progress import Move
@@ -23,7 +25,8 @@ _PATIENCE = 2.0
 def live_progress(name: str) -> Iterator[Move]:
     """Yield what moves the bar ``progress-NAME``; outside of Prefect it does nothing.
 
-    A thread of its own tells Prefect, so that no step waits for a server. The first time that
+    The bar is gone when the block is through, and stays where it was when the block fails. A
+    thread of its own tells Prefect, so that no step waits for a server. The first time that
     Prefect does not take it, the bar stays where it is.
     """
     if TaskRunContext.get() is None:
@@ -34,6 +37,7 @@ def live_progress(name: str) -> Iterator[Move]:
     thread.start()
     try:
         yield bar.move
+        bar.through = True
     finally:
         bar.done.set()
         thread.join(_PATIENCE)
@@ -42,6 +46,7 @@ def live_progress(name: str) -> Iterator[Move]:
 class _Bar:
     def __init__(self, key: str) -> None:
         self.done = threading.Event()
+        self.through = False
         self._key = key
         self._now = self._shown = (0.0, "")
         self._artifact: Any = None
@@ -54,7 +59,10 @@ class _Bar:
             self._show()
             while not self.done.wait(_SECONDS):
                 self._show()
-            self._show()
+            if self.through:
+                _remove(self._artifact)
+            else:
+                self._show()
         except Exception as error:  # a bar that does not move must not stop a training
             sys.stderr.write(f"mypt: progress is not shown in Prefect ({error})\n")
 
@@ -65,3 +73,8 @@ class _Bar:
         elif now != self._shown:
             update_progress_artifact(self._artifact, now[0], now[1])
         self._shown = now
+
+
+def _remove(artifact: UUID) -> None:
+    with get_client(sync_client=True) as client:
+        client.delete_artifact(artifact)

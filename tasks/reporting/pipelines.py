@@ -29,6 +29,7 @@ from tasks.tracking.destination import (
     KIND_TAG,
     NOTE_TAG,
     PIPELINE,
+    PREFECT_TAG,
     REUSED,
     mlflow_url,
     overview_url,
@@ -145,11 +146,11 @@ def _way_back() -> dict[str, str]:
     """Return the tags that lead from a run in MLflow to the flow run that it is of."""
     if flow_run.id is None:
         return {}
-    page = f"runs/flow-run/{flow_run.id}"
-    server = flow_run.ui_url or ""
-    url = f"{server.partition('/flow-runs/')[0]}/{page}" if server.startswith("http") else ""
-    url = url or f"{PREFECT_UI}/{page}"
+    shown_at = flow_run.ui_url or ""
+    server = shown_at.partition("/flow-runs/")[0] if shown_at.startswith("http") else PREFECT_UI
+    url = f"{server}/runs/flow-run/{flow_run.id}"
     return {
+        PREFECT_TAG: server,
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_name": flow_run.name or "",
         "prefect.flow_run_url": url,

@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException as Failure
 from mypt.home import home
 from tasks.tracking.destination import (
     NOTE_TAG,
+    PREFECT_TAG,
     artifacts_uri,
     experiment_tags,
     is_remote,
@@ -187,12 +188,35 @@ class Tracker:
         Raises:
             Failure: If MLflow is away.
         """
-        experiments = [found.experiment_id for found in self._client.search_experiments()]
         quoted = text.replace("'", "")
         for key in ("run_id", "run_name"):
-            if found := self._client.search_runs(experiments, f"attributes.{key} = '{quoted}'"):
-                return list(found)
+            if found := self._search(f"attributes.{key} = '{quoted}'"):
+                return found
         return []
+
+    def follow_prefect(self, server: str) -> None:
+        """Let the links to a Prefect of this machine lead to where it is now.
+
+        Args:
+            server: Where it is, such as ``http://127.0.0.1:4200``.
+
+        Raises:
+            Failure: If MLflow is away.
+        """
+        here = f"tags.`{PREFECT_TAG}` LIKE 'http://127.0.0.1:%'"
+        while moved := self._search(f"{here} AND tags.`{PREFECT_TAG}` != '{server}'"):
+            for run in moved:
+                was = run.data.tags[PREFECT_TAG]
+                links = {
+                    key: value.replace(f"{was}/", f"{server}/")
+                    for key, value in run.data.tags.items()
+                    if f"{was}/" in value
+                }
+                self._tag(run.info.run_id, {PREFECT_TAG: server} | links)
+
+    def _search(self, wanted: str) -> list[Any]:
+        experiments = [found.experiment_id for found in self._client.search_experiments()]
+        return list(self._client.search_runs(experiments, wanted))
 
     def crown(self, digests: Sequence[str]) -> set[str]:
         """Mirror who is champion; return those that the registry does not list.

@@ -14,6 +14,10 @@ from tasks.tracking.records import journals_dir
 
 MLFLOW_UI = "http://127.0.0.1:5000"
 """Where ``mypt up`` shows what runs without a server left."""
+MLFLOW_PATH = "/mlflow"
+"""Of the Prefect server of ``mypt up``: leads to where its MLflow is now."""
+PREFECT_TAG = "prefect.server"
+"""Tag of a run that says where its links to Prefect lead, so that they can follow a move."""
 KIND_TAG = "mypt.kind"
 """Tag of a run by which the view finds those of whole pipelines."""
 PIPELINE = "pipeline"
@@ -86,7 +90,7 @@ def ui_page(server: str, route: str = "/experiments", **query: str) -> str:
 
 
 def mlflow_url(name: str, page: str = "") -> str | None:
-    """Return the page of a journal's MLflow run, in the mode that shows training; None so far.
+    """Return what leads from Prefect to a journal's run in MLflow; None so far.
 
     Args:
         name: The journal.
@@ -95,12 +99,13 @@ def mlflow_url(name: str, page: str = "") -> str | None:
     sent = read_sent(name)
     if sent.run_id is None:
         return None
-    return run_page(ui_server(), str(sent.experiment_id), sent.run_id, page)
+    page = f"/experiments/{sent.experiment_id}/runs/{sent.run_id}/{page}".rstrip("/")
+    return ui_page(shown_uri(), page) if is_remote() else MLFLOW_PATH + page
 
 
-def run_page(server: str, experiment: str, run: str, page: str = "") -> str:
-    """Return the page of an MLflow run, or of a part of it."""
-    return ui_page(server, f"/experiments/{experiment}/runs/{run}/{page}".rstrip("/"))
+def run_page(server: str, experiment: str, run: str) -> str:
+    """Return the page of an MLflow run."""
+    return ui_page(server, f"/experiments/{experiment}/runs/{run}")
 
 
 def ui_server() -> str:

@@ -11,6 +11,7 @@ from mypt.evaluation.gate import champions
 from mypt.home import lock
 from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal
 from tasks.tracking.destination import (
+    is_remote,
     mlflow_is_there,
     read_sent,
     run_page,
@@ -143,6 +144,22 @@ def _begun(name: str) -> int:
     return 0
 
 
+def follow_prefect(server: str) -> None:
+    """Let links from runs in the MLflow of this home lead to where its Prefect is now.
+
+    A link that does not is named on the terminal and holds nobody.
+
+    Args:
+        server: Where it is, such as ``http://127.0.0.1:4200``.
+    """
+    if is_remote() or not (mlflow_is_there() and names()):  # else its tables may be half made
+        return
+    try:
+        Tracker().follow_prefect(server)
+    except Failure as error:
+        sys.stderr.write(f"mypt: links in MLflow lead to where Prefect was ({error})\n")
+
+
 def mirror_champion() -> None:
     """Let the alias ``champion`` say what the file says, where MLflow is there and lists them.
 
@@ -154,8 +171,6 @@ def mirror_champion() -> None:
     held = champions()
     if not held or not mlflow_is_there():
         return
-    from tasks.tracking.client import Failure, Tracker
-
     try:
         missing = Tracker().crown([found.checkpoint.digest for found in held])
     except Failure as error:

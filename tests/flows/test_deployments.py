@@ -12,7 +12,7 @@ from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from pydantic import TypeAdapter
 
-from flows.service.parameters import FLOWS, PIPELINE
+from flows.service.parameters import FLOWS, PIPELINE, TAGS
 from tasks.evaluation import REFUSED
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,16 @@ def test_every_flow_has_a_deployment_on_the_pool():
     deployed = {flow_of(deployment).name: deployment["name"] for deployment in POOL["deployments"]}
     assert deployed == dict.fromkeys(FLOWS, "pool")
     assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate"}
+
+
+@pytest.mark.parametrize("deployment", POOL["deployments"], ids=lambda d: d["entrypoint"])
+def test_a_deployment_says_what_its_flow_does(deployment):
+    assert deployment["description"] == flow_of(deployment).description.partition("\n")[0]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
+def test_a_deployment_is_tagged_by_its_flow(deployment):
+    assert deployment["tags"][0] == TAGS[flow_of(deployment).name]
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])

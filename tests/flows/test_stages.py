@@ -77,19 +77,11 @@ def test_a_stages_own_run_names_what_the_model_was_trained_with(made):
     assert first["use_loss_mask"] == "False"
 
 
-def test_a_form_has_a_sentence_for_every_field():
-    from prefect.utilities.callables import parameter_schema
-
-    for flow in (stages.prepare, stages.pretrain, stages.sft, stages.evaluate):
-        schema = parameter_schema(flow)
-        for fields in (schema.properties, *(d["properties"] for d in schema.definitions.values())):
-            for name, field in fields.items():
-                assert field.get("description"), (flow.name, name)
-
-
 def test_what_is_no_knob_is_refused_before_anything_runs():
     with pytest.raises(Exception, match="learning_rat"):
         stages.pretrain({"learning_rat": 1.0}, "nowhere")
+    with pytest.raises(Exception, match=r"overrides: unknown key 'learning_rat'; did you mean"):
+        stages.pretrain("configs/tiny.json", "nowhere", overrides={"learning_rat": 1.0})
 
 
 @pytest.mark.slow

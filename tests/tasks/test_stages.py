@@ -1,15 +1,18 @@
 import errno
+import logging
 import threading
+from io import StringIO
 from itertools import count
 
 import pytest
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import StateType
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import State
 
 from mypt.errors import DataError, TrainingError
-from tasks.stages import Output, _may_pass, is_present, make_room, stage
+from tasks.stages import Output, _may_pass, is_present, make_room, stage, tell
 from tasks.tracking.recording import recorded, reused_everything
 
 
@@ -56,6 +59,22 @@ def run(task, *args, times=1):
 
 @pytest.mark.usefixtures("prefect")
 class TestUnderPrefect:
+    def test_a_terminal_that_has_prefects_log_shows_each_line_once(self, capsys):
+        @flow
+        def one():
+            tell("a line of ours")
+            get_run_logger().info("a line of another")
+
+        log = PrefectConsoleHandler(StringIO())
+        logging.getLogger().addHandler(log)
+        try:
+            one()
+        finally:
+            logging.getLogger().removeHandler(log)
+        assert capsys.readouterr().out.splitlines() == ["a line of ours"]
+        assert "a line of another" in log.stream.getvalue()
+        assert "a line of ours" not in log.stream.getvalue()
+
     def test_an_equal_call_is_cached_while_its_output_is_whole(self, tmp_path):
         write, calls = make_stage(tmp_path)
         assert run(write, "a", times=2) == ["Completed", "Cached"]

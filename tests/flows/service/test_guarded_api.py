@@ -4,9 +4,13 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from flows.service.guarded_api import guarded
+from flows.service.guarded_api import WayToMlflow, guarded
 
-APP = guarded(PlainTextResponse("runs"), ["http://127.0.0.1:4200"], ["127.0.0.1", "localhost"])
+APP = guarded(
+    WayToMlflow(PlainTextResponse("runs"), "http://127.0.0.1:5001"),
+    ["http://127.0.0.1:4200"],
+    ["127.0.0.1", "localhost"],
+)
 
 
 def ask(url, **headers):
@@ -34,3 +38,13 @@ def test_who_asks_under_a_foreign_name_is_not_answered():
     answer = ask("http://evil.example:4200/api")
     assert answer.status_code == 400
     assert "runs" not in answer.text
+
+
+def test_a_link_to_mlflow_leads_to_where_it_is_now():
+    answer = ask("http://127.0.0.1:4200/mlflow/experiments/1/runs/ab/artifacts/preview.html")
+    assert answer.status_code == 307
+    assert answer.headers["location"] == (
+        "http://127.0.0.1:5001/#/experiments/1/runs/ab/artifacts/preview.html"
+        "?workflowType=machine_learning"
+    )
+    assert ask("http://127.0.0.1:4200/api/mlflow/experiments").text == "runs"

@@ -67,13 +67,31 @@ def test_parameters_of_a_stage_are_named_as_they_are():
     values = change(
         {}, ["config.max_iters=4", "dataset=data/sft", "base=b", "learning_rate=1"], flow
     )
-    assert (values["config"]["max_iters"], values["config"]["learning_rate"]) == (4, 1.0)
+    assert values["overrides"] == {"max_iters": 4, "learning_rate": 1}
     assert (values["dataset"], values["base"]) == ("data/sft", "b")
 
 
-def test_a_file_stays_a_path_until_something_in_it_is_changed(small_config):
+def test_a_file_stays_a_path_and_what_is_changed_stands_beside_it(small_config):
     flow = FLOWS[PIPELINE]
     assert change({"config": str(small_config)}, [], flow) == {"config": str(small_config)}
-    changed = change({"config": "nothing.json"}, [f"config={small_config}", "sft.seed=5"], flow)
-    assert changed["config"]["sft"]["seed"] == 5
-    assert json.loads(json.dumps(changed)) == changed
+    for words in (
+        [f"config={small_config}", "sft.seed=5"],
+        ["sft.seed=5", f"config={small_config}"],
+    ):
+        changed = change({"config": "nothing.json"}, words, flow)
+        assert changed == {"config": str(small_config), "overrides": {"sft": {"seed": 5}}}
+    changed = change(changed, ["sft.use_loss_mask=false", "overrides.mask.reasoning=true"], flow)
+    assert changed["overrides"]["sft"] == {"seed": 5, "use_loss_mask": "no"}
+    assert changed["overrides"]["mask"] == {"reasoning": "yes"}
+
+
+def test_a_list_is_overridden_as_a_whole(small_config):
+    changed = change({"config": str(small_config)}, ["base.sources.0.count=7"], FLOWS[PIPELINE])
+    (source,) = changed["overrides"]["base"]["sources"]
+    assert (source["count"], source["exercises"]) == (7, "text")
+    json.dumps(changed)
+
+
+def test_a_config_that_is_no_file_asks_to_be_deployed_again():
+    with pytest.raises(ConfigError, match="deploy it again"):
+        change({"config": {}}, ["max_iters=3"], FLOWS["sft"])

@@ -25,7 +25,8 @@ def shown(monkeypatch):
     def table(rows, key, description):
         found[key] = (rows, description)
 
-    def markdown(text, key):
+    def markdown(text, key, description):
+        assert description.endswith(".")
         found[key] = text
 
     monkeypatch.setattr(artifacts, "create_table_artifact", table)
@@ -39,13 +40,13 @@ def test_mask_statistics_are_a_table_by_split_role_and_source(shown):
     artifacts.mask_statistics("Demo_chat-0A", STATS)
     rows, description = shown["mask-statistics-demo-chat-0a"]
     assert [row["tokens of"] for row in rows] == [
-        "all all",
+        "all",
         "split train",
         "role user",
         "source chat",
     ]
     assert rows[0] == {
-        "tokens of": "all all",
+        "tokens of": "all",
         "tokens": 100,
         "supervised": 30,
         "density": "30.0%",
@@ -68,10 +69,10 @@ def test_findings_are_a_table_also_when_there_are_none(shown):
 
 
 def test_scores_stand_side_by_side(shown):
-    artifacts.scores("demo", {"base": {"val_loss": 2.0}, "sft": {"val_loss": 1.0, "stops": 0.9}})
+    artifacts.scores("demo", {"base": {"val_loss": 2.0}, "sft": {"val_loss": 1 / 3, "stops": 0.9}})
     rows, _ = shown["evaluation-demo"]
     assert rows == [
-        {"figure": "val_loss", "base": 2.0, "sft": 1.0},
+        {"figure": "val_loss", "base": 2.0, "sft": 0.3333},
         {"figure": "stops", "base": None, "sft": 0.9},
     ]
 

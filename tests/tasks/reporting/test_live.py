@@ -1,5 +1,8 @@
+import time
+
 import pytest
 from prefect import flow, task
+from prefect.client.orchestration import get_client
 
 from tasks.reporting import live
 from tasks.reporting.live import live_progress
@@ -14,6 +17,7 @@ def shown(monkeypatch):
         live, "create_progress_artifact", lambda *said: told.append(said) or "the bar"
     )
     monkeypatch.setattr(live, "update_progress_artifact", lambda *said: told.append(said))
+    monkeypatch.setattr(live, "_remove", lambda bar: told.append(f"{bar} is removed"))
     return told
 
 
@@ -30,15 +34,39 @@ def run_in_prefect(body):
 
 
 @pytest.mark.usefixtures("prefect")
-def test_the_bar_is_made_once_moved_and_ends_where_the_stage_ended(shown):
+def test_the_bar_is_made_once_moved_and_removed_when_the_stage_has_ended(shown):
     def body():
         with live_progress("Small chat") as move:
             move(0.5, "step 1 of 2")
-            move(1.0, "step 2 of 2")
+            time.sleep(0.2)
 
     run_in_prefect(body)
     assert shown[0][1] == "progress-small-chat"
-    assert {"step 2 of 2", 100.0} < set(shown[-1])
+    assert {"step 1 of 2", 50.0} < set(shown[-2])
+    assert shown[-1] == "the bar is removed"
+
+
+@pytest.mark.usefixtures("prefect")
+def test_the_bar_of_a_stage_that_failed_stays_where_it_was(shown):
+    def body():
+        with live_progress("chat") as move:
+            move(0.5, "step 1 of 2")
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        run_in_prefect(body)
+    assert {"step 1 of 2", 50.0} < set(shown[-1])
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_bar_that_is_removed_is_nowhere_in_prefect():
+    def body():
+        with live_progress("a removed bar") as move:
+            move(0.5, "half")
+
+    run_in_prefect(body)
+    with get_client(sync_client=True) as client:
+        assert "progress-a-removed-bar" not in {found.key for found in client.read_artifacts()}
 
 
 @pytest.mark.usefixtures("prefect")

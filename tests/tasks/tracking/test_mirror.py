@@ -7,9 +7,15 @@ from mlflow import MlflowClient
 from mypt.errors import MyptError
 from tasks.tracking import mirror
 from tasks.tracking.client import JOURNAL_TAG
-from tasks.tracking.destination import read_sent, shown_uri, without_password, write_sent
+from tasks.tracking.destination import (
+    PREFECT_TAG,
+    read_sent,
+    shown_uri,
+    without_password,
+    write_sent,
+)
 from tasks.tracking.journal import Journal
-from tasks.tracking.mirror import Mirror, sync
+from tasks.tracking.mirror import Mirror, follow_prefect, sync
 from tasks.tracking.records import (
     Artifact,
     DatasetInput,
@@ -288,3 +294,18 @@ def test_a_password_in_the_uri_is_neither_shown_nor_written(monkeypatch):
     begun().end("FINISHED")
     write_sent("run", read_sent("run"))
     assert b"secret" not in journal_path("run").with_name("run.sent.json").read_bytes()
+
+
+def test_links_to_prefect_follow_it_to_another_port(client):
+    was = "http://127.0.0.1:4200"
+    note = f"Prefect flow run [x]({was}/runs/flow-run/1), and what I think of it"
+    tags = {PREFECT_TAG: was, "mlflow.note.content": note, "other": "http://127.0.0.1:42000/"}
+    for name, at in (("here", was), ("elsewhere", "https://prefect.example")):
+        begun(name, tags=tags | {PREFECT_TAG: at}).end("FINISHED")
+        send(name)
+    for server in ("http://127.0.0.1:4377", "http://127.0.0.1:4377", was):
+        follow_prefect(server)
+        moved = run_of(client, "here").data.tags
+        assert moved["mlflow.note.content"] == note.replace(was, server)
+        assert (moved[PREFECT_TAG], moved["other"]) == (server, tags["other"])
+        assert run_of(client, "elsewhere").data.tags["mlflow.note.content"] == note

@@ -1,0 +1,168 @@
+"""What a flow is asked for a config: the file that holds it, and what shall be otherwise.
+
+A form whose knobs were filled in would run with what stood in it when it was opened, whatever
+file is named beside it. So every knob is empty, which is "as in the file", and says what that is.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
+from mypt.errors import MyptError
+from mypt.parsing import Config, override, parse_config
+from mypt.text import shorten
+
+Values = dict[str, Any]
+PIPELINE_FILE = "configs/demo.json"
+BASE_FILE = "configs/tiny.json"
+CHAT_FILE = "configs/tiny_sft.json"
+AS_IN_FILE: Values = {}
+"""Nothing is overridden."""
+_SHOWN = 60
+YES, NO = "yes", "no"
+"""A switch is never empty, it would say no by itself; a choice is, and shows a no as chosen."""
+_NEVER_EMPTY = ("default", "required", "anyOf", "$ref", "$defs")
+"""What a knob that may be left empty does not say."""
+
+
+class Knobs:
+    """Describes to a form the knobs of ``model`` and their values in ``file``, where it is."""
+
+    def __init__(self, model: type[BaseModel], load: Callable[[str], BaseModel], file: str) -> None:
+        self._model, self._load, self._file = model, load, file
+
+    def __get_pydantic_json_schema__(
+        self, _: CoreSchema, __: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema of an object of which everything may be left out."""
+        schema = self._model.model_json_schema()
+        form = _optional(schema, schema.get("$defs", {}))
+        try:
+            config = self._load(self._file)
+        except MyptError:  # the flow says so where the file is needed
+            return form
+        return _valued(form, config, Path(self._file).name)
+
+
+PipelineFile = Annotated[PipelineConfig | str, WithJsonSchema({"type": "string"})]
+"""A form asks for the path; programs, and runs of earlier forms, may give the config itself."""
+PresetFile = Annotated[Preset | str, WithJsonSchema({"type": "string"})]
+"""Likewise a preset."""
+PipelineKnobs = Annotated[Values, Knobs(PipelineConfig, load_pipeline, PIPELINE_FILE)]
+BaseKnobs = Annotated[Values, Knobs(Preset, load_config, BASE_FILE)]
+ChatKnobs = Annotated[Values, Knobs(Preset, load_config, CHAT_FILE)]
+
+
+def asked_pipeline(
+    config: PipelineConfig | str, overrides: Values, where: str = "overrides"
+) -> PipelineConfig:
+    """Return the pipeline that a flow was asked for.
+
+    Args:
+        config: Its file, or all of it.
+        overrides: What shall be otherwise, as far as it is.
+        where: Where the overrides were said, for errors.
+
+    Raises:
+        ConfigError: If the file or an override is wrong.
+    """
+    loaded = load_pipeline(config) if isinstance(config, str) else config
+    return _overridden(loaded, overrides, where)
+
+
+def asked_preset(config: Preset | str, overrides: Values, where: str = "overrides") -> Preset:
+    """Return the preset that a flow was asked for; as :func:`asked_pipeline`."""
+    loaded = load_config(config) if isinstance(config, str) else config
+    return _overridden(loaded, overrides, where)
+
+
+def _overridden(config: Config, overrides: Values, where: str) -> Config:
+    if not overrides:
+        return config
+    values = _merged(written(config), _switched(overrides, type(config)))
+    return parse_config(values, type(config), where)
+
+
+def written(config: BaseModel) -> Values:
+    """Return the knobs that a config says; what is left out may mean more than its default."""
+    return config.model_dump(mode="json", exclude_unset=True)
+
+
+def _switched(overrides: Values, model: type[BaseModel]) -> Values:
+    """Return overrides with a form's choices as the switches that they stand for."""
+    made = {}
+    for key, said in overrides.items():
+        hint = model.model_fields[key].annotation if key in model.model_fields else None
+        kinds = get_args(hint) or (hint,)
+        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if inner and isinstance(said, dict):
+            made[key] = _switched(said, inner)
+        else:
+            made[key] = said == YES if bool in kinds and said in (YES, NO) else said
+    return made
+
+
+def _merged(start: Any, overrides: Any) -> Any:
+    """Return ``start`` with ``overrides`` in its place, object by object; lists are whole."""
+    if isinstance(start, dict) and isinstance(overrides, dict):
+        return override(start, {k: _merged(start.get(k), said) for k, said in overrides.items()})
+    return overrides
+
+
+def difference(values: Any, start: Any) -> Any:
+    """Return the overrides that make ``values`` of ``start``."""
+    if isinstance(values, dict):
+        before = start if isinstance(start, dict) else {}
+        changed = (key for key in values if key not in before or values[key] != before[key])
+        return {key: difference(values[key], before.get(key)) for key in changed}
+    return _word(values)
+
+
+def _word(value: object) -> object:
+    return (NO, YES)[value] if isinstance(value, bool) else value
+
+
+def _optional(
+    part: JsonSchemaValue, definitions: JsonSchemaValue, *, listed: bool = False
+) -> JsonSchemaValue:
+    """Return the schema of a knob, and of those in it, that may be left empty."""
+    kind: JsonSchemaValue = next(
+        (kind for kind in part.get("anyOf", ()) if kind != {"type": "null"}), {}
+    )
+    name = (kind | part).get("$ref", "").rpartition("/")[2]
+    whole = definitions.get(name, {}) | kind | part
+    made = {key: value for key, value in whole.items() if key not in _NEVER_EMPTY}
+    if listed and kind:  # a row of a list is whole, and says what it has not
+        return part | {"anyOf": [_optional(k, definitions, listed=True) for k in part["anyOf"]]}
+    if made.get("type") == "boolean" and not listed:
+        made |= {"type": "string", "enum": [YES, NO]}
+    if "properties" in made:
+        made["properties"] = {
+            key: _optional(knob, definitions, listed=listed) | {"title": key}
+            for key, knob in made["properties"].items()
+        }
+    if "items" in made:
+        made["items"] = _optional(made["items"], definitions, listed=True)
+    return made
+
+
+def _valued(form: JsonSchemaValue, config: BaseModel, file: str) -> JsonSchemaValue:
+    """Return the form with what each knob is in ``file``, or where it is left out there."""
+    values, knobs = config.model_dump(mode="json"), {}
+    for key, knob in form["properties"].items():
+        if "properties" in knob:
+            knobs[key] = _valued(knob, getattr(config, key), file)
+        elif "properties" in knob.get("items", {}):
+            knobs[key] = knob
+        else:
+            value = shorten(json.dumps(_word(values[key]), ensure_ascii=False), _SHOWN)
+            left_out = f"Left out in {file}, default"
+            said = f"{f'In {file}' if key in config.model_fields_set else left_out}: {value}"
+            knobs[key] = knob | {"description": f"{knob['description']} {said}"}
+    return form | {"properties": knobs}
