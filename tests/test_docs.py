@@ -24,7 +24,9 @@ ANSWERS = ("--gate",)
 
 
 ROWS = {
-    "`mypt prepare --input_files F --out_dir D`": ["prepare --input_files examples/chats/ --out_dir new"],
+    "`mypt prepare --input_files F --out_dir D`": [
+        "prepare --input_files examples/chats/ --out_dir new"
+    ],
     "`mypt mask DATASET --out_dir D --policy P`": ["mask data/chats --out_dir new --policy user"],
     "`mypt adopt DIR`": ["adopt shards --tokenization byte"],
     "`mypt adopt DIR --out_dir D`": [
