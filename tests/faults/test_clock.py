@@ -45,8 +45,13 @@ def test_a_clock_that_jumps_changes_nothing(trials, house, undisturbed, dice, ro
 
 
 def test_the_core_reads_no_clock():
-    """A stopwatch (time.monotonic) decides nothing and is allowed."""
-    for path in Path(mypt.__file__).parent.rglob("*.py"):
+    """A stopwatch (time.monotonic) decides nothing and is allowed, as is a date for people."""
+    core = Path(mypt.__file__).parent
+    for_people = {
+        core / "provenance" / "inventory.py",  # `mypt list` shows when a thing was made
+        core / "home.py",  # the newest of the models that a typed beginning fits, which is said
+    }
+    for path in set(core.rglob("*.py")) - for_people:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 assert ast.unparse(node) not in _CLOCKS, path
