@@ -17,6 +17,8 @@ from blake3 import blake3
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK = 1 << 20
+DAMAGED = "damaged-"
+"""How the name of a folder begins that was set aside."""
 
 
 def digest_bytes(data: bytes) -> str:
@@ -239,12 +241,12 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def set_aside(path: Path, prefix: str) -> Path:
-    """Rename a folder that must not be used but may be looked at; return its new path.
+def set_aside(path: Path) -> Path:
+    """Rename a damaged folder, which may be looked at but not used; return its new path.
 
     An older one of that name is removed.
     """
-    aside = path.with_name(f"{prefix}{path.name}")
+    aside = path.with_name(f"{DAMAGED}{path.name}")
     if aside.exists():
         remove_folder(aside)
     path.rename(aside)

@@ -126,7 +126,7 @@ def make_room(folder: Path, is_whole: Callable[[Path], object]) -> bool:
     if is_present(folder, is_whole):
         return False
     if folder.exists():
-        aside = files.set_aside(folder, "damaged-")
+        aside = files.set_aside(folder)
         tell(f"{folder.name} was changed since it was made; it is {aside.name} now, and made again")
     return True
 

@@ -170,9 +170,8 @@ def _file(file: SourceFile, search: Search, verify: bool) -> Link:
     )
     if not verify:
         return link
-    for place in places:
-        if place.stat().st_size == file.size and files.sha256_file(place) == file.sha256:
-            return _judged(link.model_copy(update={"path": str(place)}), ())
+    if (found := search.unchanged_file(file)) is not None:
+        return _judged(link.model_copy(update={"path": str(found)}), ())
     what = f"{places[0]}: its bytes changed" if places else f"{file.path}: not there any more"
     return _judged(link, (what,))
 

@@ -141,7 +141,7 @@ def _check_same_run(folder: Path, plan: RunPlan, context: RunContext) -> None:
         _begin(folder, plan, context)
         return
     changed = found.plan.differences(plan)
-    if changed and not steps(folder) and not any(folder.glob("damaged-*")):
+    if changed and not steps(folder) and not any(folder.glob(f"{files.DAMAGED}*")):
         _begin(folder, plan, context)  # a start that failed before its first step owns no name
     elif changed:
         raise ConfigError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mypt import files, home
-from mypt.config import Architecture, Preset
+from mypt.config import Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import Manifest, read_manifest
 from mypt.data.policies import policy_in_force, policy_words
@@ -99,7 +99,7 @@ def plan_run(
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
-        sized = preset.model_copy(update=_architecture(base).model_dump())
+        sized = preset.model_copy(update=base.config.architecture().model_dump())
         resolved, length = fit_to_data(sized, folder, manifest, masks_by_default)
         lines = _inherited(base, preset, resolved) + news
     return RunPlan(
@@ -144,10 +144,6 @@ def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
     from mypt.training.base_import import import_base  # loads torch
 
     return import_base(str(init_from), open_dataset(dataset, verify=False))
-
-
-def _architecture(base: Lineage) -> Architecture:
-    return base.config.architecture()
 
 
 def _parent(folder: Path, base: Lineage) -> ParentRecord:

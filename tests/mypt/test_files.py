@@ -70,7 +70,7 @@ def test_what_is_set_aside_replaces_what_was_set_aside_before(tmp_path):
     for text in ("old", "new"):
         (tmp_path / "x").mkdir()
         (tmp_path / "x" / "a").write_text(text)
-        aside = files.set_aside(tmp_path / "x", "damaged-")
+        aside = files.set_aside(tmp_path / "x")
     assert aside == tmp_path / "damaged-x"
     assert (aside / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["damaged-x"]

@@ -11,7 +11,6 @@ RUN = "run.json"
 """What the name means, there from the first start on."""
 LATEST = "latest"
 BEST = "best"
-DAMAGED = "damaged-"
 
 
 def steps(folder: Path) -> tuple[int, ...]:
@@ -32,7 +31,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
         try:
             verify_folder(path)
         except CheckpointError as error:
-            aside = files.set_aside(path, DAMAGED)
+            aside = files.set_aside(path)
             notes.append(f"not used, renamed {aside.name}: {error}")
         else:
             return path, tuple(notes)

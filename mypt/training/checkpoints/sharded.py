@@ -28,7 +28,6 @@ from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.checkpoint import Snapshot, put_moments, save_checkpoint
-from mypt.training.checkpoints.folder import DAMAGED
 from mypt.training.checkpoints.state import HISTORY, TrainerState, read_history, write_history
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import Lineage, changed_files
@@ -61,7 +60,7 @@ def newest_parts(model: Path) -> tuple[Path | None, int, tuple[str, ...]]:
         try:
             return path, verify_shards(path).state.step, tuple(notes)
         except CheckpointError as error:
-            aside = files.set_aside(path, DAMAGED)
+            aside = files.set_aside(path)
             notes.append(f"not used, renamed {aside.name}: {error}")
     return None, -1, tuple(notes)
 
