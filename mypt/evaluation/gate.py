@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from mypt import files
 from mypt.config import EvaluateConfig
 from mypt.errors import CheckpointError
-from mypt.evaluation.report import evaluate_model, training_data
+from mypt.evaluation.measuring import evaluate_model, training_data
 from mypt.evaluation.scores import ModelScores
 from mypt.home import models_dir
 from mypt.parsing import Frozen
@@ -71,12 +71,12 @@ def judge(
     ``models/champion.json``.
 
     Args:
-        model: As for :func:`mypt.evaluation.report.evaluate_model`.
+        model: As for :func:`mypt.evaluation.measuring.evaluate_model`.
         dataset: Whose validation split both are scored on; None: the candidate's own.
         config: How much to score and to ask.
 
     Raises:
-        MyptError: As :func:`mypt.evaluation.report.evaluate_model`.
+        MyptError: As :func:`mypt.evaluation.measuring.evaluate_model`.
         CheckpointError: If the champion is not there any more.
     """
     if not config.exercises:
