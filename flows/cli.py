@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # five times (D60). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _open_closed_streams()
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
@@ -116,6 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; what was complete is kept, run the same again", INTERRUPTED)
     return code if isinstance(code, int) else OK
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without standard streams (``>&-``) empty ones.
+
+    Else the next file that is opened takes their number, and what is printed goes into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _explain(error: CycloptsError, words: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def sft_pipeline(
         base_model = pretrain(config.pretrain, base, text)
         chat_model = sft(config.sft, chat, talk, base=base_model)
         summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)
-        report_pipeline(run, text, talk, summary)
+        report_pipeline(run, config, text, talk, summary)
         asked = config.evaluate.gate
         report_gate(
             run, gate(chat_model, talk, config.evaluate, config.name) if asked else NOT_ASKED

@@ -345,6 +345,8 @@ class EvaluateConfig(Frozen):
     """Tasks of lm-evaluation-harness that each model is asked: names, or YAML files of tasks."""
     gate: bool = False
     """Flows only: let the fine-tuned model become the champion where the gate finds it better."""
+    gate_first: Literal["promote", "refuse"] = "promote"
+    """What becomes of a model whose pipeline has champions, but none that reads its tokenizer."""
 
 
 class PipelineConfig(Frozen):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
+from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
 from mypt.config import MAX_BLOCK, Format, Preparation
 from mypt.data.policies import parse_policy
@@ -60,8 +61,8 @@ def prepare(
     from tasks.progress import reading
 
     knobs = {
-        "tokenization": tokenization, "tokenizer_from": tokenizer_from, "template": template,
-        "val_fraction": val_fraction, "shard_tokens": shard_tokens,
+        "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
+        "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
     fields = parse_mapping(format, mapping or MappingFlags())
     how = {"format": format, "mapping": fields and fields.model_dump()}

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -86,7 +87,8 @@ def judge(
     if reference is not None:
         where = dataset or training_data(Path(candidate.checkpoint.path))
         before = evaluate_model(reference, where, config, form="chat")
-    found = decide(candidate, before, _nobody(candidate.checkpoint))
+    stranger = None if before else _stranger(candidate.checkpoint)
+    found = decide(candidate, before, stranger, config.gate_first)
     # What was promoted is written last: a verdict without its champion is said again.
     step, digest = candidate.checkpoint.step, candidate.checkpoint.digest[:12]
     against = before.checkpoint.digest[:12] if before else "none"
@@ -134,13 +136,19 @@ def champions() -> tuple[Champion, ...]:
     return (_as_champion(only),)
 
 
-def decide(candidate: ModelScores, before: ModelScores | None, nobody: str = NOBODY) -> Verdict:
+def decide(
+    candidate: ModelScores,
+    before: ModelScores | None,
+    stranger: str | None = None,
+    first: Literal["promote", "refuse"] = "promote",
+) -> Verdict:
     """Apply the rule to two models that were measured alike.
 
     Args:
         candidate: The model that may be promoted.
         before: The champion of its kind, if there is one.
-        nobody: What to say where there is none.
+        stranger: Champion of the same pipeline that reads another tokenizer, where there is none.
+        first: What becomes of a candidate beside which only such a one stands.
     """
     against = [] if not candidate.leak_rate else [f"{candidate.leak_rate:.1%} of answers leak tags"]
     better = []
@@ -153,8 +161,13 @@ def decide(candidate: ModelScores, before: ModelScores | None, nobody: str = NOB
             better.append(said)
         elif new != old:
             against.append(said)
-    if before is None:
-        better.append(nobody)
+    if stranger is not None:
+        refused = first == "refuse"
+        said = "refused by gate_first" if refused else "promoted as the first of its kind"
+        said = f"champion {stranger} reads another tokenizer: not comparable, {said}"
+        (against if refused else better).append(said)
+    elif before is None:
+        better.append(NOBODY)
     elif before.checkpoint.digest == candidate.checkpoint.digest:
         better.append(HELD)
     elif not better:
@@ -188,16 +201,11 @@ def _as_champion(checkpoint: CheckpointRef) -> Champion:
     )
 
 
-def _nobody(rival: CheckpointRef) -> str:
-    """Return why a model is the first of its kind."""
+def _stranger(rival: CheckpointRef) -> str | None:
+    """Return the newest champion of the same pipeline, all of which read other tokenizers."""
     kind = _as_champion(rival)
     others = [found.name for found in champions() if found.pipeline == kind.pipeline]
-    if not others:
-        return NOBODY
-    return (
-        f"champion {others[-1]} reads another tokenizer: not comparable, promoted as the first of"
-        " its kind"
-    )
+    return others[-1] if others else None
 
 
 def _gone(reference: CheckpointRef) -> CheckpointError:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mypt.data.manifest import MaskStats, read_manifest
 from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
-from mypt.pages.render import plot, render
+from mypt.pages.render import COLOURS, plot, render
 from mypt.text import shorten
 from mypt.training.checkpoints.state import read_history
 
@@ -22,7 +22,8 @@ _POINTS = 300
 """Points of a loss curve; each is the mean of as many steps as that takes."""
 _NARROW, _WIDE = 8, 5000
 """Ratios of losses below which ticks stand evenly, and above which at powers of ten alone."""
-_COLOURS = {"base": "#888888", "fine-tuned": "#2a6fb0", "model": "#2a6fb0"}
+_SUPERVISED = COLOURS["accent"]
+_DRAWN_IN = {"base": COLOURS["soft"], "fine-tuned": COLOURS["accent"], "model": COLOURS["accent"]}
 
 
 def plots(report: EvaluationReport) -> dict[str, str]:
@@ -53,10 +54,10 @@ def _history(figure: "Figure", models: dict[str, ModelScores]) -> None:
         known = [lot[np.isfinite(loss[lot])] for lot in lots]
         points = [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, color=_COLOURS[name])
+            axes.plot(*zip(*points, strict=True), label=name, color=_DRAWN_IN[name])
     axes.set(xlabel="optimizer step", ylabel="nats a supervised token", yscale="log")
     _plain_ticks(axes)
-    _finish(axes)
+    _finish(figure, axes)
 
 
 def _plain_ticks(axes: "Axes") -> None:
@@ -77,39 +78,40 @@ def _classes(figure: "Figure", models: dict[str, ModelScores]) -> None:
         found = scores.tokens.groups["class"] if scores.tokens else {}
         places = np.arange(len(found)) + 0.4 * index
         axes.bar(
-            places, [group.loss for group in found.values()], 0.4, label=name, color=_COLOURS[name]
+            places, [group.loss for group in found.values()], 0.4, label=name, color=_DRAWN_IN[name]
         )
         axes.set_xticks(places - 0.2, list(found))
     axes.set(ylabel="nats a token")
-    _finish(axes)
+    _finish(figure, axes)
 
 
 def _calibration(figure: "Figure", models: dict[str, ModelScores]) -> None:
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
+    axes.plot([0, 1], [0, 1], color=COLOURS["bar"], linestyle="--", linewidth=1, label="calibrated")
     for name, scores in models.items():
         bins = scores.tokens.calibration if scores.tokens else ()
         points = [(found.confidence, found.accuracy) for found in bins]
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_COLOURS[name])
+            axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_DRAWN_IN[name])
     axes.set(xlabel="how sure of the likeliest token", ylabel="how often it was right")
-    _finish(axes)
+    _finish(figure, axes)
 
 
 def _density(figure: "Figure", stats: MaskStats) -> None:
     """Draw whose tokens are supervised."""
     axes = figure.subplots()
     found = {"all": stats.total, **stats.by_role, **stats.by_source}
-    axes.barh(range(len(found)), [density.density for density in found.values()], color="#2a6fb0")
+    axes.barh(range(len(found)), [density.density for density in found.values()], color=_SUPERVISED)
     axes.set_yticks(range(len(found)), [shorten(name, 40) for name in found])
     axes.invert_yaxis()
     axes.set(xlabel="share of tokens that are supervised", xlim=(0, 1))
 
 
-def _finish(axes: "Axes") -> None:
-    axes.grid(visible=True, alpha=0.3)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend()
+def _finish(figure: "Figure", axes: "Axes") -> None:
+    axes.grid(axis="y")
+    drawn = axes.get_legend_handles_labels()[1]
+    if len(drawn) > 1:  # above the plot: inside it covers what is drawn there
+        figure.legend(loc="outside upper right", ncols=len(drawn))
 
 
 def render_page(report: EvaluationReport) -> str:
@@ -121,16 +123,49 @@ def render_page(report: EvaluationReport) -> str:
     """
     return render(
         "evaluation.html",
+        styles=["page.css", "evaluation.css"],
         report=report,
         headings=list(report.models),
+        tiles=_tiles(report.sft),
         figures=_figures(list(report.models.values())),
-        compared=["base", "fine-tuned"] if report.base else ["model"],
+        changes=_changes(report),
+        group_headings=_group_headings(report),
         groups=_groups(report),
         plots=plots(report),
     )
 
 
-def _figures(models: list[ModelScores]) -> dict[str, list[str]]:
+def _tiles(model: ModelScores) -> dict[str, str]:
+    """Return what a reader looks for first; nothing that was not measured."""
+    shares = {
+        "exact match": model.exact_match.get("overall"),
+        "answers that stop": model.stop_recall,
+        "answers that leak role tags": model.leak_rate,
+        "tokens right": model.tokens.all.accuracy if model.tokens else None,
+    }
+    return {"nats a supervised token": f"{model.val_loss:.4f}"} | {
+        name: f"{share:.1%}" for name, share in shares.items() if share is not None
+    }
+
+
+def _changes(report: EvaluationReport) -> list[tuple[str, list[str]]]:
+    """Return of each set of data: its tokens, the loss before and after, how sure the change is."""
+    return [
+        (
+            name,
+            [
+                f"{found.tokens:,}",
+                f"{found.before:.4f}",
+                f"{found.after:.4f}",
+                f"{found.low:+.4f} to {found.high:+.4f}",
+                f"{found.change:+.4f}",
+            ],
+        )
+        for name, found in report.sets.items()
+    ]
+
+
+def _figures(models: list[ModelScores]) -> list[tuple[str, list[str]]]:
     """Return each figure of all models, as text; empty where it was not measured."""
     tokens = [scores.tokens for scores in models]
     tasks = dict.fromkeys(task for scores in models for task in scores.exact_match)
@@ -150,14 +185,20 @@ def _figures(models: list[ModelScores]) -> dict[str, list[str]]:
             for task, name in harness_metrics(models)
         },
     }
-    return {
-        name: ["" if value is None else f"{value:.4f}" for value in row]
+    return [
+        (name, ["" if value is None else f"{value:.4f}" for value in row])
         for name, row in values.items()
-    }
+    ]
 
 
-def _groups(report: EvaluationReport) -> dict[str, list[tuple[str, str, list[str]]]]:
-    """Return by group: its members, their tokens, loss and accuracy of each model."""
+def _group_headings(report: EvaluationReport) -> list[str]:
+    if report.base is None:
+        return ["tokens", "loss", "right"]
+    return ["tokens", "loss, base", "fine-tuned", "right, base", "fine-tuned"]
+
+
+def _groups(report: EvaluationReport) -> dict[str, list[tuple[str, list[str]]]]:
+    """Return by group: of each member its tokens, and the loss and accuracy of each model."""
     models = [scores.tokens for scores in (report.base, report.sft) if scores and scores.tokens]
     if not models:
         return {}
@@ -165,8 +206,8 @@ def _groups(report: EvaluationReport) -> dict[str, list[tuple[str, str, list[str
         group: [
             (
                 name,
-                f"{found.tokens:,}",
-                [f"{of.groups[group][name].loss:.3f}" for of in models]
+                [f"{found.tokens:,}"]
+                + [f"{of.groups[group][name].loss:.3f}" for of in models]
                 + [f"{of.groups[group][name].accuracy:.1%}" for of in models],
             )
             for name, found in members.items()

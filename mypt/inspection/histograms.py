@@ -11,7 +11,7 @@ from mypt.data.manifest import SPLITS
 from mypt.data.spans import ROLE
 from mypt.inspection.checks.findings import DENSITY_BOUNDS
 from mypt.inspection.checks.masks import supervised_in
-from mypt.pages.render import plot
+from mypt.pages.render import COLOURS, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 DENSITY_BINS = 25
 LENGTH_BINS = 30
-_COLOURS = {"bar": "#4f7cff", "accent": "#0b8f6a", "soft": "#667085", "line": "#e4e7ec"}
-"""What is drawn with; each becomes the page's variable of that name, which a dark page sets."""
 
 
 class Histogram(NamedTuple):
@@ -43,7 +41,7 @@ def density_histogram(dataset: Dataset) -> Histogram:
     left_out = f"; {len(texts):,} documents left out" if len(chats) and len(texts) else ""
 
     def finish(axes: "Axes") -> None:
-        axes.axvspan(low, high, color=_COLOURS["accent"], alpha=0.1, linewidth=0, zorder=0)
+        axes.axvspan(low, high, color=COLOURS["accent"], alpha=0.1, linewidth=0, zorder=0)
         axes.set(xlim=(0, 1), xlabel="supervised share of a row")
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
 
@@ -116,20 +114,10 @@ def _histogram(
 ) -> Histogram:
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        axes.hist(values, edges.tolist(), rwidth=0.9, color=_COLOURS["bar"])
-        axes.grid(axis="y", color=_COLOURS["line"])
-        axes.set_axisbelow(True)
+        axes.hist(values, edges.tolist(), rwidth=0.9, color=COLOURS["bar"])
+        axes.grid(axis="y")
         axes.locator_params(axis="y", nbins=4, integer=True)
         axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(length=0, pad=5, labelcolor=_COLOURS["soft"])
-        axes.xaxis.label.set_color(_COLOURS["soft"])
-        axes.spines[["top", "left", "right"]].set_visible(False)
-        axes.spines["bottom"].set_color(_COLOURS["line"])
-        for behind in (figure.patch, axes.patch):
-            behind.set_visible(False)
         finish(axes)
 
-    svg = plot(title, (5.2, 2.2), draw)
-    for name, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return Histogram(title, note, svg)
+    return Histogram(title, note, plot(title, (5.2, 2.2), draw))

@@ -60,6 +60,7 @@ def render_preview(dataset: Dataset, report: ValidationReport, max_rows: int = M
         **_summary(dataset, report),
         data=data,
         filters=_filters(data),
+        masked=dataset.manifest.mask is not None,
         shown_codes={code for row in data["rows"] for code in row["findings"]},
         sample=f"{shown:,} of {in_all:,} rows, those with findings first" if shown < in_all else "",
         histograms=[density_histogram(dataset), length_histogram(dataset)],

@@ -100,7 +100,7 @@ function draw() {
 function explain(row, index) {
   let start = 0;
   const span = row.spans.find((one) => index < one[0] || (start = one[0], false));
-  const supervised = row.mask === "" ? "no mask" : row.mask[index] === "1" ? "yes, the model learns to write it" : "no, context only";
+  const supervised = row.mask === "" ? "no mask" : row.mask[index] === "1" ? "yes, learned where the mask is used" : "no, context only";
   const facts = [["token", index + " of " + row.texts.length], ["id", row.ids[index]], ["bytes", data.bytes[row.ids[index]]],
     ["text", row.texts[index].replaceAll("\n", "\u21b5")], ["role", data.roles[span[1]] || "unknown"],
     ["kind", data.kinds[span[2]] || "unknown"], ["supervised", supervised], ["reason", data.reasons[span[4]]]];

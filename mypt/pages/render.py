@@ -15,6 +15,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FOLDER = Path(__file__).parent
+COLOURS = {"bar": "#4f7cff", "accent": "#0b8f6a", "soft": "#667085", "line": "#e4e7ec"}
+"""What plots are drawn with; each becomes the page's variable of that name, which the dark sets."""
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["soft"],
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "grid.color": COLOURS["line"],
+    "legend.frameon": False,
+    "legend.labelcolor": COLOURS["soft"],
+    **{f"{axis}tick.labelcolor": COLOURS["soft"] for axis in "xy"},
+    **{f"{axis}tick.major.size": 0 for axis in "xy"},
+    **{f"{axis}tick.major.pad": 5 for axis in "xy"},
+}
 
 
 def render(template: str, *, styles: Sequence[str] = (), script: str = "", **values: Any) -> str:
@@ -54,22 +77,14 @@ def plot(title: str, size: tuple[float, float], draw: "Callable[[Figure], object
     Args:
         title: What a screen reader says; plots of one page need titles of their own.
         size: Width and height in inches.
-        draw: Draws into the figure; its text is escaped.
+        draw: Draws into the figure, in ``COLOURS``; its text is escaped.
     """
     import matplotlib
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
     said = io.StringIO()
-    with matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": title,
-            "text.parse_math": False,
-            "font.sans-serif": ["DejaVu Sans"],
-            "font.size": 9,
-        }
-    ):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -77,6 +92,8 @@ def plot(title: str, size: tuple[float, float], draw: "Callable[[Figure], object
     _, _, element = said.getvalue().partition("<svg ")
     # Ids that nothing refers to would stand twice in a page of two plots.
     element = re.sub(r'<g id="[^"]*"', "<g", element)
+    for name, colour in COLOURS.items():
+        element = element.replace(colour, f"var(--{name})")
     return Markup('<svg role="img" aria-label="{}" {}').format(title, Markup(element))
 
 

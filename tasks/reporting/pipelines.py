@@ -8,7 +8,7 @@ from uuid import uuid4
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
-from mypt.config import PipelineConfig
+from mypt.config import PipelineConfig, Preset
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.policies import EVERY_TOKEN, policy_words
 from mypt.data.reading.sources import source_names
@@ -95,7 +95,7 @@ def _recorded_flow(
 ) -> Iterator[Journal]:
     journal = f"pipeline-{flow_run.id or uuid4()}"
     with recorded(journal, title, experiment=experiment, tags=tags, shared=_way_back()) as run:
-        run.write(Params(values=words | flatten(config)))
+        run.write(Params(values=words | _known(config)))
         run.write(Text(name="config.json", text=config.model_dump_json(indent=2)))
         artifacts.mlflow_link(title, shown_uri(), lambda: mlflow_url(run.name))
         yield run
@@ -103,7 +103,17 @@ def _recorded_flow(
             run.write(Tags(values={KIND_TAG: REUSED, REUSED: "everything"}))
 
 
-def report_pipeline(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary) -> None:
+def _known(config: BaseModel) -> dict[str, str]:
+    """Return what is known before the data are there; epochs become steps later."""
+    values = flatten(config)
+    epochs = [key for key in values if key.endswith("epochs") and values[key] != "None"]
+    steps = {key.removesuffix("epochs") + "max_iters" for key in epochs}
+    return {key: value for key, value in values.items() if key not in steps}
+
+
+def report_pipeline(
+    run: Journal, config: PipelineConfig, base: DatasetRef, chat: DatasetRef, summary: Summary
+) -> None:
     """Repeat on the parent what runs are compared by: the list of runs shows parents first."""
     for dataset, contexts in ((base, ("pretrain",)), (chat, ("train", "validation"))):
         for context in contexts:
@@ -116,8 +126,11 @@ def report_pipeline(run: Journal, base: DatasetRef, chat: DatasetRef, summary: S
     for record in evaluation_tables(summary):
         run.write(record)
     run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
-    for stage, scores in (("pretrain", summary.base), ("sft", summary.sft)):
-        _report_training(run, stage, scores.checkpoint)
+    for stage, preset, scores in (
+        ("pretrain", config.pretrain, summary.base),
+        ("sft", config.sft, summary.sft),
+    ):
+        _report_training(run, stage, preset, scores.checkpoint)
 
 
 def report_gate(run: Journal, decided: str) -> None:
@@ -130,13 +143,15 @@ def _data_sizes(dataset: DatasetRef) -> dict[str, float]:
     return {f"tokens_{split}": manifest.tokens(split) for split in SPLITS}
 
 
-def _report_training(run: Journal, stage: str, checkpoint: CheckpointRef) -> None:
-    """Repeat the best loss of a training, how much it read, and its curves."""
+def _report_training(run: Journal, stage: str, preset: Preset, checkpoint: CheckpointRef) -> None:
+    """Repeat the best loss of a training, how much it read, its curves, and its epochs as steps."""
     folder = Path(checkpoint.path)
     lineage, best = read_lineage(folder), read_state(folder).best_val_loss
     figures = {"tokens_learned": float(lineage.supervised), "tokens_read": float(lineage.tokens)}
     figures |= {} if best is None else {"best_val_loss": best}
     run.write(Metrics(values={f"{stage}_{key}": value for key, value in figures.items()}))
+    if preset.epochs is not None:
+        run.write(Params(values={f"{stage}.max_iters": str(lineage.config.max_iters)}))
     journal = f"train-{lineage.model_name}"
     if journal_path(journal).exists():  # a model may come from another home
         run.write(Text(name=f"{stage}.svg", text=training_plot(journal, lineage.model_name)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import STAGES, app, main
+from mypt.data.dataset import open_dataset
 from mypt.errors import ConfigError
 from tests.mypt.conftest import prepare_chat
 from tests.pages import ROOT
@@ -158,6 +159,22 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
         code, complained = ended(command)
         assert code in (0, 141), command
         assert complained == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", ">&- 2>&-"])
+def test_a_process_without_standard_streams_does_its_work(tmp_path, closed):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"text {i}" for i in range(4000)))
+    made = tmp_path / "data"
+    words = f"prepare --input_files {tmp_path / 'a.txt'} --tokenization byte --out_dir {made}"
+    for command, code in ((words, 0), (f"show {made}", 0), ("no-such-command", 2)):
+        line = f"{sys.executable} -m flows.cli {command} {closed}"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, env=environment, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert b"Traceback" not in done.stderr
+    open_dataset(made)  # nothing was printed into a file of it
 
 
 def test_a_run_says_what_it_does_before_it_loads_anything(capsys, monkeypatch):

@@ -34,10 +34,9 @@ EVERY = "every token"
 def world(request, tmp_path_factory, _mlflow_database):
     """A pipeline that does not say whether masks are used, and one that says that they are not."""
     if request.param == EVERY:
-        home, config = (
-            tmp_path_factory.mktemp("record"),
-            CONFIG | {"sft": CONFIG["sft"] | {"use_loss_mask": False}},
-        )
+        home = tmp_path_factory.mktemp("record")
+        by_steps = {key: value for key, value in CONFIG["sft"].items() if key != "max_iters"}
+        config = CONFIG | {"sft": by_steps | {"use_loss_mask": False, "epochs": 0.1}}
         request.getfixturevalue("prefect")
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
             patch.setenv("MYPT_HOME", str(home))
@@ -144,6 +143,12 @@ def test_every_place_shows_what_the_loader_counted(world):
         assert policy in (None, world.policy), place
         assert supervised in (None, learned), place
         assert density is None or density == pytest.approx(learned / read, abs=6e-4), place
+
+
+def test_a_pipelines_run_says_how_many_steps_its_trainings_had(world):
+    assert world.lineage.config.epochs is None, "by then they are steps"
+    assert world.parent.data.params["sft.max_iters"] == str(world.lineage.config.max_iters)
+    assert world.parent.data.params["pretrain.max_iters"] == "10"
 
 
 def test_a_dataset_whose_masks_were_not_used_does_not_lend_them_to_the_training(world):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mypt import files
 from mypt.data.manifest import SPLITS, Shard, Split, record_file
 from mypt.data.preparation.encoding import Encoded
+from mypt.data.reading.formats.texts import DOCUMENT_BYTES
 from mypt.data.shards import ROWS, SPANS, TOKENS, shard_name
 from mypt.data.spans import ROW_DTYPE, SPAN_DTYPE
 from mypt.errors import DataError
@@ -211,8 +212,9 @@ class RowSplit:
         """
         if self._n_rows == 1:
             raise DataError(
-                f"{where}: one row is all there is, so none can be kept for validation; part"
-                " conversations and texts by an empty line, or set val_fraction to 0"
+                f"{where}: one row is all there is, so none can be kept for validation; bring"
+                f" more (text is one row up to {DOCUMENT_BYTES >> 10} KiB, conversations part at an"
+                " empty line), or set val_fraction to 0"
             )
         if self._smallest >= self._largest:
             raise DataError(

@@ -46,6 +46,7 @@ def test_the_newest_model_is_meant_and_said(capsys):
         "diff demo-chat-1 demo-chat",
         "train --config_file preset.json --model_name on-{n} --dataset_dir datasets/chat"
         " --init_from_model demo-chat",
+        "prepare --input_files chat.jsonl --tokenizer_from demo-chat --out_dir out-{n}",
     ],
 )
 def test_every_command_that_takes_a_model_takes_the_beginning_of_its_name(home, capsys, command):

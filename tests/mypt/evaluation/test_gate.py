@@ -133,6 +133,15 @@ def test_a_champion_of_another_tokenizer_is_not_measured_and_stays_one_of_its_ki
     )
     assert len(models.asked) == 1
     assert [gate.champion(reference) for reference in (first, second)] == [first, second]
+    careful = DATA, EvaluateConfig(gate_first="refuse")
+    third = models.add("demo-chat-" + "4" * 12, tokenizer="w")
+    assert gate.judge("demo-chat-" + "4" * 12, *careful).reasons == (
+        "champion demo-chat-222222222222 reads another tokenizer: not comparable, refused by"
+        " gate_first",
+    )
+    assert gate.champion(third) is None
+    models.add("tiny-chat-" + "5" * 12, tokenizer="w")
+    assert gate.judge("tiny-chat-" + "5" * 12, *careful).promoted, "the first of its pipeline"
     leaking = models.add("demo-chat-" + "3" * 12, tokenizer="v", leaks=0.5)
     assert not gate.judge("demo-chat-" + "3" * 12, DATA).promoted
     assert gate.champion(leaking) is None

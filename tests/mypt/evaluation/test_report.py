@@ -102,9 +102,13 @@ def test_a_report_is_written_and_reads_back_the_same(made, tmp_path):
     path = report.write_report(found, tmp_path / "new" / "folder")
     assert path.name == "evaluation.json"
     page = path.with_name("evaluation.html").read_text()
-    assert page.count("<svg") == page.count("<figure>") == 4
+    assert page.count("<svg") == page.count("<figure ") == 4
     assert not re.search(r"<script|<img|\b(src|href)=\"http", page)
     assert "base corpus" in page
+    assert "prefers-color-scheme: dark" in page
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--accent)" in drawn
+    assert set(re.findall(r"#[0-9a-f]{6}", drawn)) <= {"#000000"}, "a dark page turns its plots"
     assert write_again(found, tmp_path / "again") == page
     assert EvaluationReport.model_validate_json(path.read_bytes()) == found
     assert json.loads(path.read_text())["from_scratch"] is None
