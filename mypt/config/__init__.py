@@ -1,0 +1,33 @@
+"""Every knob: frozen models of four pages, and the two files that hold them."""
+
+from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig
+from mypt.config.data import (
+    FieldMapping,
+    Format,
+    MaskPolicy,
+    Preparation,
+    PrepareConfig,
+    Role,
+    Source,
+)
+from mypt.config.pipeline import EvaluateConfig, PipelineConfig, load_pipeline
+from mypt.config.training import Preset, TrainConfig, load_config
+
+__all__ = [
+    "MAX_BLOCK",
+    "Architecture",
+    "EvaluateConfig",
+    "FieldMapping",
+    "Format",
+    "GPTConfig",
+    "MaskPolicy",
+    "PipelineConfig",
+    "Preparation",
+    "PrepareConfig",
+    "Preset",
+    "Role",
+    "Source",
+    "TrainConfig",
+    "load_config",
+    "load_pipeline",
+]

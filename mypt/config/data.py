@@ -1,0 +1,121 @@
+"""What is read, how it is written down, and which of its tokens are learned."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mypt.parsing import Frozen
+
+Role = Literal["system", "user", "assistant", "tool"]
+Format = Literal[
+    "auto", "chat", "messages", "alpaca", "tagged", "text",
+    "prompt_completion", "sharegpt", "tree", "mapping",
+]  # fmt: skip
+
+
+class MaskPolicy(Frozen):
+    """Whose tokens the model learns to write; a pure rule over spans (law 1)."""
+
+    roles: tuple[Role, ...] = ("assistant",)
+    """Roles whose content is supervised; tool results never are."""
+    last_turn_only: bool = False
+    """Supervise only the last turn of the roles in each conversation; a turn that leaves no token
+    is none."""
+    end_of_turn: bool = True
+    """Supervise the token that ends such a turn; without it the model never stops."""
+    reasoning: bool = True
+    """Supervise reasoning parts."""
+    tool_calls: bool = True
+    """Supervise tool calls."""
+    text: bool = True
+    """Supervise plain-text documents (pretraining text replayed in a chat mix)."""
+
+    @model_validator(mode="after")
+    def _roles_are_sound(self) -> Self:
+        if "tool" in self.roles:
+            raise ValueError("role 'tool' is never supervised; a tool's result is not written")
+        if len(set(self.roles)) < len(self.roles):
+            raise ValueError(f"roles {', '.join(self.roles)}: expected each role once")
+        return self
+
+
+class FieldMapping(Frozen):
+    """Where an unknown file keeps its turns; paths use dots, ``a.b`` is row["a"]["b"]."""
+
+    turns: str = "messages"
+    """Field that holds the list of turns (nested lists are flattened)."""
+    role: str = "role"
+    """Field of a turn that says who speaks."""
+    text: str = "content"
+    """Field of a turn that holds the text."""
+    roles: dict[str, Role] = Field(default_factory=dict)
+    """What each found role means; empty: the roles are already named as here."""
+    by_order: bool = False
+    """Roles are speakers' ids: first to speak is the user, second the assistant."""
+    join: str | None = "\n"
+    """Text between consecutive turns of one role when joined; null refuses such turns."""
+
+
+class Source(Frozen):
+    """One kind of raw input: a file, folder, glob, or the project's generated exercises."""
+
+    path: str = ""
+    """File, folder or glob; inside ``package`` where that is given."""
+    package: str | None = None
+    """Installed Python package that holds the files; located, never imported."""
+    exercises: Literal["text", "chat"] | None = None
+    """Generated exercises, as plain-text lines or as conversations, instead of files."""
+    count: int = Field(default=0, ge=0)
+    """How many exercises to generate."""
+    seed: int = 0
+    """Seed of the generated exercises."""
+    format: Format = "auto"
+    """Input format; auto decides by content and says what it decided."""
+    mapping: FieldMapping | None = None
+    """Where the turns are, for format "mapping"."""
+    name: str = ""
+    """Name in statistics; default: the file's or package's name."""
+    weight: float = Field(default=1.0, gt=0.0, le=1e6)
+    """How often each token is seen relative to the other sources; 1 is natural."""
+    licence: str = ""
+    """Licence of the data, kept in the lineage."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if bool(self.path) == bool(self.exercises):
+            raise ValueError("a source has either a path or exercises")
+        return self
+
+
+class PrepareConfig(Frozen):
+    """How raw files become a dataset."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """What to read, in order."""
+    tokenization: str = "gpt2"
+    """gpt2, byte, char, cl100k_base, o200k_base or bpe:N (trained on the corpus)."""
+    tokenizer_from: str | None = None
+    """Dataset or model folder whose tokenizer and template are used instead."""
+    template: str = "mypt"
+    """mypt, chatml, llama3, alpaca, plain, or a template file."""
+    val_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of rows that go to val, by the hash of their content, so twins never cross."""
+    shard_tokens: int = Field(default=10_000_000, ge=1, le=10**12)
+    """Tokens after which a new shard begins."""
+
+
+class Preparation(Frozen):
+    """Who prepares data: no digest depends on it (DESIGN.md D94)."""
+
+    engine: Literal["serial", "process", "dask"] = "process"
+    """This process; processes of this machine, for inputs that are worth it; or Dask's workers."""
+    workers: int = Field(default=0, ge=0, le=1024)
+    """How many processes; 0 is one a core."""
+    address: str = ""
+    """Dask only: the scheduler's, such as tcp://host:8786; empty starts workers here."""
+
+    @model_validator(mode="after")
+    def _address_is_of_dask(self) -> Self:
+        if self.address and self.engine != "dask":
+            raise ValueError(f"address {self.address!r} with engine {self.engine}; expected dask")
+        return self

@@ -1,0 +1,130 @@
+"""How weights are learned, and the preset: a file that holds this and the architecture."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mypt.config.architecture import Architecture, GPTConfig
+from mypt.parsing import Frozen, read_config
+
+
+class TrainConfig(Frozen):
+    """How a model is trained; nothing here changes which weights exist."""
+
+    use_loss_mask: bool | None = None
+    """Learn only what the dataset's masks supervise, or every token. Left out, a fine-tuning in
+    a flow uses the masks, and any other training on data that have some is refused."""
+    batching: Literal["windows", "packed"] = "windows"
+    """Random windows, or whole conversations packed into rows, each once an epoch."""
+    length_policy: Literal["split", "drop", "keep_last_turns", "error"] = "split"
+    """Packed only: what becomes of a conversation longer than block_size."""
+    max_lost: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Packed only: largest share of supervised tokens that length_policy may lose. A validation
+    warns where more answers than this share lose their question."""
+    batch_size: int = Field(default=32, ge=1, le=1_000_000)
+    """Rows a micro-batch."""
+    grad_accumulation: int = Field(default=1, ge=1, le=1_000_000)
+    """Micro-batches an optimizer step."""
+    max_iters: int = Field(default=5000, ge=1, le=10**12)
+    """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0.0, le=1e6)
+    """Passes over the training rows, instead of max_iters; the dataset says how many steps."""
+    learning_rate: float = Field(default=3e-4, gt=0.0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "trapezoid"] = "cosine"
+    """How the rate falls: along half a cosine, or not at all until the last cooldown of steps."""
+    cooldown: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Trapezoid only: share of max_iters in which the rate falls linearly."""
+    min_lr_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the peak at which the schedule ends."""
+    warmup_iters: int = Field(default=100, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Decay of matrices; vectors have none."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """AdamW's first-moment decay."""
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """AdamW's second-moment decay."""
+    grad_clip: float = Field(default=1.0, ge=0.0)
+    """Largest gradient norm; 0 turns clipping off."""
+    eval_interval: int = Field(default=250, ge=1)
+    """Steps between evaluations."""
+    eval_iters: int = Field(default=20, ge=1)
+    """Micro-batches an evaluation scores, of each split."""
+    checkpoint_interval: int = Field(default=500, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best is kept besides."""
+    patience: int = Field(default=0, ge=0)
+    """Evaluations without a better validation loss before training stops; 0 never stops."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts answered at each evaluation, to watch the model learn."""
+    seed: int = Field(default=1337, ge=0, lt=2**63)
+    """Seed of weights, order and dropout."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes CUDA, then MPS, then the CPU, and says which."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of matrix products; auto takes bfloat16 where it is quicker."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves torch's choice. Recorded, since it can change the last bit."""
+    compile: bool = False
+    """torch.compile around attention: some seconds at the start, then quicker modern blocks; the
+    commands that answer compile what each new token needs."""
+    prune_last_block: bool = True
+    """Let the last block compute queries, projection and MLP of supervised targets only."""
+    reduction: Literal["allreduce", "tree"] = "allreduce"
+    """How the gradients of a step's micro-batches add up: as is quickest, or as one binary tree,
+    which gives the same bits in any number of processes."""
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    """One process, or several: each with the whole model, or each with a part of it."""
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Processes on each machine that share a step's micro-batches; one a GPU."""
+    activation_checkpointing: bool = False
+    """Keep one state a block for the backward pass and compute the others again."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often processes that died are started again, from the last checkpoint."""
+    step_timeout: float = Field(default=600.0, gt=0.0)
+    """Seconds after which a process that waits for others, or that makes no step, is ended."""
+
+    @model_validator(mode="after")
+    def _length_is_said_once(self) -> Self:
+        default = type(self).model_fields["max_iters"].default  # what a form sends along
+        if self.epochs is not None and self.max_iters != default:
+            raise ValueError(f"epochs and max_iters {self.max_iters} are both given; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_have_work(self) -> Self:
+        if self.parallel == "none" and self.processes > 1:
+            raise ValueError(f"processes {self.processes} with parallel none; set ddp or fsdp")
+        if self.parallel == "fsdp" and self.reduction == "tree":
+            raise ValueError("reduction tree wants whole gradients, which fsdp has not; set ddp")
+        if self.parallel == "fsdp" and self.sample_prompts:
+            raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
+        return self
+
+
+class Preset(GPTConfig, TrainConfig):
+    """One flat file as the seed shows it: a name, an architecture, training values."""
+
+    name: str = "custom"
+    """What people call this preset."""
+
+    def architecture(self) -> Architecture:
+        """Return the part that decides which weights exist."""
+        return Architecture(**{k: getattr(self, k) for k in Architecture.model_fields})
+
+    def gpt(self, architecture: Architecture | None = None) -> GPTConfig:
+        """Return what the model is built from: ``architecture`` (default: own), own dropout."""
+        own = {key: getattr(self, key) for key in GPTConfig.model_fields}
+        return GPTConfig(**own | (architecture or self.architecture()).model_dump())
+
+
+def load_config(path: str | Path) -> Preset:
+    """Read a preset such as ``configs/tiny_sft.json``; JSON with ``//`` comments.
+
+    Raises:
+        ConfigError: If the file is missing, is no JSON, or holds an unknown or wrong value.
+    """
+    return read_config(Path(path), Preset, "configs/tiny_sft.json")
