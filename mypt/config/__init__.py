@@ -7,6 +7,7 @@ from mypt.config.data import (
     MaskPolicy,
     Preparation,
     PrepareConfig,
+    Reading,
     Role,
     Source,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Preparation",
     "PrepareConfig",
     "Preset",
+    "Reading",
     "Role",
     "Source",
     "TrainConfig",

@@ -56,7 +56,18 @@ class FieldMapping(Frozen):
     """Text between consecutive turns of one role when joined; null refuses such turns."""
 
 
-class Source(Frozen):
+class Reading(Frozen):
+    """How the rows of a file are understood; all that a reader is told about them."""
+
+    format: Format = "auto"
+    """Input format; auto decides by content and says what it decided."""
+    mapping: FieldMapping | None = None
+    """Where the turns are, for format "mapping"."""
+    strict: bool = False
+    """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+
+
+class Source(Reading):
     """One kind of raw input: a file, folder, glob, or the project's generated exercises."""
 
     path: str = ""
@@ -69,10 +80,6 @@ class Source(Frozen):
     """How many exercises to generate."""
     seed: int = 0
     """Seed of the generated exercises."""
-    format: Format = "auto"
-    """Input format; auto decides by content and says what it decided."""
-    mapping: FieldMapping | None = None
-    """Where the turns are, for format "mapping"."""
     name: str = ""
     """Name in statistics; default: the file's or package's name."""
     weight: float = Field(default=1.0, gt=0.0, le=1e6)

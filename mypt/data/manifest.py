@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -147,21 +147,12 @@ class Manifest(Frozen):
     def sealed(self) -> "Manifest":
         """Return this manifest with its digest and its seal filled in."""
         named = self.model_copy(update={"digest": self.compute_digest()})
-        return named.model_copy(update={"seal": named.compute_seal()})
-
-    def compute_seal(self) -> str:
-        """Return the digest of everything but the seal itself."""
-        # Metadata that was written before there was a ``making`` was sealed without it.
-        absent = {"making"} if self.making is None else set()
-        return files.digest_json(self.model_dump(mode="json", exclude={"seal", *absent}))
+        seal = _seal_of(named.model_dump(mode="json"))
+        return named.model_copy(update={"seal": seal})
 
     def compute_digest(self) -> str:
         """Return the digest of everything but paths, itself and the seal."""
-        values = self.model_dump(mode="json", exclude={"digest", "seal", "making"})
-        for source in values["sources"]:
-            for file in source["files"]:
-                file.pop("path")
-        return files.digest_json(values)
+        return _digest_of(self.model_dump(mode="json"))
 
     def split(self, name: Split) -> tuple[Shard, ...]:
         """Return the shards of one split, in order."""
@@ -178,6 +169,23 @@ class Manifest(Frozen):
             parts = (shard.tokens, shard.spans, shard.rows, shard.mask)
             found += [part for part in parts if part is not None]
         return tuple(found)
+
+
+def _digest_of(values: dict[str, Any]) -> str:
+    """Return the digest of metadata as they stand in their file, which may be an older mypt's."""
+    without = {key: values[key] for key in values.keys() - {"digest", "seal", "making"}}
+    sources = [
+        source
+        | {"files": [{k: file[k] for k in file.keys() - {"path"}} for file in source["files"]]}
+        for source in values["sources"]
+    ]
+    return files.digest_json(without | {"sources": sources})
+
+
+def _seal_of(values: dict[str, Any]) -> str:
+    # Metadata that was written before there was a ``making`` was sealed without it.
+    absent = {"seal"} if values.get("making") else {"seal", "making"}
+    return files.digest_json({key: values[key] for key in values.keys() - absent})
 
 
 def record_file(folder: Path, name: str) -> FileRecord:
@@ -218,12 +226,10 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
         raise ManifestError(f"{path}: {where} {first['msg']}; the file is damaged") from None
     if manifest.version != VERSION:
         raise ManifestError(f"{path}: version {manifest.version}, this mypt reads {VERSION}")
-    sealed = (manifest.digest, manifest.seal) == (
-        manifest.compute_digest(),
-        manifest.compute_seal(),
-    )
+    values = json.loads(data)
+    sealed = (manifest.digest, manifest.seal) == (_digest_of(values), _seal_of(values))
     # Some bytes change no value, such as 1E-05 for 1e-05; whoever changed them changed the file.
-    if not sealed or files.indented_json(json.loads(data)) != data:
+    if not sealed or files.indented_json(values) != data:
         raise ManifestError(f"{path}: its digest does not match its content; it was changed")
     if digest is not None and manifest.digest != digest:
         raise ManifestError(

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mypt import files
-from mypt.config import Preparation, PrepareConfig
+from mypt.config import Preparation, PrepareConfig, Reading, Source
 from mypt.data.manifest import (
     SPLITS,
     TOKENIZER_STATE,
@@ -29,6 +29,13 @@ from mypt.data.spans import ROLE
 from mypt.data.template import Template, load_template
 from mypt.data.tokenizer import Tokenizer, is_trained, load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError
+
+_LATER = frozenset(Reading.model_fields) - {"format", "mapping"}
+"""Knobs that came after datasets were made; unsaid, they leave a recipe as it was."""
+
+
+def _unsaid(source: Source) -> set[str]:
+    return {key for key in _LATER if getattr(source, key) == Source.model_fields[key].default}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class DatasetPlan:
     def recipe(self) -> str:
         """Digest of all that decides the content, which where the raw files lie does not."""
         sources = [
-            source.model_dump(mode="json", exclude={"path"})
+            source.model_dump(mode="json", exclude={"path", *_unsaid(source)})
             | {"name": reader.name, "format": reader.format}
             | {"files": [file.sha256 for file in reader.files]}
             for source, reader in zip(self.config.sources, self.readers, strict=True)

@@ -21,7 +21,7 @@ from mypt import errors, files
 from mypt.data.preparation.encoding import Encoded, encode_rows
 from mypt.data.preparation.row_batches import batches
 from mypt.data.reading.portions import Portion, read_portion
-from mypt.data.reading.records import Tally
+from mypt.data.reading.records import Tally, Unread
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import DataError, MyptError
 from mypt.orphans import end_with
@@ -48,6 +48,7 @@ class Done(Frozen):
     n_rows: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     notes: dict[str, int] = Field(default_factory=dict)
+    unread: dict[str, Unread] = Field(default_factory=dict)
     fault: tuple[str, str] | None = None
     """Kind and text of the error that the portion is refused with."""
 
@@ -56,6 +57,7 @@ class Done(Frozen):
         """What was left out or changed."""
         tally = Tally()
         tally.dropped, tally.notes = Counter(self.dropped), Counter(self.notes)
+        tally.unread = dict(self.unread)
         return tally
 
     def check(self) -> None:
@@ -111,7 +113,7 @@ def work(job: str) -> str:
 
 
 def _encode(job: PortionJob) -> Done:
-    tokenizer, tally, n_rows = _load(job.tokenizer), Tally(), 0
+    tokenizer, tally, n_rows = _load(job.tokenizer), Tally(job.portion.how.strict), 0
     path = Path(job.folder) / secrets.token_hex(16)
     with files.create(path) as file:
         for batch in batches(read_portion(job.portion, tally)):
@@ -123,6 +125,7 @@ def _encode(job: PortionJob) -> Done:
         n_rows=n_rows,
         dropped=dict(tally.dropped),
         notes=dict(tally.notes),
+        unread=tally.unread,
     )
 
 

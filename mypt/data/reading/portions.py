@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mypt.config import FieldMapping, Format
+from mypt.config import Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, is_packed
 from mypt.data.reading.formats.texts import cut_documents
@@ -46,8 +46,8 @@ class Portion(Frozen):
     """Neighbouring pieces of one source."""
 
     source: int
-    format: Format
-    mapping: FieldMapping | None
+    how: Reading
+    """With the format that was decided on."""
     pieces: tuple[FileSlice, ...]
 
     @property
@@ -61,7 +61,7 @@ class Portion(Frozen):
 
 
 def cut_portions(
-    files: Iterable[tuple[RawFile, str]], source: int, format: Format, mapping: FieldMapping | None
+    files: Iterable[tuple[RawFile, str]], source: int, how: Reading
 ) -> Iterator[Portion]:
     """Cut the files of a source into portions, in order.
 
@@ -72,20 +72,19 @@ def cut_portions(
     Args:
         files: With their sha256.
         source: Its place among the sources.
-        format: Of the rows.
-        mapping: Where the turns are, for format "mapping".
+        how: How the rows are understood, with any format but "auto".
 
     Raises:
         DataError: If a large file changed since it was hashed.
     """
     held: list[FileSlice] = []
     for raw, sha256 in files:
-        for piece in _pieces(raw, sha256, format):
+        for piece in _pieces(raw, sha256, how.format):
             if held and sum(one.size for one in held) + piece.size > PORTION_BYTES:
-                yield Portion(source=source, format=format, mapping=mapping, pieces=tuple(held))
+                yield Portion(source=source, how=how, pieces=tuple(held))
                 held = []
             held.append(piece)
-    yield Portion(source=source, format=format, mapping=mapping, pieces=tuple(held))
+    yield Portion(source=source, how=how, pieces=tuple(held))
 
 
 def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
@@ -96,7 +95,7 @@ def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
     """
     for piece in portion.pieces:
         raw = RawFile(Path(piece.path), piece.file, stretch=piece.stretch)
-        yield from read_rows(raw, portion.format, tally, portion.mapping)
+        yield from read_rows(raw, portion.how, tally)
         raw.check_unchanged(piece.sha256)
 
 

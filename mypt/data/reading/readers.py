@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from mypt.config import FieldMapping, Format
+from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
 from mypt.data.reading.formats import chats, columns, texts
@@ -84,20 +84,18 @@ def _identify_text(raw: RawFile) -> Format:
     return "tagged" if head.startswith(_TAGGED) else "text"
 
 
-def read_rows(
-    raw: RawFile, format: Format, tally: Tally, mapping: FieldMapping | None = None
-) -> Iterator[Row]:
+def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     """Yield the rows of a file; what is left out or changed is counted in ``tally``.
 
     Args:
         raw: The file.
-        format: Any but "auto"; see :func:`detect_format`.
+        how: How they are understood; of any format but "auto", see :func:`detect_format`.
         tally: Counts by reason; it grows while rows are taken.
-        mapping: Where the turns are, for format "mapping".
 
     Raises:
         DataError: For the first row that is wrong; the rows before it were given.
     """
+    format = how.format
     container = container_of(raw, text=format in ("text", "tagged"))
     if format == "tagged":
         yield from chats.read_chat(texts.read_turns(raw), tally, raw.limits)
@@ -110,7 +108,7 @@ def read_rows(
         yield from chats.read_chat(records, tally, raw.limits)
         return
     read_row = (
-        partial(columns.read_mapped, mapping=mapping or FieldMapping())
+        partial(columns.read_mapped, mapping=how.mapping or FieldMapping())
         if format == "mapping"
         else _BY_ROW[format]
     )

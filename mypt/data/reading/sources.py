@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mypt.config import Format, Source
+from mypt.config import Format, Reading, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.reading import exercises
@@ -57,6 +57,8 @@ class SourceReader:
         if source.format == "auto":
             self.format = "mapping" if source.mapping else detect_format(raws[0])
         self._source = source
+        knobs = {key: getattr(source, key) for key in Reading.model_fields}
+        self._how = Reading(**knobs | {"format": self.format})
         self._raws = raws
         self.begin()
 
@@ -79,7 +81,7 @@ class SourceReader:
         """
         self.begin()
         for raw, file in zip(self._raws, self.files, strict=True):
-            for row in read_rows(raw, self.format, self._tally, self._source.mapping):
+            for row in read_rows(raw, self._how, self._tally):
                 self._n_kept += 1
                 yield row
             raw.check_unchanged(file.sha256)
@@ -92,11 +94,11 @@ class SourceReader:
             DataError: If a file changed since it was hashed.
         """
         hashed = zip(self._raws, (file.sha256 for file in self.files), strict=True)
-        return cut_portions(hashed, source, self.format, self._source.mapping)
+        return cut_portions(hashed, source, self._how)
 
     def begin(self) -> None:
         """Begin a pass over the rows: forget what was counted in the one before."""
-        self._tally, self._n_kept, self._finished = Tally(), 0, False
+        self._tally, self._n_kept, self._finished = Tally(self._source.strict), 0, False
         for raw in self._raws:
             raw.bytes_done = 0
 
@@ -137,7 +139,7 @@ class SourceReader:
             files=self.files,
             rows_read=self._n_kept + self._tally.dropped.total(),
             dropped=_counts(self._tally.dropped),
-            notes=_counts(self._tally.notes),
+            notes=_counts(self._tally.notes + self._tally.unread_notes()),
         )
 
 

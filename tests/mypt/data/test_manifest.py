@@ -1,5 +1,6 @@
 """The metadata shows any change of itself and of the files it lists."""
 
+import json
 import random
 
 import pytest
@@ -103,4 +104,12 @@ def test_the_making_names_paths_and_is_sealed_but_not_in_the_digest(folder):
     other = manifest.making.model_copy(update={"policies": (None,)})
     changed = manifest.model_copy(update={"making": other})
     assert changed.compute_digest() == manifest.digest
-    assert changed.compute_seal() != manifest.seal
+    assert changed.sealed().seal != manifest.seal
+
+
+def test_metadata_of_before_a_knob_existed_are_sound(folder):
+    values = json.loads((folder / METADATA).read_text())
+    del values["making"]["config"]["sources"][0]["strict"]
+    values["seal"] = files.digest_json({k: v for k, v in values.items() if k != "seal"})
+    files.write_json(folder / METADATA, values)
+    assert read_manifest(folder).making.config.sources[0].strict is False

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mypt.config import FieldMapping
+from mypt.config import FieldMapping, Reading
 from mypt.data.conversations import Conversation, Document
 from mypt.data.reading.formats.message import ROLE_NAMES
 from mypt.data.reading.raw import Limits, RawFile
@@ -110,9 +110,8 @@ def consume(path, format):
     raw = RawFile(path, limits=Limits(row_bytes=10_000, nesting=30, free_expansion=100_000))
     mapping = FieldMapping(by_order=True, role="from", text="value")
     try:
-        rows = list(
-            read_rows(raw, detect_format(raw) if format == "auto" else format, tally, mapping)
-        )
+        known = detect_format(raw) if format == "auto" else format
+        rows = list(read_rows(raw, Reading(format=known, mapping=mapping), tally))
     except DataError as error:
         if "\n" in str(error) or not str(error).startswith(str(path)):
             raise AssertionError(f"not one line that names the file: {error}") from None

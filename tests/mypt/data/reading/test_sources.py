@@ -10,6 +10,7 @@ from pyarrow import parquet
 from mypt.config import FieldMapping, Source
 from mypt.data.conversations import Document
 from mypt.data.manifest import Count
+from mypt.data.reading.records import Place, Tally
 from mypt.data.reading.sources import find_files, open_source, source_name
 from mypt.errors import ConfigError, DataError
 from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, read, turns, write
@@ -194,3 +195,18 @@ def test_a_file_that_vanishes_before_it_is_read_is_named(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=r"a.jsonl: cannot be read"):
         list(reader)
+
+
+def test_fields_that_are_not_read_are_counted_and_merge_in_any_order():
+    place = Place("a.jsonl", 0, 1)
+    rows = [{"id": 1, "text": "a", "context": "x"}, {"text": "b", "context": "y", "note": ""}]
+    one, other, whole = Tally(), Tally(), Tally()
+    for tally, row in zip((one, other), rows, strict=True):
+        tally.check_fields(row, {"text"}, place)
+        whole.check_fields(row, {"text"}, place)
+    other.add(one)
+    assert other.unread_notes() == whole.unread_notes()
+    assert whole.unread_notes() == {"'context' of the row was not read, and it varies": 2}
+    assert one.unread_notes() == {"'context' of the row was not read": 1}
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'context' of the row is not read"):
+        Tally(strict=True).check_fields(rows[0], {"text"}, place)
