@@ -51,6 +51,17 @@ class MappingFlags:
     """For --format mapping: text between turns of one role in a row; default a line feed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingFlags:
+    """How the rows of the input files are understood."""
+
+    strict: bool = False
+    """Refuse fields that are neither read nor known to say nothing; else they are counted."""
+    reasoning_tags: str = "think"
+    """Tags around reasoning at the beginning of an assistant's text, joined by commas; none leaves
+    them, and <tool_call>, as text."""
+
+
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:
     """Return the mapping that the flags mean; None for every other format.
 

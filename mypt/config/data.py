@@ -65,6 +65,9 @@ class Reading(Frozen):
     """Where the turns are, for format "mapping"."""
     strict: bool = False
     """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+    reasoning_tags: str = Field(default="think", pattern=r"^\w+(,\w+)*$")
+    """Names of the tags around reasoning at the beginning of an assistant's text, joined by
+    commas; "none" leaves them and <tool_call> as text."""
 
 
 class Source(Reading):

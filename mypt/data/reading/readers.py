@@ -8,7 +8,7 @@ from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
 from mypt.data.reading.formats import chats, columns, texts
-from mypt.data.reading.formats.message import first_of
+from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
 from mypt.errors import DataError
@@ -56,11 +56,13 @@ def identify(row: Any) -> Format | None:
     if not isinstance(fields, dict):
         return None
     keys = fields.keys()
-    turns = first_of(fields, ("messages", "conversations"))
-    if isinstance(turns, list | str):
+    key = chats.list_of(fields)
+    turns, surely = fields.get(key), key in ("messages", "conversations")
+    if isinstance(turns, list) or (surely and isinstance(turns, str)):
         first = turns[0] if isinstance(turns, list) and turns else {"role": ""}
         has_role = isinstance(first, dict) and first.keys() & {"role", "from"}
-        return ("messages" if "messages" in keys else "sharegpt") if has_role else None
+        if has_role or surely:
+            return ("sharegpt" if key == "conversations" else "messages") if has_role else None
     if "replies" in keys or isinstance(fields.get("prompt"), dict):
         return "tree"
     if {"instruction", "output"} <= keys:
@@ -87,6 +89,8 @@ def _identify_text(raw: RawFile) -> Format:
 def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     """Yield the rows of a file; what is left out or changed is counted in ``tally``.
 
+    What stands between tags in an assistant's text is read as :func:`tags.mark_parts` does.
+
     Args:
         raw: The file.
         how: How they are understood; of any format but "auto", see :func:`detect_format`.
@@ -95,6 +99,11 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     Raises:
         DataError: For the first row that is wrong; the rows before it were given.
     """
+    for row in _read_rows(raw, how, tally):
+        yield mark_parts(row, how.reasoning_tags, tally)
+
+
+def _read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     format = how.format
     container = container_of(raw, text=format in ("text", "tagged"))
     if format == "tagged":

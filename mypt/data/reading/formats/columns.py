@@ -167,7 +167,7 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     )
 
 
-def read_prompt_completion(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:  # noqa: ARG001
+def read_prompt_completion(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     """Yield what is asked and answered in a row; either may be a list of messages.
 
     A list of messages that asks is context: none of its turns is supervised.
@@ -180,11 +180,11 @@ def read_prompt_completion(row: Any, place: Place, tally: Tally) -> Iterator[Con
     asked, answered = next((pair for pair in PAIRS if pair[0] in fields), PAIRS[0])
     context = fields.get(asked)
     if isinstance(context, list):
-        question = [replace(read_message(turn, place), train=False) for turn in context]
+        question = [replace(read_message(turn, place, tally), train=False) for turn in context]
     else:
         question = [_turn("user", read_text(fields, asked, place))]
     if isinstance(fields.get(answered), list):
-        answer = [read_message(turn, place) for turn in fields[answered]]
+        answer = [read_message(turn, place, tally) for turn in fields[answered]]
     else:
         answer = [_turn("assistant", read_text(fields, answered, place))]
     yield Conversation(frame(question + answer, fields, place), place.origin)
