@@ -82,6 +82,9 @@ class Reading(Frozen):
     """Field that says which conversation a row of one message belongs to, where auto misses it."""
     strict: bool = False
     """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+    reasoning_tags: str = Field(default="think", pattern=r"^\w+(,\w+)*$")
+    """Names of the tags around reasoning at the beginning of an assistant's text, joined by
+    commas; "none" leaves them and <tool_call> as text."""
 
     @field_validator("turns")
     @classmethod

@@ -28,6 +28,7 @@ from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.spans import ROLE
 from mypt.data.template import Template, load_template
 from mypt.data.tokenizer import Tokenizer, is_trained, load_tokenizer, train_tokenizer
+from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, DataError
 
 _LATER = frozenset(Reading.model_fields) - {"format", "mapping"}
@@ -81,6 +82,9 @@ class DatasetPlan:
             values["tokenization"] = self.inherited.digest
         else:
             values["template"] = self.template.digest
+        if self.config.tokenization.startswith(PREFIX) and self.inherited is None:
+            # A folder keeps its name when its files change.
+            values["tokenization"] = load_tokenizer(self.config.tokenization, self.template).digest
         return files.digest_json({"version": VERSION, "sources": sources} | values)
 
 

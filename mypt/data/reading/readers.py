@@ -15,8 +15,8 @@ from mypt.data.reading.formats.markups import (
     read_rendered_file,
     refuse_rendered,
 )
-from mypt.data.reading.formats.message import first_of
 from mypt.data.reading.formats.shapes import find_guarded, find_shape
+from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
@@ -32,6 +32,7 @@ _KNOWN = (
 FROM_TEXT = ("text", "tagged", "rendered")
 """Formats that text files have, whatever their names."""
 _ROLES = {"role", "from"}
+_LISTS = ("messages", "conversations")
 _TAGGED = tuple(f"<{tag}>" for tag in texts.TAGS)
 
 
@@ -74,10 +75,8 @@ def detect_format(raw: RawFile) -> Format:
 
 
 def _way_out(row: Any) -> str:
-    turns = "name the fields with format 'mapping'"
-    if not isinstance(row, dict) or any(isinstance(value, list) for value in row.values()):
-        return turns
-    return f"{columns.advise(row)}; or {turns}"
+    mapping = "name the fields with format 'mapping'"
+    return f"{columns.advise(row)}; or {mapping}" if isinstance(row, dict) else mapping
 
 
 def identify(row: Any) -> Format | None:
@@ -88,9 +87,9 @@ def identify(row: Any) -> Format | None:
     keys = fields.keys()
     if find_guarded(fields):
         return "columns"
-    turns = first_of(fields, ("messages", "conversations"))
-    if _has_roles(turns):
-        return "messages" if "messages" in keys else "sharegpt"
+    key = chats.list_of(fields)
+    if _has_roles(fields.get(key)) and (key in _LISTS or isinstance(fields[key], list)):
+        return "sharegpt" if key == "conversations" else "messages"
     if "replies" in keys or isinstance(fields.get("prompt"), dict):
         return "tree"
     if keys & _ROLES and keys & {"content", "value", "text", "tool_calls"}:
@@ -126,6 +125,8 @@ def _identify_text(raw: RawFile) -> Format:
 def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     """Yield the rows of a file; what is left out or changed is counted in ``tally``.
 
+    What stands between tags in an assistant's text is read as :func:`tags.mark_parts` does.
+
     Args:
         raw: The file.
         how: How they are understood; of any format but "auto", see :func:`detect_format`.
@@ -134,6 +135,11 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     Raises:
         DataError: For the first row that is wrong; the rows before it were given.
     """
+    for row in _read_rows(raw, how, tally):
+        yield mark_parts(row, how.reasoning_tags, tally)
+
+
+def _read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     format = how.format
     container = container_of(raw, text=format in FROM_TEXT)
     if format == "tagged":

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final, Literal, NamedTuple
 
 from mypt.data.conversations import Origin
@@ -31,9 +31,12 @@ MEANINGLESS: Final = frozenset(
         *("score", "scores", "rating", "quality", "rank", "upvotes", "votes"),
         *("licence", "license", "copyright", "source", "dataset", "split", "subset", "origin"),
         *("url", "link", "author", "annotator", "model", "language", "lang"),
+        *("cache_control", "thoughtsignature", "thought_signature", "prompt_id"),
     }
 )
 """Names of fields that say nothing a model could learn or need: ids, dates, scores, licences."""
+WEIGHTS: Final = ("train", "training", "weight", "loss_weight")
+"""Names of fields that say whether something is learned: a row, a message or a part."""
 
 
 class Place(NamedTuple):
@@ -79,6 +82,14 @@ class Record(NamedTuple):
     place: Place
     n_bytes: int
     """About what it takes in the file."""
+
+
+def first_of(fields: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """Return the first of several fields that is there and not null, else None."""
+    for key in keys:
+        if (value := fields.get(key)) is not None:
+            return value
+    return None
 
 
 class Dropped(Exception):  # noqa: N818 - no error: the row is left out and counted
@@ -130,7 +141,12 @@ class Tally:
                     f"{place}: {name!r} of {of} is not read; expected no such field where reading"
                     " is strict; say what it means, remove it, or leave strict out"
                 )
-            self._add_unread(f"{name!r} of {of}", 1, zlib.crc32(repr(fields[name]).encode()))
+            found = f"{name!r} of {of}"
+            known = self.unread.get(found)
+            if known and known.varies:  # more need not be known of the value
+                self.unread[found] = known._replace(rows=known.rows + 1)
+            else:
+                self._add_unread(found, 1, zlib.crc32(repr(fields[name]).encode()))
 
     def unread_notes(self) -> Counter[str]:
         """Return the fields that were not read, each with how many held it."""

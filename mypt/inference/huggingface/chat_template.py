@@ -58,6 +58,9 @@ _BODY: Final = """\
 {%- set ns.parts = ns.parts + [['text', message.content]] -%}
 {%- elif message.content -%}
 {%- for part in message.content -%}
+{%- if part.train is defined and part.train is not none -%}
+{{- raise_exception('train of a part is not marked here; give it to the whole message') -}}
+{%- endif -%}
 {%- set ns.parts = ns.parts + [[part.type, part.text]] -%}
 {%- endfor -%}
 {%- endif -%}

@@ -42,7 +42,7 @@ MODELS = {
 }  # fmt: skip
 
 
-def make_tokenizer(pattern=None):
+def make_tokenizer(pattern=None, size=400):
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     stages = tokenizers.pre_tokenizers
     if pattern is None:
@@ -52,7 +52,7 @@ def make_tokenizer(pattern=None):
         bytes_ = stages.ByteLevel(add_prefix_space=False, use_regex=False)
         made.pre_tokenizer = stages.Sequence([split, bytes_])
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=stages.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size, initial_alphabet=stages.ByteLevel.alphabet(), show_progress=False
     )
     made.train_from_iterator(CORPUS, trainer)
     made.add_special_tokens(["<|endoftext|>"])

@@ -9,12 +9,11 @@ from typing import Any
 from mypt.config import Reading, Voice
 from mypt.data.conversations import Conversation, Message, Part
 from mypt.data.reading import strict_json
-from mypt.data.reading.formats.chats import frame, is_empty_system
-from mypt.data.reading.formats.markups import split_turns
+from mypt.data.reading.formats.chats import ROW, frame, read_list
+from mypt.data.reading.formats.markups import read_turns_of
 from mypt.data.reading.formats.message import fields_of, read_message, to_message
 from mypt.data.reading.formats.shapes import (
     MISSING,
-    WEIGHTS,
     RowShape,
     Speaker,
     at_path,
@@ -23,7 +22,7 @@ from mypt.data.reading.formats.shapes import (
     top_field,
 )
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import Dropped, Place, Tally
+from mypt.data.reading.records import Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -59,15 +58,30 @@ def read_columns(
     rows = list(_one_an_item(fields, shape.speakers, place))
     if not rows:
         raise Dropped("a row whose list of items is empty")
+    ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
     for one in rows:
-        yield _SpokenRow(one, place, tally, how).read(shape)
+        yield _SpokenRow(one, place, tally, how, ask).read(shape)
 
 
 def advise(fields: Mapping[str, Any]) -> str:
     """Return how to say what the fields of a row of no known shape are."""
     texts = [key for key, value in fields.items() if isinstance(value, str)]
+    lists = [key for key, value in _inside(fields) if _is_conversation(value)]
     asked, answered = texts[:2] if len(texts) > 1 else ("QUESTION", "ANSWER")
-    return f"say what its fields are, as in --turns user={asked},assistant={answered}"
+    turns = f"turns={lists[0]}" if lists else f"user={asked},assistant={answered}"
+    return f"say what its fields are, as in --turns {turns}"
+
+
+def _inside(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", held) for inner, held in value.items())
+
+
+def _is_conversation(value: Any) -> bool:
+    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return bool(value) and (texts or (isinstance(value, list) and _holds_messages(value)))
 
 
 def alpaca_prompt(instruction: str, *context: str) -> str:
@@ -87,30 +101,30 @@ def alpaca_prompt(instruction: str, *context: str) -> str:
 class _SpokenRow:
     """One row while its fields are heard in order."""
 
-    def __init__(self, fields: dict[str, Any], place: Place, tally: Tally, how: Reading) -> None:
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        place: Place,
+        tally: Tally,
+        how: Reading,
+        ask: Callable[..., str],
+    ) -> None:
         self._fields, self._place, self._tally, self._how = fields, place, tally, how
         self._said: list[Message] = []
-        self._frame = {key: fields[key] for key in WEIGHTS if key in fields}
-        self._ask: Callable[..., str] = _join_texts
+        self._frame: dict[str, Any] = {}
+        self._ask = ask
 
     def read(self, shape: RowShape) -> Conversation:
         """Hear every field, and what the row says about all of them."""
         speakers = shape.speakers
-        if shape.format == "alpaca":
-            self._ask = alpaca_prompt
         if self._how.side not in ("chosen", *(one.voice for one in speakers)):
             raise DataError(
                 f"{self._place}: no {self._how.side} answer in this row; leave --side out"
             )
-        read = {top_field(self._fields, one.path) for one in speakers} | WEIGHTS
-        for key in ("system", "system_prompt"):
-            if "system" not in self._frame and key not in read and self._fields.get(key):
-                self._frame["system"] = self._fields[key]
-                read.add(key)
-        if "tools" not in read:
-            self._frame["tools"] = self._fields.get("tools")
-            read.add("tools")
-        self._tally.check_fields(self._fields, read, self._place)
+        spoken = {top_field(self._fields, one.path) for one in speakers}
+        heard = self._fields.keys() & ROW - spoken
+        self._frame = {key: self._fields[key] for key in heard}
+        self._tally.check_fields(self._fields, spoken | ROW, self._place)
         _check_inside(self._fields, speakers, self._place, self._tally)
         for voice, group in groupby(speakers, key=attrgetter("voice")):
             self._hear(voice, list(group))
@@ -154,7 +168,7 @@ class _SpokenRow:
         return None if value is MISSING else value
 
     def _say(self, message: dict[str, Any]) -> None:
-        self._said.append(read_message(message, self._place))
+        self._said.append(read_message(message, self._place, self._tally))
 
     def _text(self, voice: Voice, there: list[tuple[Speaker, Any]]) -> str:
         """Return one text of the fields of one turn; without a needed one the turn says nothing."""
@@ -176,18 +190,14 @@ class _SpokenRow:
     def _listed(self, value: Any, context: bool = False) -> list[Message]:
         turns = self._parsed(value)
         turns = [turns] if isinstance(turns, dict) else turns
-        spoken = [turn for turn in turns if not is_empty_system(turn)]
-        if len(spoken) < len(turns):
-            self._tally.notes["empty system message left out"] += len(turns) - len(spoken)
-        read = [read_message(turn, self._place) for turn in spoken]
+        read = read_list([Record(turn, self._place, 0) for turn in turns], self._tally)
         return [replace(message, train=False) for message in read] if context else read
 
     def _turns(self, values: list[Any]) -> Iterator[Message]:
         """Yield a whole conversation: texts in turn, pairs, messages, or one rendered text."""
         if all(isinstance(value, str) and value[:1] != "[" for value in values):
             text = "\n\n".join(values)
-            for turn in split_turns(text, self._place, self._tally, self._how.markup):
-                yield read_message(turn, self._place)
+            yield from read_turns_of(text, self._place, self._tally, self._how.markup)
             return
         for value in values:
             turns = self._parsed(value)
@@ -195,16 +205,15 @@ class _SpokenRow:
                 raise DataError(f"{self._place}: found {shown(turns)}; expected a list of turns")
             if all(isinstance(turn, str) for turn in turns):
                 for turn, role in zip(turns, cycle(("user", "assistant"))):
-                    yield read_message({"role": role, "content": turn}, self._place)
+                    yield read_message({"role": role, "content": turn}, self._place, self._tally)
+            elif _holds_messages(turns):
+                yield from self._listed(turns)
             else:
                 for turn in turns:
-                    yield from self._turn(turn)
+                    yield from self._round(turn)
 
-    def _turn(self, turn: Any) -> Iterator[Message]:
-        """Yield a message, or both sides of a round."""
-        if _holds_messages([turn]):
-            yield from self._listed([turn])
-            return
+    def _round(self, turn: Any) -> Iterator[Message]:
+        """Yield both sides of a round, itself a row of a shape."""
         if isinstance(turn, list) and len(turn) == 2:
             turn = {"human": turn[0], "assistant": turn[1]}
         shape = find_shape(turn) if isinstance(turn, dict) else None
@@ -213,7 +222,8 @@ class _SpokenRow:
                 f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
                 " content, or a question with its answer"
             )
-        yield from _SpokenRow(turn, self._place, self._tally, self._how).read(shape).messages
+        inner = _SpokenRow(turn, self._place, self._tally, self._how, self._ask)
+        yield from inner.read(shape).messages
 
     def _choose(self, side: str, value: Any) -> None:
         """Hear the answer of the side that is wanted, and count the other one."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from mypt.config import FieldMapping, Role
 from mypt.data.conversations import Conversation, Message, Part
 from mypt.data.reading.formats.message import fields_of, read_role, read_train, to_message
-from mypt.data.reading.formats.shapes import WEIGHTS, top_field
-from mypt.data.reading.records import Dropped, Place, Tally
+from mypt.data.reading.formats.shapes import top_field
+from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Markup
-from mypt.data.conversations import Conversation
-from mypt.data.reading.formats.chats import frame
-from mypt.data.reading.formats.message import fields_of, read_message, read_text
+from mypt.data.conversations import Conversation, Message
+from mypt.data.reading.formats.chats import ROW, frame, read_list
+from mypt.data.reading.formats.message import fields_of, read_text
 from mypt.data.reading.raw import RawFile, decode, lines
-from mypt.data.reading.records import Dropped, Place, Tally
+from mypt.data.reading.records import Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -76,8 +76,6 @@ _CALL: Final = re.compile(
     r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"(?:\s*,\s*"arguments":\s*\'(.*)\')?\s*\}\s*',
     re.DOTALL,
 )
-READ: Final = frozenset({"text", "system", "tools", "train", "weight", "loss_weight"})
-"""Fields of a row of rendered text that are read."""
 
 
 def markup_of(text: str) -> Markup | None:
@@ -109,8 +107,8 @@ def refuse_rendered(text: str, place: Place) -> None:
         )
 
 
-def split_turns(text: str, place: Place, tally: Tally, markup: Markup | None) -> list[Any]:
-    """Return the turns of a rendered text as messages are written in JSON.
+def read_turns_of(text: str, place: Place, tally: Tally, markup: Markup | None) -> list[Message]:
+    """Return the messages of a rendered text.
 
     What stands before the first tag is the system's.
 
@@ -122,7 +120,13 @@ def split_turns(text: str, place: Place, tally: Tally, markup: Markup | None) ->
 
     Raises:
         DataError: If there are no such tags, or text stands between two turns.
+        Dropped: If one of them says nothing.
     """
+    turns = _turns(text, place, tally, markup)
+    return read_list([Record(turn, place, 0) for turn in turns], tally)
+
+
+def _turns(text: str, place: Place, tally: Tally, markup: Markup | None) -> list[Any]:
     name = markup or markup_of(text)
     form = MARKUPS.get(name) if name else None
     tags = list(_opening(form).finditer(text)) if form else []
@@ -182,9 +186,8 @@ def read_rendered(
         Dropped: If one of its turns says nothing.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, READ, place)
-    turns = split_turns(read_text(fields, "text", place), place, tally, markup)
-    messages = [read_message(turn, place) for turn in turns]
+    tally.check_fields(fields, ROW | {"text"}, place)
+    messages = read_turns_of(read_text(fields, "text", place), place, tally, markup)
     yield Conversation(frame(messages, fields, place), place.origin)
 
 
@@ -233,7 +236,7 @@ def _conversation(
     text: str, place: Place, tally: Tally, markup: Markup | None
 ) -> Iterator[Conversation]:
     try:
-        messages = [read_message(turn, place) for turn in split_turns(text, place, tally, markup)]
+        messages = read_turns_of(text, place, tally, markup)
     except Dropped as dropped:
         tally.dropped[str(dropped)] += 1
         return

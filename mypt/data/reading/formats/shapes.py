@@ -15,8 +15,6 @@ from mypt.data.reading.formats.markups import markup_of
 
 MISSING: Final = object()
 """What a path finds where nothing is."""
-WEIGHTS: Final = frozenset({"train", "weight", "loss_weight"})
-"""Fields in which a row says whether it is learned."""
 
 
 class Speaker(NamedTuple):

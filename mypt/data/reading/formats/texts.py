@@ -13,7 +13,7 @@ from mypt.data.conversations import Document
 from mypt.data.reading.formats.markups import refuse_rendered
 from mypt.data.reading.formats.message import fields_of, read_text, read_train
 from mypt.data.reading.raw import RawFile, decode, lines
-from mypt.data.reading.records import BLANK, WHOLE, Dropped, Place, Record, Tally
+from mypt.data.reading.records import BLANK, WEIGHTS, WHOLE, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -22,7 +22,7 @@ DOCUMENT_BYTES = 16 << 10
 that one book gives rows for both train and val."""
 SPEAKERS: Final = frozenset({"role", "from", "speaker", "sender", "participant"})
 """Fields of a row that say who speaks; such a row is no plain text."""
-_READ: Final = frozenset({"text", "train", "weight", "loss_weight"})
+_READ: Final = frozenset({"text", *WEIGHTS})
 TAGS = ("User", "Assistant", "System", "Tool")
 _TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 

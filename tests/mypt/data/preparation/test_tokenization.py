@@ -16,6 +16,7 @@ from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.data.template import load_template
 from mypt.errors import ConfigError, DataError
 from tests.mypt.data.corpora import chats, config, say, texts, tree, write_chats
+from tests.mypt.training.test_base_import import LLAMA3, make_tokenizer
 
 
 def recipe(prepared):
@@ -316,3 +317,13 @@ def test_generated_exercises_are_a_source_like_any_other(tmp_path, monkeypatch):
     manifest = open_dataset(prepare(prepared, MaskPolicy(), tmp_path / "d").path).manifest
     assert manifest.sources[0].rows_read == 50
     assert 0.1 < manifest.mask.stats.total.density < 0.9
+
+
+def test_a_vocabulary_in_a_folder_counts_by_what_it_holds(tmp_path):
+    theirs = make_tokenizer(LLAMA3)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    made = config(write_chats(tmp_path / "a.jsonl", chats(3)), tokenization=f"hf:{tmp_path}")
+    before = recipe(made)
+    assert recipe(made) == before
+    make_tokenizer(LLAMA3, 350).save(str(tmp_path / "tokenizer.json"))
+    assert recipe(made) != before

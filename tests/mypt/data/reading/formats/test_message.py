@@ -4,7 +4,7 @@ import pytest
 
 from mypt.data.conversations import Message, Part
 from mypt.data.reading.formats.message import ROLE_NAMES, read_message
-from mypt.data.reading.records import Dropped, Place
+from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 
 PLACE = Place("a.jsonl", 0, 7)
@@ -15,14 +15,14 @@ def parts(message: Message) -> list[tuple[str, str]]:
 
 
 def read(**fields):
-    return read_message({"role": "assistant"} | fields, PLACE)
+    return read_message({"role": "assistant"} | fields, PLACE, Tally())
 
 
 @pytest.mark.parametrize(("name", "role"), ROLE_NAMES.items())
 def test_every_known_role_is_read_under_either_key(name, role):
     for fields in ({"role": name, "content": "x"}, {"from": name, "value": "x"}):
-        message = read_message(fields, PLACE)
-        kind = "tool_call" if name == "function_call" else "text"
+        message = read_message(fields, PLACE, Tally())
+        kind = "tool_call" if name in ("function_call", "tool_call") else "text"
         assert message == Message(role, (Part(kind, "x"),))
 
 
@@ -30,7 +30,7 @@ def test_every_known_role_is_read_under_either_key(name, role):
     ("role", "hint"),
     [
         ("asistant", "did you mean 'assistant'?"),
-        ("User", "did you mean 'user'?"),
+        ("Users", "did you mean 'user'?"),
         ("zebra", "known: system, developer, user"),
         (3, "unknown role the number 3"),
         (["user"], "unknown role an array of 1"),
@@ -115,7 +115,7 @@ def test_a_message_that_says_nothing_drops_its_conversation(content):
     with pytest.raises(Dropped, match="a message of the assistant without text"):
         read(content=content)
     assert read(content=content, tool_calls=[{"name": "f"}]).parts
-    assert read_message({"role": "tool", "content": content}, PLACE).text.strip() == ""
+    assert read_message({"role": "tool", "content": content}, PLACE, Tally()).text.strip() == ""
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_a_message_that_says_nothing_drops_its_conversation(content):
 )
 def test_what_is_no_message_is_named(fields, message):
     with pytest.raises(DataError, match=rf"^a.jsonl:7: .*{message}"):
-        read_message(fields, PLACE)
+        read_message(fields, PLACE, Tally())
