@@ -18,7 +18,9 @@ from mypt.data.reading.formats.shapes import (
     Speaker,
     at_path,
     find_shape,
+    holds_messages,
     is_label,
+    open_cell,
     top_field,
 )
 from mypt.data.reading.raw import Limits
@@ -26,6 +28,7 @@ from mypt.data.reading.records import Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 _TASK = "Below is an instruction that describes a task"
 _WITH_INPUT = ", paired with an input that provides further context"
 _REQUEST = ". Write a response that appropriately completes the request.\n\n"
@@ -55,6 +58,7 @@ def read_columns(
         )
     if shape.name and shape.format == "columns":
         tally.notes[f"row read as {shape.name}: {shape.turns}"] += 1
+    _check_row(fields, shape, place, tally)
     rows = list(_one_an_item(fields, shape.speakers, place))
     if not rows:
         raise Dropped("a row whose list of items is empty")
@@ -81,7 +85,7 @@ def _inside(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _is_conversation(value: Any) -> bool:
     texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return bool(value) and (texts or (isinstance(value, list) and _holds_messages(value)))
+    return bool(value) and (texts or (isinstance(value, list) and holds_messages(value)))
 
 
 def alpaca_prompt(instruction: str, *context: str) -> str:
@@ -124,7 +128,6 @@ class _SpokenRow:
         spoken = {top_field(self._fields, one.path) for one in speakers}
         heard = self._fields.keys() & ROW - spoken
         self._frame = {key: self._fields[key] for key in heard}
-        self._tally.check_fields(self._fields, spoken | ROW, self._place)
         _check_inside(self._fields, speakers, self._place, self._tally)
         for voice, group in groupby(speakers, key=attrgetter("voice")):
             self._hear(voice, list(group))
@@ -133,7 +136,7 @@ class _SpokenRow:
 
     def _hear(self, voice: Voice, speakers: list[Speaker]) -> None:
         found = [(one, self._value(one)) for one in speakers]
-        there = [(one, value) for one, value in found if value is not None]
+        there = [(one, value) for one, value in found if not one.optional or value not in _NOTHING]
         if not there:
             return
         first = there[0][1]
@@ -151,7 +154,7 @@ class _SpokenRow:
             self._said += self._segments(first)
         elif voice == "system":
             self._frame["system"] = self._text(voice, there)
-        elif _holds_messages(first):
+        elif holds_messages(first):
             self._said += self._listed(first, context=voice == "user")
         else:
             self._say({"role": voice, "content": self._text(voice, there)})
@@ -206,7 +209,7 @@ class _SpokenRow:
             if all(isinstance(turn, str) for turn in turns):
                 for turn, role in zip(turns, cycle(("user", "assistant"))):
                     yield read_message({"role": role, "content": turn}, self._place, self._tally)
-            elif _holds_messages(turns):
+            elif holds_messages(turns):
                 yield from self._listed(turns)
             else:
                 for turn in turns:
@@ -222,6 +225,7 @@ class _SpokenRow:
                 f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
                 " content, or a question with its answer"
             )
+        _check_row(turn, shape, self._place, self._tally)
         inner = _SpokenRow(turn, self._place, self._tally, self._how, self._ask)
         yield from inner.read(shape).messages
 
@@ -229,7 +233,7 @@ class _SpokenRow:
         """Hear the answer of the side that is wanted, and count the other one."""
         if side != self._how.side:
             self._tally.notes[f"{side} answer left out (--side {self._how.side})"] += 1
-        elif _holds_messages(value):
+        elif holds_messages(value):
             answer, asked = self._listed(value), self._said
             if answer[0].role == "assistant":
                 self._said = asked + answer
@@ -280,9 +284,9 @@ def _is_segment(value: Any) -> bool:
     )
 
 
-def _holds_messages(value: Any) -> bool:
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and bool(first.keys() & {"role", "from"})
+def _check_row(fields: Mapping[str, Any], shape: RowShape, place: Place, tally: Tally) -> None:
+    spoken = {top_field(fields, one.path) for one in shape.speakers}
+    tally.check_fields(fields, spoken | ROW, place)
 
 
 def _check_inside(
@@ -296,7 +300,7 @@ def _check_inside(
             for depth, key in enumerate(keys[1:], 1):
                 inside.setdefault(".".join(keys[:depth]), set()).add(key)
     for path, read in inside.items():
-        value = at_path(fields, path)
+        value = open_cell(at_path(fields, path))
         if isinstance(value, dict):
             tally.check_fields(value, read, place, path)
 
@@ -309,10 +313,9 @@ def _one_an_item(
         keys = [] if one.path in fields else one.path.split(".")
         for depth in range(1, len(keys)):
             value = at_path(fields, ".".join(keys[:depth]))
-            if isinstance(value, str) and value[:1] == "[":
-                value = strict_json.parse(value.encode(), 0, place, Limits())
-            if isinstance(value, list):
-                for item in value:
+            items = open_cell(value)
+            if isinstance(items, list):
+                for item in items:
                     yield from _one_an_item(_put(fields, keys[:depth], item), speakers, place)
                 return
     yield fields
@@ -320,4 +323,4 @@ def _one_an_item(
 
 def _put(fields: dict[str, Any], keys: list[str], item: Any) -> dict[str, Any]:
     key, *rest = keys
-    return fields | {key: _put(fields[key], rest, item) if rest else item}
+    return fields | {key: _put(open_cell(fields[key]), rest, item) if rest else item}

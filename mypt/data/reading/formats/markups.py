@@ -202,7 +202,7 @@ def read_rendered_file(raw: RawFile, tally: Tally, markup: Markup | None) -> Ite
     """
     form = MARKUPS.get(markup or markup_of(head_of(raw)) or "none")
     held: list[str] = []
-    place, n_bytes = raw.place(1), 0
+    place, n_bytes, empty = raw.place(1), 0, True
     for line in lines(raw):
         text = decode(line.data, line.offset, raw.place(line.number)) + "\n"
         if held and form and _ends(held, text, form):
@@ -213,15 +213,17 @@ def read_rendered_file(raw: RawFile, tally: Tally, markup: Markup | None) -> Ite
                 continue
             place = raw.place(line.number)
         held.append(text)
+        empty = False
         n_bytes += len(line.data)
         if n_bytes > raw.limits.row_bytes:
             raise DataError(
                 f"{place}: a conversation of more than {raw.limits.row_bytes:,} bytes; write one a"
                 ' row, {"text": ...}, in a .jsonl file'
             )
-    if not held:
+    if empty:
         raise DataError(f"{raw.name}: only white space; expected turns; leave the file out")
-    yield from _conversation("".join(held), place, tally, markup)
+    if held:
+        yield from _conversation("".join(held), place, tally, markup)
 
 
 def _ends(held: list[str], line: str, form: RenderedForm) -> bool:

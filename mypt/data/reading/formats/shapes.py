@@ -6,6 +6,7 @@ each other are one turn, with an empty line between. Every shape also hears a ro
 ``system_prompt``, ``tools``, ``train`` and ``weight``.
 """
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
@@ -88,6 +89,7 @@ SHAPES: Final = (
     RowShape("squad", "user=context?,user=question,assistant=answers.text"),
     RowShape("prompt_response", "user=prompt,assistant=response"),
     RowShape("input_output", "user=input,assistant=output"),
+    RowShape("text_input", "user=text_input,assistant=output", "prompt_completion"),
     RowShape("human_assistant", "user=human,assistant=assistant"),
     RowShape("user_assistant", "user=user,assistant=assistant"),
 )  # fmt: skip
@@ -134,12 +136,31 @@ def at_path(row: Any, path: str) -> Any:
     """Return what a path of dots leads to, or MISSING; of a list, what its first item holds."""
     value = row
     for key in [path] if isinstance(row, dict) and path in row else path.split("."):
+        value = open_cell(value)
         if isinstance(value, list) and value:
             value = value[0]
         if not isinstance(value, dict) or key not in value:
             return MISSING
         value = value[key]
     return value
+
+
+def open_cell(value: Any) -> Any:
+    """Return what a value holds that a table wrote as JSON text; any other value as it is."""
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def holds_messages(value: Any) -> bool:
+    """Whether a value is a message or a list of messages, perhaps as JSON text."""
+    if isinstance(value, str) and ('"role"' in value or '"from"' in value):
+        value = open_cell(value)
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and bool(first.keys() & {"role", "from"})
 
 
 def top_field(row: Mapping[str, Any], path: str) -> str:
