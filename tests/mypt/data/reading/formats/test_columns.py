@@ -1,12 +1,18 @@
 """Rows of columns: choices, judgements, shapes of one's own, and what is said of the rest."""
 
+import json
+import random
 import re
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mypt.config import Source
+from mypt.config import Reading, Source
+from mypt.data.reading.formats.shapes import SHAPES
+from mypt.data.reading.raw import RawFile
+from mypt.data.reading.readers import read_rows
+from mypt.data.reading.records import Tally
 from mypt.data.reading.sources import open_source
 from mypt.errors import ConfigError, DataError
 from tests.mypt.data.marks import asked, marked
@@ -167,3 +173,44 @@ def test_nulls_of_a_table_of_two_shapes_hide_neither(tmp_path):
     assert [turns(row) for row in read(tmp_path / "a.parquet")[1]] == [
         [("user", "a"), ("assistant", "b")], [("user", "c"), ("assistant", "d")],
     ]  # fmt: skip
+
+
+VALUES = (
+    None, True, 0, 1, 2.5, "", " ", "a", "[]", "{}", '["a"]', '[{"role": "user", "content": "a"}]',
+    '{"text": ["a"]}', "[INST] a [/INST] b", "Human: a\n\nAssistant: b", "<|im_start|>x\n",
+    "USER: a ASSISTANT: <functioncall> {", "### Input:### Response:", [], {}, ["a", "b"], ["a", 1],
+    [["a", "b"]], [["a", None]], [[]], MESSAGES, MESSAGES[1:], [{"role": "user"}], [{"role": 1}],
+    [{"input": "a", "output": "b"}], [{"input": 1}], [{"label": True, "text": "a"}],
+    [{"label": 1}], {"role": "assistant", "content": "b"}, {"messages": MESSAGES}, {"text": ["a"]},
+    {"text": [{"x": 1}]}, [{"conversation": ["a"]}], [{"name": "f", "arguments": {}}],
+)  # fmt: skip
+FIELDS = sorted({one.path.partition(".")[0] for shape in SHAPES for one in shape.speakers})
+LINKS = ("conversation_id", "thread", "message_id", "parent_id", "turn", "date", "role", "content")
+
+
+def rows_of_any_columns(seed, n):
+    """Rows of fields that shapes name, or that link messages, with what may stand in them."""
+    chance = random.Random(seed)
+    for _ in range(n):
+        names = chance.choice([FIELDS, LINKS, [*LINKS, "text", "system", "tools"]])
+        if chance.random() < 0.7:
+            names = [one.path.partition(".")[0] for one in chance.choice(SHAPES).speakers]
+        yield {name: chance.choice(VALUES) for name in names if chance.random() < 0.8}
+
+
+def consume(path, format):
+    tally = Tally()
+    try:
+        rows = list(read_rows(RawFile(path), Reading(format=format), tally))
+    except DataError as error:
+        if "\n" in str(error) or not str(error).startswith(str(path)):
+            raise AssertionError(f"not one line that names the file: {error}") from None
+        return
+    assert rows or tally.dropped
+
+
+@pytest.mark.parametrize("format", ["columns", "rendered", "chat", "messages", "alpaca"])
+def test_any_columns_give_rows_or_a_data_error(tmp_path, format):
+    for seed, row in enumerate(rows_of_any_columns(format, 300)):
+        more = list(rows_of_any_columns(seed, 1)) if format == "chat" else []
+        consume(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, [row, *more]))), format)
