@@ -48,8 +48,10 @@ NAMELESS = calling(call("f"), call("g"))
         ([AB], [], {}),
         ([AB, {"role": "user", "content": "stop"}, AB, result("2", name="g")], ["2"], {MISSING: 1}),
         (
-            [calling(call("f", id="a")), calling(call("g", id="b"))]
-            + [result("2", tool_call_id="b"), result("1", tool_call_id="a")],
+            [
+                *(calling(call("f", id="a")), calling(call("g", id="b"))),
+                *(result("2", tool_call_id="b"), result("1", tool_call_id="a")),
+            ],
             ["1", "2"],
             {MOVED: 1},
         ),
