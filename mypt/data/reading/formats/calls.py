@@ -6,7 +6,7 @@ OpenAI's ``tool_calls`` and messages of the role tool, Anthropic's blocks ``tool
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from mypt.data.conversations import Message
@@ -73,15 +73,15 @@ def spell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def unfold(fields: Any) -> list[Any]:
+def unfold(fields: Any) -> Sequence[Any]:
     """Return a message whose content holds results of tools as one message for each of them.
 
     What else it says stays a message of its own, at its place among them.
     """
-    key = "content" if isinstance(fields, dict) and "content" in fields else "parts"
-    content = fields.get(key) if isinstance(fields, dict) else None
+    content = fields.get("content") or fields.get("parts") if isinstance(fields, dict) else None
     if not isinstance(content, list) or not any(kind_of(part) in RESULTS for part in content):
-        return [fields]
+        return (fields,)
+    key = "content" if content is fields.get("content") else "parts"
     beside = {name: value for name, value in fields.items() if name not in (key, "role", "from")}
     unfolded: list[dict[str, Any]] = []
     said: list[Any] | None = None
@@ -116,8 +116,6 @@ def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
     Raises:
         DataError: If a result has an id that no call before it has, though calls have ids.
     """
-    if not any(turn.message.role == "tool" for turn in turns):
-        return [turn.message for turn in turns]
     calls, linked, results = _Calls(tally), list[Message](), list[Turn]()
     for turn in turns:
         if turn.message.role == "tool":
@@ -150,7 +148,8 @@ class _Calls:
 
     def add(self, turn: Turn) -> None:
         """Take in the calls that a message makes."""
-        n_calls = sum(part.kind == "tool_call" for part in turn.message.parts)
+        is_call = turn.message.role == "assistant"
+        n_calls = sum([part.kind == "tool_call" for part in turn.message.parts]) if is_call else 0
         if n_calls and not self._goes_on:
             self._waiting = []
         self._goes_on = n_calls > 0

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, Final
 
 from mypt.data.conversations import Conversation, Message, Part, say
@@ -21,6 +22,7 @@ from mypt.data.reading.formats.message import (
 from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import (
     BLANK,
+    MEANINGLESS,
     WEIGHTS,
     Dropped,
     Place,
@@ -41,6 +43,7 @@ _IDS: Final = frozenset(
     {"conversation_id", "message_tree_id", "message_id", "parent_id", "user_id"}
 )
 """Fields that place a message or a row among others, where nesting has done so already."""
+_READ: Final = {key: ROW | _IDS | MEANINGLESS | {key} for key in LISTS}
 _NODE: Final = frozenset({"replies", "deleted", *_IDS})
 
 
@@ -67,37 +70,49 @@ def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation
     if not turns:
         raise DataError(f"{place}: an empty conversation; expected at least one message")
     try:
-        messages = read_list([Record(turn, place, 0) for turn in turns], tally)
+        messages = read_list(zip(turns, repeat(place)), tally)
     except UnknownRoleError as error:
         raise DataError(f"{error}{_cure(turns, key if fields is row else None)}") from None
     if len(fields) > 1:
-        repeated = {"prompt"} if fields.get("prompt") == _asked(messages) else set()
-        tally.check_fields(fields, ROW | _IDS | {key} | repeated, place)
+        read = _READ[key]
+        if "prompt" in fields and fields["prompt"] == _asked(messages):
+            read |= {"prompt"}
+        tally.check_fields(fields, read, place)
         fields = _with_system_text(fields, place, tally)
     yield Conversation(frame(messages, fields, place), place.origin)
 
 
 def list_of(fields: Mapping[str, Any]) -> str:
     """Return the field of a row that holds its messages; "messages" where none does."""
-    held = [key for key in LISTS if fields.get(key) is not None]
-    return next((key for key in held if fields[key]), held[0] if held else LISTS[0])
+    for key in LISTS:
+        if fields.get(key):
+            return key
+    return next((key for key in LISTS if fields.get(key) is not None), LISTS[0])
 
 
-def read_list(turns: Iterable[Record], tally: Tally) -> list[Message]:
+def read_list(turns: Iterable[tuple[Any, Place]], tally: Tally) -> list[Message]:
     """Return the messages of one conversation, each result behind the call that it answers.
 
     Raises:
         DataError: If one cannot be read, or a result answers no call.
         Dropped: If one says nothing.
     """
-    found = []
-    for value, place, _ in turns:
+    found: list[tuple[dict[str, Any], Message, Place]] = []
+    has_results = False
+    for value, place in turns:
         for fields in unfold(value):
-            if is_empty_system(fields):
+            try:
+                message = read_message(fields, place, tally)
+            except Dropped:
+                if not is_empty_system(fields):
+                    raise
                 tally.notes["empty system message left out"] += 1
-            else:
-                found.append(Turn(fields, read_message(fields, place, tally), place))
-    return link_results(found, tally)
+                continue
+            has_results = has_results or message.role == "tool"
+            found.append((fields, message, place))
+    if has_results:
+        return link_results([Turn(*one) for one in found], tally)
+    return [message for _, message, _ in found]
 
 
 def _asked(messages: list[Message]) -> str | None:
@@ -123,6 +138,8 @@ def _cure(turns: list[Any], key: str | None) -> str:
 
 def _with_system_text(fields: dict[str, Any], place: Place, tally: Tally) -> dict[str, Any]:
     """Return a row whose system message, where it is written in blocks, is one text."""
+    if ROW.isdisjoint(fields):
+        return fields
     blocks = {key: fields[key] for key in _SYSTEMS if isinstance(fields.get(key), list | dict)}
     for key, value in blocks.items():
         if value:
@@ -146,7 +163,11 @@ def frame(messages: list[Message], row: dict[str, Any], place: Place) -> tuple[M
     Raises:
         DataError: If nothing is left, or there are two system messages to begin with.
     """
-    opens = messages[0] if messages and messages[0].role == "system" else None
+    if not messages:
+        raise DataError(f"{place}: an empty conversation; expected at least one message")
+    if ROW.isdisjoint(row):
+        return tuple(messages)
+    opens = messages[0] if messages[0].role == "system" else None
     told = [read_text(row, key, place) for key in _SYSTEMS if row.get(key) is not None]
     said = {text for text in told if text.strip()} - {opens.text if opens else ""}
     if len(said) > (0 if opens else 1):
@@ -165,15 +186,13 @@ def frame(messages: list[Message], row: dict[str, Any], place: Place) -> tuple[M
     train = read_train(row, place)
     if train is not None:
         messages = [_by_default(message, train) for message in messages]
-    if not messages:
-        raise DataError(f"{place}: an empty conversation; expected at least one message")
     return tuple(messages)
 
 
 def _list_tools(messages: list[Message], tools: str) -> list[Message]:
     """Return the messages with the tools in the system's, unless it names them already."""
     listed = f"Tools:\n{tools}"
-    if not messages or messages[0].role != "system":
+    if messages[0].role != "system":
         return [say("system", listed), *messages]
     first, *rest = messages
     if tools in first.text:
@@ -200,7 +219,7 @@ def read_chat(records: Iterable[Record], tally: Tally, limits: Limits) -> Iterat
     for group in _between_blanks(records, limits):
         place = group[0].place
         try:
-            messages = read_list(group, tally)
+            messages = read_list([(value, place) for value, place, _ in group], tally)
         except Dropped as dropped:
             tally.dropped[str(dropped)] += 1
             continue

@@ -24,7 +24,7 @@ from mypt.data.reading.formats.shapes import (
     top_field,
 )
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import Dropped, Place, Record, Tally
+from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -193,7 +193,7 @@ class _SpokenRow:
     def _listed(self, value: Any, context: bool = False) -> list[Message]:
         turns = self._parsed(value)
         turns = [turns] if isinstance(turns, dict) else turns
-        read = read_list([Record(turn, self._place, 0) for turn in turns], self._tally)
+        read = read_list([(turn, self._place) for turn in turns], self._tally)
         return [replace(message, train=False) for message in read] if context else read
 
     def _turns(self, values: list[Any]) -> Iterator[Message]:

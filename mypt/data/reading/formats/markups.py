@@ -9,7 +9,7 @@ from mypt.data.conversations import Conversation, Message
 from mypt.data.reading.formats.chats import ROW, frame, read_list
 from mypt.data.reading.formats.message import fields_of, read_text
 from mypt.data.reading.raw import RawFile, decode, lines
-from mypt.data.reading.records import Dropped, Place, Record, Tally
+from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -123,7 +123,7 @@ def read_turns_of(text: str, place: Place, tally: Tally, markup: Markup | None) 
         Dropped: If one of them says nothing.
     """
     turns = _turns(text, place, tally, markup)
-    return read_list([Record(turn, place, 0) for turn in turns], tally)
+    return read_list([(turn, place) for turn in turns], tally)
 
 
 def _turns(text: str, place: Place, tally: Tally, markup: Markup | None) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from mypt.config import Role
 from mypt.data.conversations import Message, Part, PartKind
 from mypt.data.reading.formats.calls import CALL_IDS, CALLS, call_in, kind_of, spell, spell_call
-from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally, first_of
+from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -36,15 +36,20 @@ _REASONING = (
     "reasoning_content", "thinking", "reasoning", "reasoning_text", "thought",
     "reasoning_details", "thinking_blocks",
 )  # fmt: skip
+_THOUGHT = frozenset(_REASONING)
+_SAID = frozenset(_CONTENT)
 _WEIGHTS = frozenset(WEIGHTS)
 _DETAILS = ("train_detail", "training_detail")
+_SPEAKER = ("role", "from")
+_BOTH = frozenset(_SPEAKER)
+_UNSAID = {None}
 _MESSAGE = frozenset(
     {
-        *("role", "from", "refusal", "tool_calls", "function_call"),
+        *("refusal", "tool_calls", "function_call", *_SPEAKER, *MEANINGLESS),
         *(*_CONTENT, *_REASONING, *_WEIGHTS, *_DETAILS),
     }
 )
-"""Fields that are read of every message."""
+"""Fields that are read of every message, or need not be."""
 _RESULT = _MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
@@ -76,7 +81,7 @@ def read_message(
     """
     if not isinstance(fields, dict):
         raise DataError(f"{place}: found {shown(fields)}; expected a message with role and content")
-    name = first_of(fields, ("role", "from"))
+    name = first_of(fields, _SPEAKER)
     if name is None:
         raise DataError(
             f"{place}: a message without a role; found the fields {names(fields)}; expected role"
@@ -85,11 +90,12 @@ def read_message(
     role = read_role(name, place)
     content = first_of(fields, _CONTENT)
     if isinstance(content, str) and len(fields) == 2:  # as most are
+        if content and not content.isspace() and name not in _CALLERS:
+            return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
     else:
-        tally.check_fields(
-            fields, (_RESULT if role == "tool" else _MESSAGE) | beside, place, "a message"
-        )
+        read = _RESULT if role == "tool" else _MESSAGE
+        tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:
         parts = [Part("tool_call", part.text, part.train) for part in parts]
@@ -107,7 +113,7 @@ def to_message(role: Role, parts: Iterable[Part], train: bool | None = None) -> 
     """
     told = [part for part in parts if part.text]
     said = {part.train for part in told}
-    if said - {None}:
+    if said and said != _UNSAID:
         if train is None and len(said) == 1:
             train = said.pop()
         told = [replace(part, train=None) if part.train == train else part for part in told]
@@ -210,7 +216,8 @@ def _parts(
     if refusal is not None:
         yield Part("text", _as_text(refusal, "refusal", place))
     yield from (Part("tool_call", spell_call(call, place, tally)) for call in calls)
-    _check_doubled(fields, place, tally)
+    if len(_SAID & fields.keys()) > 1 or fields.keys() >= _BOTH:
+        _check_doubled(fields, place, tally)
 
 
 def _content(
@@ -229,6 +236,8 @@ def _content(
 
 def _reasoning(fields: dict[str, Any], place: Place, tally: Tally) -> str | None:
     """Return the reasoning that stands beside the content, under whichever names."""
+    if _THOUGHT.isdisjoint(fields):
+        return None
     found: dict[str, str] = {}
     for key in _REASONING:
         value = fields.get(key)
@@ -248,7 +257,7 @@ def _reasoning(fields: dict[str, Any], place: Place, tally: Tally) -> str | None
 
 def _check_doubled(fields: dict[str, Any], place: Place, tally: Tally) -> None:
     """Count a second role or content that says something else than the one that was read."""
-    for keys in (("role", "from"), _CONTENT):
+    for keys in (_SPEAKER, _CONTENT):
         held = {key: fields[key] for key in keys if fields.get(key) is not None}
         if len(held) > 1:
             first, *others = held.values()

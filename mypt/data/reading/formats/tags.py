@@ -33,12 +33,13 @@ def mark_parts(row: Row, tags: str, tally: Tally) -> Row:
         return row
     marked: list[Message] | None = None
     for index, message in enumerate(row.messages):
-        if message.role != "assistant" or not any("<" in part.text for part in message.parts):
+        if message.role != "assistant":
             continue
-        parts = mark_message(message, tags, tally)
-        if parts is not message:
-            marked = marked or list(row.messages)
-            marked[index] = parts
+        for part in message.parts:
+            if "<" in part.text:
+                marked = marked or list(row.messages)
+                marked[index] = mark_message(message, tags, tally)
+                break
     return row if marked is None else replace(row, messages=tuple(marked))
 
 
