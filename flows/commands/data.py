@@ -1,11 +1,19 @@
 """Commands over raw files and datasets; none of them starts torch, Prefect or MLflow."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
+from flows.commands.flags import (
+    MappingFlags,
+    MaybeWhole,
+    PrepareFile,
+    ReadingFlags,
+    Whole,
+    parse_mapping,
+)
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
 from mypt.config import MAX_BLOCK, Format, Preparation
@@ -32,6 +40,7 @@ def prepare(
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
+    rows: Annotated[ReadingFlags | None, Parameter(name="*")] = None,
     engine: Engine | None = None,
     workers: MaybeWhole = None,
     address: str | None = None,
@@ -51,6 +60,7 @@ def prepare(
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
         mapping: Where the turns are, for --format mapping.
+        rows: How the rows are understood.
         engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
             the same.
         workers: How many processes; default: one a core.
@@ -65,12 +75,10 @@ def prepare(
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
     fields = parse_mapping(format, mapping or MappingFlags())
-    how = {"format": format, "mapping": fields and fields.model_dump()}
+    where = {"format": format, "mapping": fields and fields.model_dump()}
+    how = where | asdict(rows or ReadingFlags())
     asked = _asked(config, input_files, how, knobs)
-    who = asked.preparation.model_dump()
-    flags = {"engine": engine, "workers": workers, "address": address}
-    who |= {flag: value for flag, value in flags.items() if value is not None}
-    preparation = parse_config(who, Preparation, "the command line")
+    preparation = _who(asked, {"engine": engine, "workers": workers, "address": address})
     policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")
     with reading("prepare") as progress:
         data = asked.data()
@@ -92,6 +100,13 @@ def _asked(
         return read_config(config, PrepareFile)
     sources = [{"path": path} | how for path in input_files or ()]
     return parse_config({"sources": sources} | knobs, PrepareFile, "the command line")
+
+
+def _who(asked: PrepareFile, flags: dict[str, Any]) -> Preparation:
+    """Return who prepares: what a file says, but for the flags that were given."""
+    who = asked.preparation.model_dump()
+    who |= {flag: value for flag, value in flags.items() if value is not None}
+    return parse_config(who, Preparation, "the command line")
 
 
 def mask(dataset: Path, *, out_dir: Path, policy: str = "assistant", json: bool = False) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, Token
 
-from mypt.config import FieldMapping, Format, Preparation, PrepareConfig, Preset
+from mypt.config import FieldMapping, Format, Markup, Preparation, PrepareConfig, Preset
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_json
 
@@ -49,6 +49,26 @@ class MappingFlags:
     """For --format mapping: who speaks first is the user, the other one the assistant."""
     join: str | None = None
     """For --format mapping: text between turns of one role in a row; default a line feed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingFlags:
+    """How the rows of the input files are understood."""
+
+    turns: str = ""
+    """Which field of a row says what, in order, as in
+    system=about?,user=question,assistant=answer; a question mark: rows may lack it."""
+    side: Literal["chosen", "rejected"] = "chosen"
+    """Which answer of preference rows is read; the other is counted."""
+    markup: Markup | None = None
+    """How text was rendered with role tags, for --format rendered; default: found in each text."""
+    group_by: str = ""
+    """Column that says which conversation a row of one message belongs to."""
+    strict: bool = False
+    """Refuse fields that are neither read nor known to say nothing; else they are counted."""
+    reasoning_tags: str = "think"
+    """Tags around reasoning at the beginning of an assistant's text, joined by commas; none leaves
+    them, and <tool_call>, as text."""
 
 
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:

@@ -4,12 +4,14 @@ from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig
 from mypt.config.data import (
     FieldMapping,
     Format,
+    Markup,
     MaskPolicy,
     Preparation,
     PrepareConfig,
     Reading,
     Role,
     Source,
+    Voice,
 )
 from mypt.config.pipeline import EvaluateConfig, PipelineConfig, load_pipeline
 from mypt.config.training import Preset, TrainConfig, load_config
@@ -21,6 +23,7 @@ __all__ = [
     "FieldMapping",
     "Format",
     "GPTConfig",
+    "Markup",
     "MaskPolicy",
     "PipelineConfig",
     "Preparation",
@@ -30,6 +33,7 @@ __all__ = [
     "Role",
     "Source",
     "TrainConfig",
+    "Voice",
     "load_config",
     "load_pipeline",
 ]

@@ -1,16 +1,25 @@
 """What is read, how it is written down, and which of its tokens are learned."""
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mypt.parsing import Frozen
 
 Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal[
     "auto", "chat", "messages", "alpaca", "tagged", "text",
-    "prompt_completion", "sharegpt", "tree", "mapping",
+    "prompt_completion", "sharegpt", "tree", "mapping", "columns", "rendered",
 ]  # fmt: skip
+Markup = Literal[
+    "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
+    "vicuna", "glaive",
+]  # fmt: skip
+Voice = Literal[
+    "system", "user", "assistant", "tool",
+    "turns", "tools", "calls", "chosen", "rejected", "label", "segments",
+]  # fmt: skip
+_VOICES = get_args(Voice)
 
 
 class MaskPolicy(Frozen):
@@ -63,8 +72,31 @@ class Reading(Frozen):
     """Input format; auto decides by content and says what it decided."""
     mapping: FieldMapping | None = None
     """Where the turns are, for format "mapping"."""
+    turns: str = ""
+    """Which field of a row says what, in order: system=about,user=question,assistant=answer."""
+    side: Literal["chosen", "rejected"] = "chosen"
+    """Which answer of a preference row is read; the other is counted."""
+    markup: Markup | None = None
+    """How text with role tags was rendered, for format "rendered"; unsaid: found in each text."""
+    group_by: str = ""
+    """Field that says which conversation a row of one message belongs to, where auto misses it."""
     strict: bool = False
     """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+    reasoning_tags: str = Field(default="think", pattern=r"^\w+(,\w+)*$")
+    """Names of the tags around reasoning at the beginning of an assistant's text, joined by
+    commas; "none" leaves them and <tool_call> as text."""
+
+    @field_validator("turns")
+    @classmethod
+    def _turns_are_pairs(cls, turns: str) -> str:
+        for pair in turns.split(",") if turns else ():
+            voice, _, path = pair.partition("=")
+            if voice not in _VOICES or not path.rstrip("?").strip() or "=" in path:
+                raise ValueError(
+                    f"turns: {pair[:60]!r} does not say what a field is; expected a word of"
+                    f" {', '.join(_VOICES)} and a field, as in user=question,assistant=answer"
+                )
+        return turns
 
 
 class Source(Reading):

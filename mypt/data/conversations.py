@@ -26,6 +26,8 @@ class Part:
 
     kind: PartKind
     text: str
+    train: bool | None = None
+    """The part's own word about the mask; None leaves it to the message."""
 
 
 @dataclass(frozen=True, slots=True)

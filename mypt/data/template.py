@@ -135,8 +135,9 @@ class Template(Frozen):
         form = self.reasoning if kind == "reasoning" else self.tool_call
         if form is None:
             raise DataError(
-                f"template {self.name!r} has no form for {kind} parts; choose another template"
-                " or drop these parts"
+                f"template {self.name!r} has no form for {kind} parts; choose another template,"
+                " drop these parts, or, where they stand in tags, keep them text (--reasoning_tags"
+                " none)"
             )
         before, after = self._slots(kind, form.open, index), self._slots(kind, form.close, index)
         return (*before, content, *after)

@@ -11,6 +11,7 @@ from mypt import files
 from mypt.data.manifest import SPLITS, SourceFile, SourceRecord, Split
 from mypt.data.reading.containers import container_of, last_line
 from mypt.data.reading.raw import RawFile
+from mypt.data.reading.readers import FROM_TEXT
 from mypt.data.shards import ShardView
 from mypt.errors import ConfigError, DataError
 from mypt.provenance.exposure import Exposure, RowExposure, Training
@@ -125,7 +126,7 @@ def _check_not_behind(wanted: list[_Table], place: str, line: int, begins: int) 
             if found is None:
                 continue
             raw = RawFile(found)
-            last = last_line(raw, container_of(raw, text=source.format in ("text", "tagged")))
+            last = last_line(raw, container_of(raw, text=source.format in FROM_TEXT))
             if line <= last:
                 return
             raise DataError(f"{place}: the file ends at {last}; expected a line from 1 to {last}")

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row
-from mypt.data.spans import BY_POLICY, ROLE, ROW_DTYPE, spans_of
-from mypt.data.template import Shape
+from mypt.data.spans import BY_POLICY, KIND, ROLE, ROW_DTYPE, spans_of
+from mypt.data.template import Shape, Slot
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.encoder import encode_each, utf8
 from mypt.errors import DataError
@@ -53,9 +53,11 @@ class _Kind(NamedTuple):
     train: bool | None
     """What the row says about the mask."""
     parts: tuple[PartKind, ...]
+    trains: tuple[bool | None, ...]
+    """(parts,) what each part says about its own; None is the turn's."""
 
 
-_DOCUMENT: Final = _Kind("text", None, ("text",))
+_DOCUMENT: Final = _Kind("text", None, ("text",), (None,))
 
 
 class _Turns(NamedTuple):
@@ -79,6 +81,7 @@ class _Slots(NamedTuple):
     kind: NDArray[np.uint8]
     part: NDArray[np.int64]
     is_part: NDArray[np.bool_]
+    train: NDArray[np.int8]
     length: NDArray[np.int64]
     """(K,) tokens; 0 for a part."""
     tokens: NDArray[np.uint32]
@@ -102,8 +105,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     """
     turns = _collect(rows)
     kind, per_row = np.array(turns.kind, np.int64), np.array(turns.per_row, np.int64)
-    shapes, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
-    slots = _compile(shapes, tokenizer)
+    shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
+    slots = _compile(shapes, shaped, tokenizer)
     texts = utf8(turns.texts)
     text_tokens, text_lengths = (
         tokenizer.text_encoder.encode(texts) if many else encode_each(tokenizer.encoding, texts)
@@ -123,7 +126,6 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     tokens[from_text] = text_tokens
     tokens[places] = slots.tokens[_ranges(_starts(slots.length)[fixed], slots.length[fixed])]
 
-    train = [BY_POLICY if one.train is None else int(one.train) for one in turns.kinds]
     spans = spans_of(
         lengths,
         slots.part[slot],
@@ -131,7 +133,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         message=np.repeat(_ranges(np.zeros_like(per_row), per_row), per_turn),
         role=slots.role[slot],
         kind=slots.kind[slot],
-        train=np.repeat(np.array(train, np.int8)[kind], per_turn),
+        train=slots.train[slot],
     )
     return Encoded(tokens, spans, _table(rows, spans, _digests(turns, texts)))
 
@@ -141,6 +143,7 @@ def row_digest(row: Row) -> bytes:
 
     They are the first of a blake3 digest over ``role train kind length kind length ...``, a
     line for each turn with its parts' lengths in bytes, an empty line, and the parts' UTF-8.
+    Where a part speaks for itself its kind is ``kind:train``.
     (JSON would say the same, but escaping the text takes a fifth of a row's time.)
     """
     turns = _collect([row])
@@ -166,7 +169,9 @@ def _line_of(kind: _Kind) -> str:
     """Return a turn's line of its row's digest, with room for the sizes of its parts."""
     if kind.role == "text":
         return "text\n%.0s"  # a document does without its size
-    return f"{kind.role} {kind.train} {' '.join(f'{part} %d' for part in kind.parts)}\n"
+    named = zip(kind.parts, kind.trains, strict=True)
+    parts = [part if train is None else f"{part}:{train}" for part, train in named]
+    return f"{kind.role} {kind.train} {' '.join(f'{part} %d' for part in parts)}\n"
 
 
 def _collect(rows: Sequence[Row]) -> _Turns:
@@ -185,15 +190,16 @@ def _collect(rows: Sequence[Row]) -> _Turns:
             parts = turn.parts
             key: tuple[object, ...]
             if len(parts) == 1:
-                key = (turn.role, turn.train, parts[0].kind)
+                key = (turn.role, turn.train, parts[0].kind, parts[0].train)
                 texts.append(parts[0].text)
             else:
-                key = (turn.role, turn.train, *[part.kind for part in parts])
+                key = (turn.role, turn.train, *[(part.kind, part.train) for part in parts])
                 texts += [part.text for part in parts]
             number = numbers.get(key)
             if number is None:
                 number = numbers[key] = len(kinds)
-                kinds.append(_Kind(turn.role, turn.train, tuple([part.kind for part in parts])))
+                named, trains = [part.kind for part in parts], [part.train for part in parts]
+                kinds.append(_Kind(turn.role, turn.train, tuple(named), tuple(trains)))
             kind.append(number)
     return _Turns(kinds, kind, per_row, texts)
 
@@ -204,14 +210,15 @@ def _shapes(
     kind: NDArray[np.int64],
     per_row: NDArray[np.int64],
     tokenizer: Tokenizer,
-) -> tuple[list[Shape], NDArray[np.int64]]:
-    """Return the distinct shapes of turns, and which of them each turn has, (T,)."""
+) -> tuple[list[Shape], list[_Kind], NDArray[np.int64]]:
+    """Return the shapes of turns, the kind of turn that has each, and which one is whose, (T,)."""
     code = 2 * kind
     code[_starts(per_row)[per_row > 0]] += 1
     codes, where, shape = np.unique(code, return_index=True, return_inverse=True)
+    shaped = [kinds[number] for number in (codes // 2).tolist()]
     shapes: list[Shape] = [
-        (kinds[number].role, bool(opens), kinds[number].parts)
-        for number, opens in zip((codes // 2).tolist(), (codes % 2).tolist(), strict=True)
+        (one.role, bool(opens), one.parts)
+        for one, opens in zip(shaped, (codes % 2).tolist(), strict=True)
     ]
     row_of = np.searchsorted(np.cumsum(per_row), where, side="right")
     for index in np.argsort(where):
@@ -220,10 +227,10 @@ def _shapes(
         except DataError as error:
             line = rows[row_of[index]].origin.line
             raise DataError(f"line {line}: {error}" if line else str(error)) from None
-    return shapes, shape
+    return shapes, shaped, shape
 
 
-def _compile(shapes: Sequence[Shape], tokenizer: Tokenizer) -> _Slots:
+def _compile(shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokenizer) -> _Slots:
     forms = [tokenizer.template.form(shape) for shape in shapes]
     per_shape = np.array([len(form) for form in forms], np.int64)
     role = np.array([ROLE[role] for role, _, _ in shapes], np.uint8)
@@ -240,9 +247,20 @@ def _compile(shapes: Sequence[Shape], tokenizer: Tokenizer) -> _Slots:
         np.array([slot.kind for slot in slots], np.uint8),
         np.array([slot.part for slot in slots], np.int64),
         np.array([slot.is_part for slot in slots], bool),
+        np.array(
+            [_train(slot, one) for one, form in zip(shaped, forms, strict=True) for slot in form],
+            np.int8,
+        ),
         np.array([len(ids) for ids in fixed], np.int64),
         np.concatenate([np.empty(0, np.uint32), *fixed]),
     )
+
+
+def _train(slot: Slot, turn: _Kind) -> int:
+    """Return what a span says about its mask; headers and ends belong to no part."""
+    own = None if slot.kind in (KIND["header"], KIND["end"]) else turn.trains[slot.part]
+    train = turn.train if own is None else own
+    return BY_POLICY if train is None else int(train)
 
 
 def _table(

@@ -57,7 +57,7 @@ class Done(Frozen):
         """What was left out or changed."""
         tally = Tally()
         tally.dropped, tally.notes = Counter(self.dropped), Counter(self.notes)
-        tally.unread = dict(self.unread)
+        tally.add_unread(self.unread)
         return tally
 
     def check(self) -> None:

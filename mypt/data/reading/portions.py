@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mypt.config import Format, Reading
+from mypt.config import Reading
 from mypt.data.conversations import Row
-from mypt.data.reading.containers import container_of, is_packed
+from mypt.data.reading.containers import container_of, first_row, is_packed
 from mypt.data.reading.formats.texts import cut_documents
+from mypt.data.reading.formats.threads import links_of
 from mypt.data.reading.raw import BOM, RawFile
-from mypt.data.reading.readers import read_rows
+from mypt.data.reading.readers import FROM_TEXT, read_rows
 from mypt.data.reading.records import WHOLE, ByteRange, Tally
 from mypt.parsing import Frozen
 from mypt.text import one_line
@@ -66,8 +67,8 @@ def cut_portions(
     """Cut the files of a source into portions, in order.
 
     Small files go together. A large one is cut where reading can begin afresh: text between two
-    documents, lines between two rows. What is packed, a table or one JSON value stays whole. So
-    the rows of all portions are the rows of the files.
+    documents, lines between two rows. What is packed, a table, one JSON value, or messages that a
+    column brings together stay whole. So the rows of all portions are the rows of the files.
 
     Args:
         files: With their sha256.
@@ -79,7 +80,7 @@ def cut_portions(
     """
     held: list[FileSlice] = []
     for raw, sha256 in files:
-        for piece in _pieces(raw, sha256, how.format):
+        for piece in _pieces(raw, sha256, how):
             if held and sum(one.size for one in held) + piece.size > PORTION_BYTES:
                 yield Portion(source=source, how=how, pieces=tuple(held))
                 held = []
@@ -99,11 +100,11 @@ def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
         raw.check_unchanged(piece.sha256)
 
 
-def _pieces(raw: RawFile, sha256: str, format: Format) -> Iterator[FileSlice]:
+def _pieces(raw: RawFile, sha256: str, how: Reading) -> Iterator[FileSlice]:
     whole = FileSlice(
         path=str(raw.path), file=raw.index, stretch=WHOLE, size=raw.size, sha256=sha256
     )
-    blocks = _blocks(raw, format)
+    blocks = _blocks(raw, how)
     if raw.size <= PORTION_BYTES or blocks is None:
         yield whole
         return
@@ -134,16 +135,20 @@ def _pieces(raw: RawFile, sha256: str, format: Format) -> Iterator[FileSlice]:
     yield from [whole] if blank else found  # of white space alone the reader tells
 
 
-def _blocks(raw: RawFile, format: Format) -> Iterator[tuple[bytes, bool]] | None:
+def _blocks(raw: RawFile, how: Reading) -> Iterator[tuple[bytes, bool]] | None:
     """Yield the bytes of a file, and whether a row may begin behind them; None: nobody knows."""
-    if is_packed(raw) or format == "tagged":
+    if is_packed(raw) or how.format == "tagged":
         return None
-    container = container_of(raw, text=format == "text")
-    if container == "text":
+    container = container_of(raw, text=how.format in FROM_TEXT)
+    if container == "text" and how.format == "text":
         return ((document, True) for document in cut_documents(raw.chunks()))
     if container != "lines":
         return None
-    return _blocks_of_lines(raw, _END_OF_CHAT if format == "chat" else _END_OF_LINE)
+    if how.format != "chat":
+        return _blocks_of_lines(raw, _END_OF_LINE)
+    # Messages that a column brings together may lie anywhere in the file.
+    linked = links_of(first_row(raw), how.group_by)
+    return None if linked else _blocks_of_lines(raw, _END_OF_CHAT)
 
 
 def _blocks_of_lines(raw: RawFile, ends: re.Pattern[bytes]) -> Iterator[tuple[bytes, bool]]:

@@ -8,7 +8,16 @@ from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
 from mypt.data.reading.formats import chats, columns, texts
-from mypt.data.reading.formats.message import first_of
+from mypt.data.reading.formats.mappings import read_mapped
+from mypt.data.reading.formats.markups import (
+    head_of,
+    read_rendered,
+    read_rendered_file,
+    refuse_rendered,
+)
+from mypt.data.reading.formats.shapes import find_guarded, find_shape
+from mypt.data.reading.formats.tags import mark_parts
+from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
 from mypt.errors import DataError
@@ -16,19 +25,34 @@ from mypt.text import shown
 
 ReadRow = Callable[[Any, Place, Tally], Iterator[Row]]
 
-_BY_ROW: dict[Format, ReadRow] = {
-    "messages": chats.read_messages,
-    "sharegpt": chats.read_messages,
-    "alpaca": columns.read_alpaca,
-    "prompt_completion": columns.read_prompt_completion,
-    "tree": chats.read_tree,
-    "text": texts.read_text_rows,
-}
 _KNOWN = (
-    "messages, conversations, instruction and output, prompt and completion, question and answer,"
-    " role and content, a tree of replies, or text"
+    "messages, conversations, a shape of docs/data.md such as prompt and completion, role and"
+    " content, a tree of replies, or text"
 )
-_TAGGED = tuple(f"<{tag}>".encode() for tag in texts.TAGS)
+FROM_TEXT = ("text", "tagged", "rendered")
+"""Formats that text files have, whatever their names."""
+_ROLES = {"role", "from"}
+_LISTS = ("messages", "conversations")
+_TAGGED = tuple(f"<{tag}>" for tag in texts.TAGS)
+
+
+def decide_format(raw: RawFile, how: Reading) -> Format:
+    """Return the format that a reading leaves to be found, by what else it says and by a file.
+
+    Raises:
+        DataError: If it cannot be told, or the first row cannot be parsed.
+    """
+    said: tuple[tuple[object, Format], ...] = (
+        (how.mapping, "mapping"), (how.turns, "columns"), (how.group_by, "chat"),
+        (how.markup == "none", "text"), (how.markup, "rendered"),
+    )  # fmt: skip
+    format = next((format for given, format in said if given), None) or detect_format(raw)
+    if how.side == "rejected" and format != "columns":
+        raise DataError(
+            f"{raw.name}: side rejected, of rows of format {format!r}; expected rows with a chosen"
+            " and a rejected answer; leave side out"
+        )
+    return format
 
 
 def detect_format(raw: RawFile) -> Format:
@@ -45,9 +69,14 @@ def detect_format(raw: RawFile) -> Format:
     if format is None:
         raise DataError(
             f"{record.place}: found {shown(record.value)}, which fits no known format; expected"
-            f" {_KNOWN}; or name the fields with format 'mapping'"
+            f" {_KNOWN}; or {_way_out(record.value)}"
         )
     return format
+
+
+def _way_out(row: Any) -> str:
+    mapping = "name the fields with format 'mapping'"
+    return f"{columns.advise(row)}; or {mapping}" if isinstance(row, dict) else mapping
 
 
 def identify(row: Any) -> Format | None:
@@ -56,20 +85,26 @@ def identify(row: Any) -> Format | None:
     if not isinstance(fields, dict):
         return None
     keys = fields.keys()
-    turns = first_of(fields, ("messages", "conversations"))
-    if isinstance(turns, list | str):
-        first = turns[0] if isinstance(turns, list) and turns else {"role": ""}
-        has_role = isinstance(first, dict) and first.keys() & {"role", "from"}
-        return ("messages" if "messages" in keys else "sharegpt") if has_role else None
+    if find_guarded(fields):
+        return "columns"
+    key = chats.list_of(fields)
+    if _has_roles(fields.get(key)) and (key in _LISTS or isinstance(fields[key], list)):
+        return "sharegpt" if key == "conversations" else "messages"
     if "replies" in keys or isinstance(fields.get("prompt"), dict):
         return "tree"
-    if {"instruction", "output"} <= keys:
-        return "alpaca"
-    if any(set(pair) <= keys for pair in columns.PAIRS):
-        return "prompt_completion"
-    if keys & {"role", "from"} and keys & {"content", "value", "tool_calls"}:
+    if keys & _ROLES and keys & {"content", "value", "text", "tool_calls"}:
         return "chat"
-    return "text" if "text" in keys else None
+    shape = find_shape(fields, null_counts=False)
+    if shape is None and fields.get("text") is None:
+        shape = find_shape(fields)
+    return shape.format if shape else "text" if "text" in keys else None
+
+
+def _has_roles(turns: Any) -> bool:
+    if isinstance(turns, str):  # JSON in a cell of a table
+        return turns.lstrip("[ \t\r\n")[:1] != '"'
+    first = turns[0] if isinstance(turns, list) and turns else {"role": ""}
+    return isinstance(turns, list) and isinstance(first, dict) and bool(first.keys() & _ROLES)
 
 
 def _identify_text(raw: RawFile) -> Format:
@@ -80,12 +115,17 @@ def _identify_text(raw: RawFile) -> Format:
             f"{raw.name}: a text file with rows of format {format!r}; name that format, or format"
             " 'text' to read it as it stands"
         )
-    head = next(raw.chunks(), b"").lstrip()
-    return "tagged" if head.startswith(_TAGGED) else "text"
+    head = head_of(raw)
+    if head.lstrip().startswith(_TAGGED):
+        return "tagged"
+    refuse_rendered(head, raw.place(1))
+    return "text"
 
 
 def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     """Yield the rows of a file; what is left out or changed is counted in ``tally``.
+
+    What stands between tags in an assistant's text is read as :func:`tags.mark_parts` does.
 
     Args:
         raw: The file.
@@ -95,31 +135,52 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     Raises:
         DataError: For the first row that is wrong; the rows before it were given.
     """
+    for row in _read_rows(raw, how, tally):
+        yield mark_parts(row, how.reasoning_tags, tally)
+
+
+def _read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     format = how.format
-    container = container_of(raw, text=format in ("text", "tagged"))
+    container = container_of(raw, text=format in FROM_TEXT)
     if format == "tagged":
         yield from chats.read_chat(texts.read_turns(raw), tally, raw.limits)
-        return
-    if container == "text":
-        yield from texts.read_text_file(raw, tally)
-        return
-    records = read_records(raw, container)
-    if format == "chat":
-        yield from chats.read_chat(records, tally, raw.limits)
-        return
-    read_row = (
-        partial(columns.read_mapped, mapping=how.mapping or FieldMapping())
-        if format == "mapping"
-        else _BY_ROW[format]
-    )
-    yield from _read_each(records, read_row, tally)
+    elif container == "text" and format == "rendered":
+        yield from read_rendered_file(raw, tally, how.markup)
+    elif container == "text":
+        yield from texts.read_text_file(raw, tally, how.markup)
+    elif format == "chat":
+        records, table = read_records(raw, container), container in ("csv", "parquet")
+        yield from read_flat(records, tally, raw.limits, how.group_by, table)
+    else:
+        yield from _read_each(read_records(raw, container), _row_reader(how), how, tally)
 
 
-def _read_each(records: Iterable[Record], read_row: ReadRow, tally: Tally) -> Iterator[Row]:
+def _row_reader(how: Reading) -> ReadRow:
+    mapping = how.mapping or FieldMapping()
+    readers: dict[Format, ReadRow] = {
+        "messages": chats.read_messages,
+        "sharegpt": chats.read_messages,
+        "tree": chats.read_tree,
+        "mapping": partial(read_mapped, mapping=mapping),
+        "text": partial(texts.read_text_rows, markup=how.markup),
+        "rendered": partial(read_rendered, markup=how.markup),
+    }
+    return readers.get(how.format) or partial(columns.read_columns, how=how)
+
+
+def _read_each(
+    records: Iterable[Record], read_row: ReadRow, how: Reading, tally: Tally
+) -> Iterator[Row]:
+    # What a row says of its answer holds in every format that has answers.
+    judged = how.format in ("messages", "sharegpt", "alpaca", "prompt_completion")
     for value, place, _ in records:
         if value is BLANK:
             continue
+        shape = find_guarded(value) if judged and isinstance(value, dict) else None
         try:
-            yield from read_row(value, place, tally)
+            if shape:
+                yield from columns.read_columns(value, place, tally, how, shape)
+            else:
+                yield from read_row(value, place, tally)
         except Dropped as dropped:
             tally.dropped[str(dropped)] += 1

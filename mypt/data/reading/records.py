@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final, Literal, NamedTuple
 
 from mypt.data.conversations import Origin
@@ -31,9 +31,12 @@ MEANINGLESS: Final = frozenset(
         *("score", "scores", "rating", "quality", "rank", "upvotes", "votes"),
         *("licence", "license", "copyright", "source", "dataset", "split", "subset", "origin"),
         *("url", "link", "author", "annotator", "model", "language", "lang"),
+        *("cache_control", "thoughtsignature", "thought_signature", "prompt_id"),
     }
 )
 """Names of fields that say nothing a model could learn or need: ids, dates, scores, licences."""
+WEIGHTS: Final = ("train", "training", "weight", "loss_weight")
+"""Names of fields that say whether something is learned: a row, a message or a part."""
 
 
 class Place(NamedTuple):
@@ -81,6 +84,14 @@ class Record(NamedTuple):
     """About what it takes in the file."""
 
 
+def first_of(fields: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """Return the first of several fields that is there and not null, else None."""
+    for key in keys:
+        if (value := fields.get(key)) is not None:
+            return value
+    return None
+
+
 class Dropped(Exception):  # noqa: N818 - no error: the row is left out and counted
     """A whole row of no use for training; its text is the reason."""
 
@@ -96,6 +107,15 @@ class Unread(NamedTuple):
     """Whether another value was met."""
 
 
+class _Met:
+    """A field that was not read, while rows are taken: its value is compared, not yet summed."""
+
+    __slots__ = ("rows", "value", "varies")
+
+    def __init__(self, value: Any) -> None:
+        self.rows, self.value, self.varies = 1, value, False
+
+
 class Tally:
     """Rows that were left out, changes that were made, and fields that were not read."""
 
@@ -104,7 +124,8 @@ class Tally:
         self.strict = strict
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
-        self.unread: dict[str, Unread] = {}
+        self._met: dict[tuple[str, str], _Met] = {}
+        self._added: dict[str, Unread] = {}
 
     def check_fields(
         self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
@@ -122,15 +143,31 @@ class Tally:
         """
         if fields.keys() <= read:
             return
-        for name in fields.keys() - read:
-            if name.lower() in MEANINGLESS or fields[name] in _NOTHING:
+        for name, value in fields.items():
+            if name in read or name in MEANINGLESS or (not value and value in _NOTHING):
+                continue
+            met = self._met.get((of, name))
+            if met is not None:
+                met.rows += 1
+                met.varies = met.varies or value != met.value
+                continue
+            if name.lower() in MEANINGLESS:
                 continue
             if self.strict:
                 raise DataError(
                     f"{place}: {name!r} of {of} is not read; expected no such field where reading"
                     " is strict; say what it means, remove it, or leave strict out"
                 )
-            self._add_unread(f"{name!r} of {of}", 1, zlib.crc32(repr(fields[name]).encode()))
+            self._met[of, name] = _Met(value)
+
+    @property
+    def unread(self) -> dict[str, Unread]:
+        """The fields that were not read, as people call them."""
+        found = dict(self._added)
+        for (of, name), met in self._met.items():
+            first = zlib.crc32(repr(met.value).encode())
+            _join(found, f"{name!r} of {of}", Unread(met.rows, first, met.varies))
+        return found
 
     def unread_notes(self) -> Counter[str]:
         """Return the fields that were not read, each with how many held it."""
@@ -141,14 +178,19 @@ class Tally:
             }
         )
 
-    def _add_unread(self, name: str, rows: int, first: int, varies: bool = False) -> None:
-        known = self.unread.get(name, Unread(0, first, False))
-        differs = known.varies or varies or known.first != first
-        self.unread[name] = Unread(known.rows + rows, known.first, differs)
-
     def add(self, other: "Tally") -> None:
         """Add what another one has counted."""
         self.dropped.update(other.dropped)
         self.notes.update(other.notes)
-        for name, found in other.unread.items():
-            self._add_unread(name, *found)
+        self.add_unread(other.unread)
+
+    def add_unread(self, unread: Mapping[str, Unread]) -> None:
+        """Add fields that were not read elsewhere."""
+        for name, found in unread.items():
+            _join(self._added, name, found)
+
+
+def _join(known: dict[str, Unread], name: str, found: Unread) -> None:
+    before = known.get(name, Unread(0, found.first, False))
+    varies = before.varies or found.varies or before.first != found.first
+    known[name] = Unread(before.rows + found.rows, before.first, varies)

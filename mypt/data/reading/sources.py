@@ -12,7 +12,7 @@ from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.reading import exercises
 from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
-from mypt.data.reading.readers import detect_format, read_rows
+from mypt.data.reading.readers import decide_format, read_rows
 from mypt.data.reading.records import Tally
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
@@ -38,6 +38,7 @@ def open_source(source: Source, index: int = 0, *, limits: Limits | None = None)
             f"source {index + 1}: a mapping with format {source.format!r}; expected format"
             " 'mapping', or no mapping"
         )
+    _check_columns(source, index)
     paths = find_files(source)
     return SourceReader(source, [RawFile(path, i, limits) for i, path in enumerate(paths)])
 
@@ -55,10 +56,12 @@ class SourceReader:
         self.files = tuple(_source_file(raw) for raw in raws)
         self.format: Format = source.format
         if source.format == "auto":
-            self.format = "mapping" if source.mapping else detect_format(raws[0])
+            self.format = decide_format(raws[0], source)
         self._source = source
         knobs = {key: getattr(source, key) for key in Reading.model_fields}
-        self._how = Reading(**knobs | {"format": self.format})
+        # Who asks for text has said that tags in it are only text.
+        said = {"markup": "none"} if source.format == "text" else {}
+        self._how = Reading(**knobs | {"format": self.format} | said)
         self._raws = raws
         self.begin()
 
@@ -141,6 +144,26 @@ class SourceReader:
             dropped=_counts(self._tally.dropped),
             notes=_counts(self._tally.notes + self._tally.unread_notes()),
         )
+
+
+def _check_columns(source: Source, index: int) -> None:
+    """Refuse a knob that the format would ignore.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    knobs = {
+        "turns": (source.turns, ("auto", "columns")),
+        "markup": (source.markup, ("auto", "columns", "rendered")),
+        "group_by": (source.group_by, ("auto", "chat")),
+        "side rejected": (source.side == "rejected", ("auto", "columns")),
+    }
+    for knob, (given, formats) in knobs.items():
+        if given and (source.format not in formats or source.mapping):
+            raise ConfigError(
+                f"source {index + 1}: {knob} with format {source.format!r}; expected format"
+                f" {' or '.join(formats)}, or leave it out"
+            )
 
 
 def source_name(source: Source) -> str:

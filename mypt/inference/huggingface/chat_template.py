@@ -52,30 +52,36 @@ _BODY: Final = """\
 {%- endif -%}
 {%- set ns.parts = [] -%}
 {%- if message.reasoning_content -%}
-{%- set ns.parts = [['reasoning', message.reasoning_content]] -%}
+{%- set ns.parts = [['reasoning', message.reasoning_content, none]] -%}
 {%- endif -%}
 {%- if message.content is string -%}
-{%- set ns.parts = ns.parts + [['text', message.content]] -%}
+{%- set ns.parts = ns.parts + [['text', message.content, none]] -%}
 {%- elif message.content -%}
 {%- for part in message.content -%}
-{%- set ns.parts = ns.parts + [[part.type, part.text]] -%}
+{%- set own = part.train if part.train is defined else none -%}
+{%- set own = none if own is none else ('1' if own else '0') -%}
+{%- set ns.parts = ns.parts + [[part.type, part.text, own]] -%}
 {%- endfor -%}
 {%- endif -%}
 {%- for call in message.tool_calls or [] -%}
-{%- set ns.parts = ns.parts + [['tool_call', spelled(call)]] -%}
+{%- set ns.parts = ns.parts + [['tool_call', spelled(call), none]] -%}
 {%- endfor -%}
 {%- set ns.slots = turn.first if loop.first else turn.later -%}
-{%- for kind, text in ns.parts -%}
+{%- for kind, text, own in ns.parts -%}
 {%- if kind not in PARTS -%}
 {{- raise_exception('the template has no form for ' ~ kind ~ ' parts') -}}
 {%- endif -%}
 {%- set form = PARTS[kind] -%}
-{%- set ns.slots = ns.slots + form.open + [[form.kind, plain(text), false]] + form.close -%}
+{%- for slot in form.open + [[form.kind, plain(text), false]] + form.close -%}
+{%- set ns.slots = ns.slots + [slot + [own or train]] -%}
 {%- endfor -%}
-{%- set behind = LAST_ONLY and train == 'unset' and loop.index0 != ns.last -%}
-{%- for kind, text, special in ns.slots + turn.end -%}
+{%- endfor -%}
+{%- set earlier = LAST_ONLY and loop.index0 != ns.last -%}
+{%- for slot in ns.slots + turn.end -%}
+{%- set kind, text, special, said = (slot + [train])[:4] -%}
 {%- if text -%}
-{%- set outcome = 0 if kind == 'header' or behind else LEARNED[message.role][train][kind] -%}
+{%- set behind = earlier and said == 'unset' -%}
+{%- set outcome = 0 if kind == 'header' or behind else LEARNED[message.role][said][kind] -%}
 {%- if outcome == 2 -%}
 {{- raise_exception('a tool\\'s result is given to the model, never written by it') -}}
 {%- endif -%}
@@ -110,7 +116,8 @@ def chat_template(template: Template, policy: MaskPolicy) -> str:
     """Return the Jinja source for ``chat_template.jinja``.
 
     It reads messages as ``transformers`` has them: ``content`` (a string, or parts of type
-    text, reasoning and tool_call), ``reasoning_content``, ``tool_calls``; and our own ``train``.
+    text, reasoning and tool_call), ``reasoning_content``, ``tool_calls``; and our own ``train``,
+    of a message or of a part.
 
     Args:
         template: How turns are written.

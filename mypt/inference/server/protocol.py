@@ -6,9 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from mypt.config import Reading
 from mypt.data.conversations import Message, Part
+from mypt.data.reading.formats.calls import Turn, link_results, unfold
 from mypt.data.reading.formats.message import read_message
-from mypt.data.reading.records import Dropped, Place
+from mypt.data.reading.formats.tags import mark_message
+from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.inference.reply import Ending, Reply
 from mypt.inference.sampling import Sampling
@@ -103,7 +106,15 @@ class ChatRequest(BaseModel):
         Raises:
             Refused: If one is no message that a model can read.
         """
-        return [_message(index, fields) for index, fields in enumerate(self.messages)]
+        tally = Tally()
+        turns = []
+        for index, given in enumerate(self.messages):
+            place = Place(f"messages[{index}]", 0, index + 1)
+            turns += [_turn(fields, place, tally) for fields in unfold(given)]
+        try:
+            return link_results(turns, tally)
+        except DataError as error:
+            raise _refuse(error) from None
 
 
 def read_request(body: bytes) -> ChatRequest:
@@ -189,18 +200,28 @@ def finish(ending: Ending) -> str:
     return "stop" if ending == "stop" else "length"
 
 
-def _message(index: int, fields: dict[str, Any]) -> Message:
-    param = f"messages[{index}]"
-    place = Place(param, 0, index + 1)
+def _turn(fields: dict[str, Any], place: Place, tally: Tally) -> Turn:
+    param = place.path
     try:
-        return read_message(fields, place)
+        message = read_message(fields, place, tally)
     except DataError as error:
-        said = str(error).removeprefix(f"{place}: ")
-        raise Refused(400, f"{param}: {said}", param=param) from None
+        raise _refuse(error) from None
     except Dropped:
-        if fields.get("role") == "assistant":  # an answer may have been empty
-            return Message("assistant", (Part("text", ""),))
-        raise Refused(400, f"{param}: says nothing; expected text", param=param) from None
+        if fields.get("role") != "assistant":
+            raise Refused(400, f"{param}: says nothing; expected text", param=param) from None
+        message = Message("assistant", (Part("text", ""),))  # an answer may have been empty
+    if tally.unread:
+        found = f"{param}: this server does not read {next(iter(tally.unread))}; leave it out"
+        raise Refused(400, found, param=param)
+    if message.role == "assistant":
+        message = mark_message(message, Reading().reasoning_tags, tally)
+    return Turn(fields, message, place)
+
+
+def _refuse(error: DataError) -> Refused:
+    """Return what the client is told; the place begins with the parameter."""
+    param, _, said = str(error).partition(":")
+    return Refused(400, f"{param}: {said.partition(': ')[2]}", param=param)
 
 
 def _kind(status: int) -> str:

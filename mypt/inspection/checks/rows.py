@@ -7,7 +7,7 @@ template and tokenizer make of it.
 
 import re
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import numpy as np
@@ -63,35 +63,50 @@ def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
     origin = Origin(0, 1)
     if view.spans is None or not len(view.spans):
         return Document(tokenizer.decode(view.tokens), origin)
-    turns: dict[int, tuple[int, int, list[Part]]] = {}
+    turns: dict[int, tuple[int, list[int], list[Part]]] = {}
     forms = part_forms(tokenizer.template)
     # Plain tuples: reading the fields of numpy's records one by one takes most of the time.
     for start, stop, _, turn, role, kind, train in view.spans.tolist():
-        parts = turns.setdefault(turn, (role, train, []))[2]
-        if kind in PARTS:
+        _, whole, parts = turns.setdefault(turn, (role, [], []))
+        if kind not in PARTS:
+            whole.append(train)
+        else:
             said, form = tokenizer.decode(view.tokens[start:stop]), forms.get(PARTS[kind])
             if form is not None:
                 said = said.removeprefix(form.open).removesuffix(form.close)
-            parts.append(Part(PARTS[kind], said))
+            parts.append(Part(PARTS[kind], said, _TRAIN[train]))
     if view.spans["role"][0] == ROLE["text"]:
         return Document("".join(p.text for *_, parts in turns.values() for p in parts), origin)
     messages = (
-        Message(cast(Role, ROLES[role]), tuple(parts) or (Part("text", ""),), _TRAIN[train])
-        for role, train, parts in turns.values()
+        _message(cast(Role, ROLES[role]), whole, parts) for role, whole, parts in turns.values()
     )
     return Conversation(tuple(messages), origin)
+
+
+def _message(role: Role, whole: list[int], parts: list[Part]) -> Message:
+    """Return a turn; what its header and end say, or all its parts, is the turn's own word."""
+    said = {_TRAIN[train] for train in whole} or {part.train for part in parts}
+    train = said.pop() if len(said) == 1 else None
+    kept = (replace(part, train=None) if part.train == train else part for part in parts)
+    return Message(role, tuple(kept) or (Part("text", ""),), train)
 
 
 def check_digest(view: RowView, row: Row, findings: Findings) -> None:
     """Compare the digest of what tokens and spans tell with the digest of what was read.
 
-    Rows with marked parts are left out: where two such parts meet cannot be seen any more.
+    Rows with marked parts are left out: where two such parts meet cannot be seen any more. So
+    are turns whose parts speak for themselves, since a template may write no header beside them.
     """
     if view.digest is None or view.spans is None or _has_gaps(view):
         return
-    marked = np.isin(view.spans["kind"], _MARKED).any()
+    marked = np.isin(view.spans["kind"], _MARKED).any() or _is_mixed(view.spans)
     if not marked and row_digest(row) != view.digest:
         findings.add("digest_differs", place(view))
+
+
+def _is_mixed(spans: NDArray[np.void]) -> bool:
+    same = spans["message"][1:] == spans["message"][:-1]
+    return bool((same & (spans["train"][1:] != spans["train"][:-1])).any())
 
 
 def _has_gaps(view: RowView) -> bool:

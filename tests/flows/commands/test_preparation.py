@@ -41,3 +41,26 @@ def test_an_address_without_dask_is_wrong_use(tmp_path, capsys):
     words = ["prepare", "--input_files", str(path), "--out_dir", str(tmp_path / "d")]
     assert main([*words, "--address", "tcp://127.0.0.1:1"]) == 2
     assert "expected dask" in capsys.readouterr().err
+
+
+def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"}]
+    path.write_text((json.dumps({"messages": said, "context": "x"}) + "\n") * 3)
+    asked = ["prepare", "--input_files", str(path), "--tokenization", "byte", "--val_fraction", "0"]
+    assert main([*asked, "--out_dir", str(tmp_path / "d0"), "--strict"]) == 1
+    assert "'context' of the row is not read" in capsys.readouterr().err
+    unread = {"'context' of the row was not read"}
+    for number, flags, note in (
+        (1, [], {"text between <think> tags read as reasoning"}),
+        (
+            2,
+            ["--reasoning-tags", "none"],
+            {f"<{tag}> in the text of the assistant stays text" for tag in ("think", "/think")},
+        ),
+    ):
+        folder = tmp_path / f"d{number}"
+        assert main([*asked, "--out_dir", str(folder), *flags]) == 0
+        (source,) = read_manifest(folder).sources
+        assert {count.reason for count in source.notes} == unread | note
+    capsys.readouterr()

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from mypt.data.conversations import Document, Part
-from mypt.data.spans import BY_POLICY, ROLE
+from mypt.data.spans import BY_POLICY, KIND, ROLE
 
 
 class Segment(NamedTuple):
@@ -33,6 +33,7 @@ def turn(template, role, index, parts, train):
     for slot in template.form((role, index == 0, tuple(part.kind for part in parts))):
         text = next(texts) if slot.is_part else slot.text
         if text != "":
-            where = (ROLE[role], slot.kind, index, train, slot.part)
+            own = None if slot.kind in (KIND["header"], KIND["end"]) else parts[slot.part].train
+            where = (ROLE[role], slot.kind, index, train if own is None else int(own), slot.part)
             segments.append(Segment(text, slot.special, *where))
     return segments

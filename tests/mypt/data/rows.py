@@ -19,7 +19,12 @@ LOOKALIKES = (
 texts = st.lists(st.one_of(st.text(max_size=12), st.sampled_from(LOOKALIKES)), max_size=4).map(
     "".join
 )
-parts = st.builds(Part, st.sampled_from(["text", "text", "reasoning", "tool_call"]), texts)
+parts = st.builds(
+    Part,
+    st.sampled_from(["text", "text", "reasoning", "tool_call"]),
+    texts,
+    st.sampled_from([None, None, None, True, False]),
+)
 messages = st.builds(
     Message,
     st.sampled_from(["system", "user", "assistant", "tool"]),

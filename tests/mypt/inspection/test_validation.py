@@ -398,3 +398,19 @@ def test_a_length_policy_that_would_stop_training_is_reported(tmp_path):
     report = validate(path, block_size=64, length_policy="error")
     (finding,) = (f for f in report.findings if f.code == "length_refused")
     assert "talks.jsonl:2: 154 tokens" in finding.examples[0].detail
+
+
+@pytest.mark.parametrize("template", ["mypt", "plain", "chatml"])
+def test_parts_that_decide_their_own_mask_are_read_back_as_they_were(tmp_path, template):
+    parts = [{"text": "Wrong. ", "train": False}, {"text": "Right."}]
+    talk = [
+        {"role": "user", "content": [{"text": "a"}, {"text": "b", "train": True}]},
+        {"role": "assistant", "content": parts},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": parts, "train": True},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "d"}, *parts]},
+    ]
+    report = validate(prepared(tmp_path, [talk] * 3, template=template))
+    found = {finding.code for finding in report.findings}
+    assert not found & {"digest_differs", "rendering_differs", "answer_unsupervised"}
+    assert report.ok

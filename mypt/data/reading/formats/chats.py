@@ -1,38 +1,67 @@
 """Conversations as lists of messages (messages, sharegpt, chat) or trees of them (OASST)."""
 
 import json
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from itertools import repeat
+from typing import Any, Final
 
 from mypt.data.conversations import Conversation, Message, Part, say
 from mypt.data.reading import strict_json
+from mypt.data.reading.formats.calls import Turn, link_results, unfold
 from mypt.data.reading.formats.message import (
+    ROLE_NAMES,
+    UnknownRoleError,
     fields_of,
-    first_of,
     read_message,
     read_text,
     read_train,
+    to_message,
 )
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
+from mypt.data.reading.records import (
+    BLANK,
+    MEANINGLESS,
+    WEIGHTS,
+    Dropped,
+    Place,
+    Record,
+    Tally,
+    first_of,
+)
 from mypt.errors import DataError
 from mypt.text import names, shown
+
+LISTS: Final = ("messages", "conversations", "conversation", "contents")
+"""Fields of a row that hold its messages; the first that holds any is read."""
+_SYSTEMS: Final = ("system", "system_prompt", "systemInstruction", "system_instruction")
+_TOOLS: Final = ("tools", "functions")
+ROW: Final = frozenset({*_SYSTEMS, *_TOOLS, *WEIGHTS})
+"""Fields of a row that :func:`frame` hears."""
+_IDS: Final = frozenset(
+    {"conversation_id", "message_tree_id", "message_id", "parent_id", "user_id"}
+)
+"""Fields that place a message or a row among others, where nesting has done so already."""
+_READ: Final = {key: ROW | _IDS | MEANINGLESS | {key} for key in LISTS}
+_NODE: Final = frozenset({"replies", "deleted", *_IDS})
 
 
 def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     """Yield the conversation of a row that holds a list of messages.
 
-    The list is the row's ``messages`` or ``conversations``, or the row itself. Its ``system``
-    and ``tools`` become the system message; its ``train`` or ``weight`` holds for every turn
-    of the assistant that has none of its own.
+    The list is the row's ``messages``, ``conversations``, ``conversation`` or ``contents``, or
+    the row itself. Its ``system`` (or ``system_prompt``) and ``tools`` (or ``functions``) become
+    the system message; its ``train`` or ``weight`` holds for every turn of the assistant that
+    has none of its own. What else it holds is counted.
 
     Raises:
         DataError: If there is no message, or one that cannot be read.
         Dropped: If one of them says nothing.
     """
     fields = {"messages": row} if isinstance(row, list) else fields_of(row, place)
-    turns = first_of(fields, ("messages", "conversations"))
+    key = list_of(fields)
+    turns = fields.get(key)
     if isinstance(turns, str):
         turns = _parse_text(turns, place)
     if not isinstance(turns, list):
@@ -40,8 +69,86 @@ def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation
         raise DataError(f"{place}: found {found}; expected a list 'messages' or 'conversations'")
     if not turns:
         raise DataError(f"{place}: an empty conversation; expected at least one message")
-    messages = list(_messages([Record(turn, place, 0) for turn in turns], tally))
+    try:
+        messages = read_list(zip(turns, repeat(place)), tally)
+    except UnknownRoleError as error:
+        raise DataError(f"{error}{_cure(turns, key if fields is row else None)}") from None
+    if len(fields) > 1:
+        read = _READ[key]
+        if "prompt" in fields and fields["prompt"] == _asked(messages):
+            read |= {"prompt"}
+        tally.check_fields(fields, read, place)
+        fields = _with_system_text(fields, place, tally)
     yield Conversation(frame(messages, fields, place), place.origin)
+
+
+def list_of(fields: Mapping[str, Any]) -> str:
+    """Return the field of a row that holds its messages; "messages" where none does."""
+    for key in LISTS:
+        if fields.get(key):
+            return key
+    return next((key for key in LISTS if fields.get(key) is not None), LISTS[0])
+
+
+def read_list(turns: Iterable[tuple[Any, Place]], tally: Tally) -> list[Message]:
+    """Return the messages of one conversation, each result behind the call that it answers.
+
+    Raises:
+        DataError: If one cannot be read, or a result answers no call.
+        Dropped: If one says nothing.
+    """
+    found: list[tuple[dict[str, Any], Message, Place]] = []
+    has_results = False
+    for value, place in turns:
+        for fields in unfold(value):
+            try:
+                message = read_message(fields, place, tally)
+            except Dropped:
+                if not is_empty_system(fields):
+                    raise
+                tally.notes["empty system message left out"] += 1
+                continue
+            has_results = has_results or message.role == "tool"
+            found.append((fields, message, place))
+    if has_results:
+        return link_results([Turn(*one) for one in found], tally)
+    return [message for _, message, _ in found]
+
+
+def _asked(messages: list[Message]) -> str | None:
+    return next((message.text for message in messages if message.role == "user"), None)
+
+
+def _cure(turns: list[Any], key: str | None) -> str:
+    """Return how a row is read whose roles are not all known; empty where it has no fields."""
+    roles: dict[str, str] = {}
+    for turn in turns:
+        role = first_of(turn, ("role", "from")) if isinstance(turn, dict) else None
+        if key is None or not isinstance(role, str) or not role.isprintable():
+            return ""
+        roles[role] = ROLE_NAMES.get(role.lower(), "assistant")
+    role_field = "role" if "role" in turns[0] else "from"
+    text_field = next((name for name in ("content", "value", "text") if name in turns[0]), "")
+    meant = ",".join(f"{theirs}={ours}" for theirs, ours in roles.items())
+    return (
+        f"; or say what each means: --format mapping --turns_field {key} --role_field {role_field}"
+        f" --text_field {text_field} --role_names {shlex.quote(meant)}"
+    )
+
+
+def _with_system_text(fields: dict[str, Any], place: Place, tally: Tally) -> dict[str, Any]:
+    """Return a row whose system message, where it is written in blocks, is one text."""
+    if ROW.isdisjoint(fields):
+        return fields
+    blocks = {key: fields[key] for key in _SYSTEMS if isinstance(fields.get(key), list | dict)}
+    for key, value in blocks.items():
+        if value:
+            as_message = value if isinstance(value, dict) else {"content": value}
+            said = read_message({"role": "system"} | as_message, place, tally)
+            blocks[key] = said.text
+        else:
+            blocks[key] = None
+    return fields | blocks if blocks else fields
 
 
 def frame(messages: list[Message], row: dict[str, Any], place: Place) -> tuple[Message, ...]:
@@ -49,32 +156,49 @@ def frame(messages: list[Message], row: dict[str, Any], place: Place) -> tuple[M
 
     Args:
         messages: As they stand in the row.
-        row: Its ``system``, ``tools``, ``train`` and ``weight`` are heard.
+        row: Its ``system``, ``system_prompt``, ``tools``, ``functions``, ``train`` and
+            ``weight`` are heard.
         place: The row, for errors.
 
     Raises:
         DataError: If nothing is left, or there are two system messages to begin with.
     """
-    system = read_text(row, "system", place) if row.get("system") is not None else ""
-    tools = _spell_tools(row.get("tools"))
-    if system.strip():
-        if messages and messages[0].role == "system":
-            raise DataError(f"{place}: a field 'system' and a system message; keep one of them")
-        messages = [say("system", system), *messages]
+    if not messages:
+        raise DataError(f"{place}: an empty conversation; expected at least one message")
+    if ROW.isdisjoint(row):
+        return tuple(messages)
+    opens = messages[0] if messages[0].role == "system" else None
+    told = [read_text(row, key, place) for key in _SYSTEMS if row.get(key) is not None]
+    said = {text for text in told if text.strip()} - {opens.text if opens else ""}
+    if len(said) > (0 if opens else 1):
+        found = [key for key in _SYSTEMS if row.get(key) is not None]
+        also = " and a system message" if opens else ""
+        raise DataError(
+            f"{place}: {' and '.join(map(repr, found))}{also} that differ; keep one of them"
+        )
+    if said:
+        messages = [say("system", said.pop()), *messages]
+    tools = {text for key in _TOOLS if (text := _spell_tools(row.get(key)))}
+    if len(tools) > 1:
+        raise DataError(f"{place}: {' and '.join(map(repr, _TOOLS))} differ; keep one of them")
     if tools:
-        listed = f"Tools:\n{tools}"
-        if messages and messages[0].role == "system":
-            first, *rest = messages
-            text = f"{first.text}\n\n{listed}"
-            messages = [Message("system", (Part("text", text),), first.train), *rest]
-        else:
-            messages = [say("system", listed), *messages]
+        messages = _list_tools(messages, tools.pop())
     train = read_train(row, place)
     if train is not None:
         messages = [_by_default(message, train) for message in messages]
-    if not messages:
-        raise DataError(f"{place}: an empty conversation; expected at least one message")
     return tuple(messages)
+
+
+def _list_tools(messages: list[Message], tools: str) -> list[Message]:
+    """Return the messages with the tools in the system's, unless it names them already."""
+    listed = f"Tools:\n{tools}"
+    if messages[0].role != "system":
+        return [say("system", listed), *messages]
+    first, *rest = messages
+    if tools in first.text:
+        return messages
+    parts = [*first.parts, Part("text", f"\n\n{listed}")]
+    return [to_message("system", parts, first.train), *rest]
 
 
 def is_empty_system(turn: Any) -> bool:
@@ -95,19 +219,11 @@ def read_chat(records: Iterable[Record], tally: Tally, limits: Limits) -> Iterat
     for group in _between_blanks(records, limits):
         place = group[0].place
         try:
-            messages = list(_messages(group, tally))
+            messages = read_list([(value, place) for value, place, _ in group], tally)
         except Dropped as dropped:
             tally.dropped[str(dropped)] += 1
             continue
         yield Conversation(frame(messages, {}, place), place.origin)
-
-
-def _messages(group: Iterable[Record], tally: Tally) -> Iterator[Message]:
-    for record in group:
-        if is_empty_system(record.value):
-            tally.notes["empty system message left out"] += 1
-        else:
-            yield read_message(record.value, record.place)
 
 
 def _between_blanks(records: Iterable[Record], limits: Limits) -> Iterator[list[Record]]:
@@ -152,8 +268,8 @@ def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     with all that follows them, and counted.
 
     Args:
-        row: The root message, or an object whose ``prompt`` it is; a message's ``replies``
-            are its children.
+        row: The root message, or an object whose ``prompt`` it is, with ``system``, ``tools``
+            and ``train`` of all paths; a message's ``replies`` are its children.
         place: The row, for errors.
         tally: Counts what was left out.
 
@@ -161,7 +277,10 @@ def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         DataError: If it is no tree of messages.
     """
     fields = fields_of(row, place)
-    root = fields["prompt"] if isinstance(fields.get("prompt"), dict) else fields
+    root, outer = fields, dict[str, Any]()
+    if isinstance(fields.get("prompt"), dict):
+        tally.check_fields(fields, ROW | _IDS | {"prompt"}, place)
+        root, outer = fields["prompt"], _with_system_text(fields, place, tally)
     if not isinstance(root.get("replies"), list):
         raise DataError(
             f"{place}: a message without replies; expected the root of a tree, with its replies as"
@@ -169,11 +288,14 @@ def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         )
     seen: set[int] = set()
     for path in _paths(root, [], place, tally):
-        messages = tuple(
+        messages = [
             replace(message, train=False) if node in seen else message for node, message in path
-        )
+        ]
+        framed = frame(messages, outer, place)
+        if seen and len(framed) > len(path):
+            framed = (replace(framed[0], train=False), *framed[1:])
         seen.update(node for node, _ in path)
-        yield Conversation(messages, place.origin)
+        yield Conversation(framed, place.origin)
     if not seen:
         raise Dropped("a tree whose root was deleted or has no text")
 
@@ -187,7 +309,7 @@ def _paths(
     if not isinstance(replies, list):
         raise DataError(f"{place}: replies are {shown(replies)}; expected a list of messages")
     try:
-        path = [*before, (id(node), read_message(fields, place))]
+        path = [*before, (id(node), read_message(fields, place, tally, _NODE))]
     except Dropped as dropped:
         tally.notes[f"reply left out: {dropped}"] += 1
         return

@@ -1,194 +1,326 @@
-"""Rows with a column for each thing that is said: pairs of question and answer, and any mapping."""
+"""Rows of which each column says one thing, by the table of shapes or a user's own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import cycle, groupby
+from operator import attrgetter, itemgetter
+from typing import Any
 
-from mypt.config import FieldMapping, Role
+from mypt.config import Reading, Voice
 from mypt.data.conversations import Conversation, Message, Part
-from mypt.data.reading.formats.chats import frame
-from mypt.data.reading.formats.message import (
-    fields_of,
-    read_message,
-    read_role,
-    read_text,
-    read_train,
-    to_message,
+from mypt.data.reading import strict_json
+from mypt.data.reading.formats.chats import ROW, frame, read_list
+from mypt.data.reading.formats.markups import read_turns_of
+from mypt.data.reading.formats.message import fields_of, read_message, to_message
+from mypt.data.reading.formats.shapes import (
+    MISSING,
+    RowShape,
+    Speaker,
+    at_path,
+    find_shape,
+    holds_messages,
+    is_label,
+    open_cell,
+    top_field,
 )
+from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 
-PAIRS = (("prompt", "completion"), ("question", "answer"))
-"""Fields that hold what is asked and what is answered."""
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 _TASK = "Below is an instruction that describes a task"
 _WITH_INPUT = ", paired with an input that provides further context"
 _REQUEST = ". Write a response that appropriately completes the request.\n\n"
 
 
-class _Utterance(NamedTuple):
-    speaker: str
-    text: str
-    train: bool | None
-
-
-def read_mapped(
-    row: Any, place: Place, tally: Tally, mapping: FieldMapping
+def read_columns(
+    row: Any, place: Place, tally: Tally, how: Reading, shape: RowShape | None = None
 ) -> Iterator[Conversation]:
-    """Yield the conversation of a row, found where ``mapping`` says.
+    """Yield the conversation of a row, each field of which says one thing.
 
-    Utterances without text are left out and counted; consecutive ones of one role become one
-    turn. With ``by_order`` a conversation of one speaker, or of more than two, is dropped.
-
-    Raises:
-        DataError: If a field is missing or of the wrong type, or a role is unknown.
-        Dropped: If nothing is said, or the speakers are not two.
-    """
-    said = list(_utterances(row, place, mapping))
-    if not said and not mapping.by_order:
-        raise DataError(f"{place}: an empty conversation; expected at least one turn")
-    roles = _roles(said, place, mapping)
-    kept = [utterance for utterance in said if utterance.text.strip()]
-    if mapping.by_order and len({utterance.speaker for utterance in kept}) < 2:
-        raise Dropped("a conversation in which a speaker says nothing")
-    if len(kept) < len(said):
-        tally.notes["empty utterance left out"] += len(said) - len(kept)
-    turns: list[tuple[Role, list[_Utterance]]] = []
-    for utterance in kept:
-        role = roles[utterance.speaker]
-        if turns and turns[-1][0] == role:
-            turns[-1][1].append(utterance)
-            tally.notes["utterance joined to the one before"] += 1
-        else:
-            turns.append((role, [utterance]))
-    if not turns:
-        raise Dropped("a conversation without text")
-    yield Conversation(tuple(_join(*turn, place, mapping) for turn in turns), place.origin)
-
-
-def _utterances(row: Any, place: Place, mapping: FieldMapping) -> Iterator[_Utterance]:
-    turns = _at(row, mapping.turns, place)
-    if not isinstance(turns, list):
-        raise DataError(f"{place}: {mapping.turns} is {shown(turns)}; expected a list of turns")
-    for turn in _flat(turns):
-        speaker, text = _at(turn, mapping.role, place), _at(turn, mapping.text, place)
-        if not isinstance(speaker, str | int):
-            raise DataError(f"{place}: {mapping.role} is {shown(speaker)}; expected a name")
-        if not isinstance(text, str):
-            raise DataError(f"{place}: {mapping.text} is {shown(text)}; expected a string")
-        yield _Utterance(str(speaker), text, read_train(turn, place))
-
-
-def _roles(said: list[_Utterance], place: Place, mapping: FieldMapping) -> dict[str, Role]:
-    speakers = list(dict.fromkeys(utterance.speaker for utterance in said))
-    if mapping.by_order:
-        if len(speakers) != 2:
-            count = "fewer" if len(speakers) < 2 else "more"
-            raise Dropped(f"a conversation with {count} than two speakers")
-        return dict(zip(speakers, ("user", "assistant"), strict=True))
-    if not mapping.roles:
-        try:
-            return {speaker: read_role(speaker, place) for speaker in speakers}
-        except DataError as error:
-            raise DataError(
-                f"{error}; or say in the mapping what each name means, or, where it is a person's,"
-                " that the one who speaks first is the user (by_order)"
-            ) from None
-    for speaker in speakers:
-        if speaker not in mapping.roles:
-            known = ", ".join(mapping.roles)
-            raise DataError(
-                f"{place}: {mapping.role} {shown(speaker)} is not in the mapping; known: {known}"
-            )
-    return mapping.roles
-
-
-def _join(role: Role, said: list[_Utterance], place: Place, mapping: FieldMapping) -> Message:
-    if len(said) > 1 and mapping.join is None:
-        raise DataError(
-            f"{place}: two turns of the {role} follow each other; expected turns to alternate, or"
-            " set 'join' in the mapping"
-        )
-    if len({utterance.train for utterance in said}) > 1:
-        raise DataError(f"{place}: turns of the {role} that are joined differ in their weight")
-    text = (mapping.join or "").join(utterance.text for utterance in said)
-    return to_message(role, [Part("text", text)], said[0].train)
-
-
-def _at(row: Any, path: str, place: Place) -> Any:
-    """Return what a path of dots leads to, ``a.b`` being row["a"]["b"]."""
-    value = row
-    for key in [path] if isinstance(row, dict) and path in row else path.split("."):
-        fields = fields_of(value, place)
-        if key not in fields:
-            raise DataError(f"{place}: no field {path!r}; found {names(fields)}; mend the mapping")
-        value = fields[key]
-    return value
-
-
-def _flat(turns: list[Any]) -> Iterator[Any]:
-    for turn in turns:
-        if isinstance(turn, list):
-            yield from _flat(turn)
-        else:
-            yield turn
-
-
-def read_alpaca(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:  # noqa: ARG001
-    """Yield the one question and answer of an instruction row.
-
-    The question is the prompt that models of this family are asked with, from "Below is an
-    instruction" to "### Response:" and a line feed; the answer is ``output``.
+    Which field speaks as whom is said by ``how.turns``, else by the table of shapes. A list of
+    messages that asks is context: none of its turns is supervised. Of two answers to choose from,
+    that of ``how.side`` is read and the other counted. A path through a list gives one
+    conversation an item.
 
     Raises:
-        DataError: If ``instruction`` or ``output`` is missing, or a field is no text.
-        Dropped: If one of them is empty.
+        DataError: If no shape fits, or a field is missing or of the wrong type.
+        Dropped: If one of them says nothing, or the row itself says that its answer is bad.
     """
     fields = fields_of(row, place)
-    if fields.get("history"):
-        raise DataError(f"{place}: an alpaca row with a history; write it as messages instead")
-    instruction, answer = (read_text(fields, key, place) for key in ("instruction", "output"))
-    context = read_text(fields, "input", place) if fields.get("input") is not None else ""
-    asked = alpaca_prompt(instruction, context) if instruction.strip() else ""
-    messages = [_turn("user", asked), _turn("assistant", answer)]
-    yield Conversation(frame(messages, fields, place), place.origin)
+    if how.turns:
+        shape = RowShape("", how.turns)
+    shape = shape or find_shape(fields, how.format)
+    if shape is None:
+        raise DataError(
+            f"{place}: found {shown(fields)}, which fits no known shape; {advise(fields)}"
+        )
+    if shape.name and shape.format == "columns":
+        tally.notes[f"row read as {shape.name}: {shape.turns}"] += 1
+    _check_row(fields, shape, place, tally)
+    rows = list(_one_an_item(fields, shape.speakers, place))
+    if not rows:
+        raise Dropped("a row whose list of items is empty")
+    ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
+    for one in rows:
+        yield _SpokenRow(one, place, tally, how, ask).read(shape)
 
 
-def alpaca_prompt(instruction: str, context: str = "") -> str:
+def advise(fields: Mapping[str, Any]) -> str:
+    """Return how to say what the fields of a row of no known shape are."""
+    texts = [key for key, value in fields.items() if isinstance(value, str)]
+    lists = [key for key, value in _inside(fields) if _is_conversation(value)]
+    asked, answered = texts[:2] if len(texts) > 1 else ("QUESTION", "ANSWER")
+    turns = f"turns={lists[0]}" if lists else f"user={asked},assistant={answered}"
+    return f"say what its fields are, as in --turns {turns}"
+
+
+def _inside(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", held) for inner, held in value.items())
+
+
+def _is_conversation(value: Any) -> bool:
+    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return bool(value) and (texts or (isinstance(value, list) and holds_messages(value)))
+
+
+def alpaca_prompt(instruction: str, *context: str) -> str:
     """Return the text that stands before an answer in the alpaca format.
 
     Source: the guide's example 3; the sentences are those of the Stanford Alpaca data.
     """
-    if not context.strip():
+    given = "\n\n".join(text for text in context if text.strip())
+    if not given:
         return f"{_TASK}{_REQUEST}### Instruction:\n{instruction}\n\n### Response:\n"
     return (
         f"{_TASK}{_WITH_INPUT}{_REQUEST}### Instruction:\n{instruction}\n\n"
-        f"### Input:\n{context}\n\n### Response:\n"
+        f"### Input:\n{given}\n\n### Response:\n"
     )
 
 
-def read_prompt_completion(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:  # noqa: ARG001
-    """Yield what is asked and answered in a row; either may be a list of messages.
+class _SpokenRow:
+    """One row while its fields are heard in order."""
 
-    A list of messages that asks is context: none of its turns is supervised.
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        place: Place,
+        tally: Tally,
+        how: Reading,
+        ask: Callable[..., str],
+    ) -> None:
+        self._fields, self._place, self._tally, self._how = fields, place, tally, how
+        self._said: list[Message] = []
+        self._frame: dict[str, Any] = {}
+        self._ask = ask
 
-    Raises:
-        DataError: If a field is missing or is neither text nor messages.
-        Dropped: If one of them says nothing.
-    """
-    fields = fields_of(row, place)
-    asked, answered = next((pair for pair in PAIRS if pair[0] in fields), PAIRS[0])
-    context = fields.get(asked)
-    if isinstance(context, list):
-        question = [replace(read_message(turn, place), train=False) for turn in context]
-    else:
-        question = [_turn("user", read_text(fields, asked, place))]
-    if isinstance(fields.get(answered), list):
-        answer = [read_message(turn, place) for turn in fields[answered]]
-    else:
-        answer = [_turn("assistant", read_text(fields, answered, place))]
-    yield Conversation(frame(question + answer, fields, place), place.origin)
+    def read(self, shape: RowShape) -> Conversation:
+        """Hear every field, and what the row says about all of them."""
+        speakers = shape.speakers
+        if self._how.side not in ("chosen", *(one.voice for one in speakers)):
+            raise DataError(
+                f"{self._place}: no {self._how.side} answer in this row; leave --side out"
+            )
+        spoken = {top_field(self._fields, one.path) for one in speakers}
+        heard = self._fields.keys() & ROW - spoken
+        self._frame = {key: self._fields[key] for key in heard}
+        _check_inside(self._fields, speakers, self._place, self._tally)
+        for voice, group in groupby(speakers, key=attrgetter("voice")):
+            self._hear(voice, list(group))
+        messages = frame(self._said, self._frame, self._place)
+        return Conversation(messages, self._place.origin)
+
+    def _hear(self, voice: Voice, speakers: list[Speaker]) -> None:
+        found = [(one, self._value(one)) for one in speakers]
+        there = [(one, value) for one, value in found if not one.optional or value not in _NOTHING]
+        if not there:
+            return
+        first = there[0][1]
+        if voice == "turns":
+            self._said += self._turns([value for _, value in there])
+        elif voice in ("chosen", "rejected"):
+            self._choose(voice, first)
+        elif voice == "calls":
+            self._say({"role": "assistant", "tool_calls": self._parsed(first)})
+        elif voice == "tools":
+            self._frame["tools"] = first
+        elif voice == "label":
+            self._judge(there[0][0].path, first)
+        elif voice == "segments":
+            self._said += self._segments(first)
+        elif voice == "system":
+            self._frame["system"] = self._text(voice, there)
+        elif holds_messages(first):
+            self._said += self._listed(first, context=voice == "user")
+        else:
+            self._say({"role": voice, "content": self._text(voice, there)})
+
+    def _value(self, one: Speaker) -> Any:
+        value = at_path(self._fields, one.path)
+        if value is MISSING and not one.optional:
+            raise DataError(
+                f"{self._place}: no field {one.path!r}; found {names(self._fields)}; name the"
+                " fields of this row, a question mark behind one that rows may lack"
+            )
+        if value is None and not one.optional:
+            raise DataError(f"{self._place}: {one.path} is no text; found null; expected a string")
+        return None if value is MISSING else value
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._said.append(read_message(message, self._place, self._tally))
+
+    def _text(self, voice: Voice, there: list[tuple[Speaker, Any]]) -> str:
+        """Return one text of the fields of one turn; without a needed one the turn says nothing."""
+        texts = []
+        for one, value in there:
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                if voice == "assistant" and len(value) > 1:
+                    self._tally.notes["further answer of a list left out"] += len(value) - 1
+                value = "".join(value[:1]) if voice == "assistant" else "\n".join(value)
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{self._place}: {one.path} is no text; found {shown(value)}; expected a string"
+                )
+            if not value.strip() and not one.optional:
+                return ""
+            texts.append(value)
+        return self._ask(*texts) if voice == "user" else _join_texts(*texts)
+
+    def _listed(self, value: Any, context: bool = False) -> list[Message]:
+        turns = self._parsed(value)
+        turns = [turns] if isinstance(turns, dict) else turns
+        read = read_list([(turn, self._place) for turn in turns], self._tally)
+        return [replace(message, train=False) for message in read] if context else read
+
+    def _turns(self, values: list[Any]) -> Iterator[Message]:
+        """Yield a whole conversation: texts in turn, pairs, messages, or one rendered text."""
+        if all(isinstance(value, str) and value[:1] != "[" for value in values):
+            text = "\n\n".join(values)
+            yield from read_turns_of(text, self._place, self._tally, self._how.markup)
+            return
+        for value in values:
+            turns = self._parsed(value)
+            if not isinstance(turns, list):
+                raise DataError(f"{self._place}: found {shown(turns)}; expected a list of turns")
+            if all(isinstance(turn, str) for turn in turns):
+                for turn, role in zip(turns, cycle(("user", "assistant"))):
+                    yield read_message({"role": role, "content": turn}, self._place, self._tally)
+            elif holds_messages(turns):
+                yield from self._listed(turns)
+            else:
+                for turn in turns:
+                    yield from self._round(turn)
+
+    def _round(self, turn: Any) -> Iterator[Message]:
+        """Yield both sides of a round, itself a row of a shape."""
+        if isinstance(turn, list) and len(turn) == 2:
+            turn = {"human": turn[0], "assistant": turn[1]}
+        shape = find_shape(turn) if isinstance(turn, dict) else None
+        if shape is None or any(one.voice == "turns" for one in shape.speakers):
+            raise DataError(
+                f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
+                " content, or a question with its answer"
+            )
+        _check_row(turn, shape, self._place, self._tally)
+        inner = _SpokenRow(turn, self._place, self._tally, self._how, self._ask)
+        yield from inner.read(shape).messages
+
+    def _choose(self, side: str, value: Any) -> None:
+        """Hear the answer of the side that is wanted, and count the other one."""
+        if side != self._how.side:
+            self._tally.notes[f"{side} answer left out (--side {self._how.side})"] += 1
+        elif holds_messages(value):
+            answer, asked = self._listed(value), self._said
+            if answer[0].role == "assistant":
+                self._said = asked + answer
+                return
+            texts = {message.text for message in answer}
+            if any(message.text not in texts for message in asked):
+                self._tally.notes[f"question beside the {side} messages left out"] += 1
+            self._said = answer
+        elif self._said:
+            self._say({"role": "assistant", "content": value})
+        else:
+            self._said = list(self._turns([value]))
+
+    def _judge(self, path: str, label: Any) -> None:
+        if not is_label(label):
+            raise DataError(f"{self._place}: {path} is {shown(label)}; expected true or false")
+        if label in (False, 0) or str(label).lower() == "false":
+            raise Dropped(f"a rejected answer ({path} is false)")
+
+    def _segments(self, value: Any) -> Iterator[Message]:
+        """Yield texts that say of themselves whether they are learned, as turns of two people."""
+        segments = self._parsed(value)
+        if not isinstance(segments, list) or not all(map(_is_segment, segments)):
+            raise DataError(
+                f"{self._place}: segments are {shown(segments)}; expected a list of"
+                ' {"label": true or false, "text": ...}'
+            )
+        for learned, group in groupby(segments, key=itemgetter("label")):
+            text = "".join(segment["text"] for segment in group)
+            yield to_message("assistant" if learned else "user", [Part("text", text)])
+
+    def _parsed(self, value: Any) -> Any:
+        """Return a value that a table may hold as JSON text."""
+        if not isinstance(value, str):
+            return value
+        return strict_json.parse(value.encode(), 0, self._place, Limits())
 
 
-def _turn(role: Role, text: str) -> Message:
-    return to_message(role, [Part("text", text)])
+def _join_texts(*texts: str) -> str:
+    return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text.strip())
+
+
+def _is_segment(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("label"), bool)
+        and isinstance(value.get("text"), str)
+    )
+
+
+def _check_row(fields: Mapping[str, Any], shape: RowShape, place: Place, tally: Tally) -> None:
+    spoken = {top_field(fields, one.path) for one in shape.speakers}
+    tally.check_fields(fields, spoken | ROW, place)
+
+
+def _check_inside(
+    fields: Mapping[str, Any], speakers: Sequence[Speaker], place: Place, tally: Tally
+) -> None:
+    """Count what is not read of the objects into which paths lead."""
+    inside: dict[str, set[str]] = {}
+    for one in speakers:
+        if "." in one.path and one.path not in fields:
+            keys = one.path.split(".")
+            for depth, key in enumerate(keys[1:], 1):
+                inside.setdefault(".".join(keys[:depth]), set()).add(key)
+    for path, read in inside.items():
+        value = open_cell(at_path(fields, path))
+        if isinstance(value, dict):
+            tally.check_fields(value, read, place, path)
+
+
+def _one_an_item(
+    fields: dict[str, Any], speakers: Sequence[Speaker], place: Place
+) -> Iterator[dict[str, Any]]:
+    """Yield the row once for each item of the list that a path leads through."""
+    for one in speakers:
+        keys = [] if one.path in fields else one.path.split(".")
+        for depth in range(1, len(keys)):
+            value = at_path(fields, ".".join(keys[:depth]))
+            items = open_cell(value)
+            if isinstance(items, list):
+                for item in items:
+                    yield from _one_an_item(_put(fields, keys[:depth], item), speakers, place)
+                return
+    yield fields
+
+
+def _put(fields: dict[str, Any], keys: list[str], item: Any) -> dict[str, Any]:
+    key, *rest = keys
+    return fields | {key: _put(open_cell(fields[key]), rest, item) if rest else item}

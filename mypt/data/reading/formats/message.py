@@ -1,13 +1,14 @@
 """One message as files spell it: its role, its parts, and whether the file decides its mask."""
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mypt.config import Role
 from mypt.data.conversations import Message, Part, PartKind
-from mypt.data.reading.records import Dropped, Place
+from mypt.data.reading.formats.calls import CALL_IDS, CALLS, call_in, kind_of, spell, spell_call
+from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -15,28 +16,64 @@ ROLE_NAMES: dict[str, Role] = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
-    "function_call": "assistant",
+    "chatgpt": "assistant", "ai": "assistant",
+    "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
+    "tool_response": "tool", "tool_result": "tool", "ipython": "tool",
 }  # fmt: skip
-"""What the roles of known formats mean; the text of a ``function_call`` is a tool call."""
+"""What the roles of known formats mean, in any case; the text of a call is a tool call."""
+_CALLERS = frozenset({"function_call", "tool_call"})
 
 _PART_KINDS: dict[str, PartKind] = {
-    "text": "text", "input_text": "text", "output_text": "text",
+    "text": "text", "input_text": "text", "output_text": "text", "refusal": "text",
     "reasoning": "reasoning", "thinking": "reasoning",
-    "tool_call": "tool_call", "function_call": "tool_call",
+    "reasoning.text": "reasoning", "reasoning.summary": "reasoning",
 }  # fmt: skip
-_CONTENT = ("content", "value", "text")
-_WEIGHTS = ("train", "weight", "loss_weight")
+_SEALED = frozenset({"redacted_thinking", "reasoning.encrypted"})
+"""Types of parts whose reasoning nobody but its maker can read."""
+_CONTENT = ("content", "value", "text", "parts")
+_REASONING = (
+    "reasoning_content", "thinking", "reasoning", "reasoning_text", "thought",
+    "reasoning_details", "thinking_blocks",
+)  # fmt: skip
+_THOUGHT = frozenset(_REASONING)
+_SAID = frozenset(_CONTENT)
+_WEIGHTS = frozenset(WEIGHTS)
+_DETAILS = ("train_detail", "training_detail")
+_SPEAKER = ("role", "from")
+_BOTH = frozenset(_SPEAKER)
+_UNSAID = {None}
+_MESSAGE = frozenset(
+    {
+        *("refusal", "tool_calls", "function_call", *_SPEAKER, *MEANINGLESS),
+        *(*_CONTENT, *_REASONING, *_WEIGHTS, *_DETAILS),
+    }
+)
+"""Fields that are read of every message, or need not be."""
+_RESULT = _MESSAGE | {"name", *CALL_IDS}
+"""And of what a tool gives back, whose links are read."""
+_HELD = ("value", "content", "text", "summary")
+_PART = frozenset({"type", "format", "thought", "call_id", *_HELD, *WEIGHTS})
+"""Fields that are read of every part, besides the one named like its type."""
 
 
-def read_message(fields: Any, place: Place) -> Message:
+class UnknownRoleError(DataError):
+    """The name of a role means nothing here; whoever knows the row says how it is read."""
+
+
+def read_message(
+    fields: Any, place: Place, tally: Tally, beside: frozenset[str] = frozenset()
+) -> Message:
     """Return one message of a conversation.
 
     Args:
-        fields: ``role`` (or ``from``) and ``content`` (or ``value`` or ``text``): a string or
-            a list of parts. Besides, if present: ``reasoning_content``, ``tool_calls``,
-            ``train``, ``weight``, ``loss_weight``.
+        fields: ``role`` (or ``from``) and ``content`` (or ``value``, ``text``, ``parts``): a
+            string or a list of parts. Besides, if present: reasoning under one of its names,
+            ``refusal``, ``tool_calls``, ``train`` or a weight, also of a part, and
+            ``train_detail``. What else holds something is counted.
         place: The row, for errors.
+        tally: Counts what is not read.
+        beside: Fields that the caller reads.
 
     Raises:
         DataError: If it is no message, or asks for a weight other than 0 or 1.
@@ -44,29 +81,48 @@ def read_message(fields: Any, place: Place) -> Message:
     """
     if not isinstance(fields, dict):
         raise DataError(f"{place}: found {shown(fields)}; expected a message with role and content")
-    name = first_of(fields, ("role", "from"))
+    name = first_of(fields, _SPEAKER)
     if name is None:
         raise DataError(
             f"{place}: a message without a role; found the fields {names(fields)}; expected role"
             " and content, or name the fields with format 'mapping'"
         )
-    parts = list(_parts(fields, place))
-    if name == "function_call":
-        parts = [Part("tool_call", part.text) for part in parts]
-    return to_message(read_role(name, place), parts, read_train(fields, place))
+    role = read_role(name, place)
+    content = first_of(fields, _CONTENT)
+    if isinstance(content, str) and len(fields) == 2:  # as most are
+        if content and not content.isspace() and name not in _CALLERS:
+            return Message(role, (Part("text", content),))
+        parts = [Part("text", content)]
+    else:
+        read = _RESULT if role == "tool" else _MESSAGE
+        tally.check_fields(fields, read | beside if beside else read, place, "a message")
+        parts = list(_parts(fields, role, content, place, tally))
+    if name.lower() in _CALLERS:
+        parts = [Part("tool_call", part.text, part.train) for part in parts]
+    return to_message(role, parts, read_train(fields, place))
 
 
 def to_message(role: Role, parts: Iterable[Part], train: bool | None = None) -> Message:
     """Return a message whose texts in a row are one text, as a tokenizer must see them.
 
+    Texts that differ in what they say about the mask stay apart; what all parts say is said of
+    the whole message, so that nobody learns to end a turn of which nothing is learned.
+
     Raises:
         Dropped: If no part holds more than white space; what a tool returns may be empty.
     """
+    told = [part for part in parts if part.text]
+    said = {part.train for part in told}
+    if said and said != _UNSAID:
+        if train is None and len(said) == 1:
+            train = said.pop()
+        told = [replace(part, train=None) if part.train == train else part for part in told]
     joined: list[Part] = []
-    for part in parts:
-        if joined and part.kind == joined[-1].kind == "text":
-            joined[-1] = Part("text", joined[-1].text + part.text)
-        elif part.text:
+    for part in told:
+        before = joined[-1] if joined else None
+        if before and part.kind == before.kind == "text" and part.train == before.train:
+            joined[-1] = Part("text", before.text + part.text, part.train)
+        else:
             joined.append(part)
     if not any(part.text.strip() for part in joined) and role != "tool":
         raise Dropped(f"a message of the {role} without text")
@@ -77,13 +133,14 @@ def read_role(name: Any, place: Place) -> Role:
     """Return what the name of a role means.
 
     Raises:
-        DataError: If it means nothing here, with the nearest name that does.
+        UnknownRoleError: If it means nothing here, with the nearest name that does.
     """
-    if isinstance(name, str) and name in ROLE_NAMES:
-        return ROLE_NAMES[name]
+    role = ROLE_NAMES.get(name) or ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
+    if role is not None:
+        return role
     near = difflib.get_close_matches(str(name)[:40].lower(), ROLE_NAMES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ROLE_NAMES)}"
-    raise DataError(f"{place}: unknown role {shown(name)}; {hint}")
+    raise UnknownRoleError(f"{place}: unknown role {shown(name)}; {hint}")
 
 
 def read_train(fields: Mapping[str, Any], place: Place) -> bool | None:
@@ -92,8 +149,10 @@ def read_train(fields: Mapping[str, Any], place: Place) -> bool | None:
     Raises:
         DataError: For a weight that is neither 0 nor 1, or if two of them disagree.
     """
+    if _WEIGHTS.isdisjoint(fields):
+        return None
     said: set[bool] = set()
-    for key in _WEIGHTS:
+    for key in WEIGHTS:
         value = fields.get(key)
         if value is None:
             continue
@@ -104,7 +163,7 @@ def read_train(fields: Mapping[str, Any], place: Place) -> bool | None:
             )
         said.add(bool(value))
     if len(said) > 1:
-        raise DataError(f"{place}: {', '.join(_WEIGHTS)} disagree; keep one of them")
+        raise DataError(f"{place}: {', '.join(WEIGHTS)} disagree; keep one of them")
     return said.pop() if said else None
 
 
@@ -117,14 +176,6 @@ def fields_of(row: Any, place: Place) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{place}: found {shown(row)}; expected an object with named fields")
     return row
-
-
-def first_of(fields: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    """Return the first of several fields that is there and not null, else None."""
-    for key in keys:
-        if (value := fields.get(key)) is not None:
-            return value
-    return None
 
 
 def read_text(fields: Mapping[str, Any], key: str, place: Place) -> str:
@@ -140,42 +191,139 @@ def read_text(fields: Mapping[str, Any], key: str, place: Place) -> str:
     return value
 
 
-def _parts(fields: dict[str, Any], place: Place) -> Iterator[Part]:
-    reasoning = first_of(fields, ("reasoning_content", "thinking"))
-    if reasoning is not None:
-        yield Part("reasoning", _as_text(reasoning, place))
-    content = first_of(fields, _CONTENT)
+def _parts(
+    fields: dict[str, Any], role: Role, content: Any, place: Place, tally: Tally
+) -> Iterator[Part]:
+    reasoning = _reasoning(fields, place, tally)
     calls = [*_listed(fields, "tool_calls", place), fields.get("function_call")]
     calls = [call for call in calls if call is not None]
-    if isinstance(content, list):
-        yield from (_read_part(part, place) for part in content)
-    elif content is not None:
-        yield Part("text", _as_text(content, place))
-    elif not calls and reasoning is None:
+    refusal = fields.get("refusal")
+    if content is None and not calls and reasoning is None and refusal is None:
         raise DataError(
             f"{place}: a message without content; found the fields {names(fields)}; expected role"
             " and content"
         )
-    yield from (Part("tool_call", _spell_call(call, place)) for call in calls)
+    told = list(_content(content, role, fields, place, tally))
+    thought = "".join(part.text for part in told if part.kind == "reasoning")
+    if thought and reasoning and thought.strip() != reasoning.strip():
+        raise DataError(
+            f"{place}: reasoning stands both beside the content and in its parts, and differs;"
+            " keep one of them"
+        )
+    if reasoning and not thought:
+        yield Part("reasoning", reasoning)
+    yield from told
+    if refusal is not None:
+        yield Part("text", _as_text(refusal, "refusal", place))
+    yield from (Part("tool_call", spell_call(call, place, tally)) for call in calls)
+    if len(_SAID & fields.keys()) > 1 or fields.keys() >= _BOTH:
+        _check_doubled(fields, place, tally)
 
 
-def _read_part(part: Any, place: Place) -> Part:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str) or kind not in _PART_KINDS:
-        found = f"type {shown(kind)}" if isinstance(part, dict) else shown(part)
+def _content(
+    content: Any, role: Role, fields: dict[str, Any], place: Place, tally: Tally
+) -> Iterator[Part]:
+    details = first_of(fields, _DETAILS)
+    if details is not None:
+        yield from _cut(_as_text(content, "content", place), details, place)
+    elif isinstance(content, list):
+        yield from (part for one in content for part in _read_part(one, place, tally))
+    elif role == "tool" and isinstance(content, dict | int | float):
+        yield Part("text", spell(content))
+    elif content is not None:
+        yield Part("text", _as_text(content, "content", place))
+
+
+def _reasoning(fields: dict[str, Any], place: Place, tally: Tally) -> str | None:
+    """Return the reasoning that stands beside the content, under whichever names."""
+    if _THOUGHT.isdisjoint(fields):
+        return None
+    found: dict[str, str] = {}
+    for key in _REASONING:
+        value = fields.get(key)
+        if isinstance(value, list):
+            value = "".join(
+                part.text for one in value for part in _read_part(one, place, tally, "reasoning")
+            )
+        if value is not None:
+            found[key] = _as_text(value, key, place)
+    told = {text.strip() for text in found.values() if text.strip()}
+    if len(told) > 1:
+        raise DataError(
+            f"{place}: the reasoning in {' and '.join(found)} differs; keep one of them"
+        )
+    return max(found.values(), key=len, default=None)
+
+
+def _check_doubled(fields: dict[str, Any], place: Place, tally: Tally) -> None:
+    """Count a second role or content that says something else than the one that was read."""
+    for keys in (_SPEAKER, _CONTENT):
+        held = {key: fields[key] for key in keys if fields.get(key) is not None}
+        if len(held) > 1:
+            first, *others = held.values()
+            if any(other != first for other in others):
+                tally.check_fields(held, {next(iter(held))}, place, "a message")
+
+
+def _read_part(
+    part: Any, place: Place, tally: Tally, only: PartKind | None = None
+) -> Iterator[Part]:
+    kind = kind_of(part) or ""
+    if kind in _SEALED:
+        tally.notes["reasoning that is encrypted left out"] += 1
+        return
+    is_call = kind in CALLS and only is None
+    if not is_call and (kind not in _PART_KINDS or only not in (None, _PART_KINDS[kind])):
+        named = isinstance(part, dict) and part.get("type") is not None
+        found = f"type {shown(part['type'])}" if named else shown(part)
         raise DataError(
             f"{place}: a part of the content is {found}; expected type text, reasoning or"
             " tool_call; only text can be learned here"
         )
-    value = first_of(part, ("value", *_CONTENT, kind))
-    if _PART_KINDS[kind] == "tool_call" and isinstance(value, dict):
-        return Part("tool_call", _spell_call(value, place))
-    return Part(_PART_KINDS[kind], _as_text(value, place))
+    train = read_train(part, place)
+    value = call_in(part, kind) if is_call else first_of(part, (*_HELD, kind))
+    if value is not part and not part.keys() <= _PART:
+        tally.check_fields(part, _PART | {kind}, place, "a part of the content")
+    if is_call and isinstance(value, dict):
+        yield Part("tool_call", spell_call(value, place, tally), train)
+    else:
+        text = _as_text(value, "content", place)
+        yield Part("tool_call" if is_call else _PART_KINDS[kind], text, train)
 
 
-def _as_text(value: Any, place: Place) -> str:
+def _cut(text: str, details: Any, place: Place) -> Iterator[Part]:
+    """Yield the stretches of a content that axolotl's ``train_detail`` tells apart.
+
+    Both ends of a stretch belong to it; what stands in none is context.
+    """
+    done = 0
+    for detail in details if isinstance(details, list) else [details]:
+        values = detail if isinstance(detail, dict) else {}
+        begin, end = (values.get(key) for key in ("begin_offset", "end_offset"))
+        train = values.get("train")
+        if not (
+            type(begin) is int
+            and type(end) is int
+            and isinstance(train, bool)
+            and done <= begin <= end < len(text)
+        ):
+            raise DataError(
+                f"{place}: train_detail holds {shown(detail)}; expected begin_offset, end_offset"
+                f" and train, in order, within the {len(text)} characters of the content, the end"
+                " being the last character itself"
+            )
+        yield Part("text", text[done:begin], False)
+        yield Part("text", text[begin : end + 1], train)
+        done = end + 1
+    yield Part("text", text[done:], False)
+
+
+def _as_text(value: Any, name: str, place: Place) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: content is {shown(value)}; expected a string or a list of parts")
+        raise DataError(
+            f"{place}: {name} is {shown(value)}; expected a string or a list of parts"
+            f"{'; put it into quotes' if isinstance(value, int | float) else ''}"
+        )
     return value
 
 
@@ -184,17 +332,3 @@ def _listed(fields: dict[str, Any], key: str, place: Place) -> list[Any]:
     if value is not None and not isinstance(value, list):
         raise DataError(f"{place}: {key} is {shown(value)}; expected a list")
     return value or []
-
-
-def _spell_call(call: Any, place: Place) -> str:
-    """Return a call as ``{"name": ..., "arguments": ...}``, arguments as they were written."""
-    called = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(called, dict) or not isinstance(called.get("name"), str):
-        raise DataError(f"{place}: a tool call is {shown(call)}; expected a name and arguments")
-    arguments = called.get("arguments")
-    written = arguments if isinstance(arguments, str) else _spell(arguments or {})
-    return f'{{"name": {_spell(called["name"])}, "arguments": {written or "{}"}}}'
-
-
-def _spell(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

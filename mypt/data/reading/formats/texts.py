@@ -5,33 +5,50 @@ Plain text is cut into documents, or stands in rows with a ``text``; tagged text
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
+from mypt.config import Markup
 from mypt.data.conversations import Document
+from mypt.data.reading.formats.markups import refuse_rendered
 from mypt.data.reading.formats.message import fields_of, read_text, read_train
 from mypt.data.reading.raw import RawFile, decode, lines
-from mypt.data.reading.records import BLANK, WHOLE, Dropped, Place, Record, Tally
+from mypt.data.reading.records import BLANK, WEIGHTS, WHOLE, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
 DOCUMENT_BYTES = 16 << 10
 """Longest document that is cut from a text file: longer than any context here, short enough
 that one book gives rows for both train and val."""
+SPEAKERS: Final = frozenset({"role", "from", "speaker", "sender", "participant"})
+"""Fields of a row that say who speaks; such a row is no plain text."""
+_READ: Final = frozenset({"text", *WEIGHTS})
 TAGS = ("User", "Assistant", "System", "Tool")
 _TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 
 
-def read_text_rows(row: Any, place: Place, tally: Tally) -> Iterator[Document]:  # noqa: ARG001
+def read_text_rows(
+    row: Any, place: Place, tally: Tally, markup: Markup | None = None
+) -> Iterator[Document]:
     """Yield the document of a row with a ``text``, however long it is.
 
+    Args:
+        row: The row.
+        place: Where it stands, for errors.
+        tally: Counts the fields that are not read.
+        markup: "none" takes it as it is; else text that may be a message's is refused.
+
     Raises:
-        DataError: If there is no text.
+        DataError: If there is no text, or somebody says it.
         Dropped: If it is blank, or ``train`` or ``weight`` say to leave it unsupervised: a
             document is nobody's context.
     """
     fields = fields_of(row, place)
     text = read_text(fields, "text", place)
+    if markup != "none":
+        refuse_speaker(fields, place)
+        refuse_rendered(text, place)
+    tally.check_fields(fields, _READ, place)
     if not text.strip():
         raise Dropped("a document without text")
     if read_train(fields, place) is False:
@@ -39,15 +56,31 @@ def read_text_rows(row: Any, place: Place, tally: Tally) -> Iterator[Document]: 
     yield Document(text, place.origin)
 
 
-def read_text_file(raw: RawFile, tally: Tally) -> Iterator[Document]:
+def refuse_speaker(fields: Mapping[str, Any], place: Place) -> None:
+    """See that nobody says the text of a row.
+
+    Raises:
+        DataError: If a field tells who, with the ways to read such rows.
+    """
+    for key in fields.keys() & SPEAKERS:
+        if fields[key] not in (None, ""):
+            raise DataError(
+                f"{place}: {key} {shown(fields[key])} says who speaks the text; expected a message"
+                " with role and content, of user or assistant, say; rename the fields, or --format"
+                " text takes the text as it is, every token learned"
+            )
+
+
+def read_text_file(raw: RawFile, tally: Tally, markup: Markup | None = None) -> Iterator[Document]:
     """Yield the text of a file in documents that, joined, are the file byte for byte.
 
     A document ends at the last empty line in the second half of ``DOCUMENT_BYTES``, or else
     at the last line feed there, or else between any two characters. Only the byte order mark
-    at the start of a file is no part of its text.
+    at the start of a file is no part of its text. Unless ``markup`` is "none", text with role
+    tags is refused.
 
     Raises:
-        DataError: If the file is no UTF-8 or holds nothing but white space.
+        DataError: If the file is no UTF-8, holds nothing but white space, or a chat.
     """
     offset, line = raw.stretch.start, raw.stretch.line
     blank = raw.stretch == WHOLE
@@ -56,6 +89,8 @@ def read_text_file(raw: RawFile, tally: Tally) -> Iterator[Document]:
             tally.notes["text cut into one more document"] += 1
         place = raw.place(line)
         text = decode(piece, offset, place)
+        if markup != "none":
+            refuse_rendered(text, place)
         yield Document(text, place.origin)
         blank = blank and not text.strip()
         offset, line = offset + len(piece), line + piece.count(b"\n")

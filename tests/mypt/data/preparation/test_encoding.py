@@ -171,15 +171,18 @@ def learned(turns, template, policy):
     said = ""
     for number, turn in enumerate(turns):
         asked = turn.role in policy.roles and (not policy.last_turn_only or number == last)
-        if turn.role == "tool" or not (asked if turn.train is None else turn.train):
+        if turn.role == "tool":
             continue
-        for part in turn.parts:
+        ours = [turn.train if part.train is None else part.train for part in turn.parts]
+        for part, train in zip(turn.parts, ours, strict=True):
+            if not (asked if train is None else train):
+                continue
             form = {"reasoning": template.reasoning, "tool_call": template.tool_call}.get(part.kind)
             if form is None:
                 said += part.text
             elif policy.reasoning if part.kind == "reasoning" else policy.tool_calls:
                 said += form.open + part.text + form.close
-        if policy.end_of_turn or turn.train:
+        if (asked and policy.end_of_turn) if turn.train is None else turn.train:
             said += template.turns[turn.role].end
     return said.encode()
 
@@ -198,7 +201,9 @@ policies = st.builds(
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_under_every_policy_supervised_tokens_are_what_it_says_byte_for_byte(template):
     ours = tokenizer("gpt2", template)
-    turns = messages.filter(lambda turn: not (turn.role == "tool" and turn.train))
+    turns = messages.filter(
+        lambda turn: turn.role != "tool" or not (turn.train or any(p.train for p in turn.parts))
+    )
 
     @settings(deadline=None, max_examples=100)
     @given(turns=st.lists(turns, min_size=1, max_size=5), document=documents, policy=policies)
@@ -333,6 +338,22 @@ def test_a_row_keeps_its_origin_and_its_own_word_about_the_mask():
     assert [bytes(digest) for digest in table["digest"]] == [row_digest(row) for row in rows]
 
 
+def test_a_part_that_is_not_to_be_learned_is_masked_under_every_policy():
+    answer = Part("text", "no", False), Part("text", "ok"), Part("reasoning", "hm", False)
+    asked = Message("user", (Part("text", "a"), Part("text", "b", True)))
+    row = Conversation((asked, Message("assistant", answer)), HERE)
+    encoded = encode_rows([row], tokenizer("byte", "mypt"))
+    assert encoded.spans["train"].tolist() == [-1, -1, 1, -1, -1, 0, -1, 0, -1]
+    for policy, user_a, end in (
+        (MaskPolicy(), 0, 1),
+        (MaskPolicy(roles=("user", "assistant")), 1, 1),
+        (MaskPolicy(last_turn_only=True, end_of_turn=False), 0, 0),
+    ):
+        mask = mask_from_spans(encoded.spans, len(encoded.tokens), policy)
+        user = [0, user_a, 1, end if user_a else 0]
+        assert mask.tolist() == [*user, 0, 0, 0, 1, 1, 0, 0, 0, 0, end]
+
+
 def test_no_rows_give_no_tokens():
     encoded = encode_rows([], tokenizer("byte"))
     assert [len(part) for part in encoded] == [0, 0, 0]
@@ -351,6 +372,8 @@ def test_twins_have_one_digest_and_different_rows_have_others():
         Conversation((Message("user", (Part("reasoning", text),)),), HERE),
         Conversation((Message("user", (part,), True),), HERE),
         Conversation((Message("user", (part,), False),), HERE),
+        Conversation((Message("user", (Part("text", text, False),)),), HERE),
+        Conversation((Message("user", (Part("text", text, True),)),), HERE),
         Document("user None text 1\n\na", HERE),
     ]  # fmt: skip
     assert len({row_digest(row) for row in different}) == len(different)
@@ -366,6 +389,9 @@ def test_a_digest_is_taken_over_turns_sizes_and_texts_and_nothing_else():
     row = Conversation((say("user", "Hi"), answer), Origin(1, 2))
     assert row_digest(row) == blake3(said).digest(length=16)
     assert row_digest(Document("Hi", HERE)) == blake3(b"text\n\nHi").digest(length=16)
+    own = Message("assistant", (Part("text", "a", False), Part("text", "b")))
+    said = b"assistant None text:False 1 text 1\n\nab"
+    assert row_digest(Conversation((own,), HERE)) == blake3(said).digest(length=16)
 
 
 def test_a_row_that_the_template_cannot_write_is_refused_with_its_line():

@@ -20,7 +20,7 @@ from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, leaf, read, turns, 
 
 FORMATS = [
     "chat", "messages", "alpaca", "tagged", "text",
-    "prompt_completion", "sharegpt", "tree", "mapping",
+    "prompt_completion", "sharegpt", "tree", "mapping", "columns", "rendered",
 ]  # fmt: skip
 SAY = {"from": "human", "value": "hi"}
 TREE = leaf("prompter", "q")
@@ -42,6 +42,9 @@ TREE = leaf("prompter", "q")
         ("a.jsonl", {"prompt": TREE}, "tree"),
         ("a.jsonl", TREE, "tree"),
         ("a.jsonl", {"id": 1, "text": "a"}, "text"),
+        ("a.jsonl", {"role": "user", "text": "a"}, "chat"),
+        ("a.jsonl", {"query": "a", "response": "b", "text": "ab"}, "columns"),
+        ("a.jsonl", {"text": "a", "input": None, "output": None}, "text"),
     ],
 )
 def test_the_fields_of_the_first_row_tell_the_format(tmp_path, name, row, format):

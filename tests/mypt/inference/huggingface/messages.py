@@ -9,10 +9,12 @@ def hf_messages(row):
 def _message(message):
     fields = {"role": message.role}
     kinds = [part.kind for part in message.parts]
-    if kinds == ["text"]:
+    if kinds == ["text"] and message.parts[0].train is None:
         fields["content"] = message.text
     else:
-        fields["content"] = [{"type": part.kind, "text": part.text} for part in message.parts]
+        fields["content"] = [
+            {"type": part.kind, "text": part.text, "train": part.train} for part in message.parts
+        ]
     if message.train is not None:
         fields["train"] = message.train
     return fields

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from mypt.errors import ConfigError
+from mypt.inference.server import protocol
 from mypt.inference.server.serving import MOST_BYTES, listen
 from tests.mypt.inference.echo import CONTEXT, Echo, byte_tokenizer, serving
 
@@ -148,6 +149,36 @@ def test_a_wrong_model_a_long_prompt_and_odd_messages_are_refused_in_the_protoco
     ):  # fmt: skip
         with pytest.raises(openai.BadRequestError, match="messages"):
             client.chat.completions.create(model="echo", messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ({"role": "user", "content": "Hi", "name": "Ann"}, "'name' of a message"),
+        ({"role": "user", "content": [{"text": "Hi", "citations": [1]}]}, "'citations' of a part"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "why": 1}]}, "'why' of a tool call"),
+    ],
+)
+def test_a_field_of_a_message_that_is_not_read_is_refused_by_name(message, name):
+    asked = protocol.ChatRequest(model="m", messages=[{"role": "user", "content": "a"}, message])
+    with pytest.raises(protocol.Refused, match=rf"^messages\[1\]: .* does not read {name}"):
+        asked.conversation()
+
+
+def test_messages_are_read_as_those_of_training_data():
+    calls = [{"id": key, "function": {"name": "f"}} for key in "ab"]
+    thought = "<think>\nhm\n</think>\n\nso"
+    messages = [
+        {"role": "assistant", "content": thought, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "b", "content": "2"},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+    ]
+    read = protocol.ChatRequest(model="m", messages=messages).conversation()
+    assert [part.kind for part in read[0].parts] == ["reasoning", "text", "tool_call", "tool_call"]
+    assert [message.text for message in read[1:]] == ["1", "2"]
+    messages[2]["tool_call_id"] = "c"
+    with pytest.raises(protocol.Refused, match=r"^messages\[2\]: a result of the call 'c'"):
+        protocol.ChatRequest(model="m", messages=messages).conversation()
 
 
 def answered(url, body=b"{}", **headers):

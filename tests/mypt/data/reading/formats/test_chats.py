@@ -1,6 +1,7 @@
 """Lists of messages: chat, messages and sharegpt."""
 
 import json
+import shlex
 
 import pytest
 
@@ -103,3 +104,76 @@ def test_a_blank_system_message_is_left_out_and_counted(tmp_path):
 def test_a_row_without_proper_messages_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / "a.jsonl", jsonl(row)), format="messages")
+
+
+@pytest.mark.parametrize(
+    ("row", "system"),
+    [
+        ({"system_prompt": "Be brief."}, "Be brief."),
+        ({"system": "Be brief.", "system_prompt": "Be brief."}, "Be brief."),
+        ({"functions": [{"name": "f"}]}, 'Tools:\n[{"name": "f"}]'),
+        ({"tools": [{"name": "f"}], "functions": '[{"name": "f"}]'}, 'Tools:\n[{"name": "f"}]'),
+    ],
+)
+def test_what_a_row_says_to_the_system_is_read_under_each_name(tmp_path, row, system):
+    path = write(tmp_path / "a.jsonl", jsonl(row | {"messages": chat(ASK, TELL)}))
+    assert turns(read(path, strict=True)[1][0]) == [("system", system), ASK, TELL]
+
+
+def test_a_system_message_that_the_row_repeats_is_read_once(tmp_path):
+    messages = chat(("system", 'Use [{"name": "f"}]'), ASK, TELL)
+    row = {"messages": messages, "system": 'Use [{"name": "f"}]', "tools": [{"name": "f"}]}
+    _, rows = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(rows[0]) == [("system", 'Use [{"name": "f"}]'), ASK, TELL]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "a", "system_prompt": "b"},
+        {"tools": [{"name": "f"}], "functions": [{"name": "g"}]},
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused(tmp_path, row):
+    with pytest.raises(DataError, match="differ; keep one of them"):
+        read(write(tmp_path / "a.jsonl", jsonl(row | {"messages": chat(ASK, TELL)})))
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations", "conversation", "contents"])
+def test_a_list_of_messages_is_found_under_each_name(tmp_path, key):
+    row = {"messages": [], "prompt": "hi", "conversation_id": 3, "model": "m"} | {
+        key: chat(ASK, TELL)
+    }
+    _, rows = read(write(tmp_path / "a.jsonl", jsonl(row)), strict=True)
+    assert turns(rows[0]) == [ASK, TELL]
+
+
+def test_fields_of_a_row_that_are_not_read_are_counted_by_name_and_may_be_refused(tmp_path):
+    more = {"context": "x", "options": ["a"], "images": [], "prompt": "other", "id": 1}
+    rows = [more | {"messages": chat(ASK, TELL), "documents": [n]} for n in range(3)]
+    path = write(tmp_path / "a.jsonl", jsonl(*rows))
+    reader, _ = read(path)
+    assert notes(reader) == {
+        "'context' of the row was not read": 3,
+        "'options' of the row was not read": 3,
+        "'prompt' of the row was not read": 3,
+        "'documents' of the row was not read, and it varies": 3,
+    }
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'context' of the row is not read"):
+        read(path, strict=True)
+
+
+def test_the_cure_for_a_role_that_nobody_knows_is_a_mapping_that_reads_the_row(tmp_path):
+    turns_ = [{"from": "Human", "value": "hi"}, {"from": "bing it's", "value": "yo"}]
+    path = write(tmp_path / "a.jsonl", jsonl({"conversations": turns_}))
+    with pytest.raises(DataError, match="unknown role 'bing it's'") as caught:
+        read(path)
+    flags = shlex.split(str(caught.value).partition("each means: ")[2])
+    asked = dict(zip(flags[::2], flags[1::2], strict=True))
+    mapping = {
+        "turns": asked["--turns_field"],
+        "role": asked["--role_field"],
+        "text": asked["--text_field"],
+        "roles": dict(pair.split("=") for pair in asked["--role_names"].split(",")),
+    }
+    assert turns(read(path, format=asked["--format"], mapping=mapping)[1][0]) == [ASK, TELL]

@@ -1,83 +1,216 @@
-"""Files of any layout, read by a mapping."""
+"""Rows of columns: choices, judgements, shapes of one's own, and what is said of the rest."""
 
 import json
+import random
+import re
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from mypt.config import FieldMapping
-from mypt.errors import DataError
-from tests.mypt.data.rawfiles import ASK, TELL, dropped, jsonl, notes, read, trains, turns, write
+from mypt.config import Reading, Source
+from mypt.data.reading.formats.shapes import SHAPES
+from mypt.data.reading.raw import RawFile
+from mypt.data.reading.readers import read_rows
+from mypt.data.reading.records import Tally
+from mypt.data.reading.sources import open_source
+from mypt.errors import ConfigError, DataError
+from tests.mypt.data.marks import asked, marked
+from tests.mypt.data.rawfiles import ASK, chat, jsonl, leaf, notes, read, trains, turns, write
+
+MESSAGES, WRONG = chat(("user", "a"), ("assistant", "b")), chat(("assistant", "no"))
+CHOICE = {"chosen": "b", "rejected": "no"}
 
 
-def said(*utterances):
-    return [{"sender": sender, "text": text} for sender, text in utterances]
-
-
-PEOPLE = FieldMapping(role="sender", text="text", by_order=True)
-
-
-def test_speakers_by_order_are_joined_into_turns_and_lone_ones_dropped(tmp_path):
-    content = {
-        "x": {"messages": [said(("B", "1")), said(("A", "2"), ("A", "3")), said(("B", "4"))]},
-        "alone": {"messages": [said(("A", "1"), ("A", "2"))]},
-        "nobody": {"messages": []},
-        "crowd": {"messages": [said(("A", "1"), ("B", "2"), ("C", "3"))]},
-        "silent": {"messages": [said(("A", "1"), ("B", " "))]},
-        "gap": {"messages": [said(("A", "1")), said(("B", "")), said(("A", "2"), ("B", "3"))]},
-    }
-    reader, rows = read(write(tmp_path / "a.json", json.dumps(content)), mapping=PEOPLE)
-    assert reader.format == "mapping"
-    assert [turns(row) for row in rows] == [
-        [("user", "1"), ("assistant", "2\n3"), ("user", "4")],
-        [("user", "1\n2"), ("assistant", "3")],
+def test_the_data_sets_that_hold_messages_are_read_as_messages(tmp_path):
+    """UltraChat 200k and No Robots repeat the prompt; OpenHermes and Magpie name the system."""
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    rows = [
+        {"prompt": "a", "prompt_id": "1", "messages": MESSAGES, "category": None},
+        {"conversations": talk, "system": "s", "source": "x"},
+        {"conversations": talk, "system_prompt": "s", "id": 1},
     ]
-    assert dropped(reader) == {
-        "a conversation with fewer than two speakers": 2,
-        "a conversation with more than two speakers": 1,
-        "a conversation in which a speaker says nothing": 1,
-    }
-    assert notes(reader) == {
-        "utterance joined to the one before": 2, "empty utterance left out": 1,
-    }  # fmt: skip
-    assert reader.record().rows_read == 6
+    told = [asked("a", "b"), asked("a", "b", "s"), asked("a", "b", "s")]
+    for row, learned, format in zip(rows, told, ("messages", "sharegpt", "sharegpt"), strict=True):
+        reader, found = read(write(tmp_path / "a.jsonl", jsonl(row, row, row)))
+        assert [marked(one) for one in found] == [learned] * 3
+        assert (reader.format, notes(reader)) == (format, {})
 
 
-def test_a_mapping_follows_dots_names_roles_and_hears_weights(tmp_path):
-    row = {
-        "talk": {"turns": [
-            {"who": {"is": 1}, "what": "hi"}, {"who": {"is": 2}, "what": "yo", "weight": 0},
-        ]}
-    }  # fmt: skip
-    mapping = FieldMapping(
-        turns="talk.turns", role="who.is", text="what", roles={"1": "user", "2": "assistant"}
-    )
-    _, rows = read(write(tmp_path / "a.jsonl", jsonl(row)), mapping=mapping, format="mapping")
-    assert turns(rows[0]) == [ASK, TELL]
-    assert trains(rows[0]) == [None, False]
+def test_trees_and_their_flat_export_are_learned_alike(tmp_path):
+    root = leaf("prompter", "q", leaf("assistant", "a"), leaf("assistant", "b"))
+    learned = [asked("q", "a"), "<User>q</User><Assistant>⟦b</Assistant>⟧"]
+    flat = [
+        {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter",
+         "text": "q"},
+        {"message_id": "2", "parent_id": "1", "message_tree_id": "1", "role": "assistant",
+         "text": "a"},
+        {"message_id": "3", "parent_id": "1", "message_tree_id": "1", "role": "assistant",
+         "text": "b"},
+    ]  # fmt: skip
+    for name, rows in (("tree", [{"prompt": root}]), ("flat", flat)):
+        _, found = read(write(tmp_path / f"{name}.jsonl", jsonl(*rows)))
+        assert [marked(row) for row in found] == learned
+        assert trains(found[1]) == [False, None]
+
+
+def test_a_rejected_answer_is_never_learned_wherever_it_stands(tmp_path):
+    good, bad = {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "no"}
+    for first, second in (
+        (good, bad | {"label": False}),
+        (good, bad | {"label": 0}),
+        (good, bad | {"label": "False"}),
+        ({"messages": MESSAGES}, {"messages": chat(ASK) + WRONG, "label": False}),
+        ({"instruction": "a", "output": "b"},
+         {"instruction": "a", "output": "no", "kto_tag": False}),
+        (good, {"prompt": "a", "chosen": "b", "rejected": "no"}),
+    ):  # fmt: skip
+        _, found = read(write(tmp_path / "a.jsonl", jsonl(first, second)))
+        assert "no" not in "".join(map(marked, found))
+        assert marked(found[0]).endswith("⟦b</Assistant>⟧")
+
+
+def test_a_class_is_no_judgement(tmp_path):
+    row = {"prompt": "a", "completion": "b", "label": 3}
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert marked(found[0]) == asked("a", "b")
+    assert notes(reader) == {"'label' of the row was not read": 1}
+
+
+def test_the_side_of_a_choice_is_named_and_the_other_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"prompt": "a"} | CHOICE))
+    for side, learned, left in (("chosen", "b", "rejected"), ("rejected", "no", "chosen")):
+        reader, found = read(path, side=side)
+        assert marked(found[0]) == asked("a", learned)
+        assert notes(reader)[f"{left} answer left out (--side {side})"] == 1
+
+
+def test_a_question_that_the_chosen_messages_do_not_hold_is_counted(tmp_path):
+    row = {"prompt": "another", "chosen": MESSAGES, "rejected": WRONG}
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert marked(found[0]) == asked("a", "b")
+    assert notes(reader)["question beside the chosen messages left out"] == 1
+
+
+def test_a_shape_of_ones_own_follows_dots_and_orders_turns(tmp_path):
+    rows = [
+        {"about": "s", "ask": {"it": "a"}, "more": ["x", "y"], "say": "b", "train": False},
+        {"ask": {"it": "c", "id": 1}, "say": "d"},
+    ]
+    path = write(tmp_path / "a.jsonl", jsonl(*rows))
+    reader, found = read(path, turns="system=about?,user=ask.it,user=more?,assistant=say")
+    assert reader.format == "columns"
+    assert marked(found[0]) == ("<System>s</System><User>a\n\nx\ny</User><Assistant>b</Assistant>")
+    assert marked(found[1]) == asked("c", "d")
+    assert notes(reader) == {}
+
+
+def test_rows_of_no_shape_are_refused_with_words_that_read_them(tmp_path):
+    for row, learned in (
+        ({"frage": "a", "antwort": "b"}, asked("a", "b")),
+        ({"data": {"messages": MESSAGES}}, asked("a", "b")),
+        ({"id": 1, "turns": ["a", "b"]}, asked("a", "b")),
+    ):
+        path = write(tmp_path / "a.jsonl", jsonl(row))
+        with pytest.raises(DataError, match="fits no known format") as error:
+            read(path)
+        words = re.search(r"--turns (\S+);", str(error.value))[1]
+        assert marked(read(path, turns=words)[1][0]) == learned
 
 
 @pytest.mark.parametrize(
-    ("turns_", "changes", "message"),
+    ("row", "turns_", "message"),
     [
-        (said(("A", "1")), {"turns": "talks"}, "a.jsonl:1: no field 'talks'; found messages"),
-        (said(("A", "1")), {"role": "who"}, "no field 'who'; found sender, text"),
-        ([], {"by_order": False}, "an empty conversation"),
-        ([3], {}, "found the number 3; expected an object"),
-        ("x", {}, "messages is 'x'; expected a list of turns"),
-        (said(("A", 3)), {}, "text is the number 3; expected a string"),
-        (said((None, "1")), {}, "sender is null; expected a name"),
-        (said(("A", "1")), {"by_order": False}, "unknown role 'A'"),
-        (said(("A", "1")), {"by_order": False, "roles": {"B": "user"}}, "not in the mapping; kn"),
-        (said(("A", "1"), ("A", "2"), ("B", "3")), {"join": None}, "follow each other"),
+        ({"a": "x"}, "user=a,assistant=b", "no field 'b'; found a; name the fields"),
+        ({"a": "x", "b": None}, "user=a,assistant=b", "b is no text; found null"),
+        ({"a": 3, "b": "y"}, "user=a,assistant=b", "a is no text; found the number 3"),
+        ({"a": "x", "b": 3}, "turns=b", "found the number 3; expected a list of turns"),
+        ({"a": [{"x": 1}]}, "turns=a", "a turn is an object with the fields x; expected a text"),
+        ({"a": "hello"}, "turns=a", "found 'hello', without tags of chatml.*name its --markup"),
+        ({"a": [{"label": 1, "text": "x"}]}, "segments=a", 'expected a list of {"label"'),
+        ({"a": "x", "b": "y", "c": "z"}, "user=a,assistant=b,label=c", "c is 'z'; expected true"),
     ],
 )
-def test_what_a_mapping_does_not_find_is_named(tmp_path, turns_, changes, message):
-    mapping = PEOPLE.model_copy(update=changes)
+def test_what_a_shape_of_ones_own_does_not_find_is_named(tmp_path, row, turns_, message):
     with pytest.raises(DataError, match=message):
-        read(write(tmp_path / "a.jsonl", jsonl({"messages": turns_})), mapping=mapping)
+        read(write(tmp_path / "a.jsonl", jsonl(row)), turns=turns_)
 
 
-def test_joined_turns_must_agree_on_their_weight(tmp_path):
-    messages = [{"sender": s, "text": "x", "weight": w} for s, w in (("A", 1), ("A", 0), ("B", 1))]
-    with pytest.raises(DataError, match="joined differ in their weight"):
-        read(write(tmp_path / "a.jsonl", jsonl({"messages": messages})), mapping=PEOPLE)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"turns": "user=a,assistant=b", "format": "messages"},
+        {"markup": "chatml", "format": "text"},
+        {"group_by": "a", "format": "messages"},
+        {"side": "rejected", "format": "messages"},
+        {"turns": "user=a,assistant=b", "mapping": {}},
+    ],
+)
+def test_a_knob_that_the_format_would_ignore_is_refused(tmp_path, knobs):
+    write(tmp_path / "a.jsonl", jsonl({"a": "x", "b": "y"}))
+    with pytest.raises(ConfigError, match="with format"):
+        open_source(Source(path=str(tmp_path / "a.jsonl"), **knobs))
+
+
+@pytest.mark.parametrize("turns_", ["user", "usr=a", "user=", "user=a,,assistant=b", "user=a=b"])
+def test_words_that_are_no_turns_are_refused(turns_):
+    with pytest.raises(ValueError, match="does not say what a field is"):
+        Source(path="a", turns=turns_)
+
+
+def test_fields_that_no_shape_reads_are_counted_or_refused(tmp_path):
+    rows = [{"query": "a", "response": "b", "tone": tone} for tone in ("x", "y", "")]
+    path = write(tmp_path / "a.jsonl", jsonl(*rows))
+    assert notes(read(path)[0])["'tone' of the row was not read, and it varies"] == 2
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'tone' of the row is not read"):
+        read(path, strict=True)
+
+
+def test_nulls_of_a_table_of_two_shapes_hide_neither(tmp_path):
+    rows = [{"query": "a", "response": "b"}, {"problem": "c", "solution": "d"}]
+    blank = dict.fromkeys(("problem", "solution", "query", "response"))
+    parquet.write_table(pa.Table.from_pylist([blank | r for r in rows]), tmp_path / "a.parquet")
+    assert [turns(row) for row in read(tmp_path / "a.parquet")[1]] == [
+        [("user", "a"), ("assistant", "b")], [("user", "c"), ("assistant", "d")],
+    ]  # fmt: skip
+
+
+VALUES = (
+    None, True, 0, 1, 2.5, "", " ", "a", "[]", "{}", '["a"]', '[{"role": "user", "content": "a"}]',
+    '{"text": ["a"]}', "[INST] a [/INST] b", "Human: a\n\nAssistant: b", "<|im_start|>x\n",
+    "USER: a ASSISTANT: <functioncall> {", "### Input:### Response:", [], {}, ["a", "b"], ["a", 1],
+    [["a", "b"]], [["a", None]], [[]], MESSAGES, MESSAGES[1:], [{"role": "user"}], [{"role": 1}],
+    [{"input": "a", "output": "b"}], [{"input": 1}], [{"label": True, "text": "a"}],
+    [{"label": 1}], {"role": "assistant", "content": "b"}, {"messages": MESSAGES}, {"text": ["a"]},
+    {"text": [{"x": 1}]}, [{"conversation": ["a"]}], [{"name": "f", "arguments": {}}],
+)  # fmt: skip
+FIELDS = sorted({one.path.partition(".")[0] for shape in SHAPES for one in shape.speakers})
+LINKS = ("conversation_id", "thread", "message_id", "parent_id", "turn", "date", "role", "content")
+
+
+def rows_of_any_columns(seed, n):
+    """Rows of fields that shapes name, or that link messages, with what may stand in them."""
+    chance = random.Random(seed)
+    for _ in range(n):
+        names = chance.choice([FIELDS, LINKS, [*LINKS, "text", "system", "tools"]])
+        if chance.random() < 0.7:
+            names = [one.path.partition(".")[0] for one in chance.choice(SHAPES).speakers]
+        yield {name: chance.choice(VALUES) for name in names if chance.random() < 0.8}
+
+
+def consume(path, format):
+    tally = Tally()
+    try:
+        rows = list(read_rows(RawFile(path), Reading(format=format), tally))
+    except DataError as error:
+        if "\n" in str(error) or not str(error).startswith(str(path)):
+            raise AssertionError(f"not one line that names the file: {error}") from None
+        return
+    assert rows or tally.dropped
+
+
+@pytest.mark.parametrize("format", ["columns", "rendered", "chat", "messages", "alpaca"])
+def test_any_columns_give_rows_or_a_data_error(tmp_path, format):
+    for seed, row in enumerate(rows_of_any_columns(format, 300)):
+        more = list(rows_of_any_columns(seed, 1)) if format == "chat" else []
+        consume(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, [row, *more]))), format)

@@ -4,7 +4,7 @@ import pytest
 
 from mypt.data.conversations import Message, Part
 from mypt.data.reading.formats.message import ROLE_NAMES, read_message
-from mypt.data.reading.records import Dropped, Place
+from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 
 PLACE = Place("a.jsonl", 0, 7)
@@ -15,14 +15,14 @@ def parts(message: Message) -> list[tuple[str, str]]:
 
 
 def read(**fields):
-    return read_message({"role": "assistant"} | fields, PLACE)
+    return read_message({"role": "assistant"} | fields, PLACE, Tally())
 
 
 @pytest.mark.parametrize(("name", "role"), ROLE_NAMES.items())
 def test_every_known_role_is_read_under_either_key(name, role):
     for fields in ({"role": name, "content": "x"}, {"from": name, "value": "x"}):
-        message = read_message(fields, PLACE)
-        kind = "tool_call" if name == "function_call" else "text"
+        message = read_message(fields, PLACE, Tally())
+        kind = "tool_call" if name in ("function_call", "tool_call") else "text"
         assert message == Message(role, (Part(kind, "x"),))
 
 
@@ -30,7 +30,7 @@ def test_every_known_role_is_read_under_either_key(name, role):
     ("role", "hint"),
     [
         ("asistant", "did you mean 'assistant'?"),
-        ("User", "did you mean 'user'?"),
+        ("Users", "did you mean 'user'?"),
         ("zebra", "known: system, developer, user"),
         (3, "unknown role the number 3"),
         (["user"], "unknown role an array of 1"),
@@ -115,7 +115,7 @@ def test_a_message_that_says_nothing_drops_its_conversation(content):
     with pytest.raises(Dropped, match="a message of the assistant without text"):
         read(content=content)
     assert read(content=content, tool_calls=[{"name": "f"}]).parts
-    assert read_message({"role": "tool", "content": content}, PLACE).text.strip() == ""
+    assert read_message({"role": "tool", "content": content}, PLACE, Tally()).text.strip() == ""
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,161 @@ def test_a_message_that_says_nothing_drops_its_conversation(content):
 )
 def test_what_is_no_message_is_named(fields, message):
     with pytest.raises(DataError, match=rf"^a.jsonl:7: .*{message}"):
-        read_message(fields, PLACE)
+        read_message(fields, PLACE, Tally())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning": "why"},
+        {"reasoning_text": "why"},
+        {"thought": "why"},
+        {"thinking": "why", "reasoning_content": " why\n"},
+        {"reasoning": "why", "reasoning_details": [{"type": "reasoning.text", "text": "why"}]},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "why", "format": "x"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "why", "signature": "x"}]},
+        {"content": [{"type": "thinking", "thinking": "why"}, {"text": "x"}], "reasoning": "why"},
+    ],
+)
+def test_reasoning_is_read_once_under_any_of_its_names(fields):
+    kinds = [(kind, text.strip()) for kind, text in parts(read(**{"content": "x"} | fields))]
+    assert kinds == [("reasoning", "why"), ("text", "x")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"reasoning": "a", "thought": "b"}, "the reasoning in reasoning and thought differs"),
+        (
+            {"reasoning": "a", "content": [{"type": "thinking", "thinking": "b"}]},
+            "reasoning stands both beside the content and in its parts",
+        ),
+        ({"thought": True}, "thought is true; expected a string"),
+        ({"reasoning_details": [{"type": "text", "text": "a"}]}, "a part of the content is type"),
+    ],
+)
+def test_reasoning_that_contradicts_itself_is_refused(fields, said):
+    with pytest.raises(DataError, match=said):
+        read(**{"content": "x"} | fields)
+
+
+def test_encrypted_reasoning_is_left_out_and_counted():
+    tally = Tally()
+    content = [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}]
+    fields = {
+        "role": "assistant",
+        "content": content,
+        "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}],
+    }
+    assert parts(read_message(fields, PLACE, tally)) == [("text", "a")]
+    assert tally.notes == {"reasoning that is encrypted left out": 2}
+
+
+def told(message: Message) -> tuple[bool | None, list[tuple[str, bool | None]]]:
+    return message.train, [(part.text, part.train) for part in message.parts]
+
+
+@pytest.mark.parametrize(
+    ("fields", "train", "said"),
+    [
+        (
+            {"content": [{"text": "W", "train": False}, {"text": "R"}]},
+            None,
+            [("W", 0), ("R", None)],
+        ),
+        (
+            {"content": [{"text": "W", "weight": 0}, {"text": "", "train": True}]},
+            False,
+            [("W", None)],
+        ),
+        (
+            {"content": [{"text": "W", "training": False}, {"text": "R"}], "train": False},
+            False,
+            [("WR", None)],
+        ),
+        (
+            {"content": [{"text": "W"}, {"text": "R", "loss_weight": 1.0}], "weight": 0},
+            False,
+            [("W", None), ("R", True)],
+        ),
+        (
+            {"content": [{"text": "a"}, {"text": "b", "train": None}, {"text": "c", "train": 1}]},
+            None,
+            [("ab", None), ("c", True)],
+        ),
+        ({"content": "x", "training": False}, False, [("x", None)]),
+        (
+            {
+                "content": "Right. Wrong. End",
+                "train_detail": [
+                    {"begin_offset": 0, "end_offset": 6, "train": True},
+                    {"begin_offset": 7, "end_offset": 13, "train": False},
+                ],
+            },
+            None,
+            [("Right. ", True), ("Wrong. End", False)],
+        ),
+    ],
+)
+def test_a_part_decides_its_own_mask(fields, train, said):
+    assert told(read(**fields)) == (
+        train,
+        [(text, t if t is None else bool(t)) for text, t in said],
+    )
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        [{"begin_offset": 0, "end_offset": 3, "train": True}],
+        [{"begin_offset": 2, "end_offset": 1, "train": True}],
+        [{"begin_offset": 0, "end_offset": 0, "train": 1}],
+        [{"begin_offset": 0, "end_offset": 1, "train": True}] * 2,
+        [{"begin_offset": True, "end_offset": 1, "train": True}],
+        ["x"], "x", {"begin_offset": 0},
+    ],
+)  # fmt: skip
+def test_stretches_that_do_not_fit_the_content_are_refused(details):
+    with pytest.raises(DataError, match="expected begin_offset, end_offset and train, in order"):
+        read(content="abc", train_detail=details)
+
+
+def test_a_refusal_is_what_the_assistant_says():
+    assert parts(read(content=None, refusal="No.")) == [("text", "No.")]
+    assert parts(read(content=[{"type": "refusal", "refusal": "No."}])) == [("text", "No.")]
+
+
+UNREAD = [
+    ({"content": "x", "name": "Ann"}, "'name' of a message"),
+    ({"content": "x", "text": "y"}, "'text' of a message"),
+    ({"content": "x", "from": "user"}, "'from' of a message"),
+    ({"content": [{"text": "x", "citations": [1]}]}, "'citations' of a part of the content"),
+    ({"tool_calls": [{"name": "f", "why": "x"}]}, "'why' of a tool call"),
+    ({"tool_calls": [{"function": {"name": "f", "why": "x"}}]}, "'why' of a tool call"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name"), UNREAD)
+def test_a_field_that_is_not_read_is_counted_and_refused_where_reading_is_strict(fields, name):
+    tally = Tally()
+    read_message({"role": "assistant"} | fields, PLACE, tally)
+    assert tally.unread_notes() == {f"{name} was not read": 1}
+    with pytest.raises(DataError, match=rf"^a.jsonl:7: {name} is not read"):
+        read_message({"role": "assistant"} | fields, PLACE, Tally(strict=True))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": "x", "id": 3, "Timestamp": 5, "audio": None, "annotations": []},
+        {"content": "x", "text": "x", "refusal": None},
+        {"content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+    ],
+)
+def test_what_says_nothing_or_the_same_needs_no_reading(fields):
+    assert parts(read_message({"role": "user"} | fields, PLACE, Tally(strict=True)))
+
+
+@pytest.mark.parametrize(("name", "role"), [("Human", "user"), ("GPT", "assistant")])
+def test_the_name_of_a_role_is_read_in_any_case(name, role):
+    assert read(role=name, content="x").role == role

@@ -64,3 +64,19 @@ def test_deleted_and_empty_replies_are_left_out_with_what_follows_them(tmp_path)
         "reply left out: a message of the user without text": 1,
     }
     assert dropped(reader) == {"a tree whose root was deleted or has no text": 1}
+
+
+def test_a_row_around_a_tree_is_heard_and_its_other_fields_are_counted(tmp_path):
+    root = leaf(
+        "prompter", "q", leaf("assistant", "a"), leaf("assistant", "b", train=True), labels={"x": 1}
+    )
+    row = {"prompt": root, "system": "s", "train": False, "mood": "m", "message_tree_id": "1"}
+    reader, rows = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert [turns(row) for row in rows] == [
+        [("system", "s"), ("user", "q"), ("assistant", text)] for text in "ab"
+    ]
+    assert [trains(row) for row in rows] == [[None, None, False], [False, False, True]]
+    assert notes(reader) == {
+        "'mood' of the row was not read": 1,
+        "'labels' of a message was not read": 1,
+    }

@@ -1,0 +1,241 @@
+"""Tool calls as files spell them, the results that come back, and which result answers which call.
+
+OpenAI's ``tool_calls`` and messages of the role tool, Anthropic's blocks ``tool_use`` and
+``tool_result``, Gemini's parts ``functionCall`` and ``functionResponse``.
+"""
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from mypt.data.conversations import Message
+from mypt.data.reading.records import WEIGHTS, Place, Tally, first_of
+from mypt.errors import DataError
+from mypt.text import names, shown
+
+CALLS: Final = frozenset({"tool_call", "function_call", "tool_use", "functionCall"})
+"""Types of parts, or names of their only field, that hold a call."""
+RESULTS: Final = frozenset({"tool_result", "function_response", "functionResponse"})
+"""The same for what a tool gives back, wherever in a message it stands."""
+CALL_IDS: Final = ("tool_call_id", "tool_use_id", "call_id")
+"""Fields of a result that say which call it answers."""
+_ARGUMENTS: Final = ("arguments", "args", "input", "parameters")
+_CALL: Final = frozenset({"id", "call_id", "type", "function", "name", *_ARGUMENTS, *WEIGHTS})
+_CALLED: Final = frozenset({"id", "name", *_ARGUMENTS})
+_GIVEN: Final = ("content", "response", "output", "value")
+
+
+class Turn(NamedTuple):
+    """A message, and what its links to others are read from."""
+
+    fields: dict[str, Any]
+    message: Message
+    place: Place
+
+
+def kind_of(part: Any) -> str | None:
+    """Return the type of a part; where it names none, the field that tells it; else None."""
+    if not isinstance(part, dict):
+        return None
+    kind = part.get("type")
+    if kind is None:
+        kind = next((key for key in part if key in CALLS or key in RESULTS or key == "text"), None)
+        return "reasoning" if kind == "text" and part.get("thought") is True else kind
+    return kind if isinstance(kind, str) else None
+
+
+def call_in(part: dict[str, Any], kind: str) -> Any:
+    """Return the call that a part of type ``kind`` holds: an object, or text."""
+    inner = first_of(part, ("value", "content", "text", kind))
+    return part if inner is None else inner
+
+
+def spell_call(call: Any, place: Place, tally: Tally) -> str:
+    """Return a call as ``{"name": ..., "arguments": ...}``, arguments as they were written.
+
+    Raises:
+        DataError: If it has no name.
+    """
+    called = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(called, dict) or not isinstance(called.get("name"), str):
+        raise DataError(f"{place}: a tool call is {shown(call)}; expected a name and arguments")
+    if called is not call:
+        tally.check_fields(call, _CALL, place, "a tool call")
+    tally.check_fields(called, _CALL if called is call else _CALLED, place, "a tool call")
+    arguments = first_of(called, _ARGUMENTS)
+    written = arguments if isinstance(arguments, str) else spell(arguments or {})
+    return f'{{"name": {spell(called["name"])}, "arguments": {written or "{}"}}}'
+
+
+def spell(value: Any) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def unfold(fields: Any) -> Sequence[Any]:
+    """Return a message whose content holds results of tools as one message for each of them.
+
+    What else it says stays a message of its own, at its place among them.
+    """
+    content = fields.get("content") or fields.get("parts") if isinstance(fields, dict) else None
+    if not isinstance(content, list) or not any(kind_of(part) in RESULTS for part in content):
+        return (fields,)
+    key = "content" if content is fields.get("content") else "parts"
+    beside = {name: value for name, value in fields.items() if name not in (key, "role", "from")}
+    unfolded: list[dict[str, Any]] = []
+    said: list[Any] | None = None
+    for part in content:
+        if kind_of(part) in RESULTS:
+            unfolded.append(beside | _result(part))
+            said = None
+        elif said is None:
+            said = [part]
+            unfolded.append(fields | {key: said})
+        else:
+            said.append(part)
+    return unfolded
+
+
+def _result(part: dict[str, Any]) -> dict[str, Any]:
+    kind = kind_of(part) or ""
+    inner = part[kind] if isinstance(part.get(kind), dict) else part
+    given = first_of(inner, _GIVEN)
+    beside = {key: value for key, value in inner.items() if key not in ("type", *_GIVEN)}
+    if inner is not part and "id" in beside:
+        beside["tool_call_id"] = beside.pop("id")
+    return {"role": "tool", "content": "" if given is None else given} | beside
+
+
+def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
+    """Return the messages; results in a row stand in the order of the calls that they answer.
+
+    A result says by an id which call it answers, or by the name that was called; if by neither,
+    it answers the first call that waits.
+
+    Raises:
+        DataError: If a result has an id that no call before it has, though calls have ids.
+    """
+    calls, linked, results = _Calls(tally), list[Message](), list[Turn]()
+    for turn in turns:
+        if turn.message.role == "tool":
+            results.append(turn)
+            continue
+        linked += calls.answer(results)
+        results = []
+        linked.append(turn.message)
+        calls.add(turn)
+    linked += calls.answer(results)
+    calls.count_missing()
+    return linked
+
+
+class _Calls:
+    """The calls of a conversation up to some turn."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._by_id: dict[str, int] = {}
+        self._answered: list[int] = []
+        """How many results each call has."""
+        self._turn: list[int] = []
+        """Which turn made each."""
+        self._waiting: list[tuple[int, Any]] = []
+        """Index and name of those of the turns in a row that called last."""
+        self._goes_on = False
+        """Whether calls of the next turn are parallel to them."""
+        self._n_turns = 0
+
+    def add(self, turn: Turn) -> None:
+        """Take in the calls that a message makes."""
+        is_call = turn.message.role == "assistant"
+        n_calls = sum([part.kind == "tool_call" for part in turn.message.parts]) if is_call else 0
+        if n_calls and not self._goes_on:
+            self._waiting = []
+        self._goes_on = n_calls > 0
+        if not n_calls:
+            return
+        made = list(_raw_calls(turn.fields)) or [(None, None)] * n_calls
+        for key, name in made:
+            index = len(self._answered)
+            if isinstance(key, str):
+                self._by_id[key] = index
+            self._answered.append(0)
+            self._turn.append(self._n_turns)
+            self._waiting.append((index, name))
+        self._n_turns += 1
+
+    def answer(self, results: list[Turn]) -> list[Message]:
+        """Return the messages of results that follow each other, in the order of the calls."""
+        if not results:
+            return []
+        found = list(self._find(results))
+        self._goes_on = False
+        messages = [turn.message for turn in results]
+        known = [at for at in found if at is not None]
+        if len(known) < len(found) or known == sorted(known):
+            return messages
+        self._tally.notes["results of parallel calls put into the order of the calls"] += 1
+        return [messages[place] for place in sorted(range(len(known)), key=known.__getitem__)]
+
+    def _find(self, results: list[Turn]) -> Iterator[int | None]:
+        """Yield the index of the call that each result answers; None: nobody knows."""
+        by_name: dict[Any, deque[int]] = defaultdict(deque)
+        by_turn = deque(index for index, _ in self._waiting)
+        for index, name in self._waiting:
+            if isinstance(name, str):
+                by_name[name].append(index)
+        for fields, _, place in results:
+            at = self._by_its_id(fields, place)
+            if at is None:
+                name = fields.get("name")
+                at = self._first(by_name[name] if isinstance(name, str) else by_turn)
+                if at is None and self._waiting and isinstance(name, str):
+                    self._tally.notes["a result with a name that no waiting call has"] += 1
+            if at is not None:
+                if self._answered[at]:
+                    self._tally.notes["a call with several results"] += 1
+                self._answered[at] += 1
+            yield at
+
+    def _by_its_id(self, fields: dict[str, Any], place: Place) -> int | None:
+        key = first_of(fields, CALL_IDS)
+        if key is None:
+            return None
+        at = self._by_id.get(key) if isinstance(key, str) else None
+        if at is None and self._by_id:
+            raise DataError(
+                f"{place}: a result of the call {shown(key)}, which no message before it makes;"
+                f" expected one of {names(self._by_id)}; mend the id or remove the result"
+            )
+        if at is None:
+            self._tally.notes["a result with the id of a call, where no call has an id"] += 1
+        return at
+
+    def _first(self, waiting: deque[int]) -> int | None:
+        while waiting and self._answered[waiting[0]]:
+            waiting.popleft()
+        return waiting.popleft() if waiting else None
+
+    def count_missing(self) -> None:
+        """Count the calls without a result whose turn has others with one."""
+        has_result = {turn for turn, n in zip(self._turn, self._answered, strict=True) if n}
+        missing = sum(
+            not n and turn in has_result for turn, n in zip(self._turn, self._answered, strict=True)
+        )
+        if missing:
+            self._tally.notes["a call without a result beside calls that have one"] += missing
+
+
+def _raw_calls(fields: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield id and name of the calls of a message that was read, in order."""
+    content = fields.get("content") or fields.get("parts")
+    listed: Iterable[Any] = fields.get("tool_calls") or []
+    inside = content if isinstance(content, list) else []
+    calls = [call_in(part, kind) for part in inside if (kind := kind_of(part)) in CALLS]
+    for call in (*calls, *listed, fields.get("function_call")):
+        if isinstance(call, dict):
+            called = call.get("function", call)
+            yield first_of(call, ("id", "call_id")), called.get("name")
+        elif call is not None:
+            yield None, None

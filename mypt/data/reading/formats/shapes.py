@@ -1,0 +1,211 @@
+"""The layouts of rows that people train on, as data: which field speaks as which voice.
+
+A shape is written as a user writes one after ``--turns``: ``voice=field`` in the order in which
+they speak, a question mark after a field that a row may lack. Fields of one voice that follow
+each other are one turn, with an empty line between. Every shape also hears a row's ``system`` or
+``system_prompt``, ``tools``, ``train`` and ``weight``.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast
+
+from mypt.config import Format, Voice
+from mypt.data.reading.formats.markups import markup_of
+
+MISSING: Final = object()
+"""What a path finds where nothing is."""
+
+
+class Speaker(NamedTuple):
+    """One field of a shape."""
+
+    voice: Voice
+    path: str
+    """A path of dots, ``a.b`` being row["a"]["b"]; through a list of objects, one row an item."""
+    optional: bool
+
+
+class RowShape(NamedTuple):
+    """A layout of rows."""
+
+    name: str
+    turns: str
+    format: Format = "columns"
+    """The name under which datasets record it."""
+
+    @property
+    def speakers(self) -> tuple[Speaker, ...]:
+        """The fields, in the order in which they speak."""
+        return parse_turns(self.turns)
+
+
+SHAPES: Final = (
+    # Rows of which a part must not be learned come first, so that none is read as a plain one.
+    RowShape("messages_kto", "turns=messages,label=label"),
+    RowShape("messages_kto_tag", "turns=messages,label=kto_tag"),
+    RowShape("kto", "user=prompt,assistant=completion,label=label"),
+    RowShape("alpaca_kto", "user=instruction,user=input?,assistant=output,label=kto_tag"),
+    RowShape("messages_dpo", "user=messages,chosen=chosen,rejected=rejected"),
+    RowShape("sharegpt_dpo", "user=conversations,chosen=chosen,rejected=rejected"),
+    RowShape(
+        "openai_dpo",
+        "tools=input.tools?,user=input.messages,"
+        "chosen=preferred_output,rejected=non_preferred_output",
+    ),
+    RowShape("preference", "user=prompt,chosen=chosen,rejected=rejected"),
+    RowShape("orca_dpo", "user=question,chosen=chosen,rejected=rejected"),
+    RowShape("alpaca_dpo", "user=instruction,user=input?,chosen=chosen,rejected=rejected"),
+    RowShape("anthropic_hh", "chosen=chosen,rejected=rejected"),
+    RowShape("segments", "segments=segments"),
+    RowShape("glaive", "turns=system?,turns=chat"),
+    RowShape("lima", "turns=conversations"),
+    RowShape("capybara", "turns=conversation"),
+    RowShape("dialog", "turns=dialog"),
+    RowShape("ultrachat", "turns=data"),
+    RowShape("self_instruct", "user=instruction,user=instances.input?,assistant=instances.output"),
+    RowShape(
+        "alpaca",
+        "turns=history?,user=instruction,user=input?,user=context?,assistant=output",
+        "alpaca",
+    ),
+    RowShape(
+        "dolly", "turns=history?,user=instruction,user=context?,user=input?,assistant=response"
+    ),
+    RowShape("xlam", "tools=tools,user=query,calls=answers"),
+    RowShape("openorca", "user=question,assistant=response"),
+    RowShape("metamath", "user=query,assistant=response"),
+    RowShape("numina", "user=problem,assistant=solution"),
+    RowShape("p3", "user=inputs_pretokenized,assistant=targets_pretokenized"),
+    RowShape("flan", "user=inputs,assistant=targets"),
+    RowShape("prompt_completion", "user=prompt,assistant=completion", "prompt_completion"),
+    RowShape(
+        "question_answer",
+        "user=article?,user=passage?,user=context?,user=question,user=options?,user=choices?,"
+        "assistant=answer",
+        "prompt_completion",
+    ),
+    RowShape("squad", "user=context?,user=question,assistant=answers.text"),
+    RowShape("prompt_response", "user=prompt,assistant=response"),
+    RowShape("input_output", "user=input,assistant=output"),
+    RowShape("text_input", "user=text_input,assistant=output", "prompt_completion"),
+    RowShape("human_assistant", "user=human,assistant=assistant"),
+    RowShape("user_assistant", "user=user,assistant=assistant"),
+)  # fmt: skip
+"""In the order in which they are tried: the first whose fields a row holds is taken."""
+
+
+@lru_cache(maxsize=256)
+def parse_turns(turns: str) -> tuple[Speaker, ...]:
+    """Return the fields of a shape that is written as after ``--turns``."""
+    pairs = (pair.partition("=") for pair in turns.split(","))
+    return tuple(
+        Speaker(cast(Voice, voice), path.removesuffix("?").strip(), path.endswith("?"))
+        for voice, _, path in pairs
+    )
+
+
+def find_shape(
+    fields: Mapping[str, Any], format: Format = "columns", *, null_counts: bool = True
+) -> RowShape | None:
+    """Return the first shape whose fields a row holds, else None.
+
+    Args:
+        fields: The row.
+        format: Only shapes of this name; all of them for "columns".
+        null_counts: Whether a field of null will do where no shape fits without it: a table
+            writes null where rows of another shape have a field.
+    """
+    for null in (False, True)[: 1 + null_counts]:
+        for shape, needs, needed in _NEEDS_OF.get(format, ()):
+            if needs <= fields.keys() and all(_fits(one, fields, null) for one in needed):
+                return shape
+    return None
+
+
+def find_guarded(fields: Mapping[str, Any]) -> RowShape | None:
+    """Return the shape of a row that holds what must not be learned, else None."""
+    if _GUARDS.isdisjoint(fields):
+        return None
+    shape = find_shape(fields)
+    return shape if shape and any(one.voice in _GUARDED for one in shape.speakers) else None
+
+
+def at_path(row: Any, path: str) -> Any:
+    """Return what a path of dots leads to, or MISSING; of a list, what its first item holds."""
+    value = row
+    for key in [path] if isinstance(row, dict) and path in row else path.split("."):
+        value = open_cell(value)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if not isinstance(value, dict) or key not in value:
+            return MISSING
+        value = value[key]
+    return value
+
+
+def open_cell(value: Any) -> Any:
+    """Return what a value holds that a table wrote as JSON text; any other value as it is."""
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def holds_messages(value: Any) -> bool:
+    """Whether a value is a message or a list of messages, perhaps as JSON text."""
+    if isinstance(value, str) and ('"role"' in value or '"from"' in value):
+        value = open_cell(value)
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and bool(first.keys() & {"role", "from"})
+
+
+def top_field(row: Mapping[str, Any], path: str) -> str:
+    """Return the field of a row that a path of dots enters."""
+    return path if path in row else path.partition(".")[0]
+
+
+def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool) -> bool:
+    value = at_path(fields, one.path)
+    if value is None or value is MISSING:
+        return value is None and null_counts
+    if one.voice == "label":
+        return is_label(value)
+    if one.voice == "turns":
+        listed = isinstance(value, list) and bool(value)
+        return listed or (isinstance(value, str) and (value[:1] == "[" or bool(markup_of(value))))
+    return True
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value says of an answer that it is good or bad, as KTO rows do."""
+    return value in (True, False) or (isinstance(value, str) and value.lower() in ("true", "false"))
+
+
+_GUARDED: Final = ("label", "chosen", "rejected")
+_GUARDS: Final = frozenset(
+    one.path for shape in SHAPES for one in shape.speakers if one.voice in _GUARDED
+)
+
+
+class _Needs(NamedTuple):
+    """A shape with what it needs, worked out once."""
+
+    shape: RowShape
+    fields: frozenset[str]
+    speakers: tuple[Speaker, ...]
+
+
+def _needs(shape: RowShape) -> _Needs:
+    needed = tuple(one for one in shape.speakers if not one.optional)
+    return _Needs(shape, frozenset(one.path.partition(".")[0] for one in needed), needed)
+
+
+_NEEDS: Final = tuple(map(_needs, SHAPES))
+_NEEDS_OF: Final = {
+    format: tuple(one for one in _NEEDS if format in ("columns", one.shape.format))
+    for format in ("columns", "alpaca", "prompt_completion")
+}

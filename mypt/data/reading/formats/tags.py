@@ -1,0 +1,121 @@
+"""Reasoning and calls that stand in an assistant's text between tags, as the parts that they are.
+
+A policy acts on parts, so what looks like one and stays text is counted.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+from mypt.config import Reading
+from mypt.data.conversations import Conversation, Message, Part, Row
+from mypt.data.reading.records import Tally
+
+_CALL = "tool_call"
+_OFF = "none"
+_DEFAULT = Reading().reasoning_tags
+
+
+def mark_parts(row: Row, tags: str, tally: Tally) -> Row:
+    """Return a row whose assistant's tagged texts are parts.
+
+    ``<think>...</think>`` at the beginning of a message becomes reasoning, and
+    ``<tool_call>{"name": ...}</tool_call>`` a call, as it is written. The line feeds around the
+    tags are the tags', as templates write them.
+
+    Args:
+        row: A document stays as it is.
+        tags: Names of the tags around reasoning, joined by commas; "none" leaves all of it text.
+        tally: Counts what became a part, and tags that stay text.
+    """
+    if not isinstance(row, Conversation):
+        return row
+    marked: list[Message] | None = None
+    for index, message in enumerate(row.messages):
+        if message.role != "assistant":
+            continue
+        for part in message.parts:
+            if "<" in part.text:
+                marked = marked or list(row.messages)
+                marked[index] = mark_message(message, tags, tally)
+                break
+    return row if marked is None else replace(row, messages=tuple(marked))
+
+
+def mark_message(message: Message, tags: str, tally: Tally) -> Message:
+    """Return one message of the assistant as :func:`mark_parts` does a row."""
+    names, told = _names(tags)
+    if not any(tag in part.text for part in message.parts for tag in told):
+        return message
+    parts = list(message.parts)
+    if tags != _OFF:
+        parts = _mark_reasoning(parts, names, tally)
+        parts = [piece for part in parts for piece in _mark_calls(part, tally)]
+    for tag in told:
+        if any(part.kind == "text" and tag in part.text for part in parts):
+            tally.notes[f"{tag} in the text of the assistant stays text"] += 1
+    return message if parts == list(message.parts) else replace(message, parts=tuple(parts))
+
+
+@lru_cache
+def _names(tags: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of tags around reasoning, and every tag that is looked for."""
+    names = tuple((_DEFAULT if tags == _OFF else tags).split(","))
+    return names, tuple(f"<{slash}{name}>" for name in (*names, _CALL) for slash in ("", "/"))
+
+
+def _mark_reasoning(parts: list[Part], names: Iterable[str], tally: Tally) -> list[Part]:
+    first = next((index for index, part in enumerate(parts) if part.kind != "reasoning"), None)
+    if first is None or parts[first].kind != "text":
+        return parts
+    before, text, after = parts[:first], parts[first], parts[first + 1 :]
+    begin = text.text.lstrip()
+    for name in names:
+        head, tag, rest = begin.partition(f"</{name}>")
+        if not (tag and head.startswith(f"<{name}>")):
+            continue
+        thought = replace(text, kind="reasoning", text=head.removeprefix(f"<{name}>").strip("\n"))
+        if before and "".join(part.text for part in before).strip() != thought.text.strip():
+            continue  # the file says otherwise what the reasoning is
+        said = replace(text, text=rest.lstrip("\n"))
+        tally.notes[f"text between <{name}> tags read as reasoning"] += 1
+        return [*(before or [thought]), *([said] if said.text else []), *after]
+    return parts
+
+
+def _mark_calls(part: Part, tally: Tally) -> Iterator[Part]:
+    """Yield the calls in a text and what stands around them."""
+    opened, closed = f"<{_CALL}>", f"</{_CALL}>"
+    text, at, done = part.text if part.kind == "text" else "", 0, 0
+    while (end := text.find(closed, at)) >= 0:
+        begin = text.rfind(opened, at, end)
+        at = end + len(closed)
+        call = text[begin + len(opened) : end] if begin >= 0 else ""
+        if not _is_call(call):
+            continue
+        tally.notes[f"text between {opened} tags read as a call"] += 1
+        if before := _between(text[done:begin]):
+            yield replace(part, text=before)
+        yield replace(part, kind="tool_call", text=call.strip())
+        done = at
+    if not done:
+        yield part
+    elif rest := _between(text[done:]):
+        yield replace(part, text=rest)
+
+
+def _between(text: str) -> str:
+    return text.strip("\n") if text.strip() else ""
+
+
+def _is_call(text: str) -> bool:
+    try:
+        call = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(call, dict) and isinstance(call.get("name"), str)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

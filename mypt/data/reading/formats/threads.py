@@ -1,0 +1,257 @@
+"""Rows of single messages: conversations parted by an empty line, or by a column that names them.
+
+Rows that name their conversation (or, as OASST's flat export, the message that they answer) are
+brought together while they are read: about ``WINDOW_BYTES`` of unfinished conversations are held,
+so rows of one conversation may lie apart within that; one that comes back later is refused.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from mypt.data.conversations import Conversation
+from mypt.data.reading.formats.chats import read_chat, read_tree
+from mypt.data.reading.formats.message import fields_of
+from mypt.data.reading.raw import Limits
+from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
+from mypt.errors import DataError
+from mypt.text import names, shown
+
+WINDOW_BYTES: Final = 16 << 20
+"""How much of unfinished conversations is held."""
+GROUPS: Final = (
+    "conversation_id", "conversation", "conv_id", "convo_id", "dialogue_id", "dialog_id",
+    "chat_id", "session_id", "session", "message_tree_id", "tree_id", "thread_id", "thread",
+    "thread_ts", "conversation_hash",
+)  # fmt: skip
+"""Columns that say which conversation a message belongs to; the first that is there counts."""
+_PARENTS: Final = ("parent_id", "parent_message_id", "parent", "reply_to")
+_IDS: Final = ("message_id", "msg_id", "id", "uuid")
+_ORDERS: Final = (
+    "turn_index", "turn_idx", "turn_id", "turn_number", "turn", "message_index", "message_number",
+    "msg_index", "position", "sequence", "seq", "order", "step", "index", "idx",
+)  # fmt: skip
+_TIMES: Final = (
+    "created_at", "create_time", "created_date", "created", "timestamp", "time", "ts", "date",
+)  # fmt: skip
+_DEEPEST: Final = 200
+_ISO: Final = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+class _Links(NamedTuple):
+    """The columns of a file that link its messages; empty where there is none."""
+
+    group: str
+    parent: str
+    own: str
+    orders: tuple[str, ...]
+    """By which the messages of a conversation may be put in order, best first."""
+
+
+def links_of(row: Any, group_by: str = "") -> _Links | None:
+    """Return the columns by which a row of one message is linked to others; None if by none."""
+    if not isinstance(row, dict):
+        return None
+    keys = [key for key, value in row.items() if isinstance(value, str | int | float | None)]
+    group = group_by or next((k for k in GROUPS if k in keys and row[k] is not None), "")
+    parent, own = (next((k for k in known if k in keys), "") for known in (_PARENTS, _IDS))
+    if not parent or not own:
+        parent = own = ""
+    if not group and not parent:
+        return None
+    return _Links(group, parent, own, tuple(k for k in (*_ORDERS, *_TIMES) if k in keys))
+
+
+def read_flat(
+    records: Iterable[Record], tally: Tally, limits: Limits, group_by: str = "", table: bool = False
+) -> Iterator[Conversation]:
+    """Yield the conversations of rows that hold a message each.
+
+    Args:
+        records: The rows in order; an empty line parts conversations where no column does.
+        tally: Counts what is left out, and what brought the messages together.
+        limits: How long a conversation may be.
+        group_by: The column that names the conversation; empty: a known one, if there is any.
+        table: Whether the rows come from a table, in which nothing else could part them.
+
+    Raises:
+        DataError: If nothing parts the rows of a table, if a conversation comes back too late,
+            if a link leads nowhere, or for a row that is no message.
+    """
+    rows = iter(records)
+    leading = next((record for record in rows if record.value is not BLANK), None)
+    if leading is None:
+        return
+    rows = chain([leading], rows)
+    links = links_of(leading.value, group_by)
+    if links is None:
+        yield from read_chat(_parted(rows, limits) if table else rows, tally, limits)
+        return
+    for group in _groups(rows, links, limits):
+        by = links.group or links.parent
+        tally.notes[f"conversation brought together by {by!r}"] += 1
+        yield from _read_group(group, links, tally, limits)
+
+
+def _parted(rows: Iterable[Record], limits: Limits) -> Iterator[Record]:
+    """Yield the rows of a table once an empty line was met."""
+    held: list[Record] = []
+    n_bytes = 0
+    rows = iter(rows)
+    for record in rows:
+        held.append(record)
+        n_bytes += record.n_bytes
+        if record.value is BLANK:
+            yield from chain(held, rows)
+            return
+        if n_bytes > limits.row_bytes:
+            break
+    raise DataError(
+        f"{held[0].place}: a table of single messages, in which nothing says where a conversation"
+        f" ends; found {names(held[0].value)}; expected a column such as {', '.join(GROUPS[:1])}"
+        " that names it; say which one does by --group_by COLUMN, or write each conversation as"
+        " one row"
+    )
+
+
+def _groups(rows: Iterable[Record], links: _Links, limits: Limits) -> Iterator[list[Record]]:
+    """Yield the rows of each conversation, the one that grew longest ago first."""
+    held: dict[str, tuple[list[Record], int]] = {}
+    ended: set[str] = set()
+    roots: dict[str, str] = {}
+    n_held = 0
+    for record in rows:
+        if record.value is BLANK:
+            continue
+        key = _group_key(record, links, roots)
+        if key in ended:
+            raise DataError(
+                f"{record.place}: the conversation {shown(key)} comes back after more than"
+                f" {WINDOW_BYTES:,} bytes of others; expected its messages nearer to each other;"
+                f" sort the file by {links.group or links.parent}"
+            )
+        group, n_bytes = held.pop(key, ([], 0))
+        group.append(record)
+        held[key] = group, n_bytes + record.n_bytes
+        n_held += record.n_bytes
+        if n_bytes + record.n_bytes > limits.row_bytes:
+            raise DataError(
+                f"{record.place}: a conversation {shown(key)} of more than"
+                f" {limits.row_bytes:,} bytes; expected a column that parts shorter ones"
+            )
+        while n_held > WINDOW_BYTES and len(held) > 1:
+            oldest = next(iter(held))
+            group, n_bytes = held.pop(oldest)
+            n_held -= n_bytes
+            ended.add(oldest)
+            yield group
+    yield from (group for group, _ in held.values())
+
+
+def _group_key(record: Record, links: _Links, roots: dict[str, str]) -> str:
+    """Return the name of a message's conversation; without one, its root's own name."""
+    fields = fields_of(record.value, record.place)
+    if links.group:
+        value = fields.get(links.group)
+        if value is None or not isinstance(value, str | int | float):
+            raise DataError(
+                f"{record.place}: {links.group} is {shown(value)}; expected the name of its"
+                " conversation, as in the rows before"
+            )
+        return str(value)
+    own, parent = fields.get(links.own), fields.get(links.parent)
+    if own is None:
+        raise DataError(f"{record.place}: a message without {links.own}; expected it in every row")
+    root = str(own) if parent in (None, "") else roots.get(str(parent))
+    if root is None:
+        raise DataError(
+            f"{record.place}: {links.parent} {shown(parent)} is no {links.own} of a row before;"
+            " expected a message behind the one that it answers; sort the file so, or name a"
+            " column of conversations by --group_by COLUMN"
+        )
+    roots[str(own)] = root
+    return root
+
+
+def _read_group(
+    group: list[Record], links: _Links, tally: Tally, limits: Limits
+) -> Iterator[Conversation]:
+    if links.parent and any(record.value.get(links.parent) not in (None, "") for record in group):
+        for place, root in _trees(group, links):
+            try:
+                yield from read_tree(root, place, tally)
+            except Dropped as dropped:
+                tally.dropped[str(dropped)] += 1
+        return
+    order, ordered = _in_order(group, links)
+    if [record.place for record in ordered] != [record.place for record in group]:
+        tally.notes[f"conversation put in order by {order!r}"] += 1
+    read = {links.group, links.parent, links.own, order}
+    yield from read_chat([_without(record, read) for record in ordered], tally, limits)
+
+
+def _without(record: Record, read: set[str]) -> Record:
+    fields = {key: value for key, value in record.value.items() if key not in read}
+    return record._replace(value=fields)
+
+
+def _in_order(group: list[Record], links: _Links) -> tuple[str, list[Record]]:
+    """Return the first column that tells the order, and the rows by it; else as they stand."""
+    for key in links.orders:
+        ranks = [_rank(record.value.get(key)) for record in group]
+        known = [rank for rank in ranks if rank is not None]
+        if len(known) == len(group) and len({type(rank[0]) for rank in known}) == 1:
+            by_rank = sorted(zip(known, group, strict=True), key=itemgetter(0))
+            return key, [record for _, record in by_rank]
+    return "", group
+
+
+def _rank(value: Any) -> tuple[float | str] | None:
+    """Return what a number or a date sorts by; None for what is neither."""
+    if isinstance(value, str) and _ISO.match(value):
+        return (value,)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (number,) if math.isfinite(number) else None
+
+
+def _trees(group: list[Record], links: _Links) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yield the root messages of a conversation, every message with those that answer it."""
+    nodes: dict[str, dict[str, Any]] = {}
+    places: dict[str, Place] = {}
+    for record in group:
+        name = str(record.value.get(links.own))
+        if name in nodes:
+            raise DataError(f"{record.place}: {links.own} {shown(name)} stands twice; keep one row")
+        fields = _without(record, {links.group, links.parent, links.own}).value
+        nodes[name], places[name] = fields | {"replies": []}, record.place
+    children: dict[str, list[str]] = {}
+    roots = []
+    for record in group:
+        name, parent = str(record.value[links.own]), record.value.get(links.parent)
+        if parent in (None, ""):
+            roots.append(name)
+        elif str(parent) not in nodes:
+            raise DataError(
+                f"{record.place}: {links.parent} {shown(parent)} is no {links.own} of its"
+                " conversation; expected the message that it answers; add it, or remove the row"
+            )
+        else:
+            children.setdefault(str(parent), []).append(name)
+            nodes[str(parent)]["replies"].append(nodes[name])
+    reached, level = 0, roots
+    for _ in range(_DEEPEST):
+        reached += len(level)
+        level = [child for name in level for child in children.get(name, ())]
+    if level or reached < len(group):
+        what = f"more than {_DEEPEST} answers deep" if level else "in a circle"
+        raise DataError(
+            f"{group[0].place}: a conversation whose {links.parent} leads {what}; expected a tree;"
+            " write it as a list of messages"
+        )
+    yield from ((places[root], nodes[root]) for root in roots)

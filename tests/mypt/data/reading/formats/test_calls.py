@@ -1,0 +1,153 @@
+"""Calls and results: blocks of other APIs, and which result answers which call."""
+
+import pytest
+
+from mypt.errors import DataError
+from tests.mypt.data.rawfiles import jsonl, notes, read, turns, write
+
+MOVED = "results of parallel calls put into the order of the calls"
+MISSING = "a call without a result beside calls that have one"
+
+
+def call(name, **more):
+    return {"type": "function", "function": {"name": name, "arguments": {}}} | more
+
+
+def calling(*calls):
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+def result(text, **link):
+    return {"role": "tool", "content": text} | link
+
+
+def talk(tmp_path, *messages, **row):
+    asked = {"role": "user", "content": "q"}
+    path = write(tmp_path / "a.jsonl", jsonl({"messages": [asked, *messages]} | row))
+    reader, (found,) = read(path)
+    return [text for role, text in turns(found) if role == "tool"], notes(reader), found
+
+
+AB = calling(call("f", id="a"), call("g", id="b"))
+NAMELESS = calling(call("f"), call("g"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "said", "counted"),
+    [
+        ([AB, result("1", tool_call_id="a"), result("2", tool_call_id="b")], ["1", "2"], {}),
+        (
+            [AB, result("2", tool_call_id="b"), result("1", tool_call_id="a")],
+            ["1", "2"],
+            {MOVED: 1},
+        ),
+        ([NAMELESS, result("2", name="g"), result("1", name="f")], ["1", "2"], {MOVED: 1}),
+        ([NAMELESS, result("2"), result("1")], ["2", "1"], {}),
+        ([AB, result("2", tool_call_id="b")], ["2"], {MISSING: 1}),
+        ([NAMELESS, result("1")], ["1"], {MISSING: 1}),
+        ([AB], [], {}),
+        ([AB, {"role": "user", "content": "stop"}, AB, result("2", name="g")], ["2"], {MISSING: 1}),
+        (
+            [
+                *(calling(call("f", id="a")), calling(call("g", id="b"))),
+                *(result("2", tool_call_id="b"), result("1", tool_call_id="a")),
+            ],
+            ["1", "2"],
+            {MOVED: 1},
+        ),
+        (
+            [NAMELESS, result("1", name="h"), result("2", name="g")],
+            ["1", "2"],
+            {"a result with a name that no waiting call has": 1, MISSING: 1},
+        ),
+        (
+            [calling(call("f")), result("1", tool_call_id="z")],
+            ["1"],
+            {"a result with the id of a call, where no call has an id": 1},
+        ),
+        (
+            [AB, result("1", tool_call_id="a"), result("3", tool_call_id="a")],
+            ["1", "3"],
+            {"a call with several results": 1, MISSING: 1},
+        ),
+    ],
+)
+def test_results_stand_in_the_order_of_their_calls(tmp_path, messages, said, counted):
+    found, counts, _ = talk(tmp_path, *messages)
+    assert (found, counts) == (said, counted)
+
+
+def test_a_result_of_a_call_that_nobody_made_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r":1: a result of the call 'c', .* expected one of a, b;"):
+        talk(tmp_path, AB, result("1", tool_call_id="c"))
+    with pytest.raises(DataError, match="a result of the call 'a'"):  # it is made only later
+        talk(tmp_path, calling(call("f", id="b")), result("1", tool_call_id="a"), AB)
+
+
+def test_blocks_of_anthropic_are_calls_and_messages_of_tools(tmp_path):
+    use = [
+        {"type": "thinking", "thinking": "hm", "signature": "x"},
+        {"type": "tool_use", "id": "a", "name": "f", "input": {"x": 1}},
+        {"type": "tool_use", "id": "b", "name": "g", "input": {}},
+    ]
+    given = [
+        {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "2"}]},
+        {"type": "tool_result", "tool_use_id": "a", "content": "1", "is_error": True},
+        {"type": "text", "text": "go on", "cache_control": {"type": "ephemeral"}},
+    ]
+    said, counts, row = talk(
+        tmp_path,
+        {"role": "assistant", "content": use},
+        {"role": "user", "content": given},
+        system=[{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}],
+    )
+    assert said == ["1", "2"]
+    assert counts == {MOVED: 1, "'is_error' of a message was not read": 1}
+    assert turns(row)[0] == ("system", "Be brief.")
+    assert turns(row)[-1] == ("user", "go on")
+    assert [(part.kind, part.text) for part in row.messages[2].parts] == [
+        ("reasoning", "hm"),
+        ("tool_call", '{"name": "f", "arguments": {"x": 1}}'),
+        ("tool_call", '{"name": "g", "arguments": {}}'),
+    ]
+
+
+def test_contents_of_gemini_are_messages(tmp_path):
+    row = {
+        "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "contents": [
+            {"role": "user", "parts": [{"text": "q"}]},
+            {
+                "role": "model",
+                "parts": [
+                    {"text": "hm", "thought": True, "thoughtSignature": "x"},
+                    {"functionCall": {"name": "f", "args": {"x": 1}}},
+                ],
+            },
+            {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {"y": 2}}}]},
+            {"role": "model", "parts": [{"text": "a"}, {"text": "b"}]},
+        ],
+    }
+    reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found) == [
+        ("system", "Be brief."), ("user", "q"),
+        ("assistant", 'hm{"name": "f", "arguments": {"x": 1}}'),
+        ("tool", '{"y": 2}'), ("assistant", "ab"),
+    ]  # fmt: skip
+    assert [part.kind for part in found.messages[2].parts] == ["reasoning", "tool_call"]
+    assert notes(reader) == {}
+
+
+def test_what_a_message_with_results_says_of_itself_is_not_lost(tmp_path):
+    given = [{"type": "tool_result", "tool_use_id": "a", "content": "1"}]
+    _, counts, _ = talk(
+        tmp_path, calling(call("f", id="a")), {"role": "user", "content": given, "mood": "x"}
+    )
+    assert counts == {"'mood' of a message was not read": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [({"temp": 4}, '{"temp": 4}'), (4, "4"), (False, "false"), ("x", "x")]
+)
+def test_what_a_tool_gives_back_may_be_no_text(tmp_path, content, text):
+    assert talk(tmp_path, calling(call("f")), result(content))[0] == [text]

@@ -1,0 +1,130 @@
+"""Text with role tags: never plain text in silence, and the turns that it came from."""
+
+import pytest
+
+from mypt.data.conversations import Document
+from mypt.data.reading.formats.markups import MARKUPS
+from mypt.errors import DataError
+from tests.mypt.data.marks import asked, marked
+from tests.mypt.data.rawfiles import dropped, jsonl, notes, read, write
+
+LLAMA = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+TWICE = asked("a", "b") + asked("c", "d\n\ne")
+RENDERED = {
+    "chatml": (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+        "<|im_start|>assistant\nb\n\n b<|im_end|>\n",
+        asked("a", "b\n\n b", "s"),
+    ),
+    "llama3": (
+        "<|begin_of_text|>" + LLAMA.format("user", "a") + LLAMA.format("assistant", "b"),
+        asked("a", "b"),
+    ),
+    "gemma": (
+        "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n",
+        asked("a", "b"),
+    ),
+    "zephyr": ("<|system|>\ns</s>\n<|user|>\na</s>\n<|assistant|>\nb</s>\n", asked("a", "b", "s")),
+    "llama2": (
+        "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST] b </s><s>[INST] c [/INST] d\n\ne </s>",
+        asked("a", "b", "s") + asked("c", "d\n\ne"),
+    ),
+    "alpaca": (
+        "Do it.\n\n### Instruction:\na\n\n### Input:\nx\n\n### Response:\nb",
+        asked("a\n\nx", "b", "Do it."),
+    ),
+    "guanaco": ("### Human: a\n### Assistant: b\n### Human: c\n### Assistant: d\n\ne", TWICE),
+    "glaive": (
+        "SYSTEM: s\n\n\nUSER: a\n\n\nASSISTANT: b <|endoftext|>\n\n\n",
+        asked("a", "b", "s"),
+    ),
+    "vicuna": ("s USER: a ASSISTANT: b</s>USER: c ASSISTANT: d\n\ne</s>", asked("a", "b", "s")
+               + asked("c", "d\n\ne")),
+    "human": ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\n\ne", TWICE),
+}  # fmt: skip
+
+
+def test_every_markup_is_tried_here():
+    assert RENDERED.keys() == MARKUPS.keys()
+
+
+@pytest.mark.parametrize("markup", RENDERED)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_rendered_text_is_refused_and_both_ways_out_work(tmp_path, markup, name):
+    text, learned = RENDERED[markup]
+    content = text if name == "a.txt" else jsonl({"text": "plain"}, {"text": text})
+    path = write(tmp_path / name, content)
+    ways = f"--format rendered --markup {markup} reads its turns, --format text takes it"
+    with pytest.raises(DataError, match=ways):
+        read(path)
+    if name == "a.jsonl":
+        assert [type(row) for row in read(path, format="text")[1]] == [Document, Document]
+        path = write(path, jsonl({"text": text}, {"text": text}))
+    else:
+        assert "".join(row.text for row in read(path, format="text")[1]) == text
+    n = 2 if name == "a.jsonl" else 1
+    for how in ({"format": "rendered", "markup": markup}, {"format": "rendered"}):
+        reader, rows = read(path, **how)
+        assert reader.format == "rendered"
+        assert [marked(row) for row in rows] == [learned] * n
+        assert notes(reader) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The tag <|im_end|> ends a turn.",
+        "USER: a person who uses",
+        "An [INST] of the United States",
+        "Superhuman: a novel",
+        "Human rights",
+    ],
+)
+def test_text_that_only_mentions_a_tag_is_plain(tmp_path, text):
+    _, rows = read(write(tmp_path / "a.jsonl", jsonl({"text": text})))
+    assert rows == [Document(text, (0, 1))]
+
+
+def test_the_conversations_of_a_text_file_end_at_an_empty_line_behind_a_closed_turn(tmp_path):
+    turn = "<|im_start|>{}\n{}<|im_end|>\n"
+    one = turn.format("user", "a\n\na") + turn.format("assistant", "b")
+    path = write(tmp_path / "a.txt", one + "\n\n" + one + turn.format("system", "s") + one)
+    _, rows = read(path, format="rendered")
+    assert [marked(row) for row in rows] == [
+        asked("a\n\na", "b"), asked("a\n\na", "b"), asked("a\n\na", "b", "s"),
+    ]  # fmt: skip
+    assert [row.origin.line for row in rows] == [1, 9, 15]
+
+
+def test_a_turn_that_is_not_ended_or_says_nothing_is_counted(tmp_path):
+    begun = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    path = write(tmp_path / "a.jsonl", jsonl({"text": begun}, {"text": begun + "b"}))
+    reader, rows = read(path, format="rendered")
+    assert [marked(row) for row in rows] == [asked("a", "b")]
+    assert notes(reader) == {"turn without its end tag <|im_end|>": 2}
+    assert dropped(reader) == {"a message of the assistant without text": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "markup", "message"),
+    [
+        ("plain", None, "found 'plain', without tags of chatml, .*; name its --markup, or"),
+        ("plain", "llama3", "without tags of llama3"),
+        ("<|im_start|>user\na<|im_end|>\nb", "chatml", "text behind the end of the turn"),
+        ("<|im_start|>usr\na<|im_end|>", "chatml", "unknown role 'usr'; did you mean 'user'"),
+    ],
+)
+def test_text_that_was_not_rendered_so_is_refused(tmp_path, text, markup, message):
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / "a.jsonl", jsonl({"text": text})), format="rendered", markup=markup)
+
+
+def test_a_row_in_which_somebody_speaks_is_no_plain_text(tmp_path):
+    rows = [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+    assert (reader.format, [marked(row) for row in found]) == ("chat", [asked("a", "b")])
+    for key in ("role", "from", "speaker", "sender"):
+        path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}, {"text": "b", key: "Ann"}))
+        with pytest.raises(DataError, match=f"a.jsonl:2: {key} 'Ann' says who speaks the text"):
+            read(path)
+        assert [row.text for row in read(path, format="text")[1]] == ["a", "b"]
