@@ -1,11 +1,19 @@
 """Commands over raw files and datasets; none of them starts torch, Prefect or MLflow."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
+from flows.commands.flags import (
+    FileFlags,
+    MappingFlags,
+    MaybeWhole,
+    PrepareFile,
+    Whole,
+    parse_mapping,
+)
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
 from mypt.config import MAX_BLOCK, Format, Preparation
@@ -32,6 +40,7 @@ def prepare(
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
+    held: Annotated[FileFlags | None, Parameter(name="*")] = None,
     engine: Engine | None = None,
     workers: MaybeWhole = None,
     address: str | None = None,
@@ -51,6 +60,7 @@ def prepare(
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
         mapping: Where the turns are, for --format mapping.
+        held: How the files hold their rows.
         engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
             the same.
         workers: How many processes; default: one a core.
@@ -66,6 +76,7 @@ def prepare(
     }  # fmt: skip
     fields = parse_mapping(format, mapping or MappingFlags())
     how = {"format": format, "mapping": fields and fields.model_dump()}
+    how |= asdict(held or FileFlags())
     asked = _asked(config, input_files, how, knobs)
     who = asked.preparation.model_dump()
     flags = {"engine": engine, "workers": workers, "address": address}

@@ -34,6 +34,16 @@ class PrepareFile(PrepareConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileFlags:
+    """The flags that say how the files hold their rows."""
+
+    encoding: str = "utf-8"
+    """What the bytes of text files mean, such as latin-1, cp1252 or utf-16."""
+    rows_at: str = ""
+    """Where the rows of a .json file lie, a.b being b inside a; default: found by content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MappingFlags:
     """The flags that belong to ``--format mapping``; those left out keep their defaults."""
 

@@ -9,7 +9,7 @@ from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
 from mypt.data.reading.formats import chats, columns, texts
 from mypt.data.reading.formats.message import first_of
-from mypt.data.reading.raw import RawFile
+from mypt.data.reading.raw import RawFile, lines
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
@@ -28,10 +28,11 @@ _KNOWN = (
     "messages, conversations, instruction and output, prompt and completion, question and answer,"
     " role and content, a tree of replies, or text"
 )
+_UNTOLD = Reading()
 _TAGGED = tuple(f"<{tag}>".encode() for tag in texts.TAGS)
 
 
-def detect_format(raw: RawFile) -> Format:
+def detect_format(raw: RawFile, how: Reading = _UNTOLD) -> Format:
     """Return the format of a file, by its extension, its first bytes and its first row.
 
     Raises:
@@ -40,7 +41,8 @@ def detect_format(raw: RawFile) -> Format:
     container = container_of(raw)
     if container == "text":
         return _identify_text(raw)
-    record = next(record for record in read_records(raw, container) if record.value is not BLANK)
+    records = read_records(raw, container, how, partial(_is_row, how=how))
+    record = next(record for record in records if record.value is not BLANK)
     format = identify(record.value)
     if format is None:
         raise DataError(
@@ -72,6 +74,27 @@ def identify(row: Any) -> Format | None:
     return "text" if "text" in keys else None
 
 
+def _is_row(value: Any, how: Reading) -> bool:
+    """Whether an object that is a whole file is a row, and not what holds the rows."""
+    if how.mapping:
+        turns = how.mapping.turns
+        return turns in value or turns.partition(".")[0] in value
+    return identify(value) is not None
+
+
+def last_line(raw: RawFile, how: Reading) -> int:
+    """Return the number of a file's last line, item or table row; rows are found by them.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    container = container_of(raw, text=how.format in ("text", "tagged"))
+    if container in ("json", "parquet", "arrow"):
+        records = read_records(raw, container, how, partial(_is_row, how=how))
+        return max(record.place.line for record in records)
+    return max((line.number for line in lines(raw)), default=0)
+
+
 def _identify_text(raw: RawFile) -> Format:
     row = first_row(raw)
     format = identify(row) if isinstance(row, dict) else None
@@ -80,7 +103,7 @@ def _identify_text(raw: RawFile) -> Format:
             f"{raw.name}: a text file with rows of format {format!r}; name that format, or format"
             " 'text' to read it as it stands"
         )
-    head = next(raw.chunks(), b"").lstrip()
+    head = raw.beginning().lstrip()
     return "tagged" if head.startswith(_TAGGED) else "text"
 
 
@@ -103,7 +126,7 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     if container == "text":
         yield from texts.read_text_file(raw, tally)
         return
-    records = read_records(raw, container)
+    records = read_records(raw, container, how, partial(_is_row, how=how), tally)
     if format == "chat":
         yield from chats.read_chat(records, tally, raw.limits)
         return

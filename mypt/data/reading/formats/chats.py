@@ -1,6 +1,5 @@
 """Conversations as lists of messages (messages, sharegpt, chat) or trees of them (OASST)."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -34,7 +33,7 @@ def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation
     fields = {"messages": row} if isinstance(row, list) else fields_of(row, place)
     turns = first_of(fields, ("messages", "conversations"))
     if isinstance(turns, str):
-        turns = _parse_text(turns, place)
+        turns = strict_json.parse_text(turns, place)
     if not isinstance(turns, list):
         found = f"the fields {names(fields)}" if turns is None else shown(turns)
         raise DataError(f"{place}: found {found}; expected a list 'messages' or 'conversations'")
@@ -56,7 +55,7 @@ def frame(messages: list[Message], row: dict[str, Any], place: Place) -> tuple[M
         DataError: If nothing is left, or there are two system messages to begin with.
     """
     system = read_text(row, "system", place) if row.get("system") is not None else ""
-    tools = _spell_tools(row.get("tools"))
+    tools = _spell_tools(row.get("tools"), place)
     if system.strip():
         if messages and messages[0].role == "system":
             raise DataError(f"{place}: a field 'system' and a system message; keep one of them")
@@ -129,19 +128,19 @@ def _between_blanks(records: Iterable[Record], limits: Limits) -> Iterator[list[
         yield group
 
 
-def _parse_text(text: str, place: Place) -> Any:
-    return strict_json.parse(text.encode(), 0, place, Limits())
-
-
 def _by_default(message: Message, train: bool) -> Message:
     if message.role != "assistant" or message.train is not None:
         return message
     return Message(message.role, message.parts, train)
 
 
-def _spell_tools(tools: Any) -> str:
-    text = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-    return "" if text.strip() in ("", "null", "[]", "{}") else text
+def _spell_tools(tools: Any, place: Place) -> str:
+    """Return tools as JSON; text that is none, such as a list in prose, as it stands."""
+    if isinstance(tools, str) and not tools.lstrip().startswith(("[", "{", "null")):
+        return tools if tools.strip() else ""
+    named = f"{place}: tools"
+    value = strict_json.parse_text(tools, named) if isinstance(tools, str) else tools
+    return strict_json.spell(value, named) if value else ""
 
 
 def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:

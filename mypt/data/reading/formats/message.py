@@ -1,12 +1,12 @@
 """One message as files spell it: its role, its parts, and whether the file decides its mask."""
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mypt.config import Role
 from mypt.data.conversations import Message, Part, PartKind
+from mypt.data.reading import strict_json
 from mypt.data.reading.records import Dropped, Place
 from mypt.errors import DataError
 from mypt.text import names, shown
@@ -187,14 +187,15 @@ def _listed(fields: dict[str, Any], key: str, place: Place) -> list[Any]:
 
 
 def _spell_call(call: Any, place: Place) -> str:
-    """Return a call as ``{"name": ..., "arguments": ...}``, arguments as they were written."""
+    """Return a call as ``{"name": ..., "arguments": ...}``; as text or object, they are equal."""
     called = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(called, dict) or not isinstance(called.get("name"), str):
         raise DataError(f"{place}: a tool call is {shown(call)}; expected a name and arguments")
+    named = f"{place}: arguments of {shown(called['name'])}"
     arguments = called.get("arguments")
-    written = arguments if isinstance(arguments, str) else _spell(arguments or {})
-    return f'{{"name": {_spell(called["name"])}, "arguments": {written or "{}"}}}'
-
-
-def _spell(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(arguments, str):
+        arguments = strict_json.parse_text(arguments, named) if arguments.strip() else None
+    if not isinstance(arguments, dict | None):
+        raise DataError(f"{named}: found {shown(arguments)}; expected an object with a field each")
+    spelled = {"name": called["name"], "arguments": arguments or {}}
+    return strict_json.spell(spelled, named)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from mypt.config import Reading
 from mypt.data.reading.containers import container_of, read_records
 from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.records import BLANK
@@ -18,13 +19,17 @@ from mypt.errors import DataError
 from tests.mypt.data.rawfiles import memory_below, write
 
 
-def records(path, limits=None):
+def has_messages(value):
+    return isinstance(value.get("messages"), list) and isinstance(value["messages"][0], dict)
+
+
+def records(path, limits=None, tally=None, **how):
     raw = RawFile(path, limits=limits)
-    return list(read_records(raw, container_of(raw)))
+    return list(read_records(raw, container_of(raw), Reading(**how), has_messages, tally))
 
 
-def values(path, limits=None):
-    return [record.value for record in records(path, limits)]
+def values(path, limits=None, **how):
+    return [record.value for record in records(path, limits, **how)]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_an_object_of_other_values_is_one_row(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"id": 1, "x": 2, "id": 3}', "item 3: no JSON; an empty field, or one that stands twice"),
+        ('{"id": 1, "x": 2, "id": 3}', "item 3: no JSON; the field 'id' stands twice"),
         ('{"id": 1,}', "item 2: no JSON; an empty field"),
         ("[1,]", "item 2: no JSON"),
         ("[1 2]", "item 1: no JSON"),
@@ -165,14 +170,15 @@ def test_a_quote_that_never_closes_takes_no_more_than_a_row(tmp_path):
         records(path, Limits(row_bytes=1 << 20))
 
 
-def test_parquet_gives_nested_rows_and_leaves_times_aside(tmp_path):
+def test_parquet_gives_nested_rows_and_times_as_text(tmp_path):
     rows = [
         {"messages": [{"role": "user", "content": f"hi {n}"}], "n": n, "none": None}
         for n in range(150)
     ]
     table = pa.Table.from_pylist(rows).append_column("at", [[datetime(2024, 1, 1)] * 150])
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=40)
-    assert values(tmp_path / "a.parquet") == rows
+    at = "2024-01-01 00:00:00.000000"
+    assert values(tmp_path / "a.parquet") == [row | {"at": at} for row in rows]
     assert str(records(tmp_path / "a.parquet")[149].place).endswith("a.parquet: row 150")
 
 
@@ -184,7 +190,7 @@ def test_parquet_is_read_in_the_memory_of_a_few_rows(tmp_path):
     before = pool.bytes_allocated()
     most = 0
     with memory_below(8 << 20):
-        for record in read_records(raw, "parquet"):
+        for record in read_records(raw, "parquet", Reading(), has_messages):
             most = max(most, pool.bytes_allocated() - before)
             assert record.value["text"]
     assert most < table.nbytes // 3
@@ -208,5 +214,5 @@ def test_damaged_parquet_is_refused(tmp_path):
     for data in (whole[:-20], whole[20:], b"PAR1" + whole[-8:], b"text"):
         with pytest.raises(DataError, match=r"b.parquet: no Parquet"):
             records(write(tmp_path / "b.parquet", data))
-    with pytest.raises(DataError, match="packed Parquet"):
+    with pytest.raises(DataError, match="a packed table; unpack it"):
         records(write(tmp_path / "b.parquet.gz", gzip.compress(whole)))

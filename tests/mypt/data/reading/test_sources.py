@@ -152,7 +152,7 @@ def test_one_format_holds_for_all_files_and_names_the_one_that_does_not_fit(tmp_
     reader, rows = read(tmp_path)
     assert [turns(row) for row in rows] == [[ASK, TELL]] * 2
     write(tmp_path / "c.jsonl", jsonl({"text": "x"}))
-    with pytest.raises(DataError, match=r"c.jsonl:1: found the fields text; expected a list"):
+    with pytest.raises(DataError, match=r"c.jsonl: format 'text', but .*a.jsonl has 'messages'"):
         read(tmp_path)
     assert reader.format == "messages"
 

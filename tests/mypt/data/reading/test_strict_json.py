@@ -69,7 +69,7 @@ def test_an_object_is_cut_into_its_members(tmp_path_factory, fields, indent, chu
         ("[1, 2", "item 2: the file ends inside it"),
         ('["a', "item 1: the file ends inside it"),
         ("[1] 2", "no JSON; found '2' after the end"),
-        ('{"a": 1}\n{"b": 2}', "after the end; rows on lines of their own belong in a .jsonl"),
+        ('{"a": 1}\n{"b": 2}', "after the end; write the rows as one array"),
         ("[1}", r"no JSON; '}' closes what '\[' opened"),
         ("3", "found '3'; expected a JSON array or object"),
         ("  \n ", "found white space; expected a JSON array or object"),

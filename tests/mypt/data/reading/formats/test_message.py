@@ -78,7 +78,7 @@ def test_tool_calls_and_reasoning_beside_the_content_are_parts():
     message = read(content=None, reasoning_content="why", tool_calls=calls)
     assert parts(message) == [
         ("reasoning", "why"),
-        ("tool_call", '{"name": "f", "arguments": {"x":  1.0}}'),
+        ("tool_call", '{"name": "f", "arguments": {"x": 1.0}}'),
         ("tool_call", '{"name": "g", "arguments": {}}'),
         ("tool_call", '{"name": "h", "arguments": {}}'),
     ]
