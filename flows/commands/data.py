@@ -1,6 +1,5 @@
 """Commands over raw files and datasets; none of them starts torch, Prefect or MLflow."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from flows.commands.flags import (
     MaybeWhole,
     PrepareFile,
     Whole,
-    parse_mapping,
+    parse_reading,
 )
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
@@ -74,10 +73,7 @@ def prepare(
         "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
-    fields = parse_mapping(format, mapping or MappingFlags())
-    how = {"format": format, "mapping": fields and fields.model_dump()}
-    how |= asdict(held or FileFlags())
-    asked = _asked(config, input_files, how, knobs)
+    asked = _asked(config, input_files, parse_reading(format, mapping, held), knobs)
     who = asked.preparation.model_dump()
     flags = {"engine": engine, "workers": workers, "address": address}
     who |= {flag: value for flag, value in flags.items() if value is not None}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
@@ -59,6 +59,19 @@ class MappingFlags:
     """For --format mapping: who speaks first is the user, the other one the assistant."""
     join: str | None = None
     """For --format mapping: text between turns of one role in a row; default a line feed."""
+
+
+def parse_reading(
+    format: Format, mapping: MappingFlags | None, held: FileFlags | None
+) -> dict[str, Any]:
+    """Return the knobs of a source that say how its rows are understood.
+
+    Raises:
+        ConfigError: As :func:`parse_mapping` does.
+    """
+    fields = parse_mapping(format, mapping or MappingFlags())
+    how = {"format": format, "mapping": fields and fields.model_dump()}
+    return how | asdict(held or FileFlags())
 
 
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:
