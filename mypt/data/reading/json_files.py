@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from mypt.data.reading import strict_json
+from mypt.data.reading.json_items import Member, items, members
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import Record, Tally
 from mypt.errors import DataError
@@ -57,7 +58,7 @@ def _outline(raw: RawFile) -> dict[str, Any]:
     """Return what the object of a file holds, of long lists the first item; of an array nothing."""
     outline: dict[str, Any] = {}
     n_bytes = 0
-    for number, member in enumerate(strict_json.members(raw), 1):
+    for number, member in enumerate(members(raw), 1):
         if member.key in outline:
             raise DataError(
                 f"{raw.place(number, 'item')}: no JSON; the field {shown(member.key)} stands twice;"
@@ -71,12 +72,12 @@ def _outline(raw: RawFile) -> dict[str, Any]:
     return outline
 
 
-def _sketch(raw: RawFile, member: strict_json.Member) -> Any:
+def _sketch(raw: RawFile, member: Member) -> Any:
     place = raw.place(1, "item")
     if member.data is not None:
         return strict_json.parse(member.data, 0, place, raw.limits)
     if member.head[:1] == b"[":
-        first = next(strict_json.items(raw, (member.key,)))
+        first = next(items(raw, (member.key,)))
         return _Cut([strict_json.parse(first.data, first.offset, place, raw.limits)])
     if member.head[:1] == b"{":
         return {"0": None} if _ROW_ZERO.match(member.head) else {}
@@ -156,7 +157,7 @@ def _rows_of_columns(raw: RawFile, columns: dict[str, Any]) -> Iterator[dict[str
 
 
 def _items(raw: RawFile, path: tuple[str, ...]) -> Iterator[Record]:
-    for item in strict_json.items(raw, path):
+    for item in items(raw, path):
         place = raw.place(item.number, "item")
         if not item.data.strip(strict_json.BLANKS):
             raise DataError(f"{place}: no JSON; found nothing beside a comma; remove the comma")
@@ -176,7 +177,7 @@ def _whole(raw: RawFile) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     n_bytes = 0
-    for item in strict_json.items(raw):
+    for item in items(raw):
         place = raw.place(item.number, "item")
         member = strict_json.parse(b"{%b}" % item.data, item.offset - 1, place, raw.limits)
         if not member or member.keys() & fields.keys():
