@@ -208,7 +208,7 @@ def test_numbers_beyond_python_are_read_as_numbers(place):
     assert parse(b'{"id": ' + b"1" * 5000 + b', "n": 12345678901234567890}', 0, place, LIMITS)
 
 
-@given(VALUES)
+@given(VALUES.filter(lambda value: "Infinity" not in json.dumps(value)))
 def test_what_is_spelled_is_read_as_it_was(value):
     assert json.loads(spell(value, "a")) == value
 
