@@ -80,8 +80,8 @@ def _sketch(raw: RawFile, member: Member) -> Any:
         first = next(items(raw, (member.key,)))
         return _Cut([strict_json.parse(first.data, first.offset, place, raw.limits)])
     if member.head[:1] == b"{":
-        return {"0": None} if _ROW_ZERO.match(member.head) else {}
-    return ""
+        return {"0" if _ROW_ZERO.match(member.head) else "": None}
+    return member.head.decode("utf-8", "replace")
 
 
 class _Cut(list[Any]):
