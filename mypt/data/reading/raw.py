@@ -322,12 +322,19 @@ def decode(data: bytes, offset: int, place: Place | str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        is_utf16 = offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        likely = "--encoding utf-16" if is_utf16 else "--encoding latin-1"
         raise DataError(
             f"{place}: byte 0x{data[error.start]:02x} at offset {offset + error.start} is no UTF-8"
-            f" ({error.reason}); save the file as UTF-8, or say what it is, as {likely} does"
+            f" ({error.reason}); save the file as UTF-8, or say what it is, as"
+            f" --encoding {_likely(data, offset)} does"
         ) from None
+
+
+def _likely(data: bytes, offset: int) -> str:
+    """Return what bytes that are no UTF-8 may be."""
+    if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    zero = data[:_HEAD].find(b"\0")
+    return "latin-1" if zero < 0 else "utf-16-le" if (offset + zero) % 2 else "utf-16-be"
 
 
 def _to_utf8(pieces: Iterator[bytes], encoding: str, name: str) -> Iterator[bytes]:
