@@ -1,18 +1,18 @@
 """Commands over raw files and datasets; none of them starts torch, Prefect or MLflow."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from flows.commands.flags import (
+    FileFlags,
     MappingFlags,
     MaybeWhole,
     PrepareFile,
     ReadingFlags,
     Whole,
-    parse_mapping,
+    parse_reading,
 )
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
@@ -41,6 +41,7 @@ def prepare(
     shard_tokens: Whole = 10_000_000,
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
     rows: Annotated[ReadingFlags | None, Parameter(name="*")] = None,
+    held: Annotated[FileFlags | None, Parameter(name="*")] = None,
     engine: Engine | None = None,
     workers: MaybeWhole = None,
     address: str | None = None,
@@ -61,6 +62,7 @@ def prepare(
         shard_tokens: Tokens after which a new shard begins.
         mapping: Where the turns are, for --format mapping.
         rows: How the rows are understood.
+        held: How the files hold their rows.
         engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
             the same.
         workers: How many processes; default: one a core.
@@ -74,9 +76,7 @@ def prepare(
         "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
-    fields = parse_mapping(format, mapping or MappingFlags())
-    where = {"format": format, "mapping": fields and fields.model_dump()}
-    how = where | asdict(rows or ReadingFlags())
+    how = parse_reading(format, mapping, rows, held)
     asked = _asked(config, input_files, how, knobs)
     preparation = _who(asked, {"engine": engine, "workers": workers, "address": address})
     policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
@@ -31,6 +31,16 @@ class PrepareFile(PrepareConfig):
     def data(self) -> PrepareConfig:
         """Return what decides the dataset."""
         return PrepareConfig(**{key: getattr(self, key) for key in PrepareConfig.model_fields})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFlags:
+    """The flags that say how the files hold their rows."""
+
+    encoding: str = "utf-8"
+    """What the bytes of text files mean, such as latin-1, cp1252 or utf-16."""
+    rows_at: str = ""
+    """Where the rows of a .json file lie, a.b being b inside a; default: found by content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,22 @@ class ReadingFlags:
     reasoning_tags: str = "think"
     """Tags around reasoning at the beginning of an assistant's text, joined by commas; none leaves
     them, and <tool_call>, as text."""
+
+
+def parse_reading(
+    format: Format,
+    mapping: MappingFlags | None,
+    rows: ReadingFlags | None,
+    held: FileFlags | None,
+) -> dict[str, Any]:
+    """Return the knobs of a source that say how its rows are understood.
+
+    Raises:
+        ConfigError: As :func:`parse_mapping` does.
+    """
+    fields = parse_mapping(format, mapping or MappingFlags())
+    how = {"format": format, "mapping": fields and fields.model_dump()}
+    return how | asdict(rows or ReadingFlags()) | asdict(held or FileFlags())
 
 
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:

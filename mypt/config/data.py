@@ -1,5 +1,6 @@
 """What is read, how it is written down, and which of its tokens are learned."""
 
+import codecs
 from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -97,6 +98,20 @@ class Reading(Frozen):
                     f" {', '.join(_VOICES)} and a field, as in user=question,assistant=answer"
                 )
         return turns
+
+    encoding: str = "utf-8"
+    """What the bytes of text files mean, such as latin-1, cp1252 or utf-16."""
+    rows_at: str = ""
+    """Where the rows of a .json file lie, a.b being b inside a; empty: found by content."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name if "a".encode(encoding) else encoding
+        except (LookupError, ValueError):
+            known = "utf-8, latin-1, cp1252 or utf-16"
+            raise ValueError(f"encoding {encoding[:40]!r}: expected one such as {known}") from None
 
 
 class Source(Reading):

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt import files
+from mypt.config import Reading
 from mypt.data.manifest import SPLITS, SourceFile, SourceRecord, Split
-from mypt.data.reading.containers import container_of, last_line
 from mypt.data.reading.raw import RawFile
-from mypt.data.reading.readers import FROM_TEXT
+from mypt.data.reading.readers import last_line
 from mypt.data.shards import ShardView
 from mypt.errors import ConfigError, DataError
 from mypt.provenance.exposure import Exposure, RowExposure, Training
@@ -125,8 +125,10 @@ def _check_not_behind(wanted: list[_Table], place: str, line: int, begins: int) 
             found = Search(table.training.dataset.path).unchanged_file(file)
             if found is None:
                 continue
-            raw = RawFile(found)
-            last = last_line(raw, container_of(raw, text=source.format in FROM_TEXT))
+            making, index = table.training.dataset.manifest.making, table.shard.record.source
+            asked = making.config.sources[index] if making else Reading()
+            how = asked.model_copy(update={"format": source.format})
+            last = last_line(RawFile(found, encoding=how.encoding), how)
             if line <= last:
                 return
             raise DataError(f"{place}: the file ends at {last}; expected a line from 1 to {last}")

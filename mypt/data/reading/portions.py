@@ -8,7 +8,7 @@ from typing import Final
 
 from mypt.config import Reading
 from mypt.data.conversations import Row
-from mypt.data.reading.containers import container_of, first_row, is_packed
+from mypt.data.reading.containers import container_of, first_row
 from mypt.data.reading.formats.texts import cut_documents
 from mypt.data.reading.formats.threads import links_of
 from mypt.data.reading.raw import BOM, RawFile
@@ -95,7 +95,7 @@ def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
         DataError: For the first row that is wrong, or if a piece holds other bytes than it must.
     """
     for piece in portion.pieces:
-        raw = RawFile(Path(piece.path), piece.file, stretch=piece.stretch)
+        raw = RawFile(Path(piece.path), piece.file, None, piece.stretch, portion.how.encoding)
         yield from read_rows(raw, portion.how, tally)
         raw.check_unchanged(piece.sha256)
 
@@ -137,7 +137,7 @@ def _pieces(raw: RawFile, sha256: str, how: Reading) -> Iterator[FileSlice]:
 
 def _blocks(raw: RawFile, how: Reading) -> Iterator[tuple[bytes, bool]] | None:
     """Yield the bytes of a file, and whether a row may begin behind them; None: nobody knows."""
-    if is_packed(raw) or how.format == "tagged":
+    if not raw.is_plain or how.format == "tagged":
         return None
     container = container_of(raw, text=how.format in FROM_TEXT)
     if container == "text" and how.format == "text":

@@ -1,10 +1,13 @@
 """Raw files as bounded pieces of bytes: unpacked, hashed and counted while they are read."""
 
+import codecs
 import gzip
 import hashlib
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO, Final, NamedTuple, cast
@@ -20,6 +23,7 @@ CHUNK: Final = 256 << 10
 _ZSTD_SLICE = 256
 _ZSTD_WINDOW = 128 << 20
 BOM = b"\xef\xbb\xbf"
+_HEAD = 8
 
 
 class Stored:
@@ -77,12 +81,15 @@ def _unzstd(stored: Stored) -> Iterator[bytes]:
         raise EOFError("it ends inside a zstd frame")
 
 
-_UNPACK: Final = {".gz": _gunzip, ".xz": _unxz, ".zst": _unzstd}
-
-
-def unpacker(path: Path) -> Callable[[Stored], Iterator[bytes]]:
-    """Return what unpacks a file of this name."""
-    return _UNPACK.get(path.suffix.lower(), _plain)
+_UNPACK: Final = {"": _plain, ".gz": _gunzip, ".xz": _unxz, ".zst": _unzstd}
+PACKED: Final = (".gz", ".xz", ".zst")
+"""Suffixes of files that are unpacked on the way."""
+# No text begins like this: none is UTF-8 but the last, which is of zstd's skippable frames.
+_MAGIC: Final = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".xz": re.compile(rb"\xfd7zXZ\0"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+}
 
 
 class Limits(NamedTuple):
@@ -121,8 +128,16 @@ class RawFile:
         index: int = 0,
         limits: Limits | None = None,
         stretch: ByteRange = WHOLE,
+        encoding: str = "utf-8",
     ) -> None:
         """Look at the file without reading it.
+
+        Args:
+            path: Where it is.
+            index: Its place among the files of its source.
+            limits: What it may ask of the machine.
+            stretch: Which of its bytes are read.
+            encoding: What they mean, by the name that :mod:`codecs` has for it.
 
         Raises:
             DataError: If it is missing, empty, unreadable or no ordinary file.
@@ -132,6 +147,7 @@ class RawFile:
         self.index = index
         self.limits = limits or Limits()
         self.stretch = stretch
+        self.encoding = encoding
         self.bytes_done = 0
         self._sha256 = ""
         try:
@@ -150,28 +166,63 @@ class RawFile:
         """Return the place of a line, item or row of this file."""
         return Place(str(self.path), self.index, line, unit)
 
+    @cached_property
+    def head(self) -> bytes:
+        """The first bytes as they are stored.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                return file.read(_HEAD)
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read ({error}); check the file") from None
+
+    @cached_property
+    def packing(self) -> str:
+        """What the file is packed as, by its first bytes and whatever it is called: its suffix.
+
+        Raises:
+            DataError: If it is called so and is none, or cannot be read.
+        """
+        found = (suffix for suffix, magic in _MAGIC.items() if magic.match(self.head))
+        suffix, named = next(found, ""), self.path.suffix.lower()
+        if not suffix and named in PACKED:
+            raise DataError(
+                f"{self.name}: its first bytes are not those of {named}; get an undamaged copy,"
+                f" or, if it was never packed, give it a name without {named}"
+            )
+        return suffix
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the stored bytes are those of the rows: neither packed nor in other letters."""
+        return not self.packing and self.encoding == "utf-8"
+
     def has_bom(self) -> bool:
         """Return whether the file begins with a byte order mark, which :meth:`chunks` leaves out.
 
         Raises:
-            OSError: If it cannot be read.
+            DataError: If it cannot be read.
         """
-        with self.path.open("rb") as file:
-            return file.read(len(BOM)) == BOM
+        return self.head.startswith(BOM)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the unpacked bytes in order, without a byte order mark at the start.
+        """Yield the unpacked bytes in order, as UTF-8 and without a byte order mark at the start.
 
         Raises:
             DataError: If the file is unreadable, damaged, cut off, or unpacks to more than
                 the limits allow.
         """
         self.bytes_done, self._sha256, n_plain = 0, "", 0
-        unpack = unpacker(self.path)
+        unpack = _UNPACK[self.packing]
         try:
             with self.path.open("rb") as file:
                 stored = Stored(file, self.stretch)
                 pieces = unpack(stored)
+                if self.encoding != "utf-8":
+                    pieces = _to_utf8(pieces, self.encoding, self.name)
                 for piece in pieces if self.stretch.start else _without_bom(pieces):
                     self.bytes_done = stored.n_read
                     n_plain += len(piece)
@@ -182,6 +233,19 @@ class RawFile:
             raise DataError(
                 f"{self.name}: cannot be read to its end ({error}); get an undamaged copy"
             ) from None
+
+    def beginning(self) -> bytes:
+        """Return the first of those bytes, enough to tell what they are.
+
+        Raises:
+            DataError: As :meth:`chunks` does.
+        """
+        held = b""
+        for piece in self.chunks():
+            held += piece
+            if len(held) >= CHUNK:
+                break
+        return held
 
     def sha256(self) -> str:
         """Return the digest of the stored bytes, from a pass of its own.
@@ -249,7 +313,7 @@ def lines(raw: RawFile) -> Iterator[RawLine]:
         yield RawLine(number, offset, b"".join(pending))
 
 
-def decode(data: bytes, offset: int, place: Place) -> str:
+def decode(data: bytes, offset: int, place: Place | str) -> str:
     """Return UTF-8 bytes as text; ``offset`` is where they start in the file.
 
     Raises:
@@ -260,7 +324,32 @@ def decode(data: bytes, offset: int, place: Place) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{place}: byte 0x{data[error.start]:02x} at offset {offset + error.start} is no UTF-8"
-            f" ({error.reason}); save the file as UTF-8"
+            f" ({error.reason}); save the file as UTF-8, or say what it is, as"
+            f" --encoding {_likely(data, offset)} does"
+        ) from None
+
+
+def _likely(data: bytes, offset: int) -> str:
+    """Return what bytes that are no UTF-8 may be."""
+    if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    zero = data[:_HEAD].find(b"\0")
+    return "latin-1" if zero < 0 else "utf-16-le" if (offset + zero) % 2 else "utf-16-be"
+
+
+def _to_utf8(pieces: Iterator[bytes], encoding: str, name: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    n_read = 0
+    try:
+        for piece in pieces:
+            yield decoder.decode(piece).encode()
+            n_read += len(piece)
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else "half a character"
+        raise DataError(
+            f"{name}: no {encoding} ({reason} in the {CHUNK:,} bytes from offset {n_read:,});"
+            " name the --encoding that the file was saved in"
         ) from None
 
 

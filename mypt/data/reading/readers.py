@@ -1,6 +1,6 @@
 """From a raw file to conversations and documents: which format it has, and its rows."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from mypt.data.reading.formats.markups import (
 from mypt.data.reading.formats.shapes import find_guarded, find_shape
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
-from mypt.data.reading.raw import RawFile
+from mypt.data.reading.raw import RawFile, lines
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
@@ -29,6 +29,7 @@ _KNOWN = (
     "messages, conversations, a shape of docs/data.md such as prompt and completion, role and"
     " content, a tree of replies, or text"
 )
+_UNTOLD = Reading()
 FROM_TEXT = ("text", "tagged", "rendered")
 """Formats that text files have, whatever their names."""
 _ROLES = {"role", "from"}
@@ -36,26 +37,39 @@ _LISTS = ("messages", "conversations")
 _TAGGED = tuple(f"<{tag}>" for tag in texts.TAGS)
 
 
-def decide_format(raw: RawFile, how: Reading) -> Format:
-    """Return the format that a reading leaves to be found, by what else it says and by a file.
+def decide_format(raws: Sequence[RawFile], how: Reading) -> Format:
+    """Return the format that a reading leaves to be found, by what else it says and by its files.
 
     Raises:
-        DataError: If it cannot be told, or the first row cannot be parsed.
+        DataError: If it cannot be told or is not one, or a first row cannot be parsed.
     """
     said: tuple[tuple[object, Format], ...] = (
         (how.mapping, "mapping"), (how.turns, "columns"), (how.group_by, "chat"),
         (how.markup == "none", "text"), (how.markup, "rendered"),
     )  # fmt: skip
-    format = next((format for given, format in said if given), None) or detect_format(raw)
+    format = next((format for given, format in said if given), None)
+    format = format or _common_format(raws, how)
     if how.side == "rejected" and format != "columns":
         raise DataError(
-            f"{raw.name}: side rejected, of rows of format {format!r}; expected rows with a chosen"
-            " and a rejected answer; leave side out"
+            f"{raws[0].name}: side rejected, of rows of format {format!r}; expected rows with a"
+            " chosen and a rejected answer; leave side out"
         )
     return format
 
 
-def detect_format(raw: RawFile) -> Format:
+def _common_format(raws: Sequence[RawFile], how: Reading) -> Format:
+    first = detect_format(raws[0], how)
+    for raw in raws[1:]:
+        other = detect_format(raw, how)
+        if other != first and {first, other} != {"messages", "sharegpt"}:
+            raise DataError(
+                f"{raw.name}: format {other!r}, but {raws[0].name} has {first!r}; expected one for"
+                " all files of a source; name each after --input_files, so that each is a source"
+            )
+    return first
+
+
+def detect_format(raw: RawFile, how: Reading = _UNTOLD) -> Format:
     """Return the format of a file, by its extension, its first bytes and its first row.
 
     Raises:
@@ -64,7 +78,8 @@ def detect_format(raw: RawFile) -> Format:
     container = container_of(raw)
     if container == "text":
         return _identify_text(raw)
-    record = next(record for record in read_records(raw, container) if record.value is not BLANK)
+    records = read_records(raw, container, how, partial(_is_row, how=how))
+    record = next(record for record in records if record.value is not BLANK)
     format = identify(record.value)
     if format is None:
         raise DataError(
@@ -105,6 +120,27 @@ def _has_roles(turns: Any) -> bool:
         return turns.lstrip("[ \t\r\n")[:1] != '"'
     first = turns[0] if isinstance(turns, list) and turns else {"role": ""}
     return isinstance(turns, list) and isinstance(first, dict) and bool(first.keys() & _ROLES)
+
+
+def _is_row(value: Any, how: Reading) -> bool:
+    """Whether an object that is a whole file is a row, and not what holds the rows."""
+    if how.mapping:
+        turns = how.mapping.turns
+        return turns in value or turns.partition(".")[0] in value
+    return identify(value) is not None
+
+
+def last_line(raw: RawFile, how: Reading) -> int:
+    """Return the number of a file's last line, item or table row; rows are found by them.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    container = container_of(raw, text=how.format in FROM_TEXT)
+    if container in ("json", "parquet", "arrow"):
+        records = read_records(raw, container, how, partial(_is_row, how=how))
+        return max(record.place.line for record in records)
+    return max((line.number for line in lines(raw)), default=0)
 
 
 def _identify_text(raw: RawFile) -> Format:
@@ -148,11 +184,13 @@ def _read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
         yield from read_rendered_file(raw, tally, how.markup)
     elif container == "text":
         yield from texts.read_text_file(raw, tally, how.markup)
-    elif format == "chat":
-        records, table = read_records(raw, container), container in ("csv", "parquet")
-        yield from read_flat(records, tally, raw.limits, how.group_by, table)
     else:
-        yield from _read_each(read_records(raw, container), _row_reader(how), how, tally)
+        records = read_records(raw, container, how, partial(_is_row, how=how), tally)
+        if format == "chat":
+            table = container in ("csv", "parquet", "arrow")
+            yield from read_flat(records, tally, raw.limits, how.group_by, table)
+        else:
+            yield from _read_each(records, _row_reader(how), how, tally)
 
 
 def _row_reader(how: Reading) -> ReadRow:

@@ -3,7 +3,7 @@
 import glob
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mypt.config import Format, Reading, Source
@@ -13,12 +13,25 @@ from mypt.data.reading import exercises
 from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.readers import decide_format, read_rows
-from mypt.data.reading.records import Tally
+from mypt.data.reading.records import WHOLE, Tally
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
 from mypt.text import shorten
 
 _SHOWN = 60
+_BLANK_BYTES = 4 << 10
+_DOCUMENTS = frozenset({".md", ".txt", ".text"})
+# What a folder of data holds besides: by its whole name, its name without suffix, its suffix.
+_DESCRIPTIONS = frozenset(
+    {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "_success"}
+)
+_PAPERS = frozenset(
+    {"readme", "license", "licence", "copying", "notice", "changelog", "citation", "authors"}
+)
+_NO_ROWS = frozenset(
+    {".py", ".ipynb", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".bib", ".pdf"}
+    | {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".html", ".css", ".md5", ".sha256"}
+)
 
 
 def open_source(source: Source, index: int = 0, *, limits: Limits | None = None) -> "SourceReader":
@@ -39,25 +52,33 @@ def open_source(source: Source, index: int = 0, *, limits: Limits | None = None)
             " 'mapping', or no mapping"
         )
     _check_columns(source, index)
-    paths = find_files(source)
-    return SourceReader(source, [RawFile(path, i, limits) for i, path in enumerate(paths)])
+    aside: Counter[str] = Counter()
+    paths = find_files(source, aside)
+    raws = [RawFile(path, i, limits, WHOLE, source.encoding) for i, path in enumerate(paths)]
+    return SourceReader(source, raws, aside)
 
 
 class SourceReader:
     """The rows of one source, read lazily and from the start each time it is iterated."""
 
-    def __init__(self, source: Source, raws: list[RawFile]) -> None:
-        """Hash the files and decide the format by the first of them.
+    def __init__(self, source: Source, raws: list[RawFile], aside: Counter[str]) -> None:
+        """Hash the files and decide the format by all of them.
+
+        Args:
+            source: What to read.
+            raws: Its files.
+            aside: Members of its folder that are not read, by what they are.
 
         Raises:
-            DataError: If one cannot be read, or the format cannot be told.
+            DataError: If one cannot be read, or the format cannot be told or is not one.
         """
         self.name = source_name(source)
         self.files = tuple(_source_file(raw) for raw in raws)
         self.format: Format = source.format
         if source.format == "auto":
-            self.format = decide_format(raws[0], source)
+            self.format = decide_format(raws, source)
         self._source = source
+        self._aside = aside
         knobs = {key: getattr(source, key) for key in Reading.model_fields}
         # Who asks for text has said that tags in it are only text.
         said = {"markup": "none"} if source.format == "text" else {}
@@ -142,7 +163,7 @@ class SourceReader:
             files=self.files,
             rows_read=self._n_kept + self._tally.dropped.total(),
             dropped=_counts(self._tally.dropped),
-            notes=_counts(self._tally.notes + self._tally.unread_notes()),
+            notes=_counts(self._tally.notes + self._tally.unread_notes() + self._aside),
         )
 
 
@@ -177,11 +198,17 @@ def source_names(sources: Iterable[Source]) -> str:
     return ", ".join(map(source_name, sources))
 
 
-def find_files(source: Source) -> tuple[Path, ...]:
+def find_files(source: Source, aside: Counter[str] | None = None) -> tuple[Path, ...]:
     """Return the files that a source means, in the order in which they are read.
 
-    A folder means all files below it, a pattern all that match, both by name; names that
-    begin with a dot are left aside. Generated exercises are written first, once.
+    A folder means all files below it, a pattern all that match, both by name, and a file once
+    whatever its names. What is no data is left aside: names that begin with a dot, a README or
+    licence, what describes a dataset, Markdown beside rows, files of nothing but white space.
+    Generated exercises are written first, once.
+
+    Args:
+        source: What to read.
+        aside: Counts what is left aside, by what it is.
 
     Raises:
         DataError: If there is none, or the package is not installed.
@@ -197,21 +224,60 @@ def find_files(source: Source) -> tuple[Path, ...]:
         name = shorten(str(path), _SHOWN)
         raise DataError(f"{name}: {error.strerror}; check the path or the pattern") from None
     if is_folder:
-        found = (p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
+        found = iter(path.rglob("*"))
     elif glob.has_magic(source.path) and not path.exists():
         # Path.glob takes no absolute pattern.
         names = glob.glob(source.path, root_dir=root, recursive=True)  # noqa: PTH207
         found = (root / name for name in names)
     else:
         return (path,)
-    paths = tuple(sorted(p for p in found if p.is_file()))
-    if not paths:
-        raise DataError(f"{path}: no file found; check the path or the pattern")
-    return paths
+    return _members(path, sorted(p for p in found if p.is_file()), aside)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _members(root: Path, paths: Sequence[Path], aside: Counter[str] | None) -> tuple[Path, ...]:
+    """Return the files among ``paths`` that hold data, each once."""
+    left: Counter[str] = Counter()
+    kept: dict[tuple[int, int], Path] = {}
+    rows = any(p.suffix.lower() not in _DOCUMENTS and not _no_data(p, root) for p in paths)
+    for path in paths:
+        status = path.stat()
+        why = _no_data(path, root)
+        if rows and path.suffix.lower() == ".md":
+            why = why or "*.md beside rows"
+        if not why and _is_blank(path, status.st_size):
+            why = "empty"
+        if not why and (status.st_dev, status.st_ino) in kept:
+            why = "another name of one that is read"
+        if why:
+            left[f"file left aside: {why}"] += 1
+        else:
+            kept[status.st_dev, status.st_ino] = path
+    if not kept:
+        others = f" but {', '.join(left)}; name the file itself" if left else ""
+        raise DataError(f"{root}: no file found{others}; check the path or the pattern")
+    if aside is not None:
+        aside.update(left)
+    return tuple(kept.values())
+
+
+def _no_data(path: Path, root: Path) -> str:
+    """Return what makes a member of a folder no data; empty if nothing does."""
+    inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    if any(part.startswith(".") for part in inside.parts):
+        return "hidden"
+    name, suffix = path.name.lower(), path.suffix.lower()
+    if name in _DESCRIPTIONS or name.partition(".")[0] in _PAPERS:
+        return path.name
+    return f"*{suffix}" if suffix in _NO_ROWS else ""
+
+
+def _is_blank(path: Path, size: int) -> bool:
+    if size > _BLANK_BYTES:
+        return False
+    try:
+        return not size or not any(piece.strip() for piece in RawFile(path).chunks())
+    except DataError:
+        return False
 
 
 def _package_folder(source: Source) -> Path:

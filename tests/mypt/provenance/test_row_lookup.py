@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mypt import files
-from mypt.config import MaskPolicy, PrepareConfig, Source
+from mypt.config import MaskPolicy, PrepareConfig, Reading, Source
 from mypt.data.dataset import prepare
-from mypt.data.reading.containers import container_of, last_line
 from mypt.data.reading.raw import RawFile
+from mypt.data.reading.readers import last_line
 from mypt.errors import ConfigError, DataError
 from mypt.provenance.exposure import exposure
 from mypt.provenance.row_lookup import find_row, parse_place
@@ -103,7 +103,7 @@ def test_items_and_table_rows_are_counted_as_rows_are(tmp_path):
     table.write_text('text\n"a\nb"\nc\n')
     for path, last in ((items, 2), (table, 4)):
         raw = RawFile(path)
-        assert last_line(raw, container_of(raw)) == last
+        assert last_line(raw, Reading()) == last
 
 
 @pytest.mark.parametrize("name", ["path", "end of the path", "sha256", "moved"])

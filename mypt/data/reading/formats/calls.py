@@ -4,12 +4,12 @@ OpenAI's ``tool_calls`` and messages of the role tool, Anthropic's blocks ``tool
 ``tool_result``, Gemini's parts ``functionCall`` and ``functionResponse``.
 """
 
-import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from mypt.data.conversations import Message
+from mypt.data.reading import strict_json
 from mypt.data.reading.records import WEIGHTS, Place, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
@@ -52,10 +52,10 @@ def call_in(part: dict[str, Any], kind: str) -> Any:
 
 
 def spell_call(call: Any, place: Place, tally: Tally) -> str:
-    """Return a call as ``{"name": ..., "arguments": ...}``, arguments as they were written.
+    """Return a call as ``{"name": ..., "arguments": ...}``; as text or object, they are equal.
 
     Raises:
-        DataError: If it has no name.
+        DataError: If it has no name, or its arguments are no object.
     """
     called = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(called, dict) or not isinstance(called.get("name"), str):
@@ -63,14 +63,13 @@ def spell_call(call: Any, place: Place, tally: Tally) -> str:
     if called is not call:
         tally.check_fields(call, _CALL, place, "a tool call")
     tally.check_fields(called, _CALL if called is call else _CALLED, place, "a tool call")
+    named = f"{place}: arguments of {shown(called['name'])}"
     arguments = first_of(called, _ARGUMENTS)
-    written = arguments if isinstance(arguments, str) else spell(arguments or {})
-    return f'{{"name": {spell(called["name"])}, "arguments": {written or "{}"}}}'
-
-
-def spell(value: Any) -> str:
-    """Return a value as JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(arguments, str):
+        arguments = strict_json.parse_text(arguments, named) if arguments.strip() else None
+    if not isinstance(arguments, dict | None):
+        raise DataError(f"{named}: found {shown(arguments)}; expected an object with a field each")
+    return strict_json.spell({"name": called["name"], "arguments": arguments or {}}, named)
 
 
 def unfold(fields: Any) -> Sequence[Any]:

@@ -1,6 +1,5 @@
 """Conversations as lists of messages (messages, sharegpt, chat) or trees of them (OASST)."""
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -63,7 +62,7 @@ def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation
     key = list_of(fields)
     turns = fields.get(key)
     if isinstance(turns, str):
-        turns = _parse_text(turns, place)
+        turns = strict_json.parse_text(turns, place)
     if not isinstance(turns, list):
         found = f"the fields {names(fields)}" if turns is None else shown(turns)
         raise DataError(f"{place}: found {found}; expected a list 'messages' or 'conversations'")
@@ -178,7 +177,7 @@ def frame(messages: list[Message], row: dict[str, Any], place: Place) -> tuple[M
         )
     if said:
         messages = [say("system", said.pop()), *messages]
-    tools = {text for key in _TOOLS if (text := _spell_tools(row.get(key)))}
+    tools = {text for key in _TOOLS if (text := _spell_tools(row.get(key), place))}
     if len(tools) > 1:
         raise DataError(f"{place}: {' and '.join(map(repr, _TOOLS))} differ; keep one of them")
     if tools:
@@ -245,19 +244,19 @@ def _between_blanks(records: Iterable[Record], limits: Limits) -> Iterator[list[
         yield group
 
 
-def _parse_text(text: str, place: Place) -> Any:
-    return strict_json.parse(text.encode(), 0, place, Limits())
-
-
 def _by_default(message: Message, train: bool) -> Message:
     if message.role != "assistant" or message.train is not None:
         return message
     return Message(message.role, message.parts, train)
 
 
-def _spell_tools(tools: Any) -> str:
-    text = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-    return "" if text.strip() in ("", "null", "[]", "{}") else text
+def _spell_tools(tools: Any, place: Place) -> str:
+    """Return tools as JSON; text that is none, such as a list in prose, as it stands."""
+    if isinstance(tools, str) and not tools.lstrip().startswith(("[", "{", "null")):
+        return tools if tools.strip() else ""
+    named = f"{place}: tools"
+    value = strict_json.parse_text(tools, named) if isinstance(tools, str) else tools
+    return strict_json.spell(value, named) if value else ""
 
 
 def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from mypt.config import Role
 from mypt.data.conversations import Message, Part, PartKind
-from mypt.data.reading.formats.calls import CALL_IDS, CALLS, call_in, kind_of, spell, spell_call
+from mypt.data.reading import strict_json
+from mypt.data.reading.formats.calls import CALL_IDS, CALLS, call_in, kind_of, spell_call
 from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
@@ -229,7 +230,7 @@ def _content(
     elif isinstance(content, list):
         yield from (part for one in content for part in _read_part(one, place, tally))
     elif role == "tool" and isinstance(content, dict | int | float):
-        yield Part("text", spell(content))
+        yield Part("text", strict_json.spell(content, place))
     elif content is not None:
         yield Part("text", _as_text(content, "content", place))
 

@@ -65,7 +65,7 @@ def test_a_packed_file_that_is_cut_off_is_refused(tmp_path, suffix, keep):
 
 @pytest.mark.parametrize("suffix", PACK)
 def test_a_packed_file_that_is_none_is_refused(tmp_path, suffix):
-    with pytest.raises(DataError, match="cannot be read to its end"):
+    with pytest.raises(DataError, match=f"first bytes are not those of {suffix}; .* name without"):
         plain(write(tmp_path / f"a.txt{suffix}", "only text"))
 
 
@@ -154,3 +154,41 @@ def test_a_file_that_changed_since_it_was_hashed_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
         opened.sha256()
+
+
+@pytest.mark.parametrize("suffix", PACK)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.txt.zst"])
+def test_the_first_bytes_tell_what_packs_a_file_whatever_it_is_called(tmp_path, suffix, name):
+    path = write(tmp_path / name, PACK[suffix](TEXT))
+    assert plain(path) == TEXT
+    assert not RawFile(path).is_plain
+
+
+def test_a_zstd_file_may_begin_with_a_frame_that_is_skipped(tmp_path):
+    skipped = b"\x50\x2a\x4d\x18\x03\0\0\0abc"
+    assert plain(write(tmp_path / "a.txt.zst", skipped + PACK[".zst"](TEXT))) == TEXT
+
+
+@given(st.text(st.characters(codec="cp1252"), min_size=1), st.integers(1, 5))
+def test_other_letters_become_utf8_wherever_the_chunks_end(tmp_path_factory, text, chunk):
+    path = tmp_path_factory.getbasetemp() / "letters.txt"
+    for encoding in ("cp1252", "utf-16", "utf-32"):
+        write(path, text.encode(encoding))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(unpacking, "CHUNK", chunk)
+            opened = RawFile(path, encoding=encoding)
+            assert b"".join(opened.chunks()) == text.encode().removeprefix(unpacking.BOM)
+        opened.check_unchanged(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_bytes_that_are_not_of_the_encoding_that_was_said_are_named(tmp_path):
+    path = write(tmp_path / "a.txt", "text".encode("utf-16") + b"x")
+    with pytest.raises(DataError, match=r"a.txt: no utf-16 \(.*\); name the --encoding"):
+        b"".join(RawFile(path, encoding="utf-16").chunks())
+
+
+def test_bytes_that_are_no_utf8_name_the_encoding_to_try(tmp_path):
+    place = RawFile(write(tmp_path / "a.txt", "x")).place(1)
+    for data, encoding in (("é".encode("latin-1"), "latin-1"), ("é".encode("utf-16"), "utf-16")):
+        with pytest.raises(DataError, match=f"no UTF-8 .* --encoding {encoding} does"):
+            decode(data, 0, place)

@@ -1,7 +1,9 @@
 """Where a source's files are, what they are hashed as, and the account of their rows."""
 
 import hashlib
+import json
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -10,10 +12,11 @@ from pyarrow import parquet
 from mypt.config import FieldMapping, Source
 from mypt.data.conversations import Document
 from mypt.data.manifest import Count
+from mypt.data.reading.portions import read_portion
 from mypt.data.reading.records import Place, Tally
 from mypt.data.reading.sources import find_files, open_source, source_name
 from mypt.errors import ConfigError, DataError
-from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, read, turns, write
+from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, notes, read, turns, write
 
 
 def texts(rows):
@@ -152,7 +155,7 @@ def test_one_format_holds_for_all_files_and_names_the_one_that_does_not_fit(tmp_
     reader, rows = read(tmp_path)
     assert [turns(row) for row in rows] == [[ASK, TELL]] * 2
     write(tmp_path / "c.jsonl", jsonl({"text": "x"}))
-    with pytest.raises(DataError, match=r"c.jsonl:1: found the fields text; expected a list"):
+    with pytest.raises(DataError, match=r"c.jsonl: format 'text', but .*a.jsonl has 'messages'"):
         read(tmp_path)
     assert reader.format == "messages"
 
@@ -210,3 +213,92 @@ def test_fields_that_are_not_read_are_counted_and_merge_in_any_order():
     assert one.unread_notes() == {"'context' of the row was not read": 1}
     with pytest.raises(DataError, match=r"a.jsonl:1: 'context' of the row is not read"):
         Tally(strict=True).check_fields(rows[0], {"text"}, place)
+
+
+ROW = jsonl({"messages": chat(ASK, TELL)})
+BESIDE = {
+    "README.md": "# Chats",
+    "LICENSE": "MIT",
+    "NOTICE.txt": "none",
+    ".gitattributes": "x",
+    ".git/config": "x",
+    "dataset_infos.json": "{}",
+    "below/state.json": "{}",
+    "notes.md": "# Notes",
+    "load.py": "import this",
+    "empty.jsonl": "",
+    "blank.jsonl": " \n\n",
+}
+
+
+def folder(path, files):
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(path / name, content)
+    return path
+
+
+def test_members_of_a_folder_that_are_no_data_are_left_aside_and_counted(tmp_path):
+    reader, rows = read(folder(tmp_path, BESIDE | {"a.jsonl": ROW, "z/b.jsonl": ROW}))
+    assert [turns(row) for row in rows] == [[ASK, TELL]] * 2
+    assert [Path(file.path).name for file in reader.files] == ["a.jsonl", "b.jsonl"]
+    assert notes(reader) == {
+        "file left aside: *.md beside rows": 1,
+        "file left aside: *.py": 1,
+        "file left aside: LICENSE": 1,
+        "file left aside: NOTICE.txt": 1,
+        "file left aside: README.md": 1,
+        "file left aside: dataset_infos.json": 1,
+        "file left aside: empty": 2,
+        "file left aside: hidden": 2,
+        "file left aside: state.json": 1,
+    }
+    again = open_source(Source(path=str(tmp_path / "**" / "*.jsonl")), 0)
+    assert [turns(row) for row in again] == [[ASK, TELL]] * 2
+
+
+def test_markdown_beside_text_only_is_text(tmp_path):
+    reader, rows = read(folder(tmp_path, {"README.md": "no", "a.md": "one", "b.txt": "two"}))
+    assert texts(rows) == ["one", "two"]
+    assert notes(reader) == {"file left aside: README.md": 1}
+
+
+def test_a_folder_without_data_names_what_it_has_and_the_file_itself_is_read(tmp_path):
+    folder(tmp_path, {"README.md": "text", ".x": "x"})
+    with pytest.raises(DataError, match=r"no file found but .*: README.md; name the file itself"):
+        read(tmp_path)
+    assert texts(read(tmp_path / "README.md")[1]) == ["text"]
+
+
+def test_a_file_of_several_names_is_read_once_and_counted(tmp_path):
+    folder(tmp_path, {"a.jsonl": ROW})
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "c.jsonl").hardlink_to(tmp_path / "a.jsonl")
+    (tmp_path / "d.jsonl").symlink_to("nowhere")
+    reader, rows = read(tmp_path)
+    assert len(rows) == 1
+    assert notes(reader) == {"file left aside: another name of one that is read": 2}
+
+
+def test_files_of_different_formats_are_read_as_sources_of_their_own(tmp_path):
+    folder(tmp_path, {"a.jsonl": ROW, "b.jsonl": jsonl({"instruction": "x", "output": "y"})})
+    with pytest.raises(DataError, match=r"b.jsonl: format 'alpaca', but .*a.jsonl has 'messages'"):
+        read(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        assert len(read(tmp_path / name)[1]) == 1
+
+
+def test_an_encoding_is_read_by_every_reader_and_no_part_of_other_recipes(tmp_path):
+    row = {"messages": chat(("user", "Grüße €"), TELL)}
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    for encoding in ("cp1252", "utf-16", "utf-32-be", "utf-8-sig"):
+        path = write(tmp_path / "a.jsonl", text.encode(encoding) * (1 + (encoding == "cp1252")))
+        reader, rows = read(path, encoding=encoding)
+        assert turns(rows[0]) == [("user", "Grüße €"), TELL]
+        (portion,) = reader.portions(0)
+        assert list(read_portion(portion, Tally())) == rows
+    assert Source(path="x", encoding="UTF8").encoding == "utf-8"
+    assert Source(path="x", encoding="latin1").encoding == Source(path="x", encoding="L1").encoding
+    for unknown in ("latin-99", "base64", "", "a\0b"):
+        with pytest.raises(ValueError, match="expected one such as utf-8"):
+            Source(path="x", encoding=unknown)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from mypt.data.reading import raw as unpacking
 from mypt.data.reading import strict_json
+from mypt.data.reading.json_items import items, members
 from mypt.data.reading.raw import Limits, RawFile
-from mypt.data.reading.strict_json import items, parse
+from mypt.data.reading.strict_json import parse, spell
 from mypt.errors import DataError
 from tests.mypt.data.rawfiles import memory_below, write
 
@@ -69,7 +70,7 @@ def test_an_object_is_cut_into_its_members(tmp_path_factory, fields, indent, chu
         ("[1, 2", "item 2: the file ends inside it"),
         ('["a', "item 1: the file ends inside it"),
         ("[1] 2", "no JSON; found '2' after the end"),
-        ('{"a": 1}\n{"b": 2}', "after the end; rows on lines of their own belong in a .jsonl"),
+        ('{"a": 1}\n{"b": 2}', "after the end; write the rows as one array"),
         ("[1}", r"no JSON; '}' closes what '\[' opened"),
         ("3", "found '3'; expected a JSON array or object"),
         ("  \n ", "found white space; expected a JSON array or object"),
@@ -162,10 +163,70 @@ def test_unclosed_strings_full_of_quotes_take_no_quadratic_time(place):
             parse(data, 0, place, LIMITS)
 
 
+@given(
+    st.dictionaries(st.text(max_size=3), VALUES, min_size=1, max_size=6),
+    st.integers(1, 40),
+    INDENTS,
+)
+def test_rows_deeper_in_a_file_are_cut_out_wherever_the_chunks_end(
+    tmp_path_factory, fields, chunk, indent
+):
+    path = tmp_path_factory.getbasetemp() / "deep.json"
+    wanted = [{"a": "]}"}, [1, "{"], "x"]
+    key = next(iter(fields)) + "+"
+    whole = {"before": fields, "at": {**fields, key: wanted, "after": fields}, "end": 1}
+    path.write_text(json.dumps(whole, indent=indent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unpacking, "CHUNK", chunk)
+        found = [json.loads(item.data) for item in items(RawFile(path), ("at", key))]
+        held = {member.key: json.loads(member.data) for member in members(RawFile(path))}
+    assert found == wanted
+    assert held == whole
+
+
+@pytest.mark.parametrize("end", ["]}", "}", "} 1", "}}}", ""])
+def test_brackets_behind_the_rows_must_close_too(tmp_path, end):
+    path = write(tmp_path / "a.json", '{"at": {"x": [1, 2], "y": 3' + end)
+    with pytest.raises(DataError, match=r"no JSON|the file ends inside it"):
+        list(items(RawFile(path), ("at", "x")))
+
+
+def test_long_members_are_passed_without_being_held(tmp_path):
+    rows = json.dumps(["word " * 20] * 150_000)
+    path = write(tmp_path / "a.json", f'{{"a": 1, "long": {rows}, "b": {{"c": []}}}}')
+    with memory_below(3 << 20):
+        found = [(member.key, member.data) for member in members(RawFile(path))]
+        assert found == [("a", b"1"), ("long", None), ("b", b'{"c": []}')]
+        assert sum(1 for _ in items(RawFile(path), ("long",))) == 150_000
+
+
 def test_numbers_beyond_python_are_read_as_numbers(place):
     for text in ("1" * 5000, "-" + "9" * 100_000, "1e99999", "0." + "1" * 100_000, "NaN"):
         assert isinstance(parse(text.encode(), 0, place, LIMITS), float)
+    row = parse(b'{"id": ' + b"1" * 5000 + b', "n": 3, "x": 1.0}', 0, place, LIMITS)
+    assert (type(row["n"]), type(row["x"])) == (int, float)
     assert parse(b'{"id": ' + b"1" * 5000 + b', "n": 12345678901234567890}', 0, place, LIMITS)
+
+
+@given(VALUES.filter(lambda value: "Infinity" not in json.dumps(value)))
+def test_what_is_spelled_is_read_as_it_was(value):
+    assert json.loads(spell(value, "a")) == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**309, {"a": [-(10**400)]}])
+def test_numbers_that_json_or_float64_has_not_are_not_spelled(value):
+    with pytest.raises(DataError, match=r"a.jsonl:3: a number that is no JSON or beyond float64"):
+        spell(value, "a.jsonl:3")
+
+
+@pytest.mark.parametrize("value", [10**308, 2**200, "9" * 400, {"9" * 400: 1}])
+def test_many_digits_are_kept(value):
+    assert json.loads(spell(value, "a")) == value
+
+
+def test_values_that_json_has_not_are_named():
+    with pytest.raises(DataError, match=r"a:1: Object of type bytes .* expected what JSON has"):
+        spell({"a": b"x"}, "a:1")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"{'a': 1}", b"[1,]", b"nul", b'{"a" 1}', b"{} {}"])

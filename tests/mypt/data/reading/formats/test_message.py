@@ -1,6 +1,10 @@
 """One message: roles, parts, tool calls, weights."""
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mypt.data.conversations import Message, Part
 from mypt.data.reading.formats.message import ROLE_NAMES, read_message
@@ -78,7 +82,7 @@ def test_tool_calls_and_reasoning_beside_the_content_are_parts():
     message = read(content=None, reasoning_content="why", tool_calls=calls)
     assert parts(message) == [
         ("reasoning", "why"),
-        ("tool_call", '{"name": "f", "arguments": {"x":  1.0}}'),
+        ("tool_call", '{"name": "f", "arguments": {"x": 1.0}}'),
         ("tool_call", '{"name": "g", "arguments": {}}'),
         ("tool_call", '{"name": "h", "arguments": {}}'),
     ]
@@ -86,6 +90,73 @@ def test_tool_calls_and_reasoning_beside_the_content_are_parts():
         ("text", "hm"),
         ("tool_call", '{"name": "f", "arguments": {}}'),
     ]
+
+
+def called(arguments):
+    (part,) = read(tool_calls=[{"function": {"name": "f", "arguments": arguments}}]).parts
+    return part.text
+
+
+ARGUMENTS = st.dictionaries(
+    st.text(max_size=3),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=5,
+    ),
+    max_size=3,
+)
+
+
+@given(ARGUMENTS, st.sampled_from([None, 0, 3]), st.booleans())
+def test_arguments_are_equal_as_text_and_as_object(arguments, indent, ascii_only):
+    text = json.dumps(arguments, indent=indent, ensure_ascii=ascii_only)
+    assert called(text) == called(arguments)
+    assert json.loads(called(text)) == {"name": "f", "arguments": arguments}
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", "null", "{}", None, {}])
+def test_a_call_without_arguments_has_an_empty_object(nothing):
+    assert called(nothing) == '{"name": "f", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ('{"id": 12345678901234567890123}', '{"id": 12345678901234567890123}'),
+        ('{"x": 1E3}', '{"x": 1000.0}'),
+        ('{"x": 0.1000}', '{"x": 0.1}'),
+        ('{"x":\n\tnull}', '{"x": null}'),
+        ('{"x": "\\u00e9"}', '{"x": "é"}'),
+    ],
+)
+def test_arguments_that_are_text_keep_their_values(text, spelled):
+    assert called(text) == f'{{"name": "f", "arguments": {spelled}}}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ('{"city": "Os', "no JSON .* close the string"),
+        ('{"x": NaN}', "a number that is no JSON or beyond float64"),
+        ({"x": float("-inf")}, "a number that is no JSON or beyond float64"),
+        ('{"x": 1e999}', "a number that is no JSON or beyond float64"),
+        ({"x": 10**400}, "a number that is no JSON or beyond float64"),
+        ("{'x': 1}", "write it with json.dumps"),
+        ('{"x": 1, "x": 2}', "the key 'x' stands twice"),
+        ('{"x": "\\ud800"}', "half of a surrogate pair"),
+        ("f(x=1)", "no JSON"),
+        ("[1]", "found an array of 1; expected an object"),
+        (3, "found the number 3; expected an object"),
+    ],
+)
+def test_arguments_that_are_no_json_are_refused(arguments, message):
+    with pytest.raises(DataError, match=rf"^a.jsonl:7: arguments of 'f': .*{message}"):
+        called(arguments)
 
 
 @pytest.mark.parametrize("key", ["train", "weight", "loss_weight"])
