@@ -34,6 +34,8 @@ class RowShape(NamedTuple):
     turns: str
     format: Format = "columns"
     """The name under which datasets record it."""
+    only_texts: bool = False
+    """Whether its turns are texts alone: under such a name others keep rows."""
 
     @property
     def speakers(self) -> tuple[Speaker, ...]:
@@ -63,7 +65,7 @@ SHAPES: Final = (
     RowShape("lima", "turns=conversations"),
     RowShape("capybara", "turns=conversation"),
     RowShape("dialog", "turns=dialog"),
-    RowShape("ultrachat", "turns=data"),
+    RowShape("ultrachat", "turns=data", only_texts=True),
     RowShape("self_instruct", "user=instruction,user=instances.input?,assistant=instances.output"),
     RowShape(
         "alpaca",
@@ -119,7 +121,9 @@ def find_shape(
     """
     for null in (False, True)[: 1 + null_counts]:
         for shape, needs, needed in _NEEDS_OF.get(format, ()):
-            if needs <= fields.keys() and all(_fits(one, fields, null) for one in needed):
+            if needs <= fields.keys() and all(
+                _fits(one, fields, null, shape.only_texts) for one in needed
+            ):
                 return shape
     return None
 
@@ -168,7 +172,7 @@ def top_field(row: Mapping[str, Any], path: str) -> str:
     return path if path in row else path.partition(".")[0]
 
 
-def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool) -> bool:
+def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts: bool) -> bool:
     value = at_path(fields, one.path)
     if value is None or value is MISSING:
         return value is None and null_counts
@@ -176,6 +180,7 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool) -> bool:
         return is_label(value)
     if one.voice == "turns":
         listed = isinstance(value, list) and bool(value)
+        listed = listed and (not only_texts or isinstance(value[0], str))
         return listed or (isinstance(value, str) and (value[:1] == "[" or bool(markup_of(value))))
     return True
 
