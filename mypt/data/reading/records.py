@@ -141,17 +141,19 @@ class Tally:
         Raises:
             DataError: If there is one and the reading is strict.
         """
-        if fields.keys() <= read:
-            return
-        for name, value in fields.items():
-            if name in read or name in MEANINGLESS or (not value and value in _NOTHING):
+        for name in fields:
+            if name in read:
+                continue
+            value = fields[name]
+            if not value and value in _NOTHING:
                 continue
             met = self._met.get((of, name))
             if met is not None:
                 met.rows += 1
-                met.varies = met.varies or value != met.value
+                if not met.varies and value != met.value:
+                    met.varies = True
                 continue
-            if name.lower() in MEANINGLESS:
+            if name in MEANINGLESS or name.lower() in MEANINGLESS:
                 continue
             if self.strict:
                 raise DataError(

@@ -115,6 +115,8 @@ def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
     Raises:
         DataError: If a result has an id that no call before it has, though calls have ids.
     """
+    if _are_in_order(turns):
+        return [turn.message for turn in turns]
     calls, linked, results = _Calls(tally), list[Message](), list[Turn]()
     for turn in turns:
         if turn.message.role == "tool":
@@ -127,6 +129,22 @@ def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
     linked += calls.answer(results)
     calls.count_missing()
     return linked
+
+
+def _are_in_order(turns: list[Turn]) -> bool:
+    """Return whether each call has an id and its one result, in order, as in most files."""
+    waiting: list[Any] = []
+    for fields, message, _ in turns:
+        if message.role == "tool":
+            if not waiting or fields.get("tool_call_id") != waiting.pop():
+                return False
+        elif waiting:
+            return False
+        elif calls := fields.get("tool_calls"):
+            waiting = [call.get("id") for call in reversed(calls)]
+            if not all(waiting) or len(set(map(str, waiting))) < len(waiting):
+                return False
+    return not waiting
 
 
 class _Calls:

@@ -141,12 +141,13 @@ def _with_system_text(fields: dict[str, Any], place: Place, tally: Tally) -> dic
         return fields
     blocks = {key: fields[key] for key in _SYSTEMS if isinstance(fields.get(key), list | dict)}
     for key, value in blocks.items():
-        if value:
-            as_message = value if isinstance(value, dict) else {"content": value}
-            said = read_message({"role": "system"} | as_message, place, tally)
-            blocks[key] = said.text
-        else:
-            blocks[key] = None
+        as_message = value if isinstance(value, dict) else {"content": value}
+        try:
+            said = read_message({"role": "system"} | as_message, place, tally).text
+        except Dropped:
+            said = ""
+            tally.notes["empty system message left out"] += 1
+        blocks[key] = said
     return fields | blocks if blocks else fields
 
 
