@@ -32,6 +32,7 @@ def prepare(
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
+    assistant: str = "",
     engine: Engine | None = None,
     workers: MaybeWhole = None,
     address: str | None = None,
@@ -51,6 +52,7 @@ def prepare(
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
         mapping: Where the turns are, for --format mapping.
+        assistant: Name of who is the assistant, in an export of a chat between people.
         engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
             the same.
         workers: How many processes; default: one a core.
@@ -65,7 +67,7 @@ def prepare(
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
     fields = parse_mapping(format, mapping or MappingFlags())
-    how = {"format": format, "mapping": fields and fields.model_dump()}
+    how = {"format": format, "mapping": fields and fields.model_dump(), "assistant": assistant}
     asked = _asked(config, input_files, how, knobs)
     who = asked.preparation.model_dump()
     flags = {"engine": engine, "workers": workers, "address": address}

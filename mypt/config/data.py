@@ -10,6 +10,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal[
     "auto", "chat", "messages", "alpaca", "tagged", "text",
     "prompt_completion", "sharegpt", "tree", "mapping",
+    "chatgpt", "claude", "gemini", "slack", "discord", "telegram", "whatsapp",
 ]  # fmt: skip
 
 
@@ -65,6 +66,8 @@ class Reading(Frozen):
     """Where the turns are, for format "mapping"."""
     strict: bool = False
     """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+    assistant: str = ""
+    """Name or id of who is the assistant, in exports of talks between people."""
 
 
 class Source(Reading):

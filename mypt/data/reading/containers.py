@@ -141,8 +141,13 @@ def is_packed(raw: RawFile) -> bool:
     return raw.path.suffix.lower() in _PACKED
 
 
-def read_records(raw: RawFile, container: Container) -> Iterator[Record]:
+def read_records(raw: RawFile, container: Container, *, one_row: bool = False) -> Iterator[Record]:
     """Yield the rows of a file in order.
+
+    Args:
+        raw: The file.
+        container: What it holds them in.
+        one_row: Whether an object that is the whole JSON file is a row, whatever its fields hold.
 
     Raises:
         DataError: For the first row that cannot be parsed, or if there is none.
@@ -150,7 +155,7 @@ def read_records(raw: RawFile, container: Container) -> Iterator[Record]:
     if container == "lines":
         records = _lines(raw)
     elif container == "json":
-        records = _json(raw)
+        records = _json(raw, one_row)
     else:
         records = read_csv(raw) if container == "csv" else read_parquet(raw)
     empty = raw.stretch == WHOLE
@@ -208,7 +213,7 @@ def _lines(raw: RawFile) -> Iterator[Record]:
         was_blank = is_blank
 
 
-def _json(raw: RawFile) -> Iterator[Record]:
+def _json(raw: RawFile, one_row: bool) -> Iterator[Record]:
     """Read ``[row, ...]``, ``{"id": row, ...}``, or one row alone."""
     alone: dict[str, Any] = {}
     n_bytes = 0
@@ -220,7 +225,7 @@ def _json(raw: RawFile) -> Iterator[Record]:
             continue
         member = _parse(raw, b"{%b}" % item.data, item.offset - 1, place)
         value = next(iter(member.values()), None)
-        if isinstance(value, dict) and not alone:
+        if isinstance(value, dict) and not alone and not one_row:
             yield Record(value, place, len(item.data))
             continue
         if not member or member.keys() & alone.keys():

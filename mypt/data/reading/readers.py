@@ -1,13 +1,14 @@
 """From a raw file to conversations and documents: which format it has, and its rows."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import chats, columns, texts
+from mypt.data.reading.formats import chats, columns, exports, people, slack, texts, whatsapp
 from mypt.data.reading.formats.message import first_of
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
@@ -23,6 +24,9 @@ _BY_ROW: dict[Format, ReadRow] = {
     "prompt_completion": columns.read_prompt_completion,
     "tree": chats.read_tree,
     "text": texts.read_text_rows,
+    "chatgpt": exports.read_chatgpt,
+    "claude": exports.read_claude,
+    "gemini": exports.read_gemini,
 }
 _KNOWN = (
     "messages, conversations, instruction and output, prompt and completion, question and answer,"
@@ -40,6 +44,8 @@ def detect_format(raw: RawFile) -> Format:
     container = container_of(raw)
     if container == "text":
         return _identify_text(raw)
+    if container == "json" and people.is_discord(raw):
+        return "discord"
     record = next(record for record in read_records(raw, container) if record.value is not BLANK)
     format = identify(record.value)
     if format is None:
@@ -55,6 +61,8 @@ def identify(row: Any) -> Format | None:
     fields = {"messages": row} if isinstance(row, list) else row
     if not isinstance(fields, dict):
         return None
+    if (export := exports.identify(fields) or people.identify(fields)) is not None:
+        return export
     keys = fields.keys()
     turns = first_of(fields, ("messages", "conversations"))
     if isinstance(turns, list | str):
@@ -81,21 +89,32 @@ def _identify_text(raw: RawFile) -> Format:
             " 'text' to read it as it stands"
         )
     head = next(raw.chunks(), b"").lstrip()
+    if whatsapp.is_whatsapp(head):
+        return "whatsapp"
     return "tagged" if head.startswith(_TAGGED) else "text"
 
 
-def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
+def read_rows(
+    raw: RawFile, how: Reading, tally: Tally, more: Sequence[RawFile] = ()
+) -> Iterator[Row]:
     """Yield the rows of a file; what is left out or changed is counted in ``tally``.
 
     Args:
         raw: The file.
         how: How they are understood; of any format but "auto", see :func:`detect_format`.
         tally: Counts by reason; it grows while rows are taken.
+        more: Files that are read together with this one, see :func:`together`.
 
     Raises:
         DataError: For the first row that is wrong; the rows before it were given.
     """
     format = how.format
+    if format == "slack":
+        yield from slack.read_slack([raw, *more], how, tally)
+        return
+    if format == "whatsapp":
+        yield from whatsapp.read_whatsapp(raw, how, tally)
+        return
     container = container_of(raw, text=format in ("text", "tagged"))
     if format == "tagged":
         yield from chats.read_chat(texts.read_turns(raw), tally, raw.limits)
@@ -103,7 +122,11 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
     if container == "text":
         yield from texts.read_text_file(raw, tally)
         return
-    records = read_records(raw, container)
+    records = read_records(raw, container, one_row=format in people.ONE_TALK)
+    if format in people.ONE_TALK:
+        read_talk = partial(people.read_talk, how=how, limits=raw.limits)
+        yield from _read_each(records, read_talk, tally)
+        return
     if format == "chat":
         yield from chats.read_chat(records, tally, raw.limits)
         return
@@ -113,6 +136,14 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
         else _BY_ROW[format]
     )
     yield from _read_each(records, read_row, tally)
+
+
+def together(raws: Iterable[RawFile], format: Format) -> Iterator[list[RawFile]]:
+    """Yield the files that are read at a time: one, or of Slack all days of a channel."""
+    if format == "slack":
+        yield from (list(days) for _, days in groupby(raws, lambda raw: raw.path.parent))
+    else:
+        yield from ([raw] for raw in raws)
 
 
 def _read_each(records: Iterable[Record], read_row: ReadRow, tally: Tally) -> Iterator[Row]:

@@ -105,6 +105,8 @@ class Tally:
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.unread: dict[str, Unread] = {}
+        self.speakers: Counter[str] = Counter()
+        """How often each person spoke, where nobody is named the assistant in the file."""
 
     def check_fields(
         self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
@@ -150,5 +152,6 @@ class Tally:
         """Add what another one has counted."""
         self.dropped.update(other.dropped)
         self.notes.update(other.notes)
+        self.speakers.update(other.speakers)
         for name, found in other.unread.items():
             self._add_unread(name, *found)

@@ -10,15 +10,17 @@ from mypt.config import Format, Reading, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.reading import exercises
+from mypt.data.reading.formats import people, slack
 from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
-from mypt.data.reading.readers import detect_format, read_rows
+from mypt.data.reading.readers import detect_format, read_rows, together
 from mypt.data.reading.records import Tally
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
-from mypt.text import shorten
+from mypt.text import one_line, shorten
 
 _SHOWN = 60
+_SPEAKERS = 20
 
 
 def open_source(source: Source, index: int = 0, *, limits: Limits | None = None) -> "SourceReader":
@@ -38,8 +40,12 @@ def open_source(source: Source, index: int = 0, *, limits: Limits | None = None)
             f"source {index + 1}: a mapping with format {source.format!r}; expected format"
             " 'mapping', or no mapping"
         )
-    paths = find_files(source)
-    return SourceReader(source, [RawFile(path, i, limits) for i, path in enumerate(paths)])
+    raws = [RawFile(path, i, limits) for i, path in enumerate(find_files(source))]
+    if source.format in ("auto", "slack") and not source.mapping and slack.is_export(raws):
+        names = slack.names_beside([raw.path for raw in raws])
+        raws += [RawFile(path, i, limits) for i, path in enumerate(names, len(raws))]
+        source = source.model_copy(update={"format": "slack"})
+    return SourceReader(source, raws)
 
 
 class SourceReader:
@@ -56,6 +62,11 @@ class SourceReader:
         self.format: Format = source.format
         if source.format == "auto":
             self.format = "mapping" if source.mapping else detect_format(raws[0])
+        if source.assistant and self.format not in people.FORMATS:
+            raise ConfigError(
+                f"{self.name}: assistant {source.assistant!r} with format {self.format!r}, whose"
+                f" rows name roles; expected it with {', '.join(sorted(people.FORMATS))} only"
+            )
         self._source = source
         knobs = {key: getattr(source, key) for key in Reading.model_fields}
         self._how = Reading(**knobs | {"format": self.format})
@@ -80,11 +91,13 @@ class SourceReader:
                 or if no row of the source is kept.
         """
         self.begin()
-        for raw, file in zip(self._raws, self.files, strict=True):
-            for row in read_rows(raw, self._how, self._tally):
+        digests = iter(file.sha256 for file in self.files)
+        for first, *more in together(self._raws, self.format):
+            for row in read_rows(first, self._how, self._tally, more):
                 self._n_kept += 1
                 yield row
-            raw.check_unchanged(file.sha256)
+            for raw in (first, *more):
+                raw.check_unchanged(next(digests))
         self.finish()
 
     def portions(self, source: int) -> Iterator[Portion]:
@@ -116,11 +129,22 @@ class SourceReader:
         """End a pass.
 
         Raises:
-            DataError: If no row of the source is kept.
+            DataError: If no row of the source is kept, or nothing says who is the assistant.
         """
+        found = ", ".join(
+            f"{one_line(name)} ({n:,})" for name, n in self._tally.speakers.most_common(_SPEAKERS)
+        )
+        if found and not self._source.assistant:
+            raise DataError(
+                f"{self.name}: nothing says who is the assistant in format {self.format!r}; found"
+                f" the speakers {found}; choose one by --assistant NAME, or another --format"
+            )
         if not self._n_kept:
             why = ", ".join(f"{n} of {reason}" for reason, n in self._tally.dropped.items())
-            raise DataError(f"{self.name}: every row was dropped ({why}); choose other data")
+            way = (
+                f"choose --assistant NAME of the speakers {found}" if found else "choose other data"
+            )
+            raise DataError(f"{self.name}: every row was dropped ({why}); {way}")
         self._finished = True
 
     def record(self) -> SourceRecord:

@@ -19,7 +19,7 @@ from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 
-PAIRS = (("prompt", "completion"), ("question", "answer"))
+PAIRS = (("prompt", "completion"), ("question", "answer"), ("text_input", "output"))
 """Fields that hold what is asked and what is answered."""
 _TASK = "Below is an instruction that describes a task"
 _WITH_INPUT = ", paired with an input that provides further context"
