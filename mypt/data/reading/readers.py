@@ -7,6 +7,7 @@ from typing import Any
 
 from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
+from mypt.data.reading import strict_json
 from mypt.data.reading.containers import container_of, first_row, read_records
 from mypt.data.reading.formats import chats, columns, exports, people, slack, texts, whatsapp
 from mypt.data.reading.formats.message import first_of
@@ -28,6 +29,10 @@ _BY_ROW: dict[Format, ReadRow] = {
     "claude": exports.read_claude,
     "gemini": exports.read_gemini,
 }
+_ONE_ROW: dict[bytes, Format] = {
+    b'"guild"': "discord", b'"systemInstruction"': "gemini", b'"system_instruction"': "gemini",
+}  # fmt: skip
+"""First fields of a JSON object that is one row, although they hold an object themselves."""
 _KNOWN = (
     "messages, conversations, instruction and output, prompt and completion, question and answer,"
     " role and content, a tree of replies, or text"
@@ -44,8 +49,8 @@ def detect_format(raw: RawFile) -> Format:
     container = container_of(raw)
     if container == "text":
         return _identify_text(raw)
-    if container == "json" and people.is_discord(raw):
-        return "discord"
+    if container == "json" and (whole := _identify_object(raw)) is not None:
+        return whole
     record = next(record for record in read_records(raw, container) if record.value is not BLANK)
     format = identify(record.value)
     if format is None:
@@ -78,6 +83,13 @@ def identify(row: Any) -> Format | None:
     if keys & {"role", "from"} and keys & {"content", "value", "tool_calls"}:
         return "chat"
     return "text" if "text" in keys else None
+
+
+def _identify_object(raw: RawFile) -> Format | None:
+    """Return the format of a JSON object that is one row although an object stands first in it."""
+    first = next(strict_json.items(raw), None)
+    key = first.data.lstrip().partition(b":")[0].rstrip() if first and first.keyed else b""
+    return _ONE_ROW.get(key)
 
 
 def _identify_text(raw: RawFile) -> Format:
@@ -122,8 +134,8 @@ def read_rows(
     if container == "text":
         yield from texts.read_text_file(raw, tally)
         return
-    records = read_records(raw, container, one_row=format in people.ONE_TALK)
-    if format in people.ONE_TALK:
+    records = read_records(raw, container, one_row=format in (*_ONE_ROW.values(), "telegram"))
+    if format in people.FORMATS:
         read_talk = partial(people.read_talk, how=how, limits=raw.limits)
         yield from _read_each(records, read_talk, tally)
         return

@@ -101,7 +101,7 @@ def _end(nodes: dict[str, Any], current: Any, place: Place) -> str:
     """Return the last node of the branch to be read; where none is said, the only leaf."""
     if isinstance(current, str) and current in nodes:
         return current
-    parents = {node.get("parent") for node in nodes.values() if isinstance(node, dict)}
+    parents = {str(node.get("parent")) for node in nodes.values() if isinstance(node, dict)}
     leaves = [name for name in nodes if name not in parents]
     if current is None and len(leaves) == 1:
         return leaves[0]
@@ -133,9 +133,13 @@ def _of_node(message: Any, place: Place, tally: Tally) -> Iterator[_Piece]:
     """Yield what a message of ChatGPT's says, if anything."""
     fields = fields_of(message, place)
     tally.check_fields(fields, _NODE, place, "a message")
-    author, content = fields_of(fields.get("author"), place), fields_of(fields["content"], place)
+    author, content = (
+        fields_of(fields.get("author"), place),
+        fields_of(fields.get("content"), place),
+    )
     role = read_role(author.get("role"), place)
-    if (fields.get("metadata") or {}).get("is_visually_hidden_from_conversation"):
+    about = fields_of(fields.get("metadata") or {}, place)
+    if about.get("is_visually_hidden_from_conversation"):
         tally.notes["hidden message left out"] += 1
         return
     parts = list(_of_content(content, place, tally))
@@ -157,7 +161,7 @@ def _of_content(content: dict[str, Any], place: Place, tally: Tally) -> Iterator
     """Yield the parts of one content, whatever its type keeps them in."""
     kind = content.get("content_type")
     if kind in ("text", "multimodal_text"):
-        for part in content.get("parts") or []:
+        for part in listed(content, "parts", place):
             if isinstance(part, str):
                 yield Part("text", part)
             elif isinstance(part, dict) and isinstance(part.get("text"), str):
@@ -166,7 +170,7 @@ def _of_content(content: dict[str, Any], place: Place, tally: Tally) -> Iterator
                 inner = part.get("content_type") if isinstance(part, dict) else part
                 _leave(inner, place, tally)
     elif kind == "thoughts":
-        thoughts = [fields_of(one, place) for one in content.get("thoughts") or []]
+        thoughts = [fields_of(one, place) for one in listed(content, "thoughts", place)]
         yield Part("reasoning", "\n\n".join(read_text(one, "content", place) for one in thoughts))
     elif kind in ("code", "execution_output", "tether_quote"):
         yield Part("text", read_text(content, "text", place))
@@ -188,14 +192,15 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     """
     fields = fields_of(row, place)
     tally.check_fields(fields, _CLAUDE, place, "a conversation")
-    messages = [fields_of(one, place) for one in _listed(fields, "chat_messages", place)]
+    messages = [fields_of(one, place) for one in listed(fields, "chat_messages", place)]
     pieces: list[_Piece] = []
     branch = _last_branch(messages, fields.get("current_leaf_message_uuid"), place)
     _count(tally, "message of another branch left out", len(messages) - len(branch))
     for message in branch:
         tally.check_fields(message, _TURN, place, "a message")
         role = read_role(message.get("sender"), place)
-        blocks = message.get("content") or [{"type": "text", "text": message.get("text")}]
+        flat = [{"type": "text", "text": message.get("text")}]
+        blocks = listed(message, "content", place) if message.get("content") else flat
         parts = [_of_block(fields_of(block, place), role, place, tally) for block in blocks]
         said = _merged(filter(None, parts))
         if not any(part.text.strip() for piece in said for part in piece.parts):
@@ -212,9 +217,9 @@ def _last_branch(messages: list[dict[str, Any]], last: Any, place: Place) -> lis
     nodes = {
         name: {"message": message, "parent": parent if parent in by_name else None}
         for name, message in by_name.items()
-        for parent in [message["parent_message_uuid"]]
+        for parent in [str(message["parent_message_uuid"])]
     }
-    end = last if last in by_name else str(messages[-1].get("uuid"))
+    end = str(last) if str(last) in by_name else str(messages[-1].get("uuid"))
     return [node["message"] for node in _branch(nodes, end, place)]
 
 
@@ -253,17 +258,17 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     fields = fields_of(row, place)
     tally.check_fields(fields, _GEMINI, place)
     pieces: list[_Piece] = []
-    for content in (fields_of(one, place) for one in _listed(fields, "contents", place)):
+    for content in (fields_of(one, place) for one in listed(fields, "contents", place)):
         tally.check_fields(content, {"role", "parts", *_WEIGHTS}, place, "a content")
         role = read_role(content.get("role") or "user", place)
         train = read_train(content, place)
-        parts = [fields_of(part, place) for part in _listed(content, "parts", place)]
+        parts = [fields_of(part, place) for part in listed(content, "parts", place)]
         said = _merged(filter(None, (_of_part(part, role, place, tally) for part in parts)))
         pieces += [piece._replace(train=train) for piece in said]
     system = first_of(fields, ("systemInstruction", "system_instruction"))
     messages = list(_turns(pieces, tally))
     if system is not None:
-        parts = _listed(fields_of(system, place), "parts", place)
+        parts = listed(fields_of(system, place), "parts", place)
         text = "".join(read_text(fields_of(part, place), "text", place) for part in parts)
         messages = [say("system", text), *messages] if text.strip() else messages
     kept: dict[str, Any] = {key: fields.get(key) for key in ("tools", *_WEIGHTS)}
@@ -338,7 +343,12 @@ def _spell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _listed(fields: dict[str, Any], key: str, place: Place) -> list[Any]:
+def listed(fields: dict[str, Any], key: str, place: Place) -> list[Any]:
+    """Return a field that must be a list.
+
+    Raises:
+        DataError: If it is missing or something else.
+    """
     value = fields.get(key)
     if not isinstance(value, list):
         raise DataError(f"{place}: {key} is {shown(value)}; expected a list")

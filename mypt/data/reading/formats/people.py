@@ -4,16 +4,16 @@ No role is named there: who of them is the assistant is for the user to say, and
 is the user. What one person says in a row is one turn.
 """
 
+import math
 from collections.abc import Iterator
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Reading
 from mypt.data.conversations import Conversation, Message, Part
-from mypt.data.reading import strict_json
-from mypt.data.reading.formats.exports import fields_named
+from mypt.data.reading.formats.exports import fields_named, listed
 from mypt.data.reading.formats.message import fields_of
-from mypt.data.reading.raw import Limits, RawFile
+from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
@@ -119,8 +119,6 @@ _PROGRAMS: Final[dict[Format, _Program]] = {
 
 FORMATS: Final[frozenset[Format]] = frozenset({*_PROGRAMS, "whatsapp"})
 """Formats in which nobody is named the assistant."""
-ONE_TALK: Final[frozenset[Format]] = frozenset({"discord", "telegram"})
-"""Formats of which a JSON object is one row, whatever stands first in it."""
 
 
 def identify(fields: dict[str, Any]) -> Format | None:
@@ -139,17 +137,6 @@ def identify(fields: dict[str, Any]) -> Format | None:
     return "telegram" if empty or first.get("type") in ("message", "service") else None
 
 
-def is_discord(raw: RawFile) -> bool:
-    """Return whether a JSON file begins with a server and a channel, as one of Discord's does.
-
-    Raises:
-        DataError: If it begins with no JSON.
-    """
-    first = islice(strict_json.items(raw), 2)
-    found = [item.data.lstrip().partition(b":")[0].rstrip() for item in first if item.keyed]
-    return found == [b'"guild"', b'"channel"']
-
-
 def read_talk(
     row: Any, place: Place, tally: Tally, how: Reading, limits: Limits
 ) -> Iterator[Conversation]:
@@ -162,11 +149,8 @@ def read_talk(
     fields = fields_of(row, place)
     chats = [chat for key in ("chats", "left_chats") for chat in _chats_of(fields.get(key), place)]
     for chat in chats or [fields]:
-        turns = chat.get("messages")
-        if not isinstance(turns, list):
-            raise DataError(f"{place}: found the fields {names(chat)}; expected a list 'messages'")
         talk = Talk(tally, limits)
-        for turn in turns:
+        for turn in listed(chat, "messages", place):
             add_message(talk, turn, how.format, place)
         if how.format == "discord":  # some are written newest first; ids count up with time
             talk.said.sort(key=lambda one: one.order)
@@ -174,8 +158,8 @@ def read_talk(
 
 
 def _chats_of(account: Any, place: Place) -> list[dict[str, Any]]:
-    listed = account.get("list") if isinstance(account, dict) else None
-    return [fields_of(chat, place) for chat in listed or []]
+    chats = listed(account, "list", place) if isinstance(account, dict) else []
+    return [fields_of(chat, place) for chat in chats]
 
 
 def add_message(
@@ -207,7 +191,7 @@ def add_message(
     if not text.strip():
         talk.tally.notes["message without text left out"] += 1
         return
-    found = [str(at) for path in spelled.speaker if (at := field_at(fields, path)) is not None]
+    found = [str(at) for path in spelled.speaker if (at := field_at(fields, path))]
     if not found:
         raise DataError(
             f"{place}: a message of nobody; found the fields {names(fields)}; expected"
@@ -242,11 +226,14 @@ def field_at(fields: dict[str, Any], path: str) -> Any:
 
 def _number(value: Any, place: Place) -> float:
     try:
-        return float(value or 0)
+        number = float(value or 0)
     except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         raise DataError(
             f"{place}: the time or id of a message is {shown(value)}; expected a number"
-        ) from None
+        )
+    return number
 
 
 def converse(said: list[Said], place: Place, tally: Tally, how: Reading) -> Iterator[Conversation]:

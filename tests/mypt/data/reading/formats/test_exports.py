@@ -217,6 +217,7 @@ def test_gemini_rows_are_masked_by_role(tmp_path):
     }
     _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert with_mask(found) == ("sabcd|", "000111")
+    assert read(write(tmp_path / "one.json", json.dumps(row)))[1] == [found]
     _, (tuned,) = read(write(tmp_path / "b.jsonl", jsonl({"text_input": "ab", "output": "cd"})))
     assert with_mask(tuned) == ("abcd|", "00111")
 
