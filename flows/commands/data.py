@@ -5,24 +5,32 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.commands.flags import MappingFlags, MaybeWhole, PrepareFile, Whole, parse_mapping
+from flows.commands.flags import (
+    EngineFlags,
+    MappingFlags,
+    MaybeWhole,
+    PrepareFile,
+    Whole,
+    parse_engine,
+    parse_mapping,
+)
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, Preparation
+from mypt.config import MAX_BLOCK, Format, MaskPolicy, PrepareConfig
 from mypt.data.policies import parse_policy
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 
 Split = Literal["train", "val"]
-Engine = Literal["serial", "process", "dask"]
 LengthPolicy = Literal["split", "drop", "keep_last_turns", "error"]
 Files = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 
 def prepare(
     *,
-    out_dir: Path,
+    out_dir: Path | None = None,
     input_files: Files = None,
+    look: Files = None,
     config: Path | None = None,
     tokenization: str = "gpt2",
     format: Format = "auto",
@@ -33,15 +41,15 @@ def prepare(
     shard_tokens: Whole = 10_000_000,
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
     assistant: str = "",
-    engine: Engine | None = None,
-    workers: MaybeWhole = None,
-    address: str | None = None,
+    engine: Annotated[EngineFlags | None, Parameter(name="*")] = None,
     json: bool = False,
 ) -> int:
     """Turn raw files into a dataset of token shards and loss masks.
 
     Args:
         out_dir: The new dataset's folder; an existing one is never overwritten.
+        look: Files, folders or globs to look at instead: how they are read, which fields are not,
+            two rows with their mask. Nothing is written.
         input_files: Files, folders or globs; .gz, .xz and .zst are unpacked on the way.
         config: A JSON file of the same knobs with sources, weights and mappings, instead.
         tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, or hf:FOLDER.
@@ -53,10 +61,7 @@ def prepare(
         shard_tokens: Tokens after which a new shard begins.
         mapping: Where the turns are, for --format mapping.
         assistant: Name of who is the assistant, in an export of a chat between people.
-        engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
-            the same.
-        workers: How many processes; default: one a core.
-        address: Scheduler of a Dask cluster whose machines see the same files.
+        engine: Who prepares.
         json: Print the result as JSON.
     """
     from mypt.data import dataset
@@ -68,12 +73,13 @@ def prepare(
     }  # fmt: skip
     fields = parse_mapping(format, mapping or MappingFlags())
     how = {"format": format, "mapping": fields and fields.model_dump(), "assistant": assistant}
-    asked = _asked(config, input_files, how, knobs)
-    who = asked.preparation.model_dump()
-    flags = {"engine": engine, "workers": workers, "address": address}
-    who |= {flag: value for flag, value in flags.items() if value is not None}
-    preparation = parse_config(who, Preparation, "the command line")
+    asked = _asked(config, look or input_files, how, knobs)
+    preparation = parse_engine(asked.preparation, engine or EngineFlags())
     policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")
+    if look:
+        return _look(asked.data(), policy)
+    if out_dir is None:
+        raise ConfigError("prepare wants --out_dir for what it writes, or --look FILE; give one")
     with reading("prepare") as progress:
         data = asked.data()
         if policy is None:
@@ -81,6 +87,21 @@ def prepare(
         else:
             made = dataset.prepare(data, policy, out_dir, progress, preparation=preparation)
     return _print_dataset(Path(made.path), json)
+
+
+def _look(data: PrepareConfig, policy: MaskPolicy | None) -> int:
+    from mypt.data.preparation.tokenization import DatasetPlan
+    from mypt.data.tokenizer import is_trained, load_tokenizer
+    from mypt.inspection.look import look_at, render_look
+
+    plan = DatasetPlan(data)
+    # What is trained on all rows is not there yet; bytes show the same text and mask.
+    name = "byte" if is_trained(data.tokenization) else data.tokenization
+    tokenizer = plan.inherited or load_tokenizer(name, plan.template)
+    for source in data.sources:
+        for block in render_look(look_at(source, tokenizer, policy), tokenizer, policy):
+            Console().print(block)
+    return 0
 
 
 def _asked(

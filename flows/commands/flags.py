@@ -22,6 +22,17 @@ _KNOBS = {
 }
 
 
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value[:60]!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+MaybeWhole = Annotated[int | None, Parameter(converter=_whole)]
+
+
 class PrepareFile(PrepareConfig):
     """What ``mypt prepare --config`` reads: the data, and who prepares them."""
 
@@ -49,6 +60,28 @@ class MappingFlags:
     """For --format mapping: who speaks first is the user, the other one the assistant."""
     join: str | None = None
     """For --format mapping: text between turns of one role in a row; default a line feed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFlags:
+    """The flags that say who prepares; the dataset is the same."""
+
+    engine: Literal["serial", "process", "dask"] | None = None
+    """Who prepares: serial, process (by default, from 32 MB on) or dask; the data are the same."""
+    workers: MaybeWhole = None
+    """How many processes; default: one a core."""
+    address: str | None = None
+    """Scheduler of a Dask cluster whose machines see the same files."""
+
+
+def parse_engine(asked: Preparation, flags: EngineFlags) -> Preparation:
+    """Return who prepares: what a file asks for, but for what the flags say.
+
+    Raises:
+        ConfigError: If they contradict each other.
+    """
+    given = {flag: value for flag, value in asdict(flags).items() if value is not None}
+    return parse_config(asked.model_dump() | given, Preparation, "the command line")
 
 
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:
@@ -100,14 +133,3 @@ def check_kind(path: Path, wanted: Literal["preset", "pipeline"]) -> None:
             f"{path}: a preset, of one training; expected the config of a pipeline such as"
             f" {EXAMPLES[wanted]}, or 'mypt train --config_file {path}'"
         )
-
-
-def _whole(_: type, tokens: Sequence[Token]) -> int:
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value[:60]!r} is no whole number") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
-MaybeWhole = Annotated[int | None, Parameter(converter=_whole)]

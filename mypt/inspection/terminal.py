@@ -210,14 +210,21 @@ def render_rows(
     found = False
     for _, view in zip(range(rows if row is None else 1), chosen, strict=False):
         found = True
-        tokens = shown_tokens(view, dataset.tokenizer, policy)
-        yield _title(view)
-        yield _why_table(tokens) if why else RowText(tuple(tokens))
+        yield from render_view(view, dataset.tokenizer, policy, why=why)
     if search is not None and not found:
         raise DataError(
             f"{path}: no row of {split} says {shown(search)}; look for a shorter text, or in the"
             " other split with --split"
         )
+
+
+def render_view(
+    view: RowView, tokenizer: Tokenizer, policy: MaskPolicy | None, *, why: bool = False
+) -> Iterator[RenderableType]:
+    """Yield one row, its title first; see :func:`render_rows`."""
+    tokens = shown_tokens(view, tokenizer, policy)
+    yield _title(view)
+    yield _why_table(tokens) if why else RowText(tuple(tokens))
 
 
 def search_rows(dataset: Dataset, split: Split, text: str | None = None) -> Iterator[RowView]:

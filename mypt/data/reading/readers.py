@@ -134,7 +134,7 @@ def read_rows(
     if container == "text":
         yield from texts.read_text_file(raw, tally)
         return
-    records = read_records(raw, container, one_row=format in (*_ONE_ROW.values(), "telegram"))
+    records = records_of(raw, format)
     if format in people.FORMATS:
         read_talk = partial(people.read_talk, how=how, limits=raw.limits)
         yield from _read_each(records, read_talk, tally)
@@ -148,6 +148,16 @@ def read_rows(
         else _BY_ROW[format]
     )
     yield from _read_each(records, read_row, tally)
+
+
+def records_of(raw: RawFile, format: Format) -> Iterator[Record]:
+    """Yield what a file of any format but text holds, parsed and not yet understood.
+
+    Raises:
+        DataError: For the first row that cannot be parsed, or if there is none.
+    """
+    one_row = format in (*_ONE_ROW.values(), "telegram")
+    return read_records(raw, container_of(raw, text=False), one_row=one_row)
 
 
 def together(raws: Iterable[RawFile], format: Format) -> Iterator[list[RawFile]]:

@@ -14,7 +14,7 @@ from mypt.data.reading.formats import people, slack
 from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.readers import detect_format, read_rows, together
-from mypt.data.reading.records import Tally
+from mypt.data.reading.records import Tally, Unread
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
 from mypt.text import one_line, shorten
@@ -72,6 +72,11 @@ class SourceReader:
         self._how = Reading(**knobs | {"format": self.format})
         self._raws = raws
         self.begin()
+
+    @property
+    def unread(self) -> dict[str, Unread]:
+        """Fields that were not read in the present pass."""
+        return dict(self._tally.unread)
 
     @property
     def bytes_total(self) -> int:
@@ -140,7 +145,8 @@ class SourceReader:
                 f" the speakers {found}; choose one by --assistant NAME, or another --format"
             )
         if not self._n_kept:
-            why = ", ".join(f"{n} of {reason}" for reason, n in self._tally.dropped.items())
+            dropped = self._tally.dropped.items()
+            why = ", ".join(f"{n} of {reason}" for reason, n in dropped) or "there is none"
             way = (
                 f"choose --assistant NAME of the speakers {found}" if found else "choose other data"
             )
