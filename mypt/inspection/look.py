@@ -57,14 +57,14 @@ def look_at(source: Source, tokenizer: Tokenizer, policy: MaskPolicy | None) -> 
     first = list(islice(rows, _ROWS))
     for _ in rows:
         pass
-    fields = _first_fields(reader)
+    fields = _first_fields(reader, first[0].origin.file)
     views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
     return Look(reader.record(), _why(source, fields), fields, reader.unread, views)
 
 
-def _first_fields(reader: SourceReader) -> tuple[str, ...]:
-    """Return the fields of the first row that has some."""
-    raw = RawFile(Path(reader.files[0].path))
+def _first_fields(reader: SourceReader, file: int) -> tuple[str, ...]:
+    """Return the fields of what stands first in one of the files; none in a text."""
+    raw = RawFile(Path(reader.files[file].path))
     if reader.format in ("text", "tagged", "whatsapp") and container_of(raw, text=True) == "text":
         return ()
     records = records_of(raw, reader.format)
