@@ -22,7 +22,7 @@ from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 
 Split = Literal["train", "val"]
-LengthPolicy = Literal["split", "drop", "keep_last_turns", "error"]
+LengthPolicy = Literal["split", "keep_system", "drop", "keep_last_turns", "error"]
 Files = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 

@@ -117,6 +117,8 @@ def _account_rows(table: Table, account: LengthAccount) -> None:
         *((f"dropped: {e.reason}", e.rows, e.tokens, e.supervised) for e in account.dropped),
         *((f"cut: {e.reason}", e.rows, e.tokens, e.supervised) for e in account.cut),
     ]
+    if account.systems_repeated:
+        entries.append(("system messages repeated", 0, account.tokens_repeated, 0))
     for what, *figures in entries:
         table.add_row(
             Text(f"{visible(account.source)}, {what}"), *(f"{figure:,}" for figure in figures)

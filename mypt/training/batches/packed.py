@@ -59,10 +59,15 @@ class PackedRows:
 
     def places(self, number: int) -> list[list[TokenRange]]:
         """Return the pieces that each row of batch ``number`` is made of, none for padding."""
-        offsets, pieces = self.plan.row_offsets, self.plan.pieces
+        offsets, pieces, systems = self.plan.row_offsets, self.plan.pieces, self.plan.systems
         rows = [
-            [TokenRange(self._shards[i], start, stop) for i, start, stop in found.tolist()]
-            for found in (pieces[offsets[r] : offsets[r + 1]] for r in self._batch_rows(number))
+            [
+                TokenRange(self._shards[i], start, stop, (begin, end))
+                for (i, start, stop), (begin, end) in zip(
+                    pieces[first:last].tolist(), systems[first:last].tolist(), strict=True
+                )
+            ]
+            for first, last in (offsets[r : r + 2] for r in self._batch_rows(number))
         ]
         return rows + [[]] * (self.rows_per_batch - len(rows))
 
@@ -92,18 +97,22 @@ class PackedRows:
         """Lay the pieces of ``rows`` one behind the other.
 
         A piece of n tokens fills n - 1 places: its last token is only ever a target, its first
-        one only an input.
+        one only an input. A system message that is read again is never supervised.
         """
         shape = (self.rows_per_batch, self.plan.block_size)
         offsets = self.plan.row_offsets
         n_pieces = offsets[rows + 1] - offsets[rows]
         number = _count_up(n_pieces)
-        pieces = self.plan.pieces[np.repeat(offsets[rows], n_pieces) + number]
-        n_tokens = pieces["stop"] - pieces["start"]
+        chosen = np.repeat(offsets[rows], n_pieces) + number
+        pieces, systems = self.plan.pieces[chosen], self.plan.systems[chosen]
+        n_repeated = np.diff(systems)[:, 0]
+        n_tokens = pieces["stop"] - pieces["start"] + n_repeated
         within = _count_up(n_tokens)
-        inputs, targets, loss_mask = shift(
-            _join(self._tokens, pieces), _join(self._masks, pieces) if self._masks else None
-        )
+        tokens = _join(self._tokens, pieces, systems)
+        mask = _join(self._masks, pieces, systems) if self._masks else np.ones_like(tokens, "u1")
+        mask[within < np.repeat(n_repeated, n_tokens)] = 0
+        inputs, targets, loss_mask = shift(tokens, mask)
+        assert loss_mask is not None
         inside = within[1:] > 0  # the other pairs reach from one piece into the next
         filled = np.cumsum(n_tokens - 1) - (n_tokens - 1)
         in_row = filled - np.repeat(filled[number == 0], n_pieces)
@@ -115,13 +124,11 @@ class PackedRows:
             empty[there] = values
             return empty.reshape(shape)
 
-        size, learned = shape[0] * shape[1], np.ones(len(there), np.uint8)
+        size = shape[0] * shape[1]
         return Arrays(
             input_ids=lay(inputs[inside].astype(np.int64), np.full(size, self._padding)),
             targets=lay(targets[inside].astype(np.int64), np.full(size, self._padding)),
-            loss_mask=lay(
-                learned if loss_mask is None else loss_mask[inside], np.zeros(size, np.uint8)
-            ),
+            loss_mask=lay(loss_mask[inside], np.zeros(size, np.uint8)),
             positions=lay(position, np.zeros(size, np.int64)),
             segments=lay(np.repeat(number, n_tokens - 1), np.full(size, -1)),
         )
@@ -132,7 +139,13 @@ def _count_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def _join(values: list[NDArray[Scalar]], pieces: NDArray[np.void]) -> NDArray[Scalar]:
-    if not len(pieces):
-        return values[0][:0]
-    return np.concatenate([values[shard][start:stop] for shard, start, stop in pieces.tolist()])
+def _join(
+    values: list[NDArray[Scalar]], pieces: NDArray[np.void], systems: NDArray[np.int64]
+) -> NDArray[Scalar]:
+    """Return the values of pieces, each behind those of its system message."""
+    stretches = [values[0][:0]]
+    for (shard, start, stop), (begin, end) in zip(pieces.tolist(), systems.tolist(), strict=True):
+        if begin < end:
+            stretches.append(values[shard][begin:end])
+        stretches.append(values[shard][start:stop])
+    return np.concatenate(stretches)
