@@ -16,7 +16,7 @@ from flows.commands.flags import (
 )
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, MaskPolicy, PrepareConfig
+from mypt.config import MAX_BLOCK, Format, MaskPolicy, Preparation, PrepareConfig
 from mypt.data.policies import parse_policy
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
@@ -64,9 +64,6 @@ def prepare(
         engine: Who prepares.
         json: Print the result as JSON.
     """
-    from mypt.data import dataset
-    from tasks.progress import reading
-
     knobs = {
         "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
@@ -80,8 +77,20 @@ def prepare(
         return _look(asked.data(), policy)
     if out_dir is None:
         raise ConfigError("prepare wants --out_dir for what it writes, or --look FILE; give one")
+    return _make(asked.data(), policy, out_dir, preparation, json)
+
+
+def _make(
+    data: PrepareConfig,
+    policy: MaskPolicy | None,
+    out_dir: Path,
+    preparation: Preparation,
+    json: bool,
+) -> int:
+    from mypt.data import dataset
+    from tasks.progress import reading
+
     with reading("prepare") as progress:
-        data = asked.data()
         if policy is None:
             made = dataset.tokenize(data, out_dir, progress=progress, preparation=preparation)
         else:

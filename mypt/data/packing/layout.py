@@ -30,6 +30,10 @@ PIECE_DTYPE: Final = np.dtype([("shard", "<i8"), ("start", "<i8"), ("stop", "<i8
 """Half-open [start, stop) in tokens of one shard of the split; fills stop - start - 1 places."""
 
 
+Range = tuple[int, int, int, tuple[int, int]]
+"""Shard, start and stop of a piece; start and stop of the system message that it repeats."""
+
+
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int64], int]:
     """Give each length a bin, the longest first, always the fullest bin that has room.
 
@@ -128,10 +132,15 @@ class PackingPlan:
         """Packed rows, R."""
         return len(self.row_offsets) - 1
 
+    def ranges(self, chosen: NDArray[np.int64] | slice) -> list[Range]:
+        """Return shard, start and stop of some pieces, and what each reads before it."""
+        pieces, systems = self.pieces[chosen].tolist(), self.systems[chosen].tolist()
+        return [(*piece, tuple(system)) for piece, system in zip(pieces, systems, strict=True)]
+
     @property
     def n_places(self) -> int:
         """Places that hold an input token; the others are padding."""
-        return int(_places(self.pieces, self.systems).sum())
+        return int(places_of(self.pieces, self.systems).sum())
 
     @property
     def fill(self) -> float:
@@ -204,8 +213,8 @@ def plan_rows(
     return _pack(everything, np.concatenate(systems), block_size, merged)
 
 
-def _places(pieces: NDArray[np.void], systems: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many places each piece fills."""
+def places_of(pieces: NDArray[np.void], systems: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many places each piece fills, the system message before it among them."""
     places: NDArray[np.int64] = pieces["stop"] - pieces["start"] - 1 + np.diff(systems)[:, 0]
     return places
 
@@ -216,7 +225,7 @@ def _pack(
     block_size: int,
     accounts: tuple[LengthAccount, ...],
 ) -> PackingPlan:
-    bins, n_bins = best_fit(_places(pieces, systems), block_size)
+    bins, n_bins = best_fit(places_of(pieces, systems), block_size)
     # Distinct keys sort the same on every machine, whatever its sorting algorithm.
     order = np.sort(bins * len(bins) + np.arange(len(bins))) % len(bins)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=n_bins))])

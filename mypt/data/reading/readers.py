@@ -9,7 +9,7 @@ from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading import strict_json
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import chats, columns, exports, people, slack, texts, whatsapp
+from mypt.data.reading.formats import assistants, chats, columns, people, slack, texts, whatsapp
 from mypt.data.reading.formats.message import first_of
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
@@ -25,9 +25,9 @@ _BY_ROW: dict[Format, ReadRow] = {
     "prompt_completion": columns.read_prompt_completion,
     "tree": chats.read_tree,
     "text": texts.read_text_rows,
-    "chatgpt": exports.read_chatgpt,
-    "claude": exports.read_claude,
-    "gemini": exports.read_gemini,
+    "chatgpt": assistants.read_chatgpt,
+    "claude": assistants.read_claude,
+    "gemini": assistants.read_gemini,
 }
 _ONE_ROW: dict[bytes, Format] = {
     b'"guild"': "discord", b'"systemInstruction"': "gemini", b'"system_instruction"': "gemini",
@@ -66,7 +66,7 @@ def identify(row: Any) -> Format | None:
     fields = {"messages": row} if isinstance(row, list) else row
     if not isinstance(fields, dict):
         return None
-    if (export := exports.identify(fields) or people.identify(fields)) is not None:
+    if (export := assistants.identify(fields) or people.identify(fields)) is not None:
         return export
     keys = fields.keys()
     turns = first_of(fields, ("messages", "conversations"))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.packing.layout import PackingPlan
+from mypt.data.packing.layout import PackingPlan, Range, places_of
 from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
 
 
@@ -59,15 +59,9 @@ class PackedRows:
 
     def places(self, number: int) -> list[list[TokenRange]]:
         """Return the pieces that each row of batch ``number`` is made of, none for padding."""
-        offsets, pieces, systems = self.plan.row_offsets, self.plan.pieces, self.plan.systems
         rows = [
-            [
-                TokenRange(self._shards[i], start, stop, (begin, end))
-                for (i, start, stop), (begin, end) in zip(
-                    pieces[first:last].tolist(), systems[first:last].tolist(), strict=True
-                )
-            ]
-            for first, last in (offsets[r : r + 2] for r in self._batch_rows(number))
+            [TokenRange(self._shards[i], a, b, c) for i, a, b, c in self.plan.ranges(slice(*ends))]
+            for ends in (self.plan.row_offsets[r : r + 2] for r in self._batch_rows(number))
         ]
         return rows + [[]] * (self.rows_per_batch - len(rows))
 
@@ -104,12 +98,12 @@ class PackedRows:
         n_pieces = offsets[rows + 1] - offsets[rows]
         number = _count_up(n_pieces)
         chosen = np.repeat(offsets[rows], n_pieces) + number
-        pieces, systems = self.plan.pieces[chosen], self.plan.systems[chosen]
-        n_repeated = np.diff(systems)[:, 0]
-        n_tokens = pieces["stop"] - pieces["start"] + n_repeated
+        ranges = self.plan.ranges(chosen)
+        n_repeated = np.diff(self.plan.systems[chosen])[:, 0]
+        n_tokens = places_of(self.plan.pieces[chosen], self.plan.systems[chosen]) + 1
         within = _count_up(n_tokens)
-        tokens = _join(self._tokens, pieces, systems)
-        mask = _join(self._masks, pieces, systems) if self._masks else np.ones_like(tokens, "u1")
+        tokens = _join(self._tokens, ranges)
+        mask = _join(self._masks, ranges) if self._masks else np.ones_like(tokens, np.uint8)
         mask[within < np.repeat(n_repeated, n_tokens)] = 0
         inputs, targets, loss_mask = shift(tokens, mask)
         assert loss_mask is not None
@@ -139,13 +133,9 @@ def _count_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def _join(
-    values: list[NDArray[Scalar]], pieces: NDArray[np.void], systems: NDArray[np.int64]
-) -> NDArray[Scalar]:
-    """Return the values of pieces, each behind those of its system message."""
-    stretches = [values[0][:0]]
-    for (shard, start, stop), (begin, end) in zip(pieces.tolist(), systems.tolist(), strict=True):
-        if begin < end:
-            stretches.append(values[shard][begin:end])
-        stretches.append(values[shard][start:stop])
-    return np.concatenate(stretches)
+def _join(values: list[NDArray[Scalar]], ranges: list[Range]) -> NDArray[Scalar]:
+    """Return the values of pieces, each behind those of the system message that it repeats."""
+    parts = [values[0][:0]]
+    for shard, start, stop, (begin, end) in ranges:
+        parts += (values[shard][begin:end], values[shard][start:stop])
+    return np.concatenate(parts)

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Reading
 from mypt.data.conversations import Conversation, Message, Part
-from mypt.data.reading.formats.exports import fields_named, listed
+from mypt.data.reading.formats.assistants import fields_named, listed
 from mypt.data.reading.formats.message import fields_of
 from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import Dropped, Place, Tally
