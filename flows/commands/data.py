@@ -6,31 +6,33 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from flows.commands.flags import (
+    EngineFlags,
     FileFlags,
     MappingFlags,
     MaybeWhole,
     PrepareFile,
     ReadingFlags,
     Whole,
+    parse_engine,
     parse_reading,
 )
 from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
-from mypt.config import MAX_BLOCK, Format, Preparation
+from mypt.config import MAX_BLOCK, Format, MaskPolicy, Preparation, PrepareConfig
 from mypt.data.policies import parse_policy
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 
 Split = Literal["train", "val"]
-Engine = Literal["serial", "process", "dask"]
-LengthPolicy = Literal["split", "drop", "keep_last_turns", "error"]
+LengthPolicy = Literal["split", "keep_system", "drop", "keep_last_turns", "error"]
 Files = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 
 def prepare(
     *,
-    out_dir: Path,
+    out_dir: Path | None = None,
     input_files: Files = None,
+    look: Files = None,
     config: Path | None = None,
     tokenization: str = "gpt2",
     format: Format = "auto",
@@ -42,15 +44,15 @@ def prepare(
     mapping: Annotated[MappingFlags | None, Parameter(name="*")] = None,
     rows: Annotated[ReadingFlags | None, Parameter(name="*")] = None,
     held: Annotated[FileFlags | None, Parameter(name="*")] = None,
-    engine: Engine | None = None,
-    workers: MaybeWhole = None,
-    address: str | None = None,
+    engine: Annotated[EngineFlags | None, Parameter(name="*")] = None,
     json: bool = False,
 ) -> int:
     """Turn raw files into a dataset of token shards and loss masks.
 
     Args:
         out_dir: The new dataset's folder; an existing one is never overwritten.
+        look: Files, folders or globs to look at instead: how they are read, which fields are not,
+            two rows with their mask. Nothing is written.
         input_files: Files, folders or globs; .gz, .xz and .zst are unpacked on the way.
         config: A JSON file of the same knobs with sources, weights and mappings, instead.
         tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, or hf:FOLDER.
@@ -63,30 +65,55 @@ def prepare(
         mapping: Where the turns are, for --format mapping.
         rows: How the rows are understood.
         held: How the files hold their rows.
-        engine: Who prepares: serial, process (by default, from 32 MB on) or dask; the dataset is
-            the same.
-        workers: How many processes; default: one a core.
-        address: Scheduler of a Dask cluster whose machines see the same files.
+        engine: Who prepares.
         json: Print the result as JSON.
     """
-    from mypt.data import dataset
-    from tasks.progress import reading
-
     knobs = {
         "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
     how = parse_reading(format, mapping, rows, held)
-    asked = _asked(config, input_files, how, knobs)
-    preparation = _who(asked, {"engine": engine, "workers": workers, "address": address})
+    asked = _asked(config, look or input_files, how, knobs)
+    preparation = parse_engine(asked.preparation, engine or EngineFlags())
     policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")
+    if look:
+        return _look(asked.data(), policy)
+    if out_dir is None:
+        raise ConfigError("prepare wants --out_dir for what it writes, or --look FILE; give one")
+    return _make(asked.data(), policy, out_dir, preparation, json)
+
+
+def _make(
+    data: PrepareConfig,
+    policy: MaskPolicy | None,
+    out_dir: Path,
+    preparation: Preparation,
+    json: bool,
+) -> int:
+    from mypt.data import dataset
+    from tasks.progress import reading
+
     with reading("prepare") as progress:
-        data = asked.data()
         if policy is None:
             made = dataset.tokenize(data, out_dir, progress=progress, preparation=preparation)
         else:
             made = dataset.prepare(data, policy, out_dir, progress, preparation=preparation)
     return _print_dataset(Path(made.path), json)
+
+
+def _look(data: PrepareConfig, policy: MaskPolicy | None) -> int:
+    from mypt.data.preparation.tokenization import DatasetPlan
+    from mypt.data.tokenizer import is_trained, load_tokenizer
+    from mypt.inspection.look import look_at, render_look
+
+    plan = DatasetPlan(data)
+    # What is trained on all rows is not there yet; bytes show the same text and mask.
+    name = "byte" if is_trained(data.tokenization) else data.tokenization
+    tokenizer = plan.inherited or load_tokenizer(name, plan.template)
+    for source in data.sources:
+        for block in render_look(look_at(source, tokenizer, policy), tokenizer, policy):
+            Console().print(block)
+    return 0
 
 
 def _asked(

@@ -22,6 +22,17 @@ _KNOBS = {
 }
 
 
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value[:60]!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+MaybeWhole = Annotated[int | None, Parameter(converter=_whole)]
+
+
 class PrepareFile(PrepareConfig):
     """What ``mypt prepare --config`` reads: the data, and who prepares them."""
 
@@ -74,6 +85,8 @@ class ReadingFlags:
     """How text was rendered with role tags, for --format rendered; default: found in each text."""
     group_by: str = ""
     """Column that says which conversation a row of one message belongs to."""
+    assistant: str = ""
+    """Name of who is the assistant, in an export of a chat between people."""
     strict: bool = False
     """Refuse fields that are neither read nor known to say nothing; else they are counted."""
     reasoning_tags: str = "think"
@@ -95,6 +108,28 @@ def parse_reading(
     fields = parse_mapping(format, mapping or MappingFlags())
     how = {"format": format, "mapping": fields and fields.model_dump()}
     return how | asdict(rows or ReadingFlags()) | asdict(held or FileFlags())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFlags:
+    """The flags that say who prepares; the dataset is the same."""
+
+    engine: Literal["serial", "process", "dask"] | None = None
+    """Who prepares: serial, process (by default, from 32 MB on) or dask; the data are the same."""
+    workers: MaybeWhole = None
+    """How many processes; default: one a core."""
+    address: str | None = None
+    """Scheduler of a Dask cluster whose machines see the same files."""
+
+
+def parse_engine(asked: Preparation, flags: EngineFlags) -> Preparation:
+    """Return who prepares: what a file asks for, but for what the flags say.
+
+    Raises:
+        ConfigError: If they contradict each other.
+    """
+    given = {flag: value for flag, value in asdict(flags).items() if value is not None}
+    return parse_config(asked.model_dump() | given, Preparation, "the command line")
 
 
 def parse_mapping(format: Format, flags: MappingFlags) -> FieldMapping | None:
@@ -146,14 +181,3 @@ def check_kind(path: Path, wanted: Literal["preset", "pipeline"]) -> None:
             f"{path}: a preset, of one training; expected the config of a pipeline such as"
             f" {EXAMPLES[wanted]}, or 'mypt train --config_file {path}'"
         )
-
-
-def _whole(_: type, tokens: Sequence[Token]) -> int:
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value[:60]!r} is no whole number") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
-MaybeWhole = Annotated[int | None, Parameter(converter=_whole)]

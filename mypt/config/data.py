@@ -11,6 +11,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal[
     "auto", "chat", "messages", "alpaca", "tagged", "text",
     "prompt_completion", "sharegpt", "tree", "mapping", "columns", "rendered",
+    "chatgpt", "claude", "gemini", "slack", "discord", "telegram", "whatsapp",
 ]  # fmt: skip
 Markup = Literal[
     "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
@@ -87,6 +88,13 @@ class Reading(Frozen):
     """Names of the tags around reasoning at the beginning of an assistant's text, joined by
     commas; "none" leaves them and <tool_call> as text."""
 
+    assistant: str = ""
+    """Name or id of who is the assistant, in exports of talks between people."""
+    encoding: str = "utf-8"
+    """What the bytes of text files mean, such as latin-1, cp1252 or utf-16."""
+    rows_at: str = ""
+    """Where the rows of a .json file lie, a.b being b inside a; empty: found by content."""
+
     @field_validator("turns")
     @classmethod
     def _turns_are_pairs(cls, turns: str) -> str:
@@ -98,11 +106,6 @@ class Reading(Frozen):
                     f" {', '.join(_VOICES)} and a field, as in user=question,assistant=answer"
                 )
         return turns
-
-    encoding: str = "utf-8"
-    """What the bytes of text files mean, such as latin-1, cp1252 or utf-16."""
-    rows_at: str = ""
-    """Where the rows of a .json file lie, a.b being b inside a; empty: found by content."""
 
     @field_validator("encoding")
     @classmethod

@@ -166,9 +166,9 @@ class _Tables:
             at = 0
             for place in places:
                 table = self._of(place.shard.record.tokens.name)
-                n = place.stop - place.start - 1
-                found[row, at : at + n] = table[place.start + 1 : place.stop]
-                at += n
+                read = np.r_[slice(*place.system), slice(place.start, place.stop)][1:]
+                found[row, at : at + len(read)] = table[read]
+                at += len(read)
         return found.reshape(-1)
 
     def _table(self, name: str) -> NDArray[np.void]:

@@ -117,6 +117,8 @@ def _account_rows(table: Table, account: LengthAccount) -> None:
         *((f"dropped: {e.reason}", e.rows, e.tokens, e.supervised) for e in account.dropped),
         *((f"cut: {e.reason}", e.rows, e.tokens, e.supervised) for e in account.cut),
     ]
+    if account.systems_repeated:
+        entries.append(("system messages repeated", 0, account.tokens_repeated, 0))
     for what, *figures in entries:
         table.add_row(
             Text(f"{visible(account.source)}, {what}"), *(f"{figure:,}" for figure in figures)
@@ -210,14 +212,21 @@ def render_rows(
     found = False
     for _, view in zip(range(rows if row is None else 1), chosen, strict=False):
         found = True
-        tokens = shown_tokens(view, dataset.tokenizer, policy)
-        yield _title(view)
-        yield _why_table(tokens) if why else RowText(tuple(tokens))
+        yield from render_view(view, dataset.tokenizer, policy, why=why)
     if search is not None and not found:
         raise DataError(
             f"{path}: no row of {split} says {shown(search)}; look for a shorter text, or in the"
             " other split with --split"
         )
+
+
+def render_view(
+    view: RowView, tokenizer: Tokenizer, policy: MaskPolicy | None, *, why: bool = False
+) -> Iterator[RenderableType]:
+    """Yield one row, its title first; see :func:`render_rows`."""
+    tokens = shown_tokens(view, tokenizer, policy)
+    yield _title(view)
+    yield _why_table(tokens) if why else RowText(tuple(tokens))
 
 
 def search_rows(dataset: Dataset, split: Split, text: str | None = None) -> Iterator[RowView]:

@@ -77,14 +77,16 @@ def count_packed(
         pieces, often = plan.pieces[chosen], passes[chosen]
         found, rows = counts[shard.record.index], _rows(shard)
         owner = np.searchsorted(rows["start"], pieces["start"].astype(np.uint64), "right") - 1
+        repeated = np.diff(plan.systems[chosen])[:, 0]
         start, stop = pieces["start"], pieces["stop"]
-        learned = stop - start - 1
+        first = start + (repeated == 0)  # the first token that is a target
+        learned = stop - first
         if masked and shard.mask is not None:
             ones = np.flatnonzero(np.asarray(shard.mask))
-            learned = np.searchsorted(ones, stop) - np.searchsorted(ones, start + 1)
+            learned = np.searchsorted(ones, stop) - np.searchsorted(ones, first)
         np.add.at(found.times, owner, often * (learned > 0))
         np.add.at(found.learned, owner, often * learned)
-        np.add.at(found.read, owner, often * (stop - start))
+        np.add.at(found.read, owner, often * (stop - start + repeated))
 
 
 class _Edges:

@@ -14,6 +14,7 @@ from mypt.data.packing.pieces import (
     Ints,
     count_cut_stops,
     count_lone_answers,
+    count_lost_systems,
 )
 from mypt.errors import DataError
 from mypt.parsing import Frozen
@@ -60,6 +61,12 @@ class LengthAccount(Frozen):
     """Turns that lost their supervised stop token; none is invented for them."""
     lone_answers: int = 0
     """Answers that are learned without their question, which did not fit beside them."""
+    lost_systems: int = 0
+    """Pieces that are read without the system message of their conversation."""
+    systems_repeated: int = 0
+    """Pieces that begin with it again, unsupervised."""
+    tokens_repeated: int = 0
+    """Tokens of these, which are none of ``tokens``."""
 
     @property
     def supervised_in(self) -> int:
@@ -128,6 +135,9 @@ def account(
         cut=tuple(entry for entry in cut if entry.tokens),
         stops_cut=count_cut_stops(stretches, spans, count),
         lone_answers=count_lone_answers(stretches, spans),
+        lost_systems=count_lost_systems(stretches, spans),
+        systems_repeated=int((stretches["system"][kept] > 0).sum()),
+        tokens_repeated=int(stretches["system"][kept].sum()),
     )
 
 
@@ -142,6 +152,9 @@ def merge(accounts: Iterable[LengthAccount], source: str) -> LengthAccount:
         "unsupervised",
         "stops_cut",
         "lone_answers",
+        "lost_systems",
+        "systems_repeated",
+        "tokens_repeated",
     )
     totals = {name: sum(getattr(entry, name) for entry in found) for name in numbers}
     dropped = _merge_lost(lost for entry in found for lost in entry.dropped)

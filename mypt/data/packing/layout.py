@@ -23,11 +23,15 @@ from numpy.typing import NDArray
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import Split
 from mypt.data.packing.accounts import LengthAccount, account, check_budget, merge
-from mypt.data.packing.pieces import PIECE, Count, Ints, LengthPolicy, cut_rows, learnable
+from mypt.data.packing.pieces import PIECE, Count, LengthPolicy, cut_rows, learnable
 from mypt.errors import DataError
 
 PIECE_DTYPE: Final = np.dtype([("shard", "<i8"), ("start", "<i8"), ("stop", "<i8")])
 """Half-open [start, stop) in tokens of one shard of the split; fills stop - start - 1 places."""
+
+
+Range = tuple[int, int, int, tuple[int, int]]
+"""Shard, start and stop of a piece; start and stop of the system message that it repeats."""
 
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int64], int]:
@@ -115,6 +119,9 @@ class PackingPlan:
     """Places of a row."""
     pieces: NDArray[np.void]
     """(P,) of PIECE_DTYPE, row after row."""
+    systems: NDArray[np.int64]
+    """(P, 2) start and stop of the system message that each piece reads before it, unsupervised;
+    the same twice where it reads none."""
     row_offsets: NDArray[np.int64]
     """(R + 1,): row r holds ``pieces[row_offsets[r]:row_offsets[r + 1]]``."""
     accounts: tuple[LengthAccount, ...]
@@ -125,10 +132,15 @@ class PackingPlan:
         """Packed rows, R."""
         return len(self.row_offsets) - 1
 
+    def ranges(self, chosen: NDArray[np.int64] | slice) -> list[Range]:
+        """Return shard, start and stop of some pieces, and what each reads before it."""
+        pieces, systems = self.pieces[chosen].tolist(), self.systems[chosen].tolist()
+        return [(*piece, tuple(system)) for piece, system in zip(pieces, systems, strict=True)]
+
     @property
     def n_places(self) -> int:
         """Places that hold an input token; the others are padding."""
-        return int((self.pieces["stop"] - self.pieces["start"] - 1).sum())
+        return int(places_of(self.pieces, self.systems).sum())
 
     @property
     def fill(self) -> float:
@@ -169,6 +181,7 @@ def plan_rows(
     """
     accounts: dict[int, list[LengthAccount]] = {}
     pieces = [np.empty(0, PIECE_DTYPE)]
+    systems = [np.empty((0, 2), np.int64)]
     shards = dataset.shards(split)
     copies = _copies(dataset, shards)
     for number, shard in enumerate(shards):
@@ -182,7 +195,11 @@ def plan_rows(
         name = dataset.manifest.sources[source].name
         entry = account(name, len(rows), spans, stretches, targets, count)
         accounts.setdefault(source, []).append(entry)
-        pieces.append(np.repeat(_pieces(number, stretches, targets), copies[source]))
+        chosen = stretches[(stretches["fate"] == PIECE) & (targets > 0)]
+        begins = rows["start"].astype(np.int64)[chosen["row"]]
+        repeated = np.stack([begins, begins + chosen["system"]], axis=1)
+        pieces.append(np.repeat(_pieces(number, chosen), copies[source]))
+        systems.append(np.repeat(repeated, copies[source], axis=0))
     merged = tuple(merge(entries, entries[0].source) for entries in accounts.values())
     if max_lost is not None:
         where = f"{dataset.path}, {split}: length_policy {length_policy!r} at block_size"
@@ -193,21 +210,29 @@ def plan_rows(
             f"{dataset.path}, {split}: no conversation holds a supervised token that fits"
             f" block_size {block_size}; look at it with 'mypt validate'"
         )
-    return _pack(everything, block_size, merged)
+    return _pack(everything, np.concatenate(systems), block_size, merged)
+
+
+def places_of(pieces: NDArray[np.void], systems: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many places each piece fills, the system message before it among them."""
+    places: NDArray[np.int64] = pieces["stop"] - pieces["start"] - 1 + np.diff(systems)[:, 0]
+    return places
 
 
 def _pack(
-    pieces: NDArray[np.void], block_size: int, accounts: tuple[LengthAccount, ...]
+    pieces: NDArray[np.void],
+    systems: NDArray[np.int64],
+    block_size: int,
+    accounts: tuple[LengthAccount, ...],
 ) -> PackingPlan:
-    bins, n_bins = best_fit(pieces["stop"] - pieces["start"] - 1, block_size)
+    bins, n_bins = best_fit(places_of(pieces, systems), block_size)
     # Distinct keys sort the same on every machine, whatever its sorting algorithm.
     order = np.sort(bins * len(bins) + np.arange(len(bins))) % len(bins)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=n_bins))])
-    return PackingPlan(block_size, pieces[order], offsets, accounts)
+    return PackingPlan(block_size, pieces[order], systems[order], offsets, accounts)
 
 
-def _pieces(number: int, stretches: NDArray[np.void], targets: Ints) -> NDArray[np.void]:
-    chosen = stretches[(stretches["fate"] == PIECE) & (targets > 0)]
+def _pieces(number: int, chosen: NDArray[np.void]) -> NDArray[np.void]:
     made = np.empty(len(chosen), PIECE_DTYPE)
     made["shard"] = number
     made["start"] = chosen["start"] - chosen["context"]
@@ -258,5 +283,6 @@ def _refuse_long(
         raise DataError(
             f"{file.path}:{row['line']}: {lengths[long[0]]} tokens, block_size {block_size} holds"
             f" {block_size + 1} (and {len(long) - 1} more in {shard.record.tokens.name});"
-            " raise block_size, or choose length_policy split, drop or keep_last_turns"
+            " raise block_size, or choose length_policy split, keep_system, drop or"
+            " keep_last_turns"
         )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mypt.data.spans import KIND, ROLE
 
-LengthPolicy = Literal["split", "drop", "keep_last_turns", "error"]
+LengthPolicy = Literal["split", "keep_system", "drop", "keep_last_turns", "error"]
 Ints = NDArray[np.int64]
 Count = Callable[[Ints, Ints], Ints]
 
@@ -34,10 +34,12 @@ EARLIER: Final = 2
 CUT: Final = 3
 
 STRETCH_DTYPE: Final = np.dtype(
-    [("row", "<i8"), ("start", "<i8"), ("stop", "<i8"), ("context", "<i8"), ("fate", "u1")]
-)
+    [("row", "<i8"), ("start", "<i8"), ("stop", "<i8"), ("context", "<i8"), ("fate", "u1"),
+     ("system", "<i8")]
+)  # fmt: skip
 """A stretch of one row and its fate. Stretches tile the rows. ``context`` is 1 where the piece
-also reads the token before its start, which is then an input but not counted here."""
+also reads the token before its start, which is then an input but not counted here; ``system`` is
+how many tokens of the row's beginning the piece reads again before its own."""
 
 
 def cut_rows(
@@ -47,8 +49,10 @@ def cut_rows(
 
     Of a longer row, ``drop`` keeps nothing; ``keep_last_turns`` keeps as many whole turns at
     its end as fit; ``split`` makes several pieces, each beginning with a turn, if possible one
-    that begins an exchange, so that an answer keeps its question. A turn that is longer than a
-    block loses its tail. Plain text has no turns: ``split`` divides it without loss.
+    that begins an exchange, so that an answer keeps its question; ``keep_system`` does the same
+    and lets each piece begin with the row's system message, where that leaves it half of the
+    block. A turn that is longer than its room loses its tail. Plain text has no turns and is
+    divided without loss.
 
     Args:
         rows: (R,) of ROW_DTYPE.
@@ -67,11 +71,12 @@ def cut_rows(
     parts = [_stretches(number[~long], start[~long], stop[~long])]
     if policy in ("drop", "error"):
         parts.append(_stretches(number[long], start[long], stop[long], fate=TOO_LONG))
-    elif policy == "split":
+    elif policy in ("split", "keep_system"):
         texts, talks = long & text, long & ~text
         parts.append(_split_text(number[texts], start[texts], stop[texts], block_size))
         if talks.any():
-            parts += _split_turns(number[talks], start[talks], stop[talks], spans, block_size)
+            at = (number[talks], start[talks], stop[talks])
+            parts += _split_turns(*at, spans, block_size, keep_system=policy == "keep_system")
     elif long.any():
         parts += _last_turns(number[long], start[long], stop[long], spans, block_size)
     whole = np.concatenate(parts)
@@ -81,11 +86,14 @@ def cut_rows(
 def learnable(stretches: NDArray[np.void], count: Count) -> Ints:
     """Return how many supervised tokens of each stretch would be targets: all but a first one.
 
+    Where the system message is read before it, the first one is a target too.
+
     Args:
         stretches: (N,) of STRETCH_DTYPE.
         count: Gives the number of supervised tokens between two arrays of places.
     """
-    return count(stretches["start"] + 1 - stretches["context"], stretches["stop"])
+    follows = np.maximum(stretches["context"], stretches["system"] > 0)
+    return count(stretches["start"] + 1 - follows, stretches["stop"])
 
 
 def count_cut_stops(stretches: NDArray[np.void], spans: NDArray[np.void], count: Count) -> int:
@@ -111,20 +119,42 @@ def count_lone_answers(stretches: NDArray[np.void], spans: NDArray[np.void]) -> 
     return int((spans["role"][first] == ROLE["assistant"]).sum())
 
 
+def count_lost_systems(stretches: NDArray[np.void], spans: NDArray[np.void]) -> int:
+    """Return how many pieces are read without the system message of their row.
+
+    Args:
+        stretches: (N,) of STRETCH_DTYPE, tiling their rows.
+        spans: (S,) of SPAN_DTYPE.
+    """
+    first = np.ones(len(stretches), dtype=bool)
+    first[1:] = stretches["row"][1:] != stretches["row"][:-1]
+    begins = stretches["start"][first].astype(np.uint64)
+    under = spans["role"][np.searchsorted(spans["start"], begins)] == ROLE["system"]
+    later = (stretches["fate"] == PIECE) & ~first & (stretches["system"] == 0)
+    return int((later & under[np.cumsum(first) - 1]).sum())
+
+
 def _stretches(
-    row: Ints, start: Ints, stop: Ints, context: Ints | int = 0, fate: int = PIECE
+    row: Ints,
+    start: Ints,
+    stop: Ints,
+    context: Ints | int = 0,
+    fate: int = PIECE,
+    system: Ints | int = 0,
 ) -> NDArray[np.void]:
     made = np.empty(len(row), STRETCH_DTYPE)
     made["row"], made["start"], made["stop"] = row, start, stop
-    made["context"], made["fate"] = context, fate
+    made["context"], made["fate"], made["system"] = context, fate, system
     return made
 
 
-def _cut_tails(row: Ints, start: Ints, stop: Ints, block_size: int) -> list[NDArray[np.void]]:
-    kept = np.minimum(stop, start + block_size + 1)
+def _cut_tails(
+    row: Ints, start: Ints, stop: Ints, block_size: int, system: Ints | int = 0
+) -> list[NDArray[np.void]]:
+    kept = np.minimum(stop, start + block_size + 1 - system)
     cut = kept < stop
     return [
-        _stretches(row, start, kept),
+        _stretches(row, start, kept, system=system),
         _stretches(row[cut], kept[cut], stop[cut], fate=CUT),
     ]
 
@@ -141,7 +171,13 @@ def _split_text(row: Ints, start: Ints, stop: Ints, block_size: int) -> NDArray[
 
 
 def _split_turns(
-    row: Ints, start: Ints, stop: Ints, spans: NDArray[np.void], block_size: int
+    row: Ints,
+    start: Ints,
+    stop: Ints,
+    spans: NDArray[np.void],
+    block_size: int,
+    *,
+    keep_system: bool,
 ) -> list[NDArray[np.void]]:
     turns, opens_exchange = _turns(start, stop, spans)
     first, end = np.searchsorted(turns, start), np.searchsorted(turns, stop)
@@ -149,9 +185,13 @@ def _split_turns(
     turn_stop[end - 1] = stop
     owner_end = np.repeat(end, end - first)
     here = np.arange(len(turns))
+    systems = np.zeros_like(row)
+    if keep_system:
+        systems = _systems(start, turns, turn_stop, spans, block_size)
+    again = np.where(here == np.repeat(first, end - first), 0, np.repeat(systems, end - first))
     # The first turn that does not fit behind a piece that begins here, or rather the last
     # exchange that opens before it.
-    following = np.searchsorted(turn_stop, turns + block_size + 1, side="right")
+    following = np.searchsorted(turn_stop, turns + block_size + 1 - again, side="right")
     following = np.clip(following, here + 1, owner_end)
     opened = np.maximum.accumulate(np.append(np.where(opens_exchange, here, 0), 0))[following]
     following = np.where((opened > here) & (following < owner_end), opened, following)
@@ -164,7 +204,16 @@ def _split_turns(
     begin = turns[begins]
     owner = np.searchsorted(start, begin, side="right") - 1
     until = np.minimum(np.append(begin[1:], stop[-1:]), stop[owner])
-    return _cut_tails(row[owner], begin, until, block_size)
+    return _cut_tails(row[owner], begin, until, block_size, again[begins])
+
+
+def _systems(
+    start: Ints, turns: Ints, turn_stop: Ints, spans: NDArray[np.void], block_size: int
+) -> Ints:
+    """Return how many tokens of each row's system message its later pieces begin with."""
+    role = spans["role"][np.searchsorted(spans["start"], start.astype(np.uint64))]
+    size = turn_stop[np.searchsorted(turns, start)] - start
+    return np.where((role == ROLE["system"]) & (2 * size <= block_size), size, 0)
 
 
 def _last_turns(

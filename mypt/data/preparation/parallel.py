@@ -65,10 +65,11 @@ def _outcome(
     try:
         yield portion, Done.model_validate_json(answer.result())
     except Died:
-        if len(portion.pieces) == 1:
+        parts = portion.alone()
+        if len(parts) == 1:
             yield portion, None
             return
-        for part in portion.alone():
+        for part in parts:
             yield from _outcome(part, engine.submit(job(part)), job, engine)
 
 

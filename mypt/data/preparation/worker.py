@@ -49,6 +49,7 @@ class Done(Frozen):
     dropped: dict[str, int] = Field(default_factory=dict)
     notes: dict[str, int] = Field(default_factory=dict)
     unread: dict[str, Unread] = Field(default_factory=dict)
+    speakers: dict[str, int] = Field(default_factory=dict)
     fault: tuple[str, str] | None = None
     """Kind and text of the error that the portion is refused with."""
 
@@ -58,6 +59,7 @@ class Done(Frozen):
         tally = Tally()
         tally.dropped, tally.notes = Counter(self.dropped), Counter(self.notes)
         tally.add_unread(self.unread)
+        tally.speakers = Counter(self.speakers)
         return tally
 
     def check(self) -> None:
@@ -126,6 +128,7 @@ def _encode(job: PortionJob) -> Done:
         dropped=dict(tally.dropped),
         notes=dict(tally.notes),
         unread=tally.unread,
+        speakers=dict(tally.speakers),
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mypt.config import Reading
+from mypt.config import Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row
 from mypt.data.reading.formats.texts import cut_documents
 from mypt.data.reading.formats.threads import links_of
 from mypt.data.reading.raw import BOM, RawFile
-from mypt.data.reading.readers import FROM_TEXT, read_rows
+from mypt.data.reading.readers import FROM_TEXT, read_rows, together
 from mypt.data.reading.records import WHOLE, ByteRange, Tally
 from mypt.parsing import Frozen
 from mypt.text import one_line
@@ -57,8 +57,14 @@ class Portion(Frozen):
         return sum(piece.size for piece in self.pieces)
 
     def alone(self) -> "tuple[Portion, ...]":
-        """Return a portion for each piece."""
-        return tuple(self.model_copy(update={"pieces": (piece,)}) for piece in self.pieces)
+        """Return a portion for each piece, or for those that are read together."""
+        groups: list[tuple[FileSlice, ...]] = []
+        for piece in self.pieces:
+            if groups and _belong_together(groups[-1][-1], piece, self.how.format):
+                groups[-1] += (piece,)
+            else:
+                groups.append((piece,))
+        return tuple(self.model_copy(update={"pieces": group}) for group in groups)
 
 
 def cut_portions(
@@ -66,9 +72,10 @@ def cut_portions(
 ) -> Iterator[Portion]:
     """Cut the files of a source into portions, in order.
 
-    Small files go together. A large one is cut where reading can begin afresh: text between two
-    documents, lines between two rows. What is packed, a table, one JSON value, or messages that a
-    column brings together stay whole. So the rows of all portions are the rows of the files.
+    Small files go together, and so do all days of a Slack channel. A large one is cut where
+    reading can begin afresh: text between two documents, lines between two rows. What is packed,
+    a table, one JSON value, or messages that a column brings together stay whole. So the rows of
+    all portions are the rows of the files.
 
     Args:
         files: With their sha256.
@@ -81,7 +88,8 @@ def cut_portions(
     held: list[FileSlice] = []
     for raw, sha256 in files:
         for piece in _pieces(raw, sha256, how):
-            if held and sum(one.size for one in held) + piece.size > PORTION_BYTES:
+            full = sum(one.size for one in held) + piece.size > PORTION_BYTES
+            if held and full and not _belong_together(held[-1], piece, how.format):
                 yield Portion(source=source, how=how, pieces=tuple(held))
                 held = []
             held.append(piece)
@@ -94,10 +102,19 @@ def read_portion(portion: Portion, tally: Tally) -> Iterator[Row]:
     Raises:
         DataError: For the first row that is wrong, or if a piece holds other bytes than it must.
     """
-    for piece in portion.pieces:
-        raw = RawFile(Path(piece.path), piece.file, None, piece.stretch, portion.how.encoding)
-        yield from read_rows(raw, portion.how, tally)
-        raw.check_unchanged(piece.sha256)
+    raws = [
+        RawFile(Path(one.path), one.file, None, one.stretch, portion.how.encoding)
+        for one in portion.pieces
+    ]
+    digests = iter(piece.sha256 for piece in portion.pieces)
+    for first, *more in together(raws, portion.how.format):
+        yield from read_rows(first, portion.how, tally, more)
+        for raw in (first, *more):
+            raw.check_unchanged(next(digests))
+
+
+def _belong_together(one: FileSlice, other: FileSlice, format: Format) -> bool:
+    return format == "slack" and Path(one.path).parent == Path(other.path).parent
 
 
 def _pieces(raw: RawFile, sha256: str, how: Reading) -> Iterator[FileSlice]:
@@ -137,7 +154,7 @@ def _pieces(raw: RawFile, sha256: str, how: Reading) -> Iterator[FileSlice]:
 
 def _blocks(raw: RawFile, how: Reading) -> Iterator[tuple[bytes, bool]] | None:
     """Yield the bytes of a file, and whether a row may begin behind them; None: nobody knows."""
-    if not raw.is_plain or how.format == "tagged":
+    if not raw.is_plain or how.format in ("tagged", "whatsapp"):
         return None
     container = container_of(raw, text=how.format in FROM_TEXT)
     if container == "text" and how.format == "text":

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import chats, columns, texts
+from mypt.data.reading.formats import assistants, chats, columns, people, slack, texts, whatsapp
 from mypt.data.reading.formats.mappings import read_mapped
 from mypt.data.reading.formats.markups import (
     head_of,
@@ -18,7 +19,7 @@ from mypt.data.reading.formats.markups import (
 from mypt.data.reading.formats.shapes import find_guarded, find_shape
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
-from mypt.data.reading.raw import RawFile, lines
+from mypt.data.reading.raw import Limits, RawFile, lines
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
@@ -30,7 +31,7 @@ _KNOWN = (
     " content, a tree of replies, or text"
 )
 _UNTOLD = Reading()
-FROM_TEXT = ("text", "tagged", "rendered")
+FROM_TEXT = ("text", "tagged", "rendered", "whatsapp")
 """Formats that text files have, whatever their names."""
 _ROLES = {"role", "from"}
 _LISTS = ("messages", "conversations")
@@ -99,6 +100,8 @@ def identify(row: Any) -> Format | None:
     fields = {"messages": row} if isinstance(row, list) else row
     if not isinstance(fields, dict):
         return None
+    if (export := assistants.identify(fields) or people.identify(fields)) is not None:
+        return export
     keys = fields.keys()
     if find_guarded(fields):
         return "columns"
@@ -130,6 +133,15 @@ def _is_row(value: Any, how: Reading) -> bool:
     return identify(value) is not None
 
 
+def values_of(raw: RawFile, how: Reading) -> Iterator[Record]:
+    """Yield what a file of any format but text holds, parsed and not yet understood.
+
+    Raises:
+        DataError: For the first row that cannot be parsed, or if there is none.
+    """
+    return read_records(raw, container_of(raw, text=False), how, partial(_is_row, how=how))
+
+
 def last_line(raw: RawFile, how: Reading) -> int:
     """Return the number of a file's last line, item or table row; rows are found by them.
 
@@ -152,13 +164,17 @@ def _identify_text(raw: RawFile) -> Format:
             " 'text' to read it as it stands"
         )
     head = head_of(raw)
+    if whatsapp.is_whatsapp(raw.beginning()):
+        return "whatsapp"
     if head.lstrip().startswith(_TAGGED):
         return "tagged"
     refuse_rendered(head, raw.place(1))
     return "text"
 
 
-def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
+def read_rows(
+    raw: RawFile, how: Reading, tally: Tally, more: Sequence[RawFile] = ()
+) -> Iterator[Row]:
     """Yield the rows of a file; what is left out or changed is counted in ``tally``.
 
     What stands between tags in an assistant's text is read as :func:`tags.mark_parts` does.
@@ -167,16 +183,31 @@ def read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
         raw: The file.
         how: How they are understood; of any format but "auto", see :func:`detect_format`.
         tally: Counts by reason; it grows while rows are taken.
+        more: Files that are read together with this one, see :func:`together`.
 
     Raises:
         DataError: For the first row that is wrong; the rows before it were given.
     """
-    for row in _read_rows(raw, how, tally):
+    for row in _read_rows([raw, *more], how, tally):
         yield mark_parts(row, how.reasoning_tags, tally)
 
 
-def _read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
-    format = how.format
+def together(raws: Iterable[RawFile], format: Format) -> Iterator[list[RawFile]]:
+    """Yield the files that are read at a time: one, or of Slack all days of a channel."""
+    if format == "slack":
+        yield from (list(days) for _, days in groupby(raws, lambda raw: raw.path.parent))
+    else:
+        yield from ([raw] for raw in raws)
+
+
+def _read_rows(raws: Sequence[RawFile], how: Reading, tally: Tally) -> Iterator[Row]:
+    format, raw = how.format, raws[0]
+    if format == "slack":
+        yield from slack.read_slack(list(raws), how, tally)
+        return
+    if format == "whatsapp":
+        yield from whatsapp.read_whatsapp(raw, how, tally)
+        return
     container = container_of(raw, text=format in FROM_TEXT)
     if format == "tagged":
         yield from chats.read_chat(texts.read_turns(raw), tally, raw.limits)
@@ -190,10 +221,10 @@ def _read_rows(raw: RawFile, how: Reading, tally: Tally) -> Iterator[Row]:
             table = container in ("csv", "parquet", "arrow")
             yield from read_flat(records, tally, raw.limits, how.group_by, table)
         else:
-            yield from _read_each(records, _row_reader(how), how, tally)
+            yield from _read_each(records, _row_reader(how, raw.limits), how, tally)
 
 
-def _row_reader(how: Reading) -> ReadRow:
+def _row_reader(how: Reading, limits: Limits) -> ReadRow:
     mapping = how.mapping or FieldMapping()
     readers: dict[Format, ReadRow] = {
         "messages": chats.read_messages,
@@ -202,6 +233,10 @@ def _row_reader(how: Reading) -> ReadRow:
         "mapping": partial(read_mapped, mapping=mapping),
         "text": partial(texts.read_text_rows, markup=how.markup),
         "rendered": partial(read_rendered, markup=how.markup),
+        "chatgpt": assistants.read_chatgpt,
+        "claude": assistants.read_claude,
+        "gemini": assistants.read_gemini,
+        **dict.fromkeys(people.FORMATS, partial(people.read_talk, how=how, limits=limits)),
     }
     return readers.get(how.format) or partial(columns.read_columns, how=how)
 

@@ -126,6 +126,8 @@ class Tally:
         self.notes: Counter[str] = Counter()
         self._met: dict[tuple[str, str], _Met] = {}
         self._added: dict[str, Unread] = {}
+        self.speakers: Counter[str] = Counter()
+        """How often each person spoke, where nobody is named the assistant in the file."""
 
     def check_fields(
         self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
@@ -184,6 +186,7 @@ class Tally:
         """Add what another one has counted."""
         self.dropped.update(other.dropped)
         self.notes.update(other.notes)
+        self.speakers.update(other.speakers)
         self.add_unread(other.unread)
 
     def add_unread(self, unread: Mapping[str, Unread]) -> None:

@@ -10,13 +10,14 @@ from mypt.config import Format, Reading, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceFile, SourceRecord
 from mypt.data.reading import exercises
+from mypt.data.reading.formats import people, slack
 from mypt.data.reading.portions import FileSlice, Portion, cut_portions
 from mypt.data.reading.raw import Limits, RawFile
-from mypt.data.reading.readers import decide_format, read_rows
-from mypt.data.reading.records import WHOLE, Tally
+from mypt.data.reading.readers import decide_format, read_rows, together
+from mypt.data.reading.records import WHOLE, Tally, Unread
 from mypt.errors import ConfigError, DataError
 from mypt.home import home
-from mypt.text import shorten
+from mypt.text import one_line, shorten
 
 _SHOWN = 60
 _BLANK_BYTES = 4 << 10
@@ -32,6 +33,7 @@ _NO_ROWS = frozenset(
     {".py", ".ipynb", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".bib", ".pdf"}
     | {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".html", ".css", ".md5", ".sha256"}
 )
+_SPEAKERS = 20
 
 
 def open_source(source: Source, index: int = 0, *, limits: Limits | None = None) -> "SourceReader":
@@ -55,6 +57,10 @@ def open_source(source: Source, index: int = 0, *, limits: Limits | None = None)
     aside: Counter[str] = Counter()
     paths = find_files(source, aside)
     raws = [RawFile(path, i, limits, WHOLE, source.encoding) for i, path in enumerate(paths)]
+    if source.format in ("auto", "slack") and not source.mapping and slack.is_export(raws):
+        names = slack.names_beside(paths)
+        raws += [RawFile(path, i, limits) for i, path in enumerate(names, len(raws))]
+        source = source.model_copy(update={"format": "slack"})
     return SourceReader(source, raws, aside)
 
 
@@ -77,14 +83,24 @@ class SourceReader:
         self.format: Format = source.format
         if source.format == "auto":
             self.format = decide_format(raws, source)
+        if source.assistant and self.format not in people.FORMATS:
+            raise ConfigError(
+                f"{self.name}: assistant {source.assistant!r} with format {self.format!r}, whose"
+                f" rows name roles; expected it with {', '.join(sorted(people.FORMATS))} only"
+            )
         self._source = source
         self._aside = aside
         knobs = {key: getattr(source, key) for key in Reading.model_fields}
         # Who asks for text has said that tags in it are only text.
         said = {"markup": "none"} if source.format == "text" else {}
-        self._how = Reading(**knobs | {"format": self.format} | said)
+        self.how = Reading(**knobs | {"format": self.format} | said)
         self._raws = raws
         self.begin()
+
+    @property
+    def unread(self) -> dict[str, Unread]:
+        """Fields that were not read in the present pass."""
+        return dict(self._tally.unread)
 
     @property
     def bytes_total(self) -> int:
@@ -104,11 +120,13 @@ class SourceReader:
                 or if no row of the source is kept.
         """
         self.begin()
-        for raw, file in zip(self._raws, self.files, strict=True):
-            for row in read_rows(raw, self._how, self._tally):
+        digests = iter(file.sha256 for file in self.files)
+        for first, *more in together(self._raws, self.format):
+            for row in read_rows(first, self.how, self._tally, more):
                 self._n_kept += 1
                 yield row
-            raw.check_unchanged(file.sha256)
+            for raw in (first, *more):
+                raw.check_unchanged(next(digests))
         self.finish()
 
     def portions(self, source: int) -> Iterator[Portion]:
@@ -118,7 +136,7 @@ class SourceReader:
             DataError: If a file changed since it was hashed.
         """
         hashed = zip(self._raws, (file.sha256 for file in self.files), strict=True)
-        return cut_portions(hashed, source, self._how)
+        return cut_portions(hashed, source, self.how)
 
     def begin(self) -> None:
         """Begin a pass over the rows: forget what was counted in the one before."""
@@ -140,11 +158,23 @@ class SourceReader:
         """End a pass.
 
         Raises:
-            DataError: If no row of the source is kept.
+            DataError: If no row of the source is kept, or nothing says who is the assistant.
         """
+        found = ", ".join(
+            f"{one_line(name)} ({n:,})" for name, n in self._tally.speakers.most_common(_SPEAKERS)
+        )
+        if found and not self._source.assistant:
+            raise DataError(
+                f"{self.name}: nothing says who is the assistant in format {self.format!r}; found"
+                f" the speakers {found}; choose one by --assistant NAME, or another --format"
+            )
         if not self._n_kept:
-            why = ", ".join(f"{n} of {reason}" for reason, n in self._tally.dropped.items())
-            raise DataError(f"{self.name}: every row was dropped ({why}); choose other data")
+            dropped = self._tally.dropped.items()
+            why = ", ".join(f"{n} of {reason}" for reason, n in dropped) or "there is none"
+            way = (
+                f"choose --assistant NAME of the speakers {found}" if found else "choose other data"
+            )
+            raise DataError(f"{self.name}: every row was dropped ({why}); {way}")
         self._finished = True
 
     def record(self) -> SourceRecord:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
 from mypt.data.manifest import Shard
-from mypt.data.spans import KIND
+from mypt.data.spans import KIND, ROLE
 from mypt.errors import MaskError
 from mypt.inspection.checks.masks import wanted_spans
 from mypt.training.loader import Batch
@@ -63,6 +63,19 @@ class Truth:
             return None
         rows: NDArray[np.void] = np.load(self.folder / self.shard.rows.name)
         return rows["stop"].astype(np.int64)
+
+    @cached_property
+    def systems(self) -> NDArray[np.int64]:
+        """(R, 2) start and stop of the system message that each row begins with, if it does."""
+        spans, stops = self._spans, self.row_stops
+        if spans is None or stops is None:
+            return np.empty((0, 2), np.int64)
+        begins = np.append(0, stops[:-1])
+        first = (spans["role"] == ROLE["system"]) & (spans["message"] == 0)
+        ends = np.array(begins)
+        owner = np.searchsorted(begins, spans["start"][first].astype(np.int64), side="right") - 1
+        np.maximum.at(ends, owner, spans["stop"][first].astype(np.int64))
+        return np.stack([begins, ends], axis=1)
 
     def find(self, tokens: NDArray[np.int64]) -> Iterator[int]:
         """Yield where ``tokens`` stand in the shard, at most MOST_HITS places."""
@@ -167,4 +180,24 @@ def match(piece: Piece, truths: list[Truth], one_row: bool) -> Match:
             best = Match(True, truth.wanted[start + 1 : stop], truth.kind[start + 1 : stop])
             if np.array_equal(best.wanted, piece.loss_mask):
                 return best
+    if one_row and not best.found:
+        return next(filter(None, (_match_below_system(piece, truth) for truth in truths)), best)
     return best
+
+
+def _match_below_system(piece: Piece, truth: Truth) -> Match | None:
+    """Look for a piece that begins with its row's system message, and goes on later in the row."""
+    for size in np.unique(truth.systems[:, 1] - truth.systems[:, 0]).tolist():
+        if not 0 < size < len(piece.tokens):
+            continue
+        for start in truth.find(piece.tokens[size:]):
+            stop = start + len(piece.tokens) - size
+            row = np.searchsorted(truth.systems[:, 0], start, side="right") - 1
+            first, last = truth.systems[row].tolist()
+            if not truth.in_one_row(first, stop) or last - first != size or start < last:
+                continue
+            if np.array_equal(truth.tokens[first:last], piece.tokens[:size]):
+                wanted = np.append(np.zeros(size - 1, np.uint8), truth.wanted[start:stop])
+                kinds = np.append(truth.kind[first + 1 : last], truth.kind[start:stop])
+                return Match(True, wanted, kinds)
+    return None

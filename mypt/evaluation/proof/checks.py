@@ -176,9 +176,11 @@ def _zeros(n_vocab: int) -> NDArray[np.int64]:
 
 def _targets(truth: Truth, plan: PackingPlan, number: int, n_vocab: int) -> NDArray[np.int64]:
     """Return how often each id of one shard is a supervised target of the plan's pieces."""
-    pieces = plan.pieces[plan.pieces["shard"] == number]
+    chosen = plan.pieces["shard"] == number
+    pieces, alone = plan.pieces[chosen], np.diff(plan.systems[chosen])[:, 0] == 0
     edges = np.zeros(truth.shard.n_tokens + 1, dtype=np.int64)
-    np.add.at(edges, pieces["start"] + 1, 1)  # a piece's first token is never a target
+    # A piece's first token is a target only behind a system message that is read again.
+    np.add.at(edges, pieces["start"] + alone, 1)
     np.add.at(edges, pieces["stop"], -1)
     times = np.cumsum(edges[:-1]) * truth.wanted
     return np.bincount(truth.tokens, times, n_vocab).astype(np.int64)

@@ -229,6 +229,8 @@ def preview_length(
         n_answers = _count_answers(dataset)
         place = Where(detail=f"{lone / n_answers:.1%} of the answers")
         findings.add("lone_answers", place, lone, expected=lone <= max_lost * n_answers)
+    if lost := sum(account.lost_systems for account in by_source):
+        findings.add("lost_systems", Where(detail=f"length_policy {length_policy}"), lost)
     preview = LengthPreview(
         block_size=block_size, length_policy=length_policy, packed_rows=packed, accounts=by_source
     )

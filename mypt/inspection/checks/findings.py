@@ -79,6 +79,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "too_long": ("notice", "rows longer than the block"),
     "lone_answers": ("warning", "answers would be learned without their question, which does not"
                      " fit beside them; raise block_size"),
+    "lost_systems": ("notice", "pieces of conversations would be read without their system message;"
+                     " length_policy keep_system repeats it"),
     "length_refused": ("warning", "packed training would refuse this block size and policy"),
     "too_much_lost": ("warning", "packed training would stop: the length policy loses more"
                       " supervised tokens than allowed"),

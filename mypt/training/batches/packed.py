@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.packing.layout import PackingPlan
+from mypt.data.packing.layout import PackingPlan, Range, places_of
 from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
 
 
@@ -59,10 +59,9 @@ class PackedRows:
 
     def places(self, number: int) -> list[list[TokenRange]]:
         """Return the pieces that each row of batch ``number`` is made of, none for padding."""
-        offsets, pieces = self.plan.row_offsets, self.plan.pieces
         rows = [
-            [TokenRange(self._shards[i], start, stop) for i, start, stop in found.tolist()]
-            for found in (pieces[offsets[r] : offsets[r + 1]] for r in self._batch_rows(number))
+            [TokenRange(self._shards[i], a, b, c) for i, a, b, c in self.plan.ranges(slice(*ends))]
+            for ends in (self.plan.row_offsets[r : r + 2] for r in self._batch_rows(number))
         ]
         return rows + [[]] * (self.rows_per_batch - len(rows))
 
@@ -92,18 +91,22 @@ class PackedRows:
         """Lay the pieces of ``rows`` one behind the other.
 
         A piece of n tokens fills n - 1 places: its last token is only ever a target, its first
-        one only an input.
+        one only an input. A system message that is read again is never supervised.
         """
         shape = (self.rows_per_batch, self.plan.block_size)
         offsets = self.plan.row_offsets
         n_pieces = offsets[rows + 1] - offsets[rows]
         number = _count_up(n_pieces)
-        pieces = self.plan.pieces[np.repeat(offsets[rows], n_pieces) + number]
-        n_tokens = pieces["stop"] - pieces["start"]
+        chosen = np.repeat(offsets[rows], n_pieces) + number
+        ranges = self.plan.ranges(chosen)
+        n_repeated = np.diff(self.plan.systems[chosen])[:, 0]
+        n_tokens = places_of(self.plan.pieces[chosen], self.plan.systems[chosen]) + 1
         within = _count_up(n_tokens)
-        inputs, targets, loss_mask = shift(
-            _join(self._tokens, pieces), _join(self._masks, pieces) if self._masks else None
-        )
+        tokens = _join(self._tokens, ranges)
+        mask = _join(self._masks, ranges) if self._masks else np.ones_like(tokens, np.uint8)
+        mask[within < np.repeat(n_repeated, n_tokens)] = 0
+        inputs, targets, loss_mask = shift(tokens, mask)
+        assert loss_mask is not None
         inside = within[1:] > 0  # the other pairs reach from one piece into the next
         filled = np.cumsum(n_tokens - 1) - (n_tokens - 1)
         in_row = filled - np.repeat(filled[number == 0], n_pieces)
@@ -115,13 +118,11 @@ class PackedRows:
             empty[there] = values
             return empty.reshape(shape)
 
-        size, learned = shape[0] * shape[1], np.ones(len(there), np.uint8)
+        size = shape[0] * shape[1]
         return Arrays(
             input_ids=lay(inputs[inside].astype(np.int64), np.full(size, self._padding)),
             targets=lay(targets[inside].astype(np.int64), np.full(size, self._padding)),
-            loss_mask=lay(
-                learned if loss_mask is None else loss_mask[inside], np.zeros(size, np.uint8)
-            ),
+            loss_mask=lay(loss_mask[inside], np.zeros(size, np.uint8)),
             positions=lay(position, np.zeros(size, np.int64)),
             segments=lay(np.repeat(number, n_tokens - 1), np.full(size, -1)),
         )
@@ -132,7 +133,9 @@ def _count_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def _join(values: list[NDArray[Scalar]], pieces: NDArray[np.void]) -> NDArray[Scalar]:
-    if not len(pieces):
-        return values[0][:0]
-    return np.concatenate([values[shard][start:stop] for shard, start, stop in pieces.tolist()])
+def _join(values: list[NDArray[Scalar]], ranges: list[Range]) -> NDArray[Scalar]:
+    """Return the values of pieces, each behind those of the system message that it repeats."""
+    parts = [values[0][:0]]
+    for shard, start, stop, (begin, end) in ranges:
+        parts += (values[shard][begin:end], values[shard][start:stop])
+    return np.concatenate(parts)

@@ -65,6 +65,8 @@ class TokenRange(NamedTuple):
     """First token."""
     stop: int
     """One past the last token."""
+    system: tuple[int, int] = (0, 0)
+    """Tokens of the same shard that are read before them and never supervised, [start, stop)."""
 
 
 def name_row(dataset: Dataset, places: list[TokenRange]) -> str:

@@ -30,3 +30,19 @@ def test_a_folder_of_transformers_that_is_not_there_is_not_taken_for_a_name(tmp_
     said = capsys.readouterr().err
     assert "expected one with tokenizer.json" in said
     assert "hf download" not in said
+
+
+def test_a_look_writes_nothing_and_a_dataset_wants_a_folder(tmp_path, capsys):
+    raw = tmp_path / "a.txt"
+    raw.write_text("31/12/23, 23:59 - Ann: Hi\n31/12/23, 23:59 - Bob: Yo\n")
+    assert main(["prepare", "--look", str(raw), "--tokenization", "bpe:300"]) == 1
+    assert "found the speakers Ann (1), Bob (1); choose one by --assistant" in (
+        capsys.readouterr().err
+    )
+    assert (
+        main(["prepare", "--look", str(raw), "--assistant", "Bob", "--tokenization", "byte"]) == 0
+    )
+    assert "a.txt: whatsapp, by how it begins" in capsys.readouterr().out
+    assert main(["prepare", "--input_files", str(raw)]) == 2
+    assert "wants --out_dir" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

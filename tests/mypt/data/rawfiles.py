@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mypt.config import Source
+from mypt.config import MaskPolicy, Source
 from mypt.data.conversations import Conversation, Row
+from mypt.data.masking import mask_from_spans
+from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.raw import Limits
 from mypt.data.reading.sources import SourceReader, open_source
+from mypt.data.tokenizer import load_tokenizer
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -72,3 +75,11 @@ def chat(*messages: tuple[str, str], **more: Any) -> list[dict[str, Any]]:
 def leaf(role: str, text: str, *replies: Any, **more: Any) -> dict[str, Any]:
     """A node of a tree of messages."""
     return {"role": role, "text": text, "replies": list(replies)} | more
+
+
+def with_mask(row: Row) -> tuple[str, str]:
+    """A row as template plain writes it, "|" for a turn's end, and a 0 or 1 a character."""
+    encoded = encode_rows([row], load_tokenizer("byte", "plain"))
+    ids = encoded.tokens.tolist()
+    mask = mask_from_spans(encoded.spans, len(ids), MaskPolicy())
+    return "".join(chr(i) if i < 256 else "|" for i in ids), "".join(map(str, mask))

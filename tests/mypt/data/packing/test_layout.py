@@ -23,7 +23,7 @@ def draw_conversations(seed, n=40, longest=30):
         if draw.random() < 0.2:
             talks.append([("text", int(draw.integers(1, 3 * longest)))])
         else:
-            roles = draw.choice([U, A, "tool"], size=int(draw.integers(1, 8)))
+            roles = draw.choice([U, A, "tool", "system"], size=int(draw.integers(1, 8)))
             talks.append([(str(role), int(draw.integers(2, longest))) for role in roles])
     return talks
 
@@ -55,7 +55,7 @@ def test_a_conversation_of_one_token_more_than_the_block_fills_a_row():
     assert (plan.n_rows, plan.fill) == (1, 1.0)
 
 
-@pytest.mark.parametrize("policy", ["split", "drop", "keep_last_turns"])
+@pytest.mark.parametrize("policy", ["split", "keep_system", "drop", "keep_last_turns"])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_every_token_is_accounted_for_exactly_once(policy, masked, seed):
@@ -73,7 +73,7 @@ def test_every_token_is_accounted_for_exactly_once(policy, masked, seed):
     assert plan.total.tokens == sum(view.record.n_tokens for view in data.views)
 
 
-@pytest.mark.parametrize("policy", ["split", "drop", "keep_last_turns"])
+@pytest.mark.parametrize("policy", ["split", "keep_system", "drop", "keep_last_turns"])
 @pytest.mark.parametrize("seed", range(6))
 def test_supervised_tokens_of_the_account_are_the_targets_of_the_pieces(policy, seed):
     data = dataset(shard(draw_conversations(seed)))
@@ -189,3 +189,22 @@ def test_the_plan_is_the_same_every_time():
     first, again = (plan_rows(data, "train", 24) for _ in range(2))
     assert np.array_equal(first.pieces, again.pieces)
     assert np.array_equal(first.row_offsets, again.row_offsets)
+
+
+def test_the_account_names_pieces_without_their_system_message_and_those_that_repeat_it():
+    talk = [("system", 4), (U, 3), (A, 4), (U, 3), (A, 4), (U, 3), (A, 4)]
+    data = dataset(shard([talk, talk[:3], talk[1:]]))
+    lost = {p: plan_rows(data, "train", 10, p).total for p in ("split", "keep_system", "drop")}
+    assert [total.lost_systems for total in lost.values()] == [2, 0, 0]
+    assert lost["keep_system"].systems_repeated == 2
+    assert lost["keep_system"].tokens_repeated == 8
+    assert lost["split"].systems_repeated == 0
+    assert lost["keep_system"].supervised == lost["split"].supervised == 7 * 3
+
+
+def test_a_repeated_system_message_fills_places():
+    talk = [("system", 4), (U, 3), (A, 4), (U, 3), (A, 4)]
+    plan = plan_rows(dataset(shard([talk])), "train", 10, "keep_system")
+    found = zip(plan.pieces.tolist(), plan.systems.tolist(), strict=True)
+    assert sorted(found) == [((0, 0, 11), [0, 0]), ((0, 11, 18), [0, 4])]
+    assert (plan.n_rows, plan.n_places, plan.fill) == (2, 20, 1.0)

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from mypt.data.packing.pieces import CUT, EARLIER, PIECE, TOO_LONG, cut_rows
+from mypt.data.packing.pieces import (
+    CUT,
+    EARLIER,
+    PIECE,
+    TOO_LONG,
+    count_lost_systems,
+    cut_rows,
+)
 from tests.mypt.data.handmade import index
 
 U, A, S = "user", "assistant", "system"
@@ -16,8 +23,8 @@ def fates(conversations, block_size, policy):
     return [(int(s["start"]), int(s["stop"]), int(s["context"]), int(s["fate"])) for s in found]
 
 
-def walk(conversations, block_size):
-    """The policy ``split``, turn by turn."""
+def walk(conversations, block_size, keep_system=False):
+    """The policies ``split`` and ``keep_system``, turn by turn."""
     room, at, out = block_size + 1, 0, []
     for turns in conversations:
         edges = np.cumsum([at, *(n for _, n in turns)]).tolist()
@@ -31,14 +38,16 @@ def walk(conversations, block_size):
                 out.append((begin, stop, context, PIECE))
                 begin = stop
             continue
-        i = 0
+        i, system = 0, turns[0][1] if keep_system and turns[0][0] == S else 0
+        repeated = system if 2 * system <= block_size else 0
         while i < len(turns):
+            left = room - repeated * (i > 0)
             j = i + 1
-            while j < len(turns) and edges[j + 1] - edges[i] <= room:
+            while j < len(turns) and edges[j + 1] - edges[i] <= left:
                 j += 1
             if j < len(turns):
                 j = max([k for k in range(i + 1, j + 1) if opens[k]], default=j)
-            stop = min(edges[j], edges[i] + room)
+            stop = min(edges[j], edges[i] + left)
             out.append((edges[i], stop, 0, PIECE))
             if stop < edges[j]:
                 out.append((stop, edges[j], 0, CUT))
@@ -58,12 +67,30 @@ def test_split_is_what_walking_turn_by_turn_gives(seed):
             conversations.append([(str(r), int(draw.integers(3, 15))) for r in roles])
     block_size = int(draw.integers(2, 40))
     assert fates(conversations, block_size, "split") == walk(conversations, block_size)
+    assert fates(conversations, block_size, "keep_system") == walk(conversations, block_size, True)
 
 
 def test_a_row_that_fits_stays_whole_under_every_policy():
     talk = [[(U, 5), (A, 4)]]
-    for policy in ("split", "drop", "keep_last_turns", "error"):
+    for policy in ("split", "keep_system", "drop", "keep_last_turns", "error"):
         assert fates(talk, 8, policy) == [(0, 9, 0, PIECE)]
+
+
+def test_pieces_of_a_conversation_begin_with_its_system_message_where_half_a_block_is_left():
+    talk = [[(S, 4), (U, 3), (A, 4), (U, 3), (A, 4), (U, 3), (A, 9)]]
+    spans, rows = index(talk)
+
+    def found(block_size, policy="keep_system"):
+        made = cut_rows(rows, spans, block_size, policy)
+        lost = (made["fate"] == PIECE) & (made["system"] == 0)
+        assert count_lost_systems(made, spans) == int(lost[1:].sum())
+        return [(int(s["start"]), int(s["stop"]), int(s["system"])) for s in made]
+
+    # 11 tokens a piece: 4 of the system and 7 of an exchange, whose last one is cut
+    assert found(10) == [(0, 11, 0), (11, 18, 4), (18, 21, 4), (21, 28, 4), (28, 30, 0)]
+    assert [stop for _, stop, _ in found(10, "split")] == [11, 18, 21, 30]
+    assert {system for *_, system in found(10, "split")} == {0}
+    assert {system for *_, system in found(7)} == {0}
 
 
 def test_split_keeps_an_answer_with_its_question():

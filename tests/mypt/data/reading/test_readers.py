@@ -21,6 +21,7 @@ from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, leaf, read, turns, 
 FORMATS = [
     "chat", "messages", "alpaca", "tagged", "text",
     "prompt_completion", "sharegpt", "tree", "mapping", "columns", "rendered",
+    "chatgpt", "claude", "gemini", "discord", "telegram", "whatsapp",
 ]  # fmt: skip
 SAY = {"from": "human", "value": "hi"}
 TREE = leaf("prompter", "q")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare, tokenize
+from mypt.data.packing.layout import plan_rows
 from mypt.data.spans import KIND
 from mypt.errors import MaskError
 from mypt.evaluation.proof import proof
@@ -18,6 +19,7 @@ from mypt.evaluation.proof.checks import check_gradients
 from mypt.evaluation.proof.proof import prove_mask, render
 from mypt.training.loader import Batch, GPTDataLoader
 from tests.mypt.clean import by_hand, everything, text
+from tests.mypt.data.corpora import chats, config, say, write_chats
 from tests.mypt.faults import POLICY
 
 
@@ -53,6 +55,20 @@ def test_a_good_dataset_is_proved_on_windows_and_on_packed_batches(whole):
         assert checks[ends].count > 0
     assert checks["packed: no padding is supervised"].count > 0
     assert (report.shards, report.shards_in_all) == (5, 5)
+
+
+def test_pieces_that_begin_with_their_system_message_again_are_proved(tmp_path):
+    rules = ["Be brief.", "Be kind, and say so."]
+    talks = [
+        [say("system", rules[n % 2]), *(turn for one in talk for turn in one)]
+        for n, talk in enumerate(zip(chats(40), chats(40, seed=1), strict=True))
+    ]
+    path = write_chats(tmp_path / "talks.jsonl", talks)
+    made = prepare(config(path, template="plain"), MaskPolicy(), tmp_path / "dataset").path
+    plan = plan_rows(open_dataset(made), "train", 64, "keep_system")
+    assert plan.total.systems_repeated > 10
+    report = prove_mask(made, length_policy="keep_system")
+    assert report.ok, render(report)
 
 
 def test_the_same_seed_proves_the_same_and_leaves_torch_as_it_was(whole):

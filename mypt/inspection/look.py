@@ -1,0 +1,126 @@
+"""What raw files would become, before anything is written: how they are read, and two rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from mypt.config import MaskPolicy, Source
+from mypt.data.conversations import Row
+from mypt.data.manifest import Count, SourceRecord
+from mypt.data.masking import mask_from_spans
+from mypt.data.preparation.encoding import encode_rows
+from mypt.data.reading.containers import container_of
+from mypt.data.reading.raw import RawFile
+from mypt.data.reading.readers import FROM_TEXT, values_of
+from mypt.data.reading.records import BLANK, Unread
+from mypt.data.reading.sources import SourceReader, open_source
+from mypt.data.tokenizer import Tokenizer
+from mypt.inspection.rowview import RowView
+from mypt.inspection.terminal import render_view
+from mypt.text import names, visible
+
+_ROWS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a source is read, all of it, and its first rows."""
+
+    record: SourceRecord
+    why: str
+    """Why it is of this format."""
+    fields: tuple[str, ...]
+    """Fields of the first row; none where it has none."""
+    unread: dict[str, Unread]
+    """Fields that were not read, such as "'context' of the row"."""
+    rows: tuple[RowView, ...]
+
+
+def look_at(source: Source, tokenizer: Tokenizer, policy: MaskPolicy | None) -> Look:
+    """Read a source to its end, and keep nothing but its first rows and what is counted.
+
+    Args:
+        source: What to read.
+        tokenizer: What the rows are shown in.
+        policy: Whose tokens are learned; None: no masks.
+
+    Raises:
+        ConfigError: If the source contradicts itself.
+        DataError: If it cannot be read, as when a dataset is made of it.
+    """
+    reader = open_source(source)
+    rows = iter(reader)
+    first = list(islice(rows, _ROWS))
+    for _ in rows:
+        pass
+    fields = _first_fields(reader, first[0].origin.file)
+    views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
+    return Look(reader.record(), _why(source, fields), fields, reader.unread, views)
+
+
+def _first_fields(reader: SourceReader, file: int) -> tuple[str, ...]:
+    """Return the fields of what stands first in one of the files; none in a text."""
+    raw = RawFile(Path(reader.files[file].path), encoding=reader.how.encoding)
+    if reader.format in FROM_TEXT and container_of(raw, text=True) == "text":
+        return ()
+    records = values_of(raw, reader.how)
+    first = next((record.value for record in records if record.value is not BLANK), None)
+    return tuple(first) if isinstance(first, dict) else ()
+
+
+def _why(source: Source, fields: tuple[str, ...]) -> str:
+    if source.format != "auto":
+        return "as --format says"
+    if source.mapping is not None:
+        return "as there is a mapping"
+    return f"by the fields {names(fields)}" if fields else "by how it begins"
+
+
+def _view(
+    index: int, row: Row, reader: SourceReader, tokenizer: Tokenizer, policy: MaskPolicy | None
+) -> RowView:
+    encoded = encode_rows([row], tokenizer, many=False)
+    name = Path(reader.files[row.origin.file].path).name
+    mask = None if policy is None else mask_from_spans(encoded.spans, len(encoded.tokens), policy)
+    return RowView(
+        split="train",
+        index=index,
+        source=reader.name,
+        where=f"{name}:{row.origin.line}",
+        tokens=encoded.tokens,
+        mask=mask,
+        spans=encoded.spans,
+        digest=None,
+    )
+
+
+def render_look(
+    look: Look, tokenizer: Tokenizer, policy: MaskPolicy | None
+) -> Iterator[RenderableType]:
+    """Yield what people read of it, as things that rich can print."""
+    record = look.record
+    unread = {name.split("'")[1] for name in look.unread}
+
+    def unread_note(note: Count) -> bool:
+        return any(note.reason.startswith(f"{name} was not read") for name in look.unread)
+
+    lines = [
+        ("file", f"{record.name}: {record.format}, {look.why}"),
+        ("rows", f"{record.rows_read:,} read"),
+        *(("dropped", f"{count.rows:,}: {count.reason}") for count in record.dropped),
+        *(("changed", f"{n.rows:,}: {n.reason}") for n in record.notes if not unread_note(n)),
+    ]
+    if look.fields:
+        known = [name for name in look.fields if name not in unread]
+        lines.append(("known", f"{', '.join(known)}: read, or without meaning for a model"))
+    for name, found in sorted(look.unread.items()):
+        varies = "varies" if found.varies else "is always the same"
+        lines.append(("not read", f"{name}: held by {found.rows:,}, {varies}"))
+    for word, text in lines:
+        yield Text(f"{word:<10}{visible(text)}")
+    for view in look.rows:
+        yield from render_view(view, tokenizer, policy)

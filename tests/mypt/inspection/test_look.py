@@ -1,0 +1,57 @@
+"""What raw files would become, looked at before anything is written."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from mypt.config import MaskPolicy, Source
+from mypt.data.tokenizer import load_tokenizer
+from mypt.errors import DataError
+from mypt.inspection.look import look_at, render_look
+from tests.mypt.data.rawfiles import jsonl, write
+
+TOKENIZER = load_tokenizer("byte", "plain")
+
+
+def printed(source, policy):
+    console = Console(width=120, color_system=None)
+    with console.capture() as capture:
+        for block in render_look(look_at(source, TOKENIZER, policy), TOKENIZER, policy):
+            console.print(block)
+    return [line.rstrip() for line in capture.get().splitlines() if line.strip()]
+
+
+def test_a_look_names_the_format_its_reason_unread_fields_and_shows_two_rows(tmp_path):
+    said = [{"uuid": "1", "sender": who, "text": text, "files": [n]} for n, (who, text) in
+            enumerate([("human", "ab"), ("assistant", "cd")])]  # fmt: skip
+    rows = [{"uuid": str(n), "chat_messages": said, "project": n % 2} for n in range(3)]
+    source = Source(path=str(write(tmp_path / "talk.jsonl", jsonl(*rows))))
+    assert printed(source, MaskPolicy()) == [
+        "file      talk.jsonl: claude, by the fields uuid, chat_messages, project",
+        "rows      3 read",
+        "known     uuid, chat_messages: read, or without meaning for a model",
+        "not read  'files' of a message: held by 6, varies",
+        "not read  'project' of a conversation: held by 3, varies",
+        "train row 0  talk.jsonl  talk.jsonl:1  5 tokens, 3 supervised (60%)",
+        "ab",
+        "\u27e6cd<|endoftext|>\u27e7",
+        "train row 1  talk.jsonl  talk.jsonl:2  5 tokens, 3 supervised (60%)",
+        "ab",
+        "\u27e6cd<|endoftext|>\u27e7",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["talk.jsonl"]
+
+
+def test_a_look_reads_to_the_end_and_refuses_what_a_dataset_would(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl(*[{"text": "x"}] * 9, {"text": 3}))
+    with pytest.raises(DataError, match=r"a.jsonl:10: text is no text"):
+        look_at(Source(path=str(path)), TOKENIZER, None)
+
+
+def test_a_look_says_what_was_asked_for_and_what_has_no_fields(tmp_path):
+    text = Source(path=str(write(tmp_path / "a.txt", "once")))
+    assert printed(text, None)[0] == "file      a.txt: text, by how it begins"
+    chat = json.dumps([{"text": "once"}])
+    named = Source(path=str(write(tmp_path / "a.json", chat)), format="text")
+    assert printed(named, None)[0] == "file      a.json: text, as --format says"
