@@ -1,12 +1,12 @@
 """Rows of which each column says one thing, by the table of shapes or a user's own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import cycle, groupby
-from operator import attrgetter, itemgetter
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
-from mypt.config import Reading, Voice
+from mypt.config import Reading, Role, Voice
 from mypt.data.conversations import Conversation, Message, Part
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.chats import ROW, frame, read_list
@@ -15,12 +15,14 @@ from mypt.data.reading.formats.message import fields_of, read_message, to_messag
 from mypt.data.reading.formats.shapes import (
     MISSING,
     RowShape,
+    Script,
     Speaker,
     at_path,
     find_shape,
     holds_messages,
     is_label,
     open_cell,
+    parse_turns,
     top_field,
 )
 from mypt.data.reading.raw import Limits
@@ -59,7 +61,8 @@ def read_columns(
     if shape.name and shape.format == "columns":
         tally.notes[f"row read as {shape.name}: {shape.turns}"] += 1
     _check_row(fields, shape, place, tally)
-    rows = list(_one_an_item(fields, shape.speakers, place))
+    nested = parse_turns(shape.turns).nested
+    rows = list(_one_an_item(fields, shape.speakers, place)) if nested else [fields]
     if not rows:
         raise Dropped("a row whose list of items is empty")
     ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
@@ -120,23 +123,25 @@ class _SpokenRow:
 
     def read(self, shape: RowShape) -> Conversation:
         """Hear every field, and what the row says about all of them."""
-        speakers = shape.speakers
-        if self._how.side not in ("chosen", *(one.voice for one in speakers)):
-            raise DataError(
-                f"{self._place}: no {self._how.side} answer in this row; leave --side out"
-            )
-        spoken = {top_field(self._fields, one.path) for one in speakers}
-        heard = self._fields.keys() & ROW - spoken
-        self._frame = {key: self._fields[key] for key in heard}
-        _check_inside(self._fields, speakers, self._place, self._tally)
-        for voice, group in groupby(speakers, key=attrgetter("voice")):
-            self._hear(voice, list(group))
-        messages = frame(self._said, self._frame, self._place)
-        return Conversation(messages, self._place.origin)
+        script = parse_turns(shape.turns)
+        heard = [key for key in self._fields if key in ROW]
+        if heard:
+            spoken = _spoken(self._fields, script)
+            self._frame = {key: self._fields[key] for key in heard if key not in spoken}
+        if script.nested:
+            _check_inside(self._fields, script.speakers, self._place, self._tally)
+        for voice, speakers in script.groups:
+            self._hear(voice, speakers)
+        if self._said and not self._frame:
+            return Conversation(tuple(self._said), self._place.origin)
+        return Conversation(frame(self._said, self._frame, self._place), self._place.origin)
 
-    def _hear(self, voice: Voice, speakers: list[Speaker]) -> None:
-        found = [(one, self._value(one)) for one in speakers]
-        there = [(one, value) for one, value in found if not one.optional or value not in _NOTHING]
+    def _hear(self, voice: Voice, speakers: Sequence[Speaker]) -> None:
+        there = []
+        for one in speakers:
+            value = self._value(one)
+            if not one.optional or value not in _NOTHING:
+                there.append((one, value))
         if not there:
             return
         first = there[0][1]
@@ -157,7 +162,8 @@ class _SpokenRow:
         elif holds_messages(first):
             self._said += self._listed(first, context=voice == "user")
         else:
-            self._say({"role": voice, "content": self._text(voice, there)})
+            text = Part("text", self._text(voice, there))
+            self._said.append(to_message(cast(Role, voice), [text]))
 
     def _value(self, one: Speaker) -> Any:
         value = at_path(self._fields, one.path)
@@ -285,8 +291,15 @@ def _is_segment(value: Any) -> bool:
 
 
 def _check_row(fields: Mapping[str, Any], shape: RowShape, place: Place, tally: Tally) -> None:
-    spoken = {top_field(fields, one.path) for one in shape.speakers}
-    tally.check_fields(fields, spoken | ROW, place)
+    spoken = _spoken(fields, parse_turns(shape.turns))
+    if not fields.keys() <= spoken:
+        tally.check_fields(fields, spoken | ROW, place)
+
+
+def _spoken(fields: Mapping[str, Any], script: Script) -> Set[str]:
+    if not script.nested:
+        return script.fields
+    return {top_field(fields, one.path) for one in script.speakers}
 
 
 def _check_inside(

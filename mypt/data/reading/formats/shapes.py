@@ -9,6 +9,7 @@ each other are one turn, with an empty line between. Every shape also hears a ro
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, Final, NamedTuple, cast
 
 from mypt.config import Format, Voice
@@ -40,7 +41,19 @@ class RowShape(NamedTuple):
     @property
     def speakers(self) -> tuple[Speaker, ...]:
         """The fields, in the order in which they speak."""
-        return parse_turns(self.turns)
+        return parse_turns(self.turns).speakers
+
+
+class Script(NamedTuple):
+    """What the words of a shape mean, worked out once."""
+
+    speakers: tuple[Speaker, ...]
+    groups: tuple[tuple[Voice, tuple[Speaker, ...]], ...]
+    """Those of one voice that follow each other."""
+    fields: frozenset[str]
+    """The fields of a row that are entered, where no field has a dot in its name."""
+    nested: bool
+    """Whether a path leads into a field."""
 
 
 SHAPES: Final = (
@@ -99,13 +112,16 @@ SHAPES: Final = (
 
 
 @lru_cache(maxsize=256)
-def parse_turns(turns: str) -> tuple[Speaker, ...]:
+def parse_turns(turns: str) -> Script:
     """Return the fields of a shape that is written as after ``--turns``."""
     pairs = (pair.partition("=") for pair in turns.split(","))
-    return tuple(
+    speakers = tuple(
         Speaker(cast(Voice, voice), path.removesuffix("?").strip(), path.endswith("?"))
         for voice, _, path in pairs
     )
+    groups = tuple((voice, tuple(group)) for voice, group in groupby(speakers, lambda s: s.voice))
+    nested = any("." in one.path for one in speakers)
+    return Script(speakers, groups, frozenset(top_field({}, s.path) for s in speakers), nested)
 
 
 def find_shape(
@@ -138,8 +154,10 @@ def find_guarded(fields: Mapping[str, Any]) -> RowShape | None:
 
 def at_path(row: Any, path: str) -> Any:
     """Return what a path of dots leads to, or MISSING; of a list, what its first item holds."""
+    if isinstance(row, dict) and path in row:
+        return row[path]
     value = row
-    for key in [path] if isinstance(row, dict) and path in row else path.split("."):
+    for key in path.split("."):
         value = open_cell(value)
         if isinstance(value, list) and value:
             value = value[0]
