@@ -243,7 +243,7 @@ def test_a_provoked_finding_is_made_at_its_level(code, copy, tmp_path):
 
 def test_every_finding_is_provoked_here_or_in_the_mutation_suite():
     mutations = set().union(*(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS).values()))
-    length = {"too_long", "lone_answers", "length_refused", "too_much_lost"}
+    length = {"too_long", "lone_answers", "length_refused", "too_much_lost", "lost_systems"}
     elsewhere = {"density_one", "mask_differs", "span_astray", "digest_differs"} | length
     assert set(CODES) == set(PROVOKED) | mutations | elsewhere
 
@@ -263,7 +263,7 @@ def test_a_prepared_dataset_has_no_finding_and_its_figures_are_counted_right(who
     assert {role: density.tokens for role, density in stats.by_role.items()} == tokens
     assert {role: density.supervised for role, density in stats.by_role.items()} == supervised
     assert stats.total.supervised == sum(supervised.values())
-    assert stats.rows == {"train": 64, "val": 16}
+    assert stats.rows == {"train": 66, "val": 14}
     assert stats.rendered == 80
 
 
@@ -372,6 +372,16 @@ def test_answers_that_lose_their_question_are_counted(tmp_path):
     assert (finding.level, finding.count) == ("warning", 1)
     assert finding.examples[0].detail == "50.0% of the answers"
     assert "lone_answers" not in validate(path, block_size=153).codes()
+
+
+def test_pieces_that_lose_their_system_message_are_counted_unless_it_is_kept(tmp_path):
+    said = [{"role": "system", "content": "Be brief."}]
+    for number in range(4):
+        said += [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": "a"}]
+    path = prepared(tmp_path, [said])
+    (finding,) = (f for f in validate(path, block_size=32).findings if f.code == "lost_systems")
+    assert (finding.level, finding.count >= 1) == ("notice", True)
+    assert "lost_systems" not in validate(path, block_size=32, length_policy="keep_system").codes()
 
 
 @pytest.mark.parametrize(("max_lost", "level"), [(0.49, "warning"), (0.5, "notice")])
