@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from mypt import home
 from mypt.data.manifest import TOKENIZER_STATE
-from mypt.data.template import END_OF_TEXT, Template, load_template
-from mypt.data.vocabularies.encoder import TextEncoder, encode_ordinary, encoding_of
+from mypt.data.spans import KIND
+from mypt.data.template import Shape, Slot, Template, load_template
+from mypt.data.vocabularies.encoder import TextEncoder, encode_each, encoding_of, utf8
+from mypt.data.vocabularies.engine import TokenizersEngine, engine_of
 from mypt.data.vocabularies.huggingface import PREFIX, hf_folder, hf_vocabulary
 from mypt.data.vocabularies.published import PUBLISHED, published_vocabulary
 from mypt.data.vocabularies.vocabulary import (
@@ -37,7 +39,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary, template: Template) -> None:
         special_tokens = dict(vocabulary.special_tokens)
         following = max(len(vocabulary.tokens) - 1, *special_tokens.values(), 0) + 1
-        for token in (*template.special_tokens, END_OF_TEXT):
+        for token in (*template.special_tokens, vocabulary.end):
             if token not in special_tokens:
                 special_tokens[token] = following
                 following += 1
@@ -45,8 +47,12 @@ class Tokenizer:
         self.template = template
         self.special_tokens = special_tokens
         """Special token to id, the base's own among them."""
-        self.encoding = encoding_of(vocabulary, special_tokens)
-        """The tiktoken encoding underneath."""
+        self._bytes = {i: vocabulary.tokens[i] for i in vocabulary.ids} | {
+            number: token.encode() for token, number in special_tokens.items()
+        }
+        if not vocabulary.engine:
+            self.encoding = encoding_of(vocabulary, special_tokens)
+            """The tiktoken encoding underneath; absent where ``tokenizers`` encodes."""
 
     @property
     def name(self) -> str:
@@ -56,12 +62,18 @@ class Tokenizer:
     @property
     def n_vocab(self) -> int:
         """One more than the largest id."""
-        return self.encoding.n_vocab
+        return max(self._bytes) + 1
 
     @property
     def end_of_text(self) -> int:
         """The token that ends a document."""
-        return self.special_tokens[END_OF_TEXT]
+        return self.special_tokens[self.vocabulary.end]
+
+    @property
+    def begin_of_text(self) -> tuple[int, ...]:
+        """The token that begins a document, where one does."""
+        begin = self.vocabulary.begin
+        return (self.special_tokens[begin],) if begin else ()
 
     @property
     def stop_id(self) -> int:
@@ -82,6 +94,18 @@ class Tokenizer:
         """Write ``tokenizer_state.json``, all that :func:`load_tokenizer` needs."""
         self.state.write(folder / TOKENIZER_STATE)
 
+    def form(self, shape: Shape) -> tuple[Slot, ...]:
+        """Return how a turn of this shape is written; documents as the vocabulary has them.
+
+        Raises:
+            DataError: If the template has no form for its role or one of its parts.
+        """
+        if shape[0] != "text":
+            return self.template.form(shape)
+        begin, end = self.vocabulary.begin, self.vocabulary.end
+        before = (Slot(KIND["header"], special=begin),) if begin else ()
+        return *before, Slot(KIND["content"]), Slot(KIND["end"], special=end)
+
     def special_id(self, text: str) -> int:
         """Return the id of a special token.
 
@@ -101,7 +125,36 @@ class Tokenizer:
         Raises:
             DataError: If the text holds a lone surrogate, which no bytes can stand for.
         """
-        return encode_ordinary(self.encoding, text).copy()  # tiktoken's own is read-only
+        return self.encode_each(self.spelled([text]), many=False)[0].copy()
+
+    def spelled(self, texts: Iterable[str]) -> list[bytes]:
+        """Return texts in the vocabulary's normal form, as UTF-8.
+
+        Raises:
+            DataError: As :meth:`encode`.
+        """
+        if not self.vocabulary.normal_form:
+            return utf8(texts)
+        return utf8(map(self.vocabulary.normalised, texts))
+
+    def encode_each(
+        self, texts: Sequence[bytes], *, many: bool = True
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the ids of ordinary texts, one after the other, and how many each has.
+
+        Args:
+            texts: What :meth:`spelled` gave.
+            many: Whether the encoder of many texts, which takes up to a second to make, is
+                worth it.
+        """
+        if self._engine is not None:
+            return self._engine.encode(texts)
+        return self.text_encoder.encode(texts) if many else encode_each(self.encoding, texts)
+
+    @cached_property
+    def _engine(self) -> TokenizersEngine | None:
+        source = self.vocabulary.engine
+        return engine_of(source, self.name) if source else None
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.integer]) -> bytes:
         """Return the bytes that ids stand for, special tokens spelled out.
@@ -110,11 +163,11 @@ class Tokenizer:
             DataError: If an id is not in the vocabulary.
         """
         try:
-            return self.encoding.decode_bytes(np.asarray(ids).tolist())
-        except (KeyError, OverflowError) as error:
+            return b"".join([self._bytes[number] for number in np.asarray(ids).tolist()])
+        except KeyError as error:
             raise DataError(
-                f"{error.args[0]}; tokenizer {self.name} has ids below {self.n_vocab}; these"
-                " tokens were made by another tokenizer"
+                f"Invalid token for decoding: {error.args[0]}; tokenizer {self.name} has ids below"
+                f" {self.n_vocab}; these tokens were made by another tokenizer"
             ) from None
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:

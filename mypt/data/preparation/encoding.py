@@ -18,7 +18,8 @@ The docstrings of pieces, layout, windows, shift and packed go on with the same 
 [0, 0, 0, 1, 1]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row
+from mypt.data.reading.records import Tally
 from mypt.data.spans import BY_POLICY, KIND, ROLE, ROW_DTYPE, spans_of
 from mypt.data.template import Shape, Slot
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.encoder import encode_each, utf8
+from mypt.data.vocabularies.encoder import utf8
 from mypt.errors import DataError
 
 
@@ -107,10 +109,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     kind, per_row = np.array(turns.kind, np.int64), np.array(turns.per_row, np.int64)
     shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
     slots = _compile(shapes, shaped, tokenizer)
-    texts = utf8(turns.texts)
-    text_tokens, text_lengths = (
-        tokenizer.text_encoder.encode(texts) if many else encode_each(tokenizer.encoding, texts)
-    )
+    texts = tokenizer.spelled(turns.texts)
+    text_tokens, text_lengths = tokenizer.encode_each(texts, many=many)
 
     per_turn = slots.per_shape[shape]
     slot = _ranges(_starts(slots.per_shape)[shape], per_turn)
@@ -136,6 +136,29 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         train=slots.train[slot],
     )
     return Encoded(tokens, spans, _table(rows, spans, _digests(turns, texts)))
+
+
+def normal_rows(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
+    """Return rows with their texts in the vocabulary's normal form, and count what changed."""
+    form = tokenizer.vocabulary.normal_form
+    if not form:
+        return list(rows)
+    normal = [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
+    changed = sum(new is not old for new, old in zip(normal, rows, strict=True))
+    if changed:
+        tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
+    return normal
+
+
+def _normal(row: Row, normalised: Callable[[str], str]) -> Row:
+    if isinstance(row, Document):
+        text = normalised(row.text)
+        return row if text == row.text else replace(row, text=text)
+    turns = tuple(
+        replace(turn, parts=tuple(replace(p, text=normalised(p.text)) for p in turn.parts))
+        for turn in row.messages
+    )
+    return row if turns == row.messages else replace(row, messages=turns)
 
 
 def row_digest(row: Row) -> bytes:
@@ -223,7 +246,7 @@ def _shapes(
     row_of = np.searchsorted(np.cumsum(per_row), where, side="right")
     for index in np.argsort(where):
         try:
-            tokenizer.template.form(shapes[index])
+            tokenizer.form(shapes[index])
         except DataError as error:
             line = rows[row_of[index]].origin.line
             raise DataError(f"line {line}: {error}" if line else str(error)) from None
@@ -231,7 +254,7 @@ def _shapes(
 
 
 def _compile(shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokenizer) -> _Slots:
-    forms = [tokenizer.template.form(shape) for shape in shapes]
+    forms = [tokenizer.form(shape) for shape in shapes]
     per_shape = np.array([len(form) for form in forms], np.int64)
     role = np.array([ROLE[role] for role, _, _ in shapes], np.uint8)
     slots = [slot for form in forms for slot in form]

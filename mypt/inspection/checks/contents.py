@@ -179,7 +179,7 @@ def _check_ids(check: ShardCheck) -> None:
 def _known_ids(tokenizer: Tokenizer) -> NDArray[np.bool_]:
     """Return for each id whether it stands for something; the last item for all beyond."""
     known = np.zeros(tokenizer.n_vocab + 1, dtype=bool)
-    known[: len(tokenizer.vocabulary.tokens)] = True
+    known[tokenizer.vocabulary.ids] = True
     known[list(tokenizer.special_tokens.values())] = True
     return known
 

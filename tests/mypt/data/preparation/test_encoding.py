@@ -46,7 +46,7 @@ def reference(rows, ours):
     tokens, spans, bounds = [], [], []
     for number, row in enumerate(rows):
         first, before = len(tokens), None
-        for segment in render(ours.template, row):
+        for segment in render(ours, row):
             start = len(tokens)
             if segment.special is None:
                 tokens += ours.encoding.encode_ordinary(segment.text)
@@ -136,7 +136,7 @@ def test_ids_decode_to_the_written_row_and_spans_tile_it(template):
     @given(rows=rows_of_all_kinds)
     def check(rows):
         encoded = encode_rows(rows, ours)
-        written = "".join(s.text or s.special for row in rows for s in render(ours.template, row))
+        written = "".join(s.text or s.special for row in rows for s in render(ours, row))
         assert ours.decode_bytes(encoded.tokens) == written.encode()
         edges = [0, *encoded.spans["stop"].tolist()]
         assert encoded.spans["start"].tolist() == edges[:-1]
