@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from mypt import home
 from mypt.data.manifest import TOKENIZER_STATE
+from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate, base_template
 from mypt.data.spans import KIND
-from mypt.data.template import Shape, Slot, Template, load_template
+from mypt.data.template import Shape, Slot, load_template
 from mypt.data.vocabularies.encoder import TextEncoder, encode_each, encoding_of, utf8
 from mypt.data.vocabularies.engine import TokenizersEngine, engine_of
 from mypt.data.vocabularies.huggingface import PREFIX, hf_folder, hf_vocabulary
@@ -36,7 +37,7 @@ class Tokenizer:
     order, except those that the base has already.
     """
 
-    def __init__(self, vocabulary: Vocabulary, template: Template) -> None:
+    def __init__(self, vocabulary: Vocabulary, template: AnyTemplate) -> None:
         special_tokens = dict(vocabulary.special_tokens)
         following = max(len(vocabulary.tokens) - 1, *special_tokens.values(), 0) + 1
         for token in (*template.special_tokens, vocabulary.end):
@@ -79,6 +80,14 @@ class Tokenizer:
     def stop_id(self) -> int:
         """The token that ends an assistant turn."""
         return self.special_tokens[self.template.stop]
+
+    @cached_property
+    def byte_sizes(self) -> NDArray[np.uint32]:
+        """(n_vocab,) bytes that each id stands for, special tokens spelled out."""
+        sizes = np.zeros(self.n_vocab, np.uint32)
+        for number, token in self._bytes.items():
+            sizes[number] = len(token)
+        return sizes
 
     @cached_property
     def state(self) -> TokenizerState:
@@ -184,14 +193,17 @@ class Tokenizer:
         return TextEncoder(self.vocabulary)
 
 
-def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "mypt") -> Tokenizer:
+def load_tokenizer(
+    name_or_path: str | Path, template: str | Path | AnyTemplate = "mypt"
+) -> Tokenizer:
     """Return a tokenizer by name, or the one that a dataset or a model carries.
 
     Args:
         name_or_path: gpt2, byte, cl100k_base or o200k_base; a dataset, a model (name or
             folder) or one of its step folders; a ``tokenizer_state.json``; ``hf:`` and a folder
             with a ``tokenizer.json``.
-        template: Template of a tokenizer by name; what is loaded brings its own.
+        template: Template of a tokenizer by name, ``base`` the one beside a ``tokenizer.json``;
+            what is loaded brings its own.
 
     Raises:
         ConfigError: If the name means nothing, or a tokenizer that must be trained first.
@@ -199,12 +211,12 @@ def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "
         CheckpointError: If a model has no complete checkpoint.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if name == "byte":
-        return Tokenizer(byte_vocabulary(), load_template(template))
-    if name in PUBLISHED:
-        return Tokenizer(published_vocabulary(name), load_template(template))
     if name.startswith(PREFIX):
-        return Tokenizer(hf_vocabulary(hf_folder(name)), load_template(template))
+        return Tokenizer(hf_vocabulary(hf_folder(name)), find_template(template, name))
+    if name == "byte":
+        return Tokenizer(byte_vocabulary(), find_template(template, name))
+    if name in PUBLISHED:
+        return Tokenizer(published_vocabulary(name), find_template(template, name))
     if is_trained(name):
         raise ConfigError(
             f"tokenizer {name!r} is made from a corpus; use 'mypt prepare --tokenization {name}',"
@@ -229,13 +241,32 @@ def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "
         raise DataError(f"{path}: {error}; {ADVICE}") from None
 
 
+def find_template(name_or_path: str | Path | AnyTemplate, tokenization: str) -> AnyTemplate:
+    """Return a template by name; ``base`` is the one that the tokenizer's folder holds.
+
+    Raises:
+        ConfigError: If there is no such template, or the tokenizer comes from no base.
+        DataError: If the base's own cannot be used.
+    """
+    if isinstance(name_or_path, BaseTemplate):
+        return name_or_path
+    if name_or_path != BASE:
+        return load_template(name_or_path)
+    if not tokenization.startswith(PREFIX):
+        raise ConfigError(
+            f"--template base with --tokenization {tokenization}: expected {PREFIX}FOLDER, whose"
+            " chat template it is; or choose a template by name"
+        )
+    return base_template(hf_folder(tokenization))
+
+
 def is_trained(tokenization: str) -> bool:
     """Say whether a tokenization is made from the corpus: ``char`` and ``bpe:N``."""
     return TRAINED.fullmatch(tokenization) is not None
 
 
 def train_tokenizer(
-    tokenization: str, texts: Iterable[str], template: str | Path | Template = "mypt"
+    tokenization: str, texts: Iterable[str], template: str | Path | AnyTemplate = "mypt"
 ) -> Tokenizer:
     """Make a ``char`` or ``bpe:N`` tokenizer from a corpus.
 
@@ -248,4 +279,4 @@ def train_tokenizer(
         raise ConfigError(f"{tokenization!r} is not made from a corpus; expected char or bpe:N")
     size = match.group(1)
     vocabulary = bpe_vocabulary(int(size), texts) if size else char_vocabulary(texts)
-    return Tokenizer(vocabulary, load_template(template))
+    return Tokenizer(vocabulary, find_template(template, tokenization))

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row
+from mypt.data.preparation.rendered import Rendered, encode_rendered
 from mypt.data.reading.records import Tally
+from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import BY_POLICY, KIND, ROLE, ROW_DTYPE, spans_of
 from mypt.data.template import Shape, Slot
 from mypt.data.tokenizer import Tokenizer
@@ -105,6 +107,11 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     Raises:
         DataError: If the template has no form for a row, or a text holds a lone surrogate.
     """
+    if isinstance(tokenizer.template, BaseTemplate):
+        found = encode_rendered(_normal_rows(rows, tokenizer), tokenizer, many=many)
+        if found.refused:
+            raise _of_line(*found.refused[0])
+        return _encoded(found, tokenizer)
     turns = _collect(rows)
     kind, per_row = np.array(turns.kind, np.int64), np.array(turns.per_row, np.int64)
     shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
@@ -138,16 +145,31 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     return Encoded(tokens, spans, _table(rows, spans, _digests(turns, texts)))
 
 
-def normal_rows(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
-    """Return rows with their texts in the vocabulary's normal form, and count what changed."""
-    form = tokenizer.vocabulary.normal_form
-    if not form:
-        return list(rows)
-    normal = [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
+def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> Encoded:
+    """Encode rows, count those whose text was changed, and leave out those that are refused.
+
+    Only a base's own template refuses rows, where it rewrites what they say.
+    """
+    normal = _normal_rows(rows, tokenizer)
     changed = sum(new is not old for new, old in zip(normal, rows, strict=True))
     if changed:
+        form = tokenizer.vocabulary.normal_form
         tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
-    return normal
+    if not isinstance(tokenizer.template, BaseTemplate):
+        return encode_rows(normal, tokenizer)
+    found = encode_rendered(normal, tokenizer, many=True)
+    for row, reason in found.refused:
+        if tally.strict:
+            raise _of_line(row, reason)
+        tally.dropped[f"the base's template cannot be proved: {reason}"] += 1
+    tally.notes.update(found.notes)
+    return _encoded(found, tokenizer)
+
+
+def _normal_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Row]:
+    if not tokenizer.vocabulary.normal_form:
+        return list(rows)
+    return [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
 
 
 def _normal(row: Row, normalised: Callable[[str], str]) -> Row:
@@ -159,6 +181,17 @@ def _normal(row: Row, normalised: Callable[[str], str]) -> Row:
         for turn in row.messages
     )
     return row if turns == row.messages else replace(row, messages=turns)
+
+
+def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
+    turns = _collect(found.rows)
+    digests = _digests(turns, tokenizer.spelled(turns.texts))
+    return Encoded(found.tokens, found.spans, _table(found.rows, found.spans, digests))
+
+
+def _of_line(row: Row, reason: str) -> DataError:
+    line = row.origin.line
+    return DataError(f"line {line}: {reason}" if line else reason)
 
 
 def row_digest(row: Row) -> bytes:
@@ -248,8 +281,7 @@ def _shapes(
         try:
             tokenizer.form(shapes[index])
         except DataError as error:
-            line = rows[row_of[index]].origin.line
-            raise DataError(f"line {line}: {error}" if line else str(error)) from None
+            raise _of_line(rows[row_of[index]], str(error)) from None
     return shapes, shaped, shape
 
 

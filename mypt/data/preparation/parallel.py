@@ -9,7 +9,7 @@ from typing import Final
 
 from mypt.config import Preparation
 from mypt.data.preparation.dask_workers import dask_workers
-from mypt.data.preparation.encoding import Encoded, encode_rows, normal_rows
+from mypt.data.preparation.encoding import Encoded, encode_counted
 from mypt.data.preparation.processes import Died, Engine, Pending, processes
 from mypt.data.preparation.row_batches import Meter
 from mypt.data.preparation.worker import Done, PortionJob
@@ -102,9 +102,10 @@ def encode_sources(
         for index, reader in enumerate(readers):
             for batch in meter.batches(reader):
                 tally = Tally()
-                rows = normal_rows(batch, tokenizer, tally)
-                reader.add(len(rows) - len(batch), tally)
-                yield index, encode_rows(rows, tokenizer)
+                encoded = encode_counted(batch, tokenizer, tally)
+                reader.add(len(encoded.rows) - len(batch), tally)
+                yield index, encoded
+            reader.finish()  # once more: its template may have refused what was left
         return
     results = folder.absolute() / "portions"
     results.mkdir()

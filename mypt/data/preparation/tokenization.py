@@ -25,9 +25,16 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
+from mypt.data.rendering.base_template import AnyTemplate
 from mypt.data.spans import ROLE
-from mypt.data.template import Template, load_template
-from mypt.data.tokenizer import Tokenizer, is_trained, load_tokenizer, train_tokenizer
+from mypt.data.template import Template
+from mypt.data.tokenizer import (
+    Tokenizer,
+    find_template,
+    is_trained,
+    load_tokenizer,
+    train_tokenizer,
+)
 from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, DataError
 
@@ -57,10 +64,12 @@ class DatasetPlan:
         return None if origin is None else load_tokenizer(origin)
 
     @cached_property
-    def template(self) -> Template:
+    def template(self) -> AnyTemplate:
         """What renders the conversations."""
         inherited = self.inherited
-        return inherited.template if inherited else load_template(self.config.template)
+        if inherited is not None:
+            return inherited.template
+        return find_template(self.config.template, self.config.tokenization)
 
     @property
     def trains(self) -> bool:
@@ -131,9 +140,12 @@ def write_tokens(
 def _check_prompts(plan: DatasetPlan) -> None:
     """Refuse what would write Alpaca's prompt twice."""
     name = next((reader.name for reader in plan.readers if reader.format == "alpaca"), None)
-    if name is not None and "### Instruction:" in plan.template.turns["user"].header:
+    template = plan.template
+    if name is None or not isinstance(template, Template):
+        return
+    if "### Instruction:" in template.turns["user"].header:
         raise ConfigError(
-            f"{name}: format alpaca holds the prompt that template {plan.template.name} writes;"
+            f"{name}: format alpaca holds the prompt that template {template.name} writes;"
             " choose template mypt, plain, chatml or llama3"
         )
 

@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, ValidationError
 
 from mypt import files
-from mypt.data.template import END_OF_TEXT, Template
+from mypt.data.rendering.base_template import AnyTemplate
+from mypt.data.template import END_OF_TEXT
 from mypt.data.vocabularies.engine import SPACE, composed
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen
@@ -133,7 +134,7 @@ class TokenizerState(Frozen):
     """The base tokens' bytes in base64; position is id and merge priority."""
     special_tokens: dict[str, int]
     """Special token to id, the base's own and the template's."""
-    template: Template
+    template: AnyTemplate
     """How conversations are rendered."""
     normal_form: NormalForm = ""
     """As the next three, of :class:`Vocabulary`."""
@@ -143,7 +144,9 @@ class TokenizerState(Frozen):
     digest: str = Field(default="", repr=False)
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, special_tokens: dict[str, int], template: Template) -> Self:
+    def of(
+        cls, vocabulary: Vocabulary, special_tokens: dict[str, int], template: AnyTemplate
+    ) -> Self:
         """Return the sealed state of a tokenizer."""
         state = cls(
             name=vocabulary.name,

@@ -9,8 +9,8 @@ from mypt.data.template import Template, load_template
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import parse_config
-from tests.mypt.data.rendering import render
 from tests.mypt.data.rows import HERE, TEMPLATES, conversations
+from tests.mypt.data.segments import render
 
 FORMS = {name: load_template(name) for name in TEMPLATES}
 CHAT = Conversation((say("user", "Hi"), say("assistant", "Hello")), HERE)

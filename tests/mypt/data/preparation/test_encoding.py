@@ -16,7 +16,6 @@ from mypt.data.tokenizer import Tokenizer, train_tokenizer
 from mypt.data.vocabularies.vocabulary import SINGLE_BYTES, Vocabulary
 from mypt.errors import DataError
 from mypt.inference.chat import chat_prompt
-from tests.mypt.data.rendering import render
 from tests.mypt.data.rows import (
     HERE,
     TEMPLATES,
@@ -26,6 +25,7 @@ from tests.mypt.data.rows import (
     texts,
     tokenizer,
 )
+from tests.mypt.data.segments import render
 
 rows_of_all_kinds = st.lists(st.one_of(conversations, documents), max_size=4)
 
