@@ -11,7 +11,7 @@ from mypt.data.conversations import Conversation, Form, Message, Origin, say
 from mypt.data.preparation.encoding import encode_rows
 from mypt.data.preparation.rendered import encode_prompt
 from mypt.data.rendering.base_template import BaseTemplate
-from mypt.data.rendering.written import Refused
+from mypt.data.rendering.written import Unproved
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.inference.generation import generate_batch, known_tokens, text_prompt
@@ -110,7 +110,7 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     if isinstance(tokenizer.template, BaseTemplate):
         try:
             return encode_prompt(messages, tokenizer)
-        except Refused as error:
+        except Unproved as error:
             raise DataError(f"the base's template cannot be proved for it: {error}") from None
     asked = Conversation((*messages, Message("assistant", ())), Origin(0, 0))
     ids: list[int] = encode_rows([asked], tokenizer, many=False).tokens.tolist()

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from mypt.data.conversations import Document, Message, Row
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.written import (
-    Piece,
-    Refused,
+    Passage,
+    Unproved,
     Written,
     tiled,
     write_prompt,
@@ -63,7 +63,7 @@ def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) ->
         try:
             written = _written(row, tokenizer, controls)
             cut = _cut(written, tokenizer, controls)
-        except Refused as error:
+        except Unproved as error:
             refused.append((row, str(error)))
             continue
         notes["reasoning of earlier turns left out by the base's template"] += written.stripped
@@ -74,7 +74,7 @@ def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) ->
     for (row, written, _), (tokens, fed) in zip(kept, ids, strict=True):
         try:
             found.append((row, written, tokens, _counts(written, tokens, fed, tokenizer)))
-        except Refused as error:
+        except Unproved as error:
             refused.append((row, str(error)))
     return _rendered(found, refused, +notes)
 
@@ -83,7 +83,7 @@ def encode_prompt(turns: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """Return the ids that inference feeds for an answer to a conversation.
 
     Raises:
-        Refused: If the template cannot be proved for it.
+        Unproved: If the template cannot be proved for it.
     """
     template = tokenizer.template
     assert isinstance(template, BaseTemplate), "the caller has looked"
@@ -104,16 +104,16 @@ def _written(row: Row, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Writt
         begin, end = tokenizer.vocabulary.begin, tokenizer.vocabulary.end
         role, text = ROLE["text"], begin + row.text + end
         pieces = [
-            Piece(len(begin), role, KIND["header"], 0, BY_POLICY, False),
-            Piece(len(begin + row.text), role, KIND["content"], 0, BY_POLICY, True),
-            Piece(len(text), role, KIND["end"], 0, BY_POLICY, False),
+            Passage(len(begin), role, KIND["header"], 0, BY_POLICY, False),
+            Passage(len(begin + row.text), role, KIND["content"], 0, BY_POLICY, True),
+            Passage(len(text), role, KIND["end"], 0, BY_POLICY, False),
         ]
         return Written(text, tiled(pieces), [], False)
     template = tokenizer.template
     assert isinstance(template, BaseTemplate), "the caller has looked"
     written = write_turns(template, row.messages, controls)
     if tokenizer.vocabulary.normalised(written.text) != written.text:
-        raise Refused("the template and a text beside it make another normal form")
+        raise Unproved("the template and a text beside it make another normal form")
     return written
 
 
@@ -143,7 +143,7 @@ def _cut(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> _
             cut.fed.append(written.text[at:begin])
             begin = next(begins, None)
         if begin is not None and begin < stop:
-            raise Refused("an answer begins inside a token")
+            raise Unproved("an answer begins inside a token")
         between, token = written.text[at:start], written.text[start:stop]
         if isinstance(template, BaseTemplate):
             _check_eaten(template, written.text, token, start, stop)
@@ -156,7 +156,7 @@ def _cut(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> _
     return cut
 
 
-def _runs(pieces: Sequence[Piece]) -> list[tuple[bool, int]]:
+def _runs(pieces: Sequence[Passage]) -> list[tuple[bool, int]]:
     """Return stretches of the template's or of an author's text, whatever they are for."""
     runs: list[tuple[bool, int]] = []
     for piece in pieces:
@@ -169,7 +169,7 @@ def _runs(pieces: Sequence[Piece]) -> list[tuple[bool, int]]:
 def _check_eaten(template: BaseTemplate, text: str, token: str, start: int, stop: int) -> None:
     before = token in template.eats_before and text[:start][-1:].isspace()
     if before or (token in template.eats_after and text[stop : stop + 1].isspace()):
-        raise Refused("white space beside a token that swallows it")
+        raise Unproved("white space beside a token that swallows it")
 
 
 def _encode(
@@ -198,7 +198,7 @@ def _counts(
     """Return how many tokens end in each piece.
 
     Raises:
-        Refused: If the ids that inference feeds are not those that training reads.
+        Unproved: If the ids that inference feeds are not those that training reads.
     """
     sizes = tokenizer.byte_sizes[tokens].astype(np.int64)
     ends = np.cumsum(sizes)
@@ -211,7 +211,7 @@ def _counts(
         aligned = begin == 0 or (at < len(ends) and ends[at] == offset[begin])
         read = tokens[at + 1 - len(expected) : at + 1]
         if not aligned or not np.array_equal(read, expected):
-            raise Refused("the first letters of an answer melt with its header into one token")
+            raise Unproved("the first letters of an answer melt with its header into one token")
     bounds = np.array([offset[piece.stop] for piece in written.pieces], np.int64)
     where = np.searchsorted(bounds, ends, side="left")
     return np.bincount(where, minlength=len(bounds)).astype(np.int64)

@@ -28,11 +28,11 @@ _Leaf = tuple[int, str, str]
 """A message's index, the kind of one of its texts, and that text."""
 
 
-class Refused(Exception):  # noqa: N818 - no error: whoever asked decides what becomes of the row
+class Unproved(Exception):  # noqa: N818 - no error: whoever asked decides what becomes of the row
     """The template cannot be proved for a conversation; its text is the reason."""
 
 
-class Piece(NamedTuple):
+class Passage(NamedTuple):
     """A stretch of what was written; pieces tile it."""
 
     stop: int
@@ -51,7 +51,7 @@ class Written(NamedTuple):
     """A conversation in the template's form."""
 
     text: str
-    pieces: list[Piece]
+    pieces: list[Passage]
     begins: list[int]
     """Where in the text the model begins to write, once for each of its turns."""
     stripped: bool
@@ -76,20 +76,20 @@ def write_prompt(
         controls: What finds the tokens that only the template may write.
 
     Raises:
-        Refused: If the template cannot be proved for it.
+        Unproved: If the template cannot be proved for it.
     """
     plain, marked, leaves = _messages(turns)
     _check_calls(plain, controls)
     text = _write(template, plain, prompt=True)
     regions = _regions(_write(template, marked, prompt=True), text, leaves)
-    pieces, at = list[Piece](), 0
+    pieces, at = list[Passage](), 0
     header = (ROLE["assistant"], KIND["header"], len(turns), BY_POLICY, False)
     for region in regions:
         role = ROLE[turns[region.message].role]
         own = (role, KIND["content"], region.message, BY_POLICY, True)
-        pieces += [Piece(region.start, *header), Piece(region.stop, *own)]
+        pieces += [Passage(region.start, *header), Passage(region.stop, *own)]
         at = region.stop
-    return Written(text, tiled([*pieces, Piece(max(at, len(text)), *header)]), [], False)
+    return Written(text, tiled([*pieces, Passage(max(at, len(text)), *header)]), [], False)
 
 
 def write_turns(
@@ -103,7 +103,7 @@ def write_turns(
         controls: What finds the tokens that only the template may write.
 
     Raises:
-        Refused: If the template cannot be proved for it.
+        Unproved: If the template cannot be proved for it.
     """
     plain, marked, leaves = _messages(turns)
     _check_calls(plain, controls)
@@ -127,14 +127,14 @@ def _check_calls(messages: Sequence[dict[str, Any]], controls: re.Pattern[str]) 
     """Refuse a token in a tool call, round whose words there are no marks."""
     for message in messages:
         if "tool_calls" in message and controls.search(_spelled(message["tool_calls"])):
-            raise Refused("a tool call spells a token of the base")
+            raise Unproved("a tool call spells a token of the base")
 
 
 def _write(template: BaseTemplate, messages: Sequence[dict[str, Any]], prompt: bool = False) -> str:
     try:
         return template.write(messages, prompt=prompt)
     except DataError as error:
-        raise Refused(str(error)) from None
+        raise Unproved(str(error)) from None
 
 
 def _messages(
@@ -147,9 +147,9 @@ def _messages(
     for index, turn in enumerate(turns):
         kinds = [part.kind for part in turn.parts]
         if sorted(kinds, key=_ORDER.__getitem__) != kinds:
-            raise Refused("a turn whose parts do not come as reasoning, text, tool calls")
+            raise Unproved("a turn whose parts do not come as reasoning, text, tool calls")
         if any(_PRIVATE.search(part.text) for part in turn.parts):
-            raise Refused("a text with private characters from U+100000 on")
+            raise Unproved("a text with private characters from U+100000 on")
         calls = [
             _call(part.text, index, n)
             for n, part in enumerate(turn.parts)
@@ -173,7 +173,7 @@ def _messages(
         plain.append(one)
         marked.append(other)
     if len(leaves) > _MOST:
-        raise Refused(f"more than {_MOST} texts")
+        raise Unproved(f"more than {_MOST} texts")
     return plain, marked, leaves
 
 
@@ -183,7 +183,7 @@ def _call(text: str, message: int, number: int) -> dict[str, Any]:
         called = json.loads(text)
         name, arguments = called["name"], called["arguments"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise Refused("a tool call that is no JSON with name and arguments") from None
+        raise Unproved("a tool call that is no JSON with name and arguments") from None
     function = {"name": name, "arguments": arguments}
     return {"type": "function", "id": f"call{message:03d}{number:02d}"[:9], "function": function}
 
@@ -212,20 +212,20 @@ def _regions(marked: str, text: str, leaves: Sequence[_Leaf]) -> list[_Region]:
             found.append(_Region(opened[1], at, *leaves[leaf][:2]))
             opened = None
         elif closes or opened is not None or leaf >= len(leaves):
-            raise Refused("the template rewrites what a message says")
+            raise Unproved("the template rewrites what a message says")
         else:
             opened = leaf, at
     if opened is not None or _MARK.sub("", marked) != text:
-        raise Refused("the template rewrites what a message says")
+        raise Unproved("the template rewrites what a message says")
     said = {leaf[:2]: leaf[2].strip() for leaf in leaves}
     for one in found:
         core = said[one.message, one.kind]
         if text[one.start : one.stop] not in (core, _spelled(core)[1:-1]):
-            raise Refused("the template rewrites what a message says")
+            raise Unproved("the template rewrites what a message says")
     if len({(one.message, one.kind) for one in found}) < len(found):
-        raise Refused("the template repeats a message")
+        raise Unproved("the template repeats a message")
     if [one.message for one in found] != sorted(one.message for one in found):
-        raise Refused("the template writes messages in another order")
+        raise Unproved("the template writes messages in another order")
     return found
 
 
@@ -259,9 +259,9 @@ def _check_all_stand(
     asked = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=-1)
     for message, kind in missing:
         if kind != "reasoning":
-            raise Refused(f"the template leaves out a message of the {turns[message].role}")
+            raise Unproved(f"the template leaves out a message of the {turns[message].role}")
         if message > asked:
-            raise Refused("the template leaves out the reasoning of the last turn")
+            raise Unproved("the template leaves out the reasoning of the last turn")
     return bool(missing)
 
 
@@ -275,7 +275,7 @@ def _begins(
     """Return where the model begins to write in each of its turns.
 
     Raises:
-        Refused: If what inference feeds is no prefix of what training reads.
+        Unproved: If what inference feeds is no prefix of what training reads.
     """
     begins: dict[int, int] = {}
     for index, turn in enumerate(turns):
@@ -285,7 +285,7 @@ def _begins(
         before = max((one.stop for one in regions if one.message < index), default=0)
         own = min((one.start for one in regions if one.message >= index), default=len(text))
         if not text.startswith(fed) or not before <= len(fed) <= own:
-            raise Refused(
+            raise Unproved(
                 "what inference feeds is no prefix of what training reads"
                 f"{template.difference and f', {template.difference}'}"
             )
@@ -316,8 +316,8 @@ def _pieces(
     regions: Sequence[_Region],
     stretches: dict[int, tuple[int, int, int]],
     controls: re.Pattern[str],
-) -> list[Piece]:
-    pieces: list[Piece] = []
+) -> list[Passage]:
+    pieces: list[Passage] = []
     done = 0
     for index, turn in enumerate(turns):
         said = BY_POLICY if turn.train is None else int(turn.train)
@@ -325,7 +325,7 @@ def _pieces(
 
         def add(stop: int, kind: str, is_own: bool = False) -> None:
             where = (ROLE[turns[index].role], KIND[kind], index, said, is_own)  # noqa: B023
-            pieces.append(Piece(stop, *where))
+            pieces.append(Passage(stop, *where))
 
         if turn.role != "assistant":
             for one in own:
@@ -347,12 +347,12 @@ def _pieces(
         add(end, "end")
         done = max(done, end)
     last = pieces[-1]
-    return [*pieces, Piece(max(len(text), done), last.role, KIND["header"], *last[3:5], False)]
+    return [*pieces, Passage(max(len(text), done), last.role, KIND["header"], *last[3:5], False)]
 
 
-def tiled(pieces: Sequence[Piece]) -> list[Piece]:
+def tiled(pieces: Sequence[Passage]) -> list[Passage]:
     """Leave out pieces that hold nothing."""
-    kept: list[Piece] = []
+    kept: list[Passage] = []
     for piece in pieces:
         if piece.stop > (kept[-1].stop if kept else 0):
             kept.append(piece)
@@ -375,4 +375,4 @@ def _check_generation(
         at += len(part)
     ours = [f"{begin}:{text[begin:end].rstrip()}" for begin, _, end in stretches]
     if marked != ours:
-        raise Refused("its {% generation %} marks other text than inference leaves to the model")
+        raise Unproved("its {% generation %} marks other text than inference leaves to the model")

@@ -33,11 +33,11 @@ def write_rows(path, n=60):
     return path
 
 
-def made(tmp_path, template, **how):
+def made(tmp_path, template, name="base", **how):
     write_base(tmp_path / "base", template)
     raw = write_rows(tmp_path / "rows.jsonl")
     config = PrepareConfig(
-        sources=(Source(path=str(raw)),), tokenization=f"hf:{tmp_path / 'base'}", template="base"
+        sources=(Source(path=str(raw)),), tokenization=f"hf:{tmp_path / 'base'}", template=name
     )
     prepare(config, MaskPolicy(), tmp_path / "data", **how)
     return open_dataset(tmp_path / "data")
@@ -52,6 +52,13 @@ def test_a_dataset_in_the_bases_own_form_is_sound(style, tmp_path):
     report = validate(tmp_path / "data")
     assert not [finding for finding in report.findings if finding.level == "error"]
     assert dataset.manifest.template == dataset.tokenizer.template.digest
+
+
+def test_a_base_whose_own_template_is_passed_over_is_told(tmp_path):
+    (source,) = made(tmp_path, QWEN, "chatml").manifest.sources
+    (note,) = [note for note in source.notes if "though the base has its own" in note.reason]
+    assert note.rows == source.rows_read
+    assert "template chatml" in note.reason
 
 
 def test_workers_make_the_same_dataset_and_count_the_same(tmp_path, monkeypatch):
