@@ -155,14 +155,17 @@ def find_source(folder: Path, config: dict[str, Any] | None = None) -> str | Non
 
 
 def _stop(template: BaseTemplate, controls: Sequence[str], folder: Path) -> str:
-    """Return the first token that stands between an answer and the message after it."""
+    """Return the first token after the last answer, or else after the one before it.
+
+    A template that writes none at its end stops at the header of the next message.
+    """
     try:
         text = template.write([plain_message(turn) for turn in _PROBE])
     except DataError as error:
         raise DataError(f"{folder}: {error}; choose another --template") from None
-    between = text.partition("B2")[2].partition("C3")[0]
+    between, ending = text.partition("B2")[2].partition("C3")[0], text.rpartition("D4")[2]
     pattern = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True))
-    found = re.search(pattern, between) if controls else None
+    found = (re.search(pattern, ending) or re.search(pattern, between)) if controls else None
     if found is None:
         raise DataError(
             f"{folder}: its chat template writes {between!r:.60} after an answer; expected a token"

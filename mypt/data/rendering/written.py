@@ -113,7 +113,7 @@ def write_turns(
     begins = _begins(template, turns, plain, text, regions)
     regions = _widened(regions, leaves, text, begins)
     stretches = [
-        _stretch(text, index, begins, regions, template.stop)
+        _stretch(text, index, begins, regions, template.stop, controls, _calls(turn))
         for index, turn in enumerate(turns)
         if turn.role == "assistant"
     ]
@@ -293,10 +293,23 @@ def _begins(
     return begins
 
 
+def _calls(turn: Message) -> bool:
+    return any(part.kind == "tool_call" for part in turn.parts)
+
+
 def _stretch(
-    text: str, index: int, begins: dict[int, int], regions: Sequence[_Region], stop: str
+    text: str,
+    index: int,
+    begins: dict[int, int],
+    regions: Sequence[_Region],
+    stop: str,
+    controls: re.Pattern[str],
+    calls: bool,
 ) -> tuple[int, int, int]:
-    """Return where a turn's words begin, where they end, and where its stop token ends."""
+    """Return where a turn's words begin, where they end, and where the token that ends it does.
+
+    That is the template's stop; where it writes another after earlier answers, that one.
+    """
     begin = begins[index]
     last = max((one.stop for one in regions if one.message == index), default=begin)
     bound = min(
@@ -307,7 +320,10 @@ def _stretch(
     at = text.find(stop, last, bound)
     if at >= 0:
         return begin, at, at + len(stop)
-    return begin, last, last
+    if calls:
+        raise Unproved("no token that inference stops at ends a turn that calls a tool")
+    other = controls.search(text, last, bound)
+    return (begin, *other.span()) if other else (begin, last, last)
 
 
 def _pieces(
@@ -342,8 +358,7 @@ def _pieces(
             add(one.start, "reasoning" if marked else "content")
             add(one.stop, "reasoning" if one.kind == "reasoning" else "content", True)
             at = one.stop
-        calls = any(part.kind == "tool_call" for part in turn.parts)
-        add(words, "tool_call" if calls else "end")
+        add(words, "tool_call" if _calls(turn) else "end")
         add(end, "end")
         done = max(done, end)
     last = pieces[-1]

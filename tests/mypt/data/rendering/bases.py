@@ -122,6 +122,22 @@ GENERATION = """\
 {%- else %}{{- message.content + '<|im_end|>' }}{% endif %}{{- '\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+HARMONY = """\
+{%- for message in messages %}
+{%- if message.role != 'assistant' %}
+{{- '<|start|>' + message.role + '<|end|>' + message.content + '<|im_end|>' }}
+{%- else %}
+{{- '<|start|>assistant<|end|>' + message.content }}
+{{- '<|eot|>' if loop.last else '<|im_end|>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>' }}{% endif %}"""
+GLM = """\
+{{- '[INST]' }}
+{%- for message in messages %}
+{{- ('<|start|>' if message.role == 'user' else '<|end|>') + '\\n' + message.content }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|end|>\\n' }}{% endif %}"""
 CONTROLS = (
     "<bos>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>",
     "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>", "</tool_call>",

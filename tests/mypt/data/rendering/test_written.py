@@ -20,7 +20,16 @@ from mypt.data.spans import KIND, KINDS, ROLE
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.inference.chat import chat_prompt
-from tests.mypt.data.rendering.bases import BREAKS, CONTROLS, QWEN, STOPS, STYLES, write_base
+from tests.mypt.data.rendering.bases import (
+    BREAKS,
+    CONTROLS,
+    GLM,
+    HARMONY,
+    QWEN,
+    STOPS,
+    STYLES,
+    write_base,
+)
 
 PLAIN = ["Hello", "two words", "a\nb", "1 + 1 = 2", "\xfcml\xe4ut \u2713", "```py\nx=1\n```"]
 NASTY = ["  two  spaces", "\n\nlead", "trail \n", "</think>", "<|im_end|>", "x<think>y", "[/INST]"]
@@ -136,6 +145,20 @@ def told(encoded, ours):
         for start, stop, _, _, role, kind, _ in encoded.spans.tolist()
         if role == ROLE["assistant"] and kind != KIND["header"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("template", "stop", "ends"),
+    [(HARMONY, "<|eot|>", ["<|im_end|>", "<|eot|>"]), (GLM, "<|start|>", ["<|start|>"])],
+    ids=["another stop at the end", "the next header stops"],
+)
+def test_each_turn_ends_with_what_the_template_lets_follow_it(tmp_path, template, stop, ends):
+    write_base(tmp_path, template)
+    ours = load_tokenizer(f"hf:{tmp_path}", "base")
+    assert ours.template.stop == stop
+    turns = [say(role, word) for role, word in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    encoded = encode_rows([Conversation(tuple(turns), HERE)], ours)
+    assert [text for kind, text in told(encoded, ours) if kind == "end"] == ends
 
 
 @pytest.fixture
