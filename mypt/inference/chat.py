@@ -11,7 +11,7 @@ from mypt.data.conversations import Conversation, Form, Message, Origin, say
 from mypt.data.preparation.encoding import encode_rows
 from mypt.data.preparation.rendered import encode_prompt
 from mypt.data.rendering.base_template import BaseTemplate
-from mypt.data.rendering.written import Unproved
+from mypt.data.rendering.marks import Unproved
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.inference.generation import generate_batch, known_tokens, text_prompt

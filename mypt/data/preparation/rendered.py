@@ -17,14 +17,8 @@ from numpy.typing import NDArray
 
 from mypt.data.conversations import Document, Message, Row
 from mypt.data.rendering.base_template import BaseTemplate
-from mypt.data.rendering.written import (
-    Passage,
-    Unproved,
-    Written,
-    tiled,
-    write_prompt,
-    write_turns,
-)
+from mypt.data.rendering.marks import Unproved
+from mypt.data.rendering.written import Passage, Written, tiled, write_prompt, write_turns
 from mypt.data.spans import BY_POLICY, KIND, ROLE, spans_of
 from mypt.data.tokenizer import Tokenizer
 

@@ -185,6 +185,19 @@ def test_reasoning_and_tool_calls_have_spans_of_their_own(qwen, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_part_that_speaks_for_itself_keeps_its_word_about_the_mask(qwen):
+    _, ours = qwen
+    parts = (Part("reasoning", "hm", train=False), Part("text", "So"))
+    encoded = encode_rows(
+        [Conversation((say("user", "a"), Message("assistant", parts)), HERE)], ours
+    )
+    mask = mask_from_spans(encoded.spans, len(encoded.tokens), MaskPolicy())
+    assert ours.decode(encoded.tokens[mask == 1]) == "So<|im_end|>"
+    mixed = (Part("text", "a", train=True), Part("text", "b", train=False))
+    with pytest.raises(DataError, match="some to be learned and some not"):
+        encode_rows([Conversation((say("user", "a"), Message("assistant", mixed)), HERE)], ours)
+
+
 def test_an_empty_block_of_reasoning_is_reasoning_and_not_the_answer(qwen):
     _, ours = qwen
     row = Conversation((say("user", "a"), say("assistant", "b")), HERE)
