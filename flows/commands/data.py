@@ -58,7 +58,7 @@ def prepare(
         tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, or hf:FOLDER.
         format: What the files are; auto decides by content and says so.
         mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
-        template: mypt, chatml, llama3, alpaca, plain, or a template file.
+        template: mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a file.
         tokenizer_from: Dataset or model whose tokenizer is used instead.
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.

@@ -115,9 +115,7 @@ class Template(Frozen):
             DataError: If the template has no form for its role or one of its parts.
         """
         role, first, kinds = shape
-        if role == "text":
-            return Slot(KIND["content"]), Slot(KIND["end"], special=END_OF_TEXT)
-        if role not in self.turns:
+        if role == "text" or role not in self.turns:
             raise DataError(
                 f"template {self.name!r} has no form for role {role!r}, only for"
                 f" {', '.join(self.turns)}; choose another template or map the role"

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from mypt import home
 from mypt.data.manifest import TOKENIZER_STATE
-from mypt.data.template import END_OF_TEXT, Template, load_template
-from mypt.data.vocabularies.encoder import TextEncoder, encode_ordinary, encoding_of
+from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate, base_template
+from mypt.data.spans import KIND
+from mypt.data.template import Shape, Slot, load_template
+from mypt.data.vocabularies.encoder import TextEncoder, encode_each, encoding_of, utf8
+from mypt.data.vocabularies.engine import TokenizersEngine, engine_of
 from mypt.data.vocabularies.huggingface import PREFIX, hf_folder, hf_vocabulary
 from mypt.data.vocabularies.published import PUBLISHED, published_vocabulary
 from mypt.data.vocabularies.vocabulary import (
@@ -34,10 +37,10 @@ class Tokenizer:
     order, except those that the base has already.
     """
 
-    def __init__(self, vocabulary: Vocabulary, template: Template) -> None:
+    def __init__(self, vocabulary: Vocabulary, template: AnyTemplate) -> None:
         special_tokens = dict(vocabulary.special_tokens)
         following = max(len(vocabulary.tokens) - 1, *special_tokens.values(), 0) + 1
-        for token in (*template.special_tokens, END_OF_TEXT):
+        for token in (*template.special_tokens, vocabulary.end):
             if token not in special_tokens:
                 special_tokens[token] = following
                 following += 1
@@ -45,8 +48,12 @@ class Tokenizer:
         self.template = template
         self.special_tokens = special_tokens
         """Special token to id, the base's own among them."""
-        self.encoding = encoding_of(vocabulary, special_tokens)
-        """The tiktoken encoding underneath."""
+        self._bytes = {i: vocabulary.tokens[i] for i in vocabulary.ids} | {
+            number: token.encode() for token, number in special_tokens.items()
+        }
+        if not vocabulary.engine:
+            self.encoding = encoding_of(vocabulary, special_tokens)
+            """The tiktoken encoding underneath; absent where ``tokenizers`` encodes."""
 
     @property
     def name(self) -> str:
@@ -56,17 +63,31 @@ class Tokenizer:
     @property
     def n_vocab(self) -> int:
         """One more than the largest id."""
-        return self.encoding.n_vocab
+        return max(self._bytes) + 1
 
     @property
     def end_of_text(self) -> int:
         """The token that ends a document."""
-        return self.special_tokens[END_OF_TEXT]
+        return self.special_tokens[self.vocabulary.end]
+
+    @property
+    def begin_of_text(self) -> tuple[int, ...]:
+        """The token that begins a document, where one does."""
+        begin = self.vocabulary.begin
+        return (self.special_tokens[begin],) if begin else ()
 
     @property
     def stop_id(self) -> int:
         """The token that ends an assistant turn."""
         return self.special_tokens[self.template.stop]
+
+    @cached_property
+    def byte_sizes(self) -> NDArray[np.uint32]:
+        """(n_vocab,) bytes that each id stands for, special tokens spelled out."""
+        sizes = np.zeros(self.n_vocab, np.uint32)
+        for number, token in self._bytes.items():
+            sizes[number] = len(token)
+        return sizes
 
     @cached_property
     def state(self) -> TokenizerState:
@@ -81,6 +102,18 @@ class Tokenizer:
     def write(self, folder: Path) -> None:
         """Write ``tokenizer_state.json``, all that :func:`load_tokenizer` needs."""
         self.state.write(folder / TOKENIZER_STATE)
+
+    def form(self, shape: Shape) -> tuple[Slot, ...]:
+        """Return how a turn of this shape is written; documents as the vocabulary has them.
+
+        Raises:
+            DataError: If the template has no form for its role or one of its parts.
+        """
+        if shape[0] != "text":
+            return self.template.form(shape)
+        begin, end = self.vocabulary.begin, self.vocabulary.end
+        before = (Slot(KIND["header"], special=begin),) if begin else ()
+        return *before, Slot(KIND["content"]), Slot(KIND["end"], special=end)
 
     def special_id(self, text: str) -> int:
         """Return the id of a special token.
@@ -101,7 +134,36 @@ class Tokenizer:
         Raises:
             DataError: If the text holds a lone surrogate, which no bytes can stand for.
         """
-        return encode_ordinary(self.encoding, text).copy()  # tiktoken's own is read-only
+        return self.encode_each(self.spelled([text]), many=False)[0].copy()
+
+    def spelled(self, texts: Iterable[str]) -> list[bytes]:
+        """Return texts in the vocabulary's normal form, as UTF-8.
+
+        Raises:
+            DataError: As :meth:`encode`.
+        """
+        if not self.vocabulary.normal_form:
+            return utf8(texts)
+        return utf8(map(self.vocabulary.normalised, texts))
+
+    def encode_each(
+        self, texts: Sequence[bytes], *, many: bool = True
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the ids of ordinary texts, one after the other, and how many each has.
+
+        Args:
+            texts: What :meth:`spelled` gave.
+            many: Whether the encoder of many texts, which takes up to a second to make, is
+                worth it.
+        """
+        if self._engine is not None:
+            return self._engine.encode(texts)
+        return self.text_encoder.encode(texts) if many else encode_each(self.encoding, texts)
+
+    @cached_property
+    def _engine(self) -> TokenizersEngine | None:
+        source = self.vocabulary.engine
+        return engine_of(source, self.name) if source else None
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.integer]) -> bytes:
         """Return the bytes that ids stand for, special tokens spelled out.
@@ -110,11 +172,11 @@ class Tokenizer:
             DataError: If an id is not in the vocabulary.
         """
         try:
-            return self.encoding.decode_bytes(np.asarray(ids).tolist())
-        except (KeyError, OverflowError) as error:
+            return b"".join([self._bytes[number] for number in np.asarray(ids).tolist()])
+        except KeyError as error:
             raise DataError(
-                f"{error.args[0]}; tokenizer {self.name} has ids below {self.n_vocab}; these"
-                " tokens were made by another tokenizer"
+                f"Invalid token for decoding: {error.args[0]}; tokenizer {self.name} has ids below"
+                f" {self.n_vocab}; these tokens were made by another tokenizer"
             ) from None
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
@@ -131,14 +193,17 @@ class Tokenizer:
         return TextEncoder(self.vocabulary)
 
 
-def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "mypt") -> Tokenizer:
+def load_tokenizer(
+    name_or_path: str | Path, template: str | Path | AnyTemplate = "mypt"
+) -> Tokenizer:
     """Return a tokenizer by name, or the one that a dataset or a model carries.
 
     Args:
         name_or_path: gpt2, byte, cl100k_base or o200k_base; a dataset, a model (name or
             folder) or one of its step folders; a ``tokenizer_state.json``; ``hf:`` and a folder
             with a ``tokenizer.json``.
-        template: Template of a tokenizer by name; what is loaded brings its own.
+        template: Template of a tokenizer by name, ``base`` the one beside a ``tokenizer.json``;
+            what is loaded brings its own.
 
     Raises:
         ConfigError: If the name means nothing, or a tokenizer that must be trained first.
@@ -146,12 +211,12 @@ def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "
         CheckpointError: If a model has no complete checkpoint.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if name == "byte":
-        return Tokenizer(byte_vocabulary(), load_template(template))
-    if name in PUBLISHED:
-        return Tokenizer(published_vocabulary(name), load_template(template))
     if name.startswith(PREFIX):
-        return Tokenizer(hf_vocabulary(hf_folder(name)), load_template(template))
+        return Tokenizer(hf_vocabulary(hf_folder(name)), find_template(template, name))
+    if name == "byte":
+        return Tokenizer(byte_vocabulary(), find_template(template, name))
+    if name in PUBLISHED:
+        return Tokenizer(published_vocabulary(name), find_template(template, name))
     if is_trained(name):
         raise ConfigError(
             f"tokenizer {name!r} is made from a corpus; use 'mypt prepare --tokenization {name}',"
@@ -176,13 +241,32 @@ def load_tokenizer(name_or_path: str | Path, template: str | Path | Template = "
         raise DataError(f"{path}: {error}; {ADVICE}") from None
 
 
+def find_template(name_or_path: str | Path | AnyTemplate, tokenization: str) -> AnyTemplate:
+    """Return a template by name; ``base`` is the one that the tokenizer's folder holds.
+
+    Raises:
+        ConfigError: If there is no such template, or the tokenizer comes from no base.
+        DataError: If the base's own cannot be used.
+    """
+    if isinstance(name_or_path, BaseTemplate):
+        return name_or_path
+    if name_or_path != BASE:
+        return load_template(name_or_path)
+    if not tokenization.startswith(PREFIX):
+        raise ConfigError(
+            f"--template base with --tokenization {tokenization}: expected {PREFIX}FOLDER, whose"
+            " chat template it is; or choose a template by name"
+        )
+    return base_template(hf_folder(tokenization))
+
+
 def is_trained(tokenization: str) -> bool:
     """Say whether a tokenization is made from the corpus: ``char`` and ``bpe:N``."""
     return TRAINED.fullmatch(tokenization) is not None
 
 
 def train_tokenizer(
-    tokenization: str, texts: Iterable[str], template: str | Path | Template = "mypt"
+    tokenization: str, texts: Iterable[str], template: str | Path | AnyTemplate = "mypt"
 ) -> Tokenizer:
     """Make a ``char`` or ``bpe:N`` tokenizer from a corpus.
 
@@ -195,4 +279,4 @@ def train_tokenizer(
         raise ConfigError(f"{tokenization!r} is not made from a corpus; expected char or bpe:N")
     size = match.group(1)
     vocabulary = bpe_vocabulary(int(size), texts) if size else char_vocabulary(texts)
-    return Tokenizer(vocabulary, load_template(template))
+    return Tokenizer(vocabulary, find_template(template, tokenization))

@@ -9,8 +9,11 @@ from pathlib import Path
 from mypt import files
 from mypt.data.conversations import Conversation, Form, Message, Origin, say
 from mypt.data.preparation.encoding import encode_rows
+from mypt.data.preparation.rendered import encode_prompt
+from mypt.data.rendering.base_template import BaseTemplate
+from mypt.data.rendering.marks import Unproved
 from mypt.data.tokenizer import Tokenizer
-from mypt.errors import ConfigError
+from mypt.errors import ConfigError, DataError
 from mypt.inference.generation import generate_batch, known_tokens, text_prompt
 from mypt.inference.reply import Reply
 from mypt.inference.sampling import GREEDY, Sampling
@@ -104,6 +107,11 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Raises:
         DataError: If the template has no form for one of the messages.
     """
+    if isinstance(tokenizer.template, BaseTemplate):
+        try:
+            return encode_prompt(messages, tokenizer)
+        except Unproved as error:
+            raise DataError(f"the base's template cannot be proved for it: {error}") from None
     asked = Conversation((*messages, Message("assistant", ())), Origin(0, 0))
     ids: list[int] = encode_rows([asked], tokenizer, many=False).tokens.tolist()
     return ids[:-1]  # but for the token that would end the answer

@@ -114,8 +114,11 @@ def stream(
 
 
 def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text to go on with; where there is none, of what ends one before it."""
-    ids: list[int] = tokenizer.encode(text).tolist()
+    """Return the ids of a text to go on with, begun as the base begins its documents.
+
+    Where there is nothing to read, they are those of what ends a text before it.
+    """
+    ids: list[int] = [*tokenizer.begin_of_text, *tokenizer.encode(text).tolist()]
     return ids or [tokenizer.end_of_text]
 
 
@@ -126,7 +129,7 @@ def known_tokens(model: GPT, tokenizer: Tokenizer) -> Tensor:
     model would write some that nothing can decode.
     """
     known = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    known[: len(tokenizer.vocabulary.tokens)] = True
+    known[tokenizer.vocabulary.ids] = True
     known[list(tokenizer.special_tokens.values())] = True
     return known.to(model.lm_head.weight.device)
 

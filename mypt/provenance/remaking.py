@@ -9,7 +9,7 @@ from mypt.config import PrepareConfig, Source
 from mypt.data.dataset import mask, prepare, tokenize
 from mypt.data.manifest import TOKENIZER_STATE, Manifest, SourceRecord, read_manifest
 from mypt.data.reading.sources import source_name
-from mypt.data.template import load_template
+from mypt.data.tokenizer import find_template
 from mypt.errors import ConfigError, DataError
 from mypt.provenance.search import Search
 from mypt.training.circumstances import record_dataset
@@ -130,7 +130,7 @@ def _rendering(
         )
     for name in (config.template, *map(str, search.files(config.template))):
         try:
-            if load_template(name).digest == record.template:
+            if find_template(name, config.tokenization).digest == record.template:
                 return {"template": name}
         except ConfigError:
             continue

@@ -18,7 +18,8 @@ The docstrings of pieces, layout, windows, shift and packed go on with the same 
 [0, 0, 0, 1, 1]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -27,10 +28,13 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row
+from mypt.data.preparation.rendered import Rendered, encode_rendered
+from mypt.data.reading.records import Tally
+from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import BY_POLICY, KIND, ROLE, ROW_DTYPE, spans_of
 from mypt.data.template import Shape, Slot
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.encoder import encode_each, utf8
+from mypt.data.vocabularies.encoder import utf8
 from mypt.errors import DataError
 
 
@@ -103,14 +107,17 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     Raises:
         DataError: If the template has no form for a row, or a text holds a lone surrogate.
     """
+    if isinstance(tokenizer.template, BaseTemplate):
+        found = encode_rendered(_normal_rows(rows, tokenizer), tokenizer, many=many)
+        if found.refused:
+            raise _of_line(*found.refused[0])
+        return _encoded(found, tokenizer)
     turns = _collect(rows)
     kind, per_row = np.array(turns.kind, np.int64), np.array(turns.per_row, np.int64)
     shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
     slots = _compile(shapes, shaped, tokenizer)
-    texts = utf8(turns.texts)
-    text_tokens, text_lengths = (
-        tokenizer.text_encoder.encode(texts) if many else encode_each(tokenizer.encoding, texts)
-    )
+    texts = tokenizer.spelled(turns.texts)
+    text_tokens, text_lengths = tokenizer.encode_each(texts, many=many)
 
     per_turn = slots.per_shape[shape]
     slot = _ranges(_starts(slots.per_shape)[shape], per_turn)
@@ -136,6 +143,55 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         train=slots.train[slot],
     )
     return Encoded(tokens, spans, _table(rows, spans, _digests(turns, texts)))
+
+
+def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> Encoded:
+    """Encode rows, count those whose text was changed, and leave out those that are refused.
+
+    Only a base's own template refuses rows, where it rewrites what they say.
+    """
+    normal = _normal_rows(rows, tokenizer)
+    changed = sum(new is not old for new, old in zip(normal, rows, strict=True))
+    if changed:
+        form = tokenizer.vocabulary.normal_form
+        tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
+    if not isinstance(tokenizer.template, BaseTemplate):
+        return encode_rows(normal, tokenizer)
+    found = encode_rendered(normal, tokenizer, many=True)
+    for row, reason in found.refused:
+        if tally.strict:
+            raise _of_line(row, reason)
+        tally.dropped[f"the base's template cannot be proved: {reason}"] += 1
+    tally.notes.update(found.notes)
+    return _encoded(found, tokenizer)
+
+
+def _normal_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Row]:
+    if not tokenizer.vocabulary.normal_form:
+        return list(rows)
+    return [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
+
+
+def _normal(row: Row, normalised: Callable[[str], str]) -> Row:
+    if isinstance(row, Document):
+        text = normalised(row.text)
+        return row if text == row.text else replace(row, text=text)
+    turns = tuple(
+        replace(turn, parts=tuple(replace(p, text=normalised(p.text)) for p in turn.parts))
+        for turn in row.messages
+    )
+    return row if turns == row.messages else replace(row, messages=turns)
+
+
+def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
+    turns = _collect(found.rows)
+    digests = _digests(turns, tokenizer.spelled(turns.texts))
+    return Encoded(found.tokens, found.spans, _table(found.rows, found.spans, digests))
+
+
+def _of_line(row: Row, reason: str) -> DataError:
+    line = row.origin.line
+    return DataError(f"line {line}: {reason}" if line else reason)
 
 
 def row_digest(row: Row) -> bytes:
@@ -223,15 +279,14 @@ def _shapes(
     row_of = np.searchsorted(np.cumsum(per_row), where, side="right")
     for index in np.argsort(where):
         try:
-            tokenizer.template.form(shapes[index])
+            tokenizer.form(shapes[index])
         except DataError as error:
-            line = rows[row_of[index]].origin.line
-            raise DataError(f"line {line}: {error}" if line else str(error)) from None
+            raise _of_line(rows[row_of[index]], str(error)) from None
     return shapes, shaped, shape
 
 
 def _compile(shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokenizer) -> _Slots:
-    forms = [tokenizer.template.form(shape) for shape in shapes]
+    forms = [tokenizer.form(shape) for shape in shapes]
     per_shape = np.array([len(form) for form in forms], np.int64)
     role = np.array([ROLE[role] for role, _, _ in shapes], np.uint8)
     slots = [slot for form in forms for slot in form]

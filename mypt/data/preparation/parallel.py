@@ -9,11 +9,12 @@ from typing import Final
 
 from mypt.config import Preparation
 from mypt.data.preparation.dask_workers import dask_workers
-from mypt.data.preparation.encoding import Encoded, encode_rows
+from mypt.data.preparation.encoding import Encoded, encode_counted
 from mypt.data.preparation.processes import Died, Engine, Pending, processes
 from mypt.data.preparation.row_batches import Meter
 from mypt.data.preparation.worker import Done, PortionJob
 from mypt.data.reading.portions import Portion
+from mypt.data.reading.records import Tally
 from mypt.data.reading.sources import SourceReader
 from mypt.data.tokenizer import Tokenizer
 
@@ -101,7 +102,11 @@ def encode_sources(
     if small or preparation.engine == "serial":
         for index, reader in enumerate(readers):
             for batch in meter.batches(reader):
-                yield index, encode_rows(batch, tokenizer)
+                tally = Tally()
+                encoded = encode_counted(batch, tokenizer, tally)
+                reader.add(len(encoded.rows) - len(batch), tally)
+                yield index, encoded
+            reader.finish()  # once more: its template may have refused what was left
         return
     results = folder.absolute() / "portions"
     results.mkdir()

@@ -25,10 +25,17 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
+from mypt.data.rendering.base_template import BASE, AnyTemplate, find_source
 from mypt.data.spans import ROLE
-from mypt.data.template import Template, load_template
-from mypt.data.tokenizer import Tokenizer, is_trained, load_tokenizer, train_tokenizer
-from mypt.data.vocabularies.huggingface import PREFIX
+from mypt.data.template import Template
+from mypt.data.tokenizer import (
+    Tokenizer,
+    find_template,
+    is_trained,
+    load_tokenizer,
+    train_tokenizer,
+)
+from mypt.data.vocabularies.huggingface import PREFIX, hf_folder
 from mypt.errors import ConfigError, DataError
 
 _LATER = frozenset(Reading.model_fields) - {"format", "mapping"}
@@ -57,10 +64,20 @@ class DatasetPlan:
         return None if origin is None else load_tokenizer(origin)
 
     @cached_property
-    def template(self) -> Template:
+    def template(self) -> AnyTemplate:
         """What renders the conversations."""
         inherited = self.inherited
-        return inherited.template if inherited else load_template(self.config.template)
+        if inherited is not None:
+            return inherited.template
+        return find_template(self.config.template, self.config.tokenization)
+
+    @cached_property
+    def passed_over(self) -> bool:
+        """Whether the base has a chat template of its own, and another is used."""
+        asked = self.config.tokenization
+        if self.inherited is not None or not asked.startswith(PREFIX):
+            return False
+        return self.config.template != BASE and find_source(hf_folder(asked)) is not None
 
     @property
     def trains(self) -> bool:
@@ -131,9 +148,12 @@ def write_tokens(
 def _check_prompts(plan: DatasetPlan) -> None:
     """Refuse what would write Alpaca's prompt twice."""
     name = next((reader.name for reader in plan.readers if reader.format == "alpaca"), None)
-    if name is not None and "### Instruction:" in plan.template.turns["user"].header:
+    template = plan.template
+    if name is None or not isinstance(template, Template):
+        return
+    if "### Instruction:" in template.turns["user"].header:
         raise ConfigError(
-            f"{name}: format alpaca holds the prompt that template {plan.template.name} writes;"
+            f"{name}: format alpaca holds the prompt that template {template.name} writes;"
             " choose template mypt, plain, chatml or llama3"
         )
 
@@ -157,6 +177,9 @@ def _write_shards(
             meter.rows += len(encoded.rows)
             meter.tokens = writer.n_tokens
         shards = writer.close()
+    sources = _account(plan.readers, shards)
+    if is_chat and plan.passed_over:
+        sources = _note_template(sources, plan.template.name, shards)
     return Manifest(
         kind="chat" if is_chat else "text",
         recipe=plan.recipe,
@@ -164,7 +187,7 @@ def _write_shards(
         tokenizer_name=tokenizer.name,
         n_vocab=tokenizer.n_vocab,
         template=tokenizer.template.digest,
-        sources=_account(plan.readers, shards),
+        sources=sources,
         shards=shards,
         making=Making(config=plan.config, policies=(None,)),
     )
@@ -185,6 +208,19 @@ def _account(readers: Sequence[SourceReader], shards: Sequence[Shard]) -> tuple[
             record = record.model_copy(update={"name": f"{record.name} #{index + 1}"})
         records.append(record)
     return tuple(records)
+
+
+def _note_template(
+    sources: Sequence[SourceRecord], used: str, shards: Sequence[Shard]
+) -> tuple[SourceRecord, ...]:
+    """Note in each source that its rows are not in the form that the base knows."""
+    reason = f"written with template {used}, though the base has its own (--template base)"
+    noted = []
+    for index, source in enumerate(sources):
+        rows = sum(shard.n_rows for shard in shards if shard.source == index)
+        notes = (*source.notes, Count(reason=reason, rows=rows))
+        noted.append(source.model_copy(update={"notes": notes}))
+    return tuple(noted)
 
 
 def _note_repair(manifest: Manifest, empty: Split) -> Manifest:

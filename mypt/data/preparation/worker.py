@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from pydantic import Field
 
 from mypt import errors, files
-from mypt.data.preparation.encoding import Encoded, encode_rows
+from mypt.data.preparation.encoding import Encoded, encode_counted
 from mypt.data.preparation.row_batches import batches
 from mypt.data.reading.portions import Portion, read_portion
 from mypt.data.reading.records import Tally, Unread
@@ -119,8 +119,9 @@ def _encode(job: PortionJob) -> Done:
     path = Path(job.folder) / secrets.token_hex(16)
     with files.create(path) as file:
         for batch in batches(read_portion(job.portion, tally)):
-            n_rows += len(batch)
-            _append(file, encode_rows(batch, tokenizer))
+            encoded = encode_counted(batch, tokenizer, tally)
+            n_rows += len(encoded.rows)
+            _append(file, encoded)
     return Done(
         file=str(path),
         digest=files.digest_file(path),

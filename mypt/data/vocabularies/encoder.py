@@ -18,6 +18,7 @@ import psutil
 import tiktoken
 from numpy.typing import NDArray
 
+from mypt.data.vocabularies.engine import lone_surrogate
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import DataError
 
@@ -180,7 +181,7 @@ def encoding_of(vocabulary: Vocabulary, special_tokens: dict[str, int]) -> tikto
     return tiktoken.Encoding(
         f"mypt_{vocabulary.name}",
         pat_str=vocabulary.pattern,
-        mergeable_ranks={token: rank for rank, token in enumerate(vocabulary.tokens)},
+        mergeable_ranks={token: rank for rank, token in enumerate(vocabulary.tokens) if token},
         special_tokens=special_tokens,
     )
 
@@ -199,7 +200,7 @@ def encode_ordinary(
     try:
         return encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
     except UnicodeEncodeError as error:
-        raise _lone_surrogate(error) from None
+        raise lone_surrogate(error) from None
 
 
 def encode_each(
@@ -220,14 +221,7 @@ def utf8(texts: Iterable[str]) -> list[bytes]:
     try:
         return [text.encode() for text in texts]
     except UnicodeEncodeError as error:
-        raise _lone_surrogate(error) from None
-
-
-def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
-    return DataError(
-        f"text holds the lone surrogate U+{ord(error.object[error.start]):04X}, which stands for"
-        " no character and has no UTF-8; expected Unicode text; repair the source"
-    )
+        raise lone_surrogate(error) from None
 
 
 def _chunks(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -5,18 +5,28 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import regex
 
+from mypt import files
+from mypt.data.template import END_OF_TEXT
 from mypt.data.vocabularies.encoder import encode_ordinary, encoding_of
+from mypt.data.vocabularies.engine import SPACE, TokenizersEngine, flat, without_controls
 from mypt.data.vocabularies.published import PUBLISHED
-from mypt.data.vocabularies.vocabulary import BYTE, SINGLE_BYTES, Vocabulary
+from mypt.data.vocabularies.vocabulary import BYTE, SINGLE_BYTES, NormalForm, Vocabulary
 from mypt.errors import ConfigError, DataError
 
 PREFIX: Final = "hf:"
 TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+ENDS: Final = (
+    END_OF_TEXT, "<|end_of_text|>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "</s>",
+)  # fmt: skip
+"""Tokens that end a document in the families there are; a chat model's ``eos_token`` often ends
+a turn instead."""
 _ODD: Final = (
     "  \n \t\n  ",
     "a\r\n\r\n b  \n",
@@ -24,16 +34,22 @@ _ODD: Final = (
     "I'LL don't",
     "\x00\x1f",
     " x" * 50,
+    "\ufeff \u00a0\u2003x\u3000\u0301\u200d",
 )
 _SENSELESS: Final = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError,
     regex.error,
 )  # fmt: skip
 """What a file of another kind meets."""
+_LARGEST: Final = 1 << 27
 _MOST_IDS: Final = 1 << 24
 _MOST_REPEATS: Final = 1000
 _PROBE: Final = 40
 """Tokens whose texts make one probe."""
+_CUTS: Final = ("Split", "Digits", "Punctuation", "ByteLevel")
+"""Pre-tokenizers that lose no text."""
+Kind = Literal["bytes", "fallback"]
+"""Tokens are bytes spelled as characters, or characters with a token for each byte beside them."""
 
 
 def hf_folder(name: str) -> Path:
@@ -62,43 +78,64 @@ def hf_folder(name: str) -> Path:
 
 
 def hf_vocabulary(folder: Path) -> Vocabulary:
-    """Read the byte-level BPE of ``tokenizer.json``, special tokens included.
+    """Read the BPE of ``tokenizer.json``, special tokens included.
 
-    Its ids are compared with a naive reading of the file, merge by merge: of every token alone,
-    so that no token is one that its merges never make, and of texts made of them all.
+    tiktoken encodes where it is proved to give the same ids: its merges come in the order of
+    their tokens, each token is what its own text becomes, and texts made of them all are cut
+    alike. Else ``tokenizers`` does. With either, every text comes back from its ids, and no text
+    has the id of a control token, which is any added token but runs of white space.
 
     Raises:
-        DataError: If it is missing, of another kind, or gives other ids as a tiktoken encoding.
+        DataError: If it is missing, of another kind, or does not give every text back.
     """
     path = folder / TOKENIZER
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); expected it there") from None
+    if len(data) > _LARGEST:
+        raise DataError(f"{path}: more than {_LARGEST >> 20} MiB; expected a tokenizer.json")
     try:
         return _read(json.loads(data), PREFIX + hashlib.sha256(data).hexdigest()[:8], path)
+    except ImportError:
+        raise DataError(
+            f"{path}: reading it needs the package tokenizers; get it with 'pip install tokenizers'"
+        ) from None
     except _SENSELESS as error:
-        raise DataError(f"{path}: no byte-level BPE of tokenizers ({error!r:.80})") from None
+        raise DataError(
+            f"{path}: no BPE of tokenizers that loses no text ({error!r:.160})"
+        ) from None
 
 
 def _read(values: dict[str, Any], name: str, path: Path) -> Vocabulary:
-    model, added = values["model"], {a["content"]: a["id"] for a in values["added_tokens"]}
-    _check_kind(values, path)
-    specials = {t: i for t, i in added.items() if not _is_filler(t)}
-    words = {_bytes(t): i for t, i in model["vocab"].items() if t not in added}
-    tokens = tuple(sorted(words, key=words.__getitem__))
-    if [words[token] for token in tokens] != list(range(len(tokens))):
-        raise DataError(f"{path}: ids of ordinary tokens do not run from 0; it cannot be read here")
-    _check_specials(specials, len(tokens), path)
-    if missing := set(SINGLE_BYTES).difference(tokens):
-        raise DataError(f"{path}: {len(missing)} of the 256 single bytes have no token")
-    vocabulary = Vocabulary(name, _pattern(values["pre_tokenizer"], path), tokens, specials)
-    _prove(vocabulary, model, path)
-    return vocabulary
+    kind, normal_form = _kind(values, path)
+    added = {a["content"]: a["id"] for a in values["added_tokens"]}
+    text = {a["content"] for a in values["added_tokens"] if _is_text(a)}
+    controls = {t: i for t, i in added.items() if t not in text and not _is_filler(t)}
+    words = {t: i for t, i in values["model"]["vocab"].items() if t not in added}
+    words |= {t: added[t] for t in text}
+    tokens = _tokens(words, kind, path, text)
+    _check_specials(controls, tokens, path)
+    source = without_controls(values, added.keys() - text)
+    engine = TokenizersEngine(files.canonical_json(source).decode())
+    begin, end = _document(values, path, controls)
+    pattern = None if text or kind == "fallback" else _pattern(values["pre_tokenizer"])
+    vocabulary = Vocabulary(
+        name, pattern or "", tokens, controls, normal_form, begin=begin, end=end
+    )
+    alike = bool(pattern) and _merges_alike(values["model"], words, source)
+    if alike and _cuts_alike(vocabulary, engine, path):
+        return vocabulary
+    run = replace(vocabulary, pattern="", engine=files.canonical_json(source).decode())
+    _check_round_trip(run, engine, path)
+    return run
 
 
-def _bytes(token: str) -> bytes:
-    return bytes(BYTE[character] for character in token)
+def _is_text(added: dict[str, Any]) -> bool:
+    """Return whether an added token stands for white space that anybody may write."""
+    plain = not (added.get("special") or added.get("lstrip") or added.get("rstrip"))
+    return plain and bool(added["content"]) and not added["content"].strip(f" \n\t\r{SPACE}")
 
 
 def _is_filler(token: str) -> bool:
@@ -107,46 +144,122 @@ def _is_filler(token: str) -> bool:
     )  # of our own export (mypt.inference.huggingface.exports)
 
 
-def _check_kind(values: dict[str, Any], path: Path) -> None:
-    model, normalizer = values["model"], values.get("normalizer")
-    own = {"type": "Replace", "pattern": {"String": "\ufdd0"}, "content": ""}
-    odd = [k for k in ("byte_fallback", "dropout", "continuing_subword_prefix") if model.get(k)]
+def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm]:
+    """Return of which of the two kinds it is, and what it does to text beforehand."""
+    model = values["model"]
+    odd = [
+        k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)
+    ]
     if model.get("type", "BPE") != "BPE" or odd:
         raise DataError(f"{path}: model {model.get('type')} {' '.join(odd)}; expected plain BPE")
-    if normalizer not in (None, own):
-        raise DataError(
-            f"{path}: a normalizer {normalizer.get('type')} changes text before it is encoded;"
-            " expected none, since here every byte comes back"
-        )
+    stages = [s for s in flat(values.get("normalizer"), "normalizers") if s.get("content") != ""]
+    cuts = flat(values.get("pre_tokenizer"), "pretokenizers")
+    named = [s["type"] for s in stages]
+    spaces = stages == [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    lost = [s["type"] for s in cuts if s["type"] not in _CUTS or s.get("add_prefix_space")]
+    if lost:
+        raise DataError(f"{path}: pre-tokenizer {lost[0]}; expected {', '.join(_CUTS)}")
+    for cut in cuts:
+        if isinstance(cut.get("pattern"), dict) and "Regex" in cut["pattern"]:
+            _modest(cut["pattern"]["Regex"], path)
+    if any(s["type"] == "ByteLevel" for s in cuts) and named in ([], ["NFC"]):
+        return "bytes", "NFC" if named else ""
+    if model.get("byte_fallback") and spaces:
+        return "fallback", "spaces"
+    raise DataError(
+        f"{path}: normalizers {', '.join(named) or 'none'} with pre-tokenizers"
+        f" {', '.join(s['type'] for s in cuts) or 'none'}; expected ByteLevel with NFC or nothing"
+        " before it, or spaces replaced and byte fallback, since every text must come back"
+    )
 
 
-def _check_specials(specials: dict[str, Any], n: int, path: Path) -> None:
+def _tokens(words: dict[str, int], kind: Kind, path: Path, text: set[str]) -> tuple[bytes, ...]:
+    """Return the bytes of each id, none where it is no ordinary token's."""
+    numbers = words.values()
+    if not all(type(n) is int and 0 <= n < _MOST_IDS for n in numbers):
+        raise DataError(f"{path}: ids of tokens must be whole numbers below {_MOST_IDS}")
+    if len(set(numbers)) < len(words):
+        raise DataError(f"{path}: two tokens have one id; each must have its own")
+    tokens = [b""] * (max(numbers, default=-1) + 1)
+    for word, number in words.items():
+        if kind == "bytes" and word not in text:
+            tokens[number] = bytes(BYTE[character] for character in word)
+        elif len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
+            tokens[number] = bytes([int(word[3:5], 16)])
+        else:
+            tokens[number] = word.replace(SPACE, " ").encode()
+    if missing := set(SINGLE_BYTES).difference(tokens):
+        raise DataError(f"{path}: {len(missing)} of the 256 single bytes have no token")
+    return tuple(tokens)
+
+
+def _check_specials(controls: dict[str, Any], tokens: tuple[bytes, ...], path: Path) -> None:
     """Refuse a control token whose id a text could have too."""
-    numbers = list(specials.values())
-    odd = [t for t, i in specials.items() if not t or type(i) is not int or not n <= i < _MOST_IDS]
+    numbers = list(controls.values())
+    odd = [t for t, i in controls.items() if not t or type(i) is not int or not 0 <= i < _MOST_IDS]
+    odd += [t for t, i in controls.items() if t not in odd and i < len(tokens) and tokens[i]]
     if odd or len(set(numbers)) < len(numbers):
         raise DataError(
-            f"{path}: special tokens {odd or list(specials)}: expected ids of their own, from {n}"
-            f" to {_MOST_IDS}"
+            f"{path}: special tokens {odd or list(controls)}: expected ids of their own, below"
+            f" {_MOST_IDS}"
         )
 
 
-def _pattern(stage: dict[str, Any] | None, path: Path) -> str:
+def _document(values: dict[str, Any], path: Path, controls: dict[str, int]) -> tuple[str, str]:
+    """Return what begins and ends a document in the base's own training."""
+    config = read_tokenizer_config(path.parent)
+    asked, bos, eos = config.get("add_bos_token"), named(config, "bos"), named(config, "eos")
+    single: list[dict[str, Any]] = []
+    for stage in flat(values.get("post_processor"), "processors"):
+        single += stage.get("single", [])
+    before = itertools.takewhile(lambda piece: "Sequence" not in piece, single)
+    written = [piece["SpecialToken"]["id"] for piece in before]
+    begin = (bos if asked else "") if asked is not None else "".join(written[:1])
+    end = next((token for token in (*ENDS, eos) if token in controls), END_OF_TEXT)
+    if begin and begin not in controls:
+        raise DataError(f"{path}: a text begins with {begin!r}; expected one of its added tokens")
+    return begin, end
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Return ``tokenizer_config.json``, empty where there is none.
+
+    Raises:
+        DataError: If it is no JSON object.
+    """
+    path = folder / TOKENIZER_CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error!r:.80}); expected JSON") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: no JSON object")
+    return values
+
+
+def named(config: dict[str, Any], role: str) -> str:
+    """Return the special token that plays a role, such as ``bos``; empty where none does."""
+    token = config.get(f"{role}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else ""
+
+
+def _pattern(stage: dict[str, Any] | None) -> str | None:
     """Return the regular expression that cuts text, if one expression does."""
-    stages = [] if stage is None else stage.get("pretokenizers", [stage])
-    found = [
-        s["pattern"]["Regex"]
-        for s in stages
-        if s["type"] == "Split" and s["behavior"] == "Isolated" and not s.get("invert")
-    ]
-    cuts = [s for s in stages if s.get("behavior") == "Removed"]  # of our own export
-    if stages and stages[-1]["type"] == "ByteLevel" and not stages[-1].get("add_prefix_space"):
-        rest = len(stages) - len(found) - len(cuts)
-        own = all(cut["pattern"] == {"String": "\ufdd1"} for cut in cuts)
-        if rest == 1 and own and len(found) + bool(stages[-1].get("use_regex", True)) == 1:
-            return _modest(found[0], path) if found else PUBLISHED["gpt2"].pattern
-    kinds = ", ".join(s["type"] for s in stages) or "none"
-    raise DataError(f"{path}: pre-tokenizers {kinds}; expected ByteLevel, or one Split before it")
+    stages = [s for s in flat(stage, "pretokenizers") if s.get("behavior") != "Removed"]
+    *splits, last = stages
+    if last["type"] != "ByteLevel" or any(s["type"] != "Split" for s in splits):
+        return None
+    if len(splits) + bool(last.get("use_regex", True)) != 1:
+        return None
+    if not splits:
+        return PUBLISHED["gpt2"].pattern
+    (split,) = splits
+    plain = split["behavior"] == "Isolated" and not split.get("invert")
+    found: str | None = split["pattern"].get("Regex") if plain else None
+    return found
 
 
 def _modest(pattern: str, path: Path) -> str:
@@ -157,20 +270,57 @@ def _modest(pattern: str, path: Path) -> str:
     return pattern
 
 
-def _prove(vocabulary: Vocabulary, model: dict[str, Any], path: Path) -> None:
-    naive = _Naive(vocabulary, model)
-    if not model.get("ignore_merges"):
-        for number, token in enumerate(vocabulary.tokens):
-            if naive.piece(token) != [number]:
-                raise DataError(f"{path}: no merges make token {number}, {token!r}; refused")
+def _merges_alike(model: dict[str, Any], words: dict[str, int], source: dict[str, Any]) -> bool:
+    """Prove that tiktoken, whose priority is the id, merges in the order of the file's list.
+
+    What a stretch becomes depends on nothing around it as long as no merge crosses its ends. So
+    only that pair ever makes a token which makes it of its own text; where the list names that
+    pair, in the order of the ids, both do the same. A token that its own text does not become
+    must have every pair of tokens that it could be made of listed, and be taken whole by both.
+    """
+    pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    made = [words[left + right] for left, right in pairs]
+    if any(one > other for one, other in itertools.pairwise(made)):
+        return False
+    listed = set(pairs)
+    bare = source | {"model": source["model"] | {"ignore_merges": False}}
+    merged = TokenizersEngine(files.canonical_json(bare).decode()).merged
+    odd = [word for word, number in words.items() if merged(word) != [number]]
+    return not odd or (
+        bool(model.get("ignore_merges"))
+        and all(
+            (word[:at], word[at:]) in listed
+            for word in odd
+            for at in range(1, len(word))
+            if word[:at] in words and word[at:] in words
+        )
+    )
+
+
+def _cuts_alike(vocabulary: Vocabulary, engine: TokenizersEngine, path: Path) -> bool:
     try:
+        naive = regex.compile(vocabulary.pattern.replace(r"\z", r"\Z"))
         encoding = encoding_of(vocabulary, vocabulary.special_tokens)
     except ValueError as error:
         raise DataError(f"{path}: tiktoken does not know its pattern ({error})") from None
-    for text in ("", *_probes(vocabulary)):
-        expected = naive.encode(text)  # first: tiktoken ends badly on a match of nothing
-        if encode_ordinary(encoding, text).tolist() != expected:
-            raise DataError(f"{path}: other ids as a tiktoken encoding, for {text[:40]!r}; refused")
+    for text in ("", *_ODD):  # tiktoken ends badly on a match of nothing
+        if not all(pieces := naive.findall(text)) or "".join(pieces) != text:
+            return False
+    probes = [vocabulary.normalised(text) for text in _probes(vocabulary)]
+    ids, lengths = engine.encode([text.encode() for text in probes])
+    stops = lengths.cumsum()
+    return all(
+        encode_ordinary(encoding, text).tolist() == ids[stop - length : stop].tolist()
+        for text, length, stop in zip(probes, lengths, stops, strict=True)
+    )
+
+
+def _check_round_trip(vocabulary: Vocabulary, engine: TokenizersEngine, path: Path) -> None:
+    probes = [vocabulary.normalised(text) for text in _probes(vocabulary)]
+    ids, _ = engine.encode([text.encode() for text in probes])
+    back = b"".join([vocabulary.tokens[number] for number in ids.tolist()])
+    if back != "".join(probes).encode():
+        raise DataError(f"{path}: its ids do not give every text back; refused")
 
 
 def _probes(vocabulary: Vocabulary) -> Iterator[str]:
@@ -180,35 +330,3 @@ def _probes(vocabulary: Vocabulary) -> Iterator[str]:
         yield "".join(texts[start : start + _PROBE])
     for start in range(_PROBE):
         yield "".join(texts[start :: max(1, len(texts) // _PROBE)])
-
-
-class _Naive:
-    """Byte pair encoding as the file says it: the first merge of its list first."""
-
-    def __init__(self, vocabulary: Vocabulary, model: dict[str, Any]) -> None:
-        self._ids = {token: number for number, token in enumerate(vocabulary.tokens)}
-        self._pattern = regex.compile(vocabulary.pattern.replace(r"\z", r"\Z"))
-        self._whole = bool(model.get("ignore_merges"))
-        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-        self._ranks: dict[tuple[bytes, bytes], int] = {}
-        for rank, (left, right) in enumerate(pairs):
-            self._ranks.setdefault((_bytes(left), _bytes(right)), rank)
-
-    def encode(self, text: str) -> list[int]:
-        pieces = [match.group().encode() for match in self._pattern.finditer(text)]
-        if not all(pieces) or b"".join(pieces) != text.encode():
-            raise ValueError("its pattern leaves out text")
-        return [number for piece in pieces for number in self.piece(piece)]
-
-    def piece(self, piece: bytes) -> list[int]:
-        if self._whole and piece in self._ids:
-            return [self._ids[piece]]
-        parts = [piece[at : at + 1] for at in range(len(piece))]
-        while len(parts) > 1:
-            ranks = [self._ranks.get(pair, -1) for pair in itertools.pairwise(parts)]
-            best = min((rank for rank in ranks if rank >= 0), default=None)
-            if best is None:
-                break
-            at = ranks.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        return [self._ids[part] for part in parts]

@@ -9,18 +9,22 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError
 
 from mypt import files
-from mypt.data.template import END_OF_TEXT, Template
+from mypt.data.rendering.base_template import AnyTemplate
+from mypt.data.template import END_OF_TEXT
+from mypt.data.vocabularies.engine import SPACE, composed
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen
 
 TRAINED = re.compile(r"char|bpe:(\d{1,7})")
 """The tokenizations that are made from a corpus."""
 SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+_LATER: Final = ("normal_form", "engine", "begin", "end")
+"""What a vocabulary has had since tokenizers were first written down."""
 _LARGEST_ID = (1 << 32) - 2
 """Ids are uint32 on disk; the last one is left to the encoder's own separator."""
 ADVICE = "take it from the dataset or checkpoint that it came with, or make that again"
@@ -36,6 +40,10 @@ BYTE: Final = {character: value for value, character in CHARACTER.items()}
 """Character to byte."""
 
 
+NormalForm = Literal["", "NFC", "spaces"]
+"""Unicode's composed form, or a space wherever U+2581, which stands for one, is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """A byte-level vocabulary, complete: every text can be encoded and comes back unchanged."""
@@ -45,9 +53,30 @@ class Vocabulary:
     pattern: str
     """Regular expression that cuts text into the pieces within which tokens merge."""
     tokens: tuple[bytes, ...]
-    """Ids are positions, and so are merge priorities."""
+    """Ids are positions, and so are merge priorities; empty where no text has the id."""
     special_tokens: dict[str, int] = field(default_factory=dict)
     """Special tokens that were published with it."""
+    normal_form: NormalForm = ""
+    """What becomes of a text before it is encoded."""
+    engine: str = ""
+    """The ``tokenizer.json`` that encodes; empty: tiktoken does."""
+    begin: str = ""
+    """Special token that begins a document; empty: none does."""
+    end: str = END_OF_TEXT
+    """Special token that ends a document."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids that text can have."""
+        return [number for number, token in enumerate(self.tokens) if token]
+
+    def normalised(self, text: str) -> str:
+        """Return the text that comes back where ``text`` is encoded."""
+        if not self.normal_form or text.isascii():
+            return text
+        if self.normal_form == "NFC":
+            return composed(text)
+        return text.replace(SPACE, " ")
 
 
 def byte_vocabulary() -> Vocabulary:
@@ -105,12 +134,19 @@ class TokenizerState(Frozen):
     """The base tokens' bytes in base64; position is id and merge priority."""
     special_tokens: dict[str, int]
     """Special token to id, the base's own and the template's."""
-    template: Template
+    template: AnyTemplate
     """How conversations are rendered."""
+    normal_form: NormalForm = ""
+    """As the next three, of :class:`Vocabulary`."""
+    engine: str = Field(default="", repr=False)
+    begin: str = ""
+    end: str = END_OF_TEXT
     digest: str = Field(default="", repr=False)
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, special_tokens: dict[str, int], template: Template) -> Self:
+    def of(
+        cls, vocabulary: Vocabulary, special_tokens: dict[str, int], template: AnyTemplate
+    ) -> Self:
         """Return the sealed state of a tokenizer."""
         state = cls(
             name=vocabulary.name,
@@ -118,16 +154,23 @@ class TokenizerState(Frozen):
             tokens=tuple(base64.b64encode(token).decode() for token in vocabulary.tokens),
             special_tokens=special_tokens,
             template=template,
+            **{key: getattr(vocabulary, key) for key in _LATER},
         )
         return state.model_copy(update={"digest": state.compute_digest()})
 
     def compute_digest(self) -> str:
         """Return the digest of everything but the digest itself."""
-        return files.digest_json(self.model_dump(mode="json", exclude={"digest"}))
+        return files.digest_json({k: v for k, v in self._values().items() if k != "digest"})
 
     def write(self, path: Path) -> None:
         """Write the state, the same bytes for the same tokenizer."""
-        files.write_bytes(path, files.canonical_json(self.model_dump(mode="json")))
+        files.write_bytes(path, files.canonical_json(self._values()))
+
+    def _values(self) -> dict[str, Any]:
+        """Return what the file holds: what came later and is not said leaves it as it was."""
+        values = self.model_dump(mode="json")
+        unsaid = {k for k in _LATER if values[k] == type(self).model_fields[k].default}
+        return {key: value for key, value in values.items() if key not in unsaid}
 
     def vocabulary(self) -> Vocabulary:
         """Return the vocabulary, special tokens included.
@@ -139,14 +182,19 @@ class TokenizerState(Frozen):
         missing = set(SINGLE_BYTES).difference(tokens)
         if missing:
             raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
-        if len(set(tokens)) < len(tokens):
+        words = [token for token in tokens if token]
+        if not self.engine and len(set(words)) < len(words):
             raise ValueError("tokens: some stand there twice")
         ids = set(self.special_tokens.values())
-        if len(ids) < len(self.special_tokens) or min(ids) < len(tokens) or max(ids) > _LARGEST_ID:
+        held = any(0 <= number < len(tokens) and tokens[number] for number in ids)
+        out_of_range = min(ids) < 0 or max(ids) > _LARGEST_ID
+        if len(ids) < len(self.special_tokens) or held or out_of_range:
             raise ValueError("special_tokens: ids collide with others or are out of range")
-        if absent := {*self.template.special_tokens, END_OF_TEXT} - self.special_tokens.keys():
+        needed = {*self.template.special_tokens, self.end, *filter(None, [self.begin])}
+        if absent := needed - self.special_tokens.keys():
             raise ValueError(f"special_tokens: the template's {sorted(absent)[0]!r} is missing")
-        return Vocabulary(self.name, self.pattern, tokens, self.special_tokens)
+        later = {key: getattr(self, key) for key in _LATER}
+        return Vocabulary(self.name, self.pattern, tokens, self.special_tokens, **later)
 
 
 def read_state(path: Path) -> TokenizerState:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from mypt import files
 from mypt.config import GPTConfig, MaskPolicy
+from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
 from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
@@ -176,8 +177,9 @@ def export_hf(
         files.write_bytes(new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer)))
         block_size = config.block_size
         files.write_json(new / "tokenizer_config.json", tokenizer_config(tokenizer, block_size))
-        template = chat_template(tokenizer.template, policy)
-        files.write_bytes(new / "chat_template.jinja", template.encode())
+        own = tokenizer.template
+        jinja = own.source if isinstance(own, BaseTemplate) else chat_template(own, policy)
+        files.write_bytes(new / "chat_template.jinja", jinja.encode())
         files.write_bytes(new / "README.md", card.encode())
 
 

@@ -14,9 +14,10 @@ from mypt import files
 from mypt.data.conversations import PartKind
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS, FileRecord, Manifest, Shard, Split
+from mypt.data.rendering.base_template import AnyTemplate, BaseTemplate
 from mypt.data.shards import open_table, origin
 from mypt.data.spans import KIND, KINDS, ROLES, ROW_DTYPE, SPAN_DTYPE
-from mypt.data.template import PartForm, Template
+from mypt.data.template import PartForm
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import MyptError
 from mypt.inspection.checks.findings import EXAMPLES, Findings, Where
@@ -179,7 +180,7 @@ def _check_ids(check: ShardCheck) -> None:
 def _known_ids(tokenizer: Tokenizer) -> NDArray[np.bool_]:
     """Return for each id whether it stands for something; the last item for all beyond."""
     known = np.zeros(tokenizer.n_vocab + 1, dtype=bool)
-    known[: len(tokenizer.vocabulary.tokens)] = True
+    known[tokenizer.vocabulary.ids] = True
     known[list(tokenizer.special_tokens.values())] = True
     return known
 
@@ -236,8 +237,7 @@ def _check_specials(check: ShardCheck) -> None:
     special = np.flatnonzero(np.isin(tokens, list(tokenizer.special_tokens.values())))
     kind = spans["kind"][np.searchsorted(spans["stop"], special, side="right")]
     wrong = kind == KIND["content"]
-    for name, form in part_forms(tokenizer.template).items():
-        around = [] if form is None else _specials_in(form.open + form.close, tokenizer)
+    for name, around in _written_around(tokenizer).items():
         wrong |= (kind == KIND[name]) & ~np.isin(tokens[special], around)
     inside = special[wrong]
     for position in inside[:EXAMPLES]:
@@ -247,8 +247,22 @@ def _check_specials(check: ShardCheck) -> None:
         check.findings.add("special_in_content", count=len(inside))
 
 
-def part_forms(template: Template) -> dict[PartKind, PartForm | None]:
-    """Return what a template writes around the parts that it marks."""
+def _written_around(tokenizer: Tokenizer) -> dict[PartKind, list[int]]:
+    """Return the special tokens that the template may write around marked parts."""
+    template = tokenizer.template
+    if isinstance(template, BaseTemplate):
+        own = _specials_in(template.source, tokenizer)
+        return {"reasoning": own, "tool_call": own}
+    return {
+        kind: [] if form is None else _specials_in(form.open + form.close, tokenizer)
+        for kind, form in part_forms(template).items()
+    }
+
+
+def part_forms(template: AnyTemplate) -> dict[PartKind, PartForm | None]:
+    """Return what a template writes around the parts that it marks; a base's own is not known."""
+    if isinstance(template, BaseTemplate):
+        return {}
     return {"reasoning": template.reasoning, "tool_call": template.tool_call}
 
 

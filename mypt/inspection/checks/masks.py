@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mypt.config import MaskPolicy
 from mypt.data.dataset import Dataset
 from mypt.data.masking import mask_from_spans
+from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import KIND, KINDS, ROLE, ROLES
 from mypt.errors import MaskError
 from mypt.inspection.checks.contents import ShardCheck
@@ -70,6 +71,8 @@ def _check_by_hand(check: ShardCheck, mask: NDArray[np.uint8]) -> None:
 def _header_ids(dataset: Dataset) -> set[int]:
     """Return the special tokens that open turns, as the template writes them."""
     template = dataset.tokenizer.template
+    if isinstance(template, BaseTemplate):
+        return set()  # they are the base's, and only a rendered row tells which are headers
     return {
         dataset.tokenizer.special_id(slot.special)
         for role in template.turns

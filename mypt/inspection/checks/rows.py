@@ -19,6 +19,7 @@ from mypt.data.conversations import Conversation, Document, Message, Origin, Par
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.preparation.encoding import encode_rows, row_digest
+from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLE, ROLES
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
@@ -91,7 +92,7 @@ def _message(role: Role, whole: list[int], parts: list[Part]) -> Message:
     return Message(role, tuple(kept) or (Part("text", ""),), train)
 
 
-def check_digest(view: RowView, row: Row, findings: Findings) -> None:
+def check_digest(view: RowView, row: Row, findings: Findings, *, by_base: bool = False) -> None:
     """Compare the digest of what tokens and spans tell with the digest of what was read.
 
     Rows with marked parts are left out: where two such parts meet cannot be seen any more. So
@@ -99,8 +100,9 @@ def check_digest(view: RowView, row: Row, findings: Findings) -> None:
     """
     if view.digest is None or view.spans is None or _has_gaps(view):
         return
+    trimmed = by_base and isinstance(row, Conversation)  # its template owns the white space
     marked = np.isin(view.spans["kind"], _MARKED).any() or _is_mixed(view.spans)
-    if not marked and row_digest(row) != view.digest:
+    if not (marked or trimmed) and row_digest(row) != view.digest:
         findings.add("digest_differs", place(view))
 
 
@@ -120,29 +122,50 @@ def check_rendering(view: RowView, row: Row, tokenizer: Tokenizer, findings: Fin
     Headers and ends must be the same tokens, content the same bytes: content that was given
     in several pieces was encoded in several pieces, which cannot be seen any more.
     """
-    if view.spans is None:
+    if view.spans is None or _has_gaps(view):
         return
-    if _has_gaps(view):
-        return
+    tried = [row]
+    if isinstance(tokenizer.template, BaseTemplate):
+        if np.isin(view.spans["kind"], _MARKED).any():
+            return  # where its tags end and the author's words begin cannot be seen any more
+        tried += [_trimmed(row, 1), _trimmed(row, None)]
+    differences = [_difference(view, one, tokenizer) for one in tried]
+    if all(differences):
+        findings.add("rendering_differs", place(view, differences[0][:200]))
+
+
+def _trimmed(row: Row, most: int | None) -> Row:
+    """Return a conversation without white space round its texts, or without the first space."""
+    if isinstance(row, Document):
+        return row
+    turns = tuple(
+        replace(
+            turn, parts=(Part("text", turn.text.strip() if most is None else turn.text[most:]),)
+        )
+        if most is None or turn.text.startswith(" ")
+        else turn
+        for turn in row.messages
+    )
+    return replace(row, messages=turns)
+
+
+def _difference(view: RowView, row: Row, tokenizer: Tokenizer) -> str:
+    """Return how a row's tokens differ from what its text gives; empty where they do not."""
+    assert view.spans is not None, "the caller has looked"
     try:
         again = encode_rows([row], tokenizer)
     except MyptError as error:
-        findings.add("rendering_differs", place(view, str(error)))
-        return
+        return str(error)
     if not np.array_equal(view.spans[_LAYOUT], again.spans[_LAYOUT]):
-        findings.add("rendering_differs", place(view, "other spans than its text gives"))
-        return
+        return "other spans than its text gives"
     for span, other in zip(view.spans, again.spans, strict=True):
         found = view.tokens[span["start"] : span["stop"]]
         expected = again.tokens[other["start"] : other["stop"]]
         one, two = tokenizer.decode_bytes(found), tokenizer.decode_bytes(expected)
         written = span["kind"] in _WRITTEN
         if one != two or (written and not np.array_equal(found, expected)):
-            detail = (
-                f"turn {span['message']}, {KINDS[span['kind']]}: {one!r} found, {two!r} expected"
-            )
-            findings.add("rendering_differs", place(view, detail[:200]))
-            return
+            return f"turn {span['message']}, {KINDS[span['kind']]}: {one!r} found, {two!r} expected"
+    return ""
 
 
 def tag_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
@@ -205,12 +228,13 @@ def check_rows(dataset: Dataset, findings: Findings) -> int:
 
 def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Split, int]:
     tags = tag_pattern(dataset.tokenizer)
+    by_base = isinstance(dataset.tokenizer.template, BaseTemplate)
     step = max(1, -(-count_rows(dataset, split) // RENDERED))
     folded: array[int] = array("Q")
     rendered = 0
     for view in iter_rows(dataset, split):
         row = read_back(view, dataset.tokenizer)
-        check_digest(view, row, findings)
+        check_digest(view, row, findings, by_base=by_base)
         folded.frombytes(check_text(view, row, tags, findings))
         if view.index % step == 0:
             check_rendering(view, row, dataset.tokenizer, findings)

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from mypt.data.conversations import Conversation, Document, Message, Part, say
 from mypt.data.spans import BY_POLICY, KINDS, ROLES
 from mypt.data.template import Template, load_template
+from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import parse_config
-from tests.mypt.data.rendering import render
 from tests.mypt.data.rows import HERE, TEMPLATES, conversations
+from tests.mypt.data.segments import render
 
 FORMS = {name: load_template(name) for name in TEMPLATES}
 CHAT = Conversation((say("user", "Hi"), say("assistant", "Hello")), HERE)
@@ -113,7 +114,7 @@ def test_a_separator_belongs_to_the_header_of_the_turn_it_precedes():
 
 
 def test_a_document_is_its_text_and_the_token_that_ends_it():
-    segments = render(FORMS["llama3"], Document("Call me Ishmael.", HERE))
+    segments = render(load_tokenizer("byte", "llama3"), Document("Call me Ishmael.", HERE))
     assert [(s.text, s.special, ROLES[s.role], KINDS[s.kind]) for s in segments] == [
         ("Call me Ishmael.", None, "text", "content"),
         (None, "<|endoftext|>", "text", "end"),

@@ -16,7 +16,6 @@ from mypt.data.tokenizer import Tokenizer, train_tokenizer
 from mypt.data.vocabularies.vocabulary import SINGLE_BYTES, Vocabulary
 from mypt.errors import DataError
 from mypt.inference.chat import chat_prompt
-from tests.mypt.data.rendering import render
 from tests.mypt.data.rows import (
     HERE,
     TEMPLATES,
@@ -26,6 +25,7 @@ from tests.mypt.data.rows import (
     texts,
     tokenizer,
 )
+from tests.mypt.data.segments import render
 
 rows_of_all_kinds = st.lists(st.one_of(conversations, documents), max_size=4)
 
@@ -46,7 +46,7 @@ def reference(rows, ours):
     tokens, spans, bounds = [], [], []
     for number, row in enumerate(rows):
         first, before = len(tokens), None
-        for segment in render(ours.template, row):
+        for segment in render(ours, row):
             start = len(tokens)
             if segment.special is None:
                 tokens += ours.encoding.encode_ordinary(segment.text)
@@ -136,7 +136,7 @@ def test_ids_decode_to_the_written_row_and_spans_tile_it(template):
     @given(rows=rows_of_all_kinds)
     def check(rows):
         encoded = encode_rows(rows, ours)
-        written = "".join(s.text or s.special for row in rows for s in render(ours.template, row))
+        written = "".join(s.text or s.special for row in rows for s in render(ours, row))
         assert ours.decode_bytes(encoded.tokens) == written.encode()
         edges = [0, *encoded.spans["stop"].tolist()]
         assert encoded.spans["start"].tolist() == edges[:-1]

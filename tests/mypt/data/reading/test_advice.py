@@ -151,7 +151,7 @@ def flags(error, *names):
         ("a.json", f"[{LINE},{NEXT}]".encode("latin-1")),
         ("a.csv", "prompt,completion\né,é!\nb,b!\n".encode("latin-1")),
         ("a.csv", "prompt,completion\né,é!\nb,b!\n".encode("utf-16")),
-        ("a.jsonl.gz", gzip.compress(BOTH.encode("latin-1"))),
+        ("a.jsonl.gz", gzip.compress(BOTH.encode("latin-1"), mtime=0)),
         ("a.jsonl", BOTH.encode("utf-16-le")),
         ("a.jsonl", BOTH.encode("utf-16-be")),
         ("a.jsonl", jsonl(ONE, TWO).encode("utf-16-le")),

@@ -19,7 +19,10 @@ class Segment(NamedTuple):
 
 
 def render(template, row):
-    """Return the segments of one conversation or document, none of them empty."""
+    """Return the segments of one conversation or document, none of them empty.
+
+    ``template`` may be a tokenizer too, which alone knows how a document is written.
+    """
     if isinstance(row, Document):
         return turn(template, "text", 0, (Part("text", row.text),), None)
     turns = enumerate(row.messages)

@@ -1,0 +1,1 @@
+"""Conversations written by a base's own chat template, and whose words stand where in it."""

@@ -1,0 +1,281 @@
+"""A conversation as a base's template writes it, and whose words stand where, proved each time.
+
+The places of the texts come from :mod:`mypt.data.rendering.marks`; what the model writes begins
+where the header of inference ends, which must be a prefix of what training reads.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mypt.data.conversations import Message
+from mypt.data.rendering.base_template import BaseTemplate
+from mypt.data.rendering.marks import (
+    Leaf,
+    Region,
+    Unproved,
+    find_regions,
+    marked_messages,
+    spelled_json,
+    widened,
+)
+from mypt.data.rendering.sandbox import CLOSES, OPENS, generates
+from mypt.data.spans import BY_POLICY, KIND, ROLE
+from mypt.errors import DataError
+
+
+class Passage(NamedTuple):
+    """A stretch of what was written; pieces tile it."""
+
+    stop: int
+    """Characters before its end."""
+    role: int
+    """Index into :data:`mypt.data.spans.ROLES`."""
+    kind: int
+    """Index into :data:`mypt.data.spans.KINDS`."""
+    message: int
+    train: int
+    own: bool
+    """Whether an author's words stand here, in which nothing is a special token."""
+
+
+class Written(NamedTuple):
+    """A conversation in the template's form."""
+
+    text: str
+    pieces: list[Passage]
+    begins: list[int]
+    """Where in the text the model begins to write, once for each of its turns."""
+    stripped: bool
+    """Whether the template left out reasoning of earlier turns."""
+
+
+def write_prompt(
+    template: BaseTemplate, turns: Sequence[Message], controls: re.Pattern[str]
+) -> Written:
+    """Return what inference feeds: the conversation and the header of the answer to it.
+
+    Args:
+        template: The base's own.
+        turns: The conversation.
+        controls: What finds the tokens that only the template may write.
+
+    Raises:
+        Unproved: If the template cannot be proved for it.
+    """
+    plain, marked, leaves = marked_messages(turns)
+    _check_calls(plain, controls)
+    text = _write(template, plain, prompt=True)
+    regions = find_regions(_write(template, marked, prompt=True), text, leaves)
+    pieces, at = list[Passage](), 0
+    header = (ROLE["assistant"], KIND["header"], len(turns), BY_POLICY, False)
+    for region in regions:
+        role = ROLE[turns[region.message].role]
+        own = (role, KIND["content"], region.message, BY_POLICY, True)
+        pieces += [Passage(region.start, *header), Passage(region.stop, *own)]
+        at = region.stop
+    return Written(text, tiled([*pieces, Passage(max(at, len(text)), *header)]), [], False)
+
+
+def write_turns(
+    template: BaseTemplate, turns: Sequence[Message], controls: re.Pattern[str]
+) -> Written:
+    """Return a conversation as training reads it.
+
+    Args:
+        template: The base's own.
+        turns: The conversation.
+        controls: What finds the tokens that only the template may write.
+
+    Raises:
+        Unproved: If the template cannot be proved for it.
+    """
+    plain, marked, leaves = marked_messages(turns)
+    _check_calls(plain, controls)
+    text = _write(template, plain)
+    regions = find_regions(_write(template, marked), text, leaves)
+    stripped = _check_all_stand(turns, leaves, regions)
+    begins = _begins(template, turns, plain, text, regions)
+    regions = widened(regions, leaves, text, begins)
+    stretches = [
+        _stretch(text, index, begins, regions, template.stop, controls, _calls(turn))
+        for index, turn in enumerate(turns)
+        if turn.role == "assistant"
+    ]
+    if generates(template.source):
+        _check_generation(template, plain, text, stretches)
+    pieces = _pieces(turns, text, regions, dict(zip(begins, stretches, strict=True)), controls)
+    return Written(text, tiled(pieces), list(begins.values()), stripped)
+
+
+def _check_calls(messages: Sequence[dict[str, Any]], controls: re.Pattern[str]) -> None:
+    """Refuse a token in a tool call, round whose words there are no marks."""
+    for message in messages:
+        if "tool_calls" in message and controls.search(spelled_json(message["tool_calls"])):
+            raise Unproved("a tool call spells a token of the base")
+
+
+def _write(template: BaseTemplate, messages: Sequence[dict[str, Any]], prompt: bool = False) -> str:
+    try:
+        return template.write(messages, prompt=prompt)
+    except DataError as error:
+        raise Unproved(str(error)) from None
+
+
+def _check_all_stand(
+    turns: Sequence[Message], leaves: Sequence[Leaf], regions: Sequence[Region]
+) -> bool:
+    """Refuse a text that was left out; say whether only earlier reasoning was."""
+    standing = {(one.message, one.kind) for one in regions}
+    missing = [leaf[:2] for leaf in leaves if leaf[:2] not in standing]
+    asked = max((n for n, turn in enumerate(turns) if turn.role == "user"), default=-1)
+    for message, kind in missing:
+        if kind != "reasoning":
+            raise Unproved(f"the template leaves out a message of the {turns[message].role}")
+        if message > asked:
+            raise Unproved("the template leaves out the reasoning of the last turn")
+    return bool(missing)
+
+
+def _begins(
+    template: BaseTemplate,
+    turns: Sequence[Message],
+    plain: Sequence[dict[str, Any]],
+    text: str,
+    regions: Sequence[Region],
+) -> dict[int, int]:
+    """Return where the model begins to write in each of its turns.
+
+    Raises:
+        Unproved: If what inference feeds is no prefix of what training reads.
+    """
+    begins: dict[int, int] = {}
+    for index, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        fed = _write(template, plain[:index], prompt=True)
+        before = max((one.stop for one in regions if one.message < index), default=0)
+        own = min((one.start for one in regions if one.message >= index), default=len(text))
+        if not text.startswith(fed) or not before <= len(fed) <= own:
+            raise Unproved(
+                "what inference feeds is no prefix of what training reads"
+                f"{template.difference and f', {template.difference}'}"
+            )
+        begins[index] = len(fed)
+    return begins
+
+
+def _calls(turn: Message) -> bool:
+    return any(part.kind == "tool_call" for part in turn.parts)
+
+
+def _stretch(
+    text: str,
+    index: int,
+    begins: dict[int, int],
+    regions: Sequence[Region],
+    stop: str,
+    controls: re.Pattern[str],
+    calls: bool,
+) -> tuple[int, int, int]:
+    """Return where a turn's words begin, where they end, and where the token that ends it does.
+
+    That is the template's stop; where it writes another after earlier answers, that one.
+    """
+    begin = begins[index]
+    last = max((one.stop for one in regions if one.message == index), default=begin)
+    bound = min(
+        [one.start for one in regions if one.message > index]
+        + [at for other, at in begins.items() if other > index],
+        default=len(text),
+    )
+    at = text.find(stop, last, bound)
+    if at >= 0:
+        return begin, at, at + len(stop)
+    if calls:
+        raise Unproved("no token that inference stops at ends a turn that calls a tool")
+    other = controls.search(text, last, bound)
+    return (begin, *other.span()) if other else (begin, last, last)
+
+
+def _pieces(
+    turns: Sequence[Message],
+    text: str,
+    regions: Sequence[Region],
+    stretches: dict[int, tuple[int, int, int]],
+    controls: re.Pattern[str],
+) -> list[Passage]:
+    pieces: list[Passage] = []
+    done = 0
+    for index, turn in enumerate(turns):
+        trains = _trains(turn)
+        own = [one for one in regions if one.message == index]
+
+        def add(stop: int, kind: str, is_own: bool = False) -> None:
+            train = trains.get(kind, trains["end"])  # noqa: B023
+            where = (ROLE[turns[index].role], KIND[kind], index, train, is_own)  # noqa: B023
+            pieces.append(Passage(stop, *where))
+
+        if turn.role != "assistant":
+            for one in own:
+                add(one.start, "header")
+                add(one.stop, "content", True)
+                done = one.stop
+            continue
+        begin, words, end = stretches[index]
+        add(begin, "header")
+        at = begin
+        for one in own:
+            before = text[at : one.start]
+            marked = one.kind == "reasoning" or at > begin or controls.search(before)
+            add(one.start, "reasoning" if marked else "content")
+            add(one.stop, "reasoning" if one.kind == "reasoning" else "content", True)
+            at = one.stop
+        add(words, "tool_call" if _calls(turn) else "end")
+        add(end, "end")
+        done = max(done, end)
+    if not pieces:
+        raise Unproved("a conversation that says nothing")
+    last = pieces[-1]
+    return [*pieces, Passage(max(len(text), done), last.role, KIND["header"], *last[3:5], False)]
+
+
+def _trains(turn: Message) -> dict[str, int]:
+    """Return what the row says about the mask of each kind of passage, the turn's own as "end"."""
+    trains = {"end": BY_POLICY if turn.train is None else int(turn.train)}
+    for part in turn.parts:
+        kind = "content" if part.kind == "text" else part.kind
+        said = trains["end"] if part.train is None else int(part.train)
+        if trains.setdefault(kind, said) != said:
+            raise Unproved(
+                f"parts of kind {part.kind} in one turn, some to be learned and some not"
+            )
+    return trains
+
+
+def tiled(pieces: Sequence[Passage]) -> list[Passage]:
+    """Leave out pieces that hold nothing."""
+    kept: list[Passage] = []
+    for piece in pieces:
+        if piece.stop > (kept[-1].stop if kept else 0):
+            kept.append(piece)
+    return kept
+
+
+def _check_generation(
+    template: BaseTemplate,
+    plain: Sequence[dict[str, Any]],
+    text: str,
+    stretches: Sequence[tuple[int, int, int]],
+) -> None:
+    """Compare with what the template's author marks as the model's; white space may follow."""
+    shown = template.write(plain, shows=True)
+    marked: list[str] = []
+    at = 0
+    for number, part in enumerate(re.split(f"[{OPENS}{CLOSES}]", shown)):
+        if number % 2:
+            marked.append(f"{at}:{part.rstrip()}")
+        at += len(part)
+    ours = [f"{begin}:{text[begin:end].rstrip()}" for begin, _, end in stretches]
+    if marked != ours:
+        raise Unproved("its {% generation %} marks other text than inference leaves to the model")
