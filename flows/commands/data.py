@@ -79,7 +79,7 @@ def prepare(
     if look:
         return _look(asked.data(), policy)
     if out_dir is None:
-        raise ConfigError("prepare wants --out_dir for what it writes, or --look FILE; give one")
+        raise ConfigError("--out_dir is missing; see 'mypt prepare --help'")
     return _make(asked.data(), policy, out_dir, preparation, json)
 
 

@@ -243,7 +243,7 @@ class RawFile:
         held = b""
         for piece in self.chunks():
             held += piece
-            if len(held) >= CHUNK:
+            if len(held) >= CHUNK or self.bytes_done >= self.size:
                 break
         return held
 

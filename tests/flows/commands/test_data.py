@@ -44,5 +44,5 @@ def test_a_look_writes_nothing_and_a_dataset_wants_a_folder(tmp_path, capsys):
     )
     assert "a.txt: whatsapp, by how it begins" in capsys.readouterr().out
     assert main(["prepare", "--input_files", str(raw)]) == 2
-    assert "wants --out_dir" in capsys.readouterr().err
+    assert "--out_dir is missing" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
