@@ -1,6 +1,6 @@
 """Every knob: frozen models of four pages, and the two files that hold them."""
 
-from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig
+from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig, RopeScaling
 from mypt.config.data import (
     FieldMapping,
     Format,
@@ -31,6 +31,7 @@ __all__ = [
     "Preset",
     "Reading",
     "Role",
+    "RopeScaling",
     "Source",
     "TrainConfig",
     "Voice",

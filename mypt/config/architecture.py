@@ -10,17 +10,51 @@ MAX_BLOCK = 10_000_000
 """Longest context that a config may ask for, in tokens; bounds here catch slips of the pen."""
 
 
+class RopeScaling(Frozen):
+    """How rotary positions stretch beyond the context that weights were first trained on."""
+
+    kind: Literal["linear", "llama3", "factors"]
+    """All speeds by ``factor``; slow ones by it and quick ones not at all (Llama 3.1); each by a
+    divisor of its own (LongRoPE)."""
+    factor: float = Field(default=1.0, gt=0.0)
+    """By which speeds are divided; of kind factors 1."""
+    low_freq_factor: float = Field(default=1.0, gt=0.0)
+    """llama3: turns within ``original_context`` below which a speed counts as slow."""
+    high_freq_factor: float = Field(default=4.0, gt=0.0)
+    """llama3: turns above which it counts as quick; between the two, divisors are mixed."""
+    original_context: int = Field(default=8192, ge=1, le=MAX_BLOCK)
+    """llama3: tokens of the context before."""
+    factors: tuple[float, ...] = ()
+    """factors: a divisor for each pair of numbers that turns."""
+    gain: float = Field(default=1.0, gt=0.0)
+    """factors: by which cosines and sines are multiplied."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor"
+                f" {self.high_freq_factor}; set one that is"
+            )
+        if any(factor <= 0 for factor in self.factors):
+            raise ValueError(f"factors hold {min(self.factors)}; expected numbers above 0")
+        return self
+
+
 class Architecture(Frozen):
     """What a model is; a fine-tuned model keeps its base model's (DESIGN.md D12)."""
 
     block_size: int = Field(default=256, ge=1, le=MAX_BLOCK)
-    """Longest context, in tokens."""
+    """Tokens of a row in training, and the longest context of a model that begins at random."""
+    longest_context: int | None = Field(default=None, ge=1, le=MAX_BLOCK)
+    """Longest context that the weights hold, where rows in training are shorter; null is
+    block_size."""
     vocab_size: int = Field(default=50304, ge=1, le=10_000_000)
     """Rows of the embedding; at least the tokenizer's vocabulary."""
     n_layer: int = Field(default=6, ge=1, le=1000)
     """Transformer blocks."""
     n_head: int = Field(default=6, ge=1, le=1000)
-    """Attention heads; divides n_embd."""
+    """Attention heads; divides n_embd, unless head_dim says how wide one is."""
     n_embd: int = Field(default=384, ge=1, le=100_000)
     """Width of the residual stream."""
     bias: bool = False
@@ -29,10 +63,15 @@ class Architecture(Frozen):
     """A learned vector a place, as GPT-2, or queries and keys turned by their place."""
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     """RMSNorm neither centres nor has a bias."""
-    mlp_type: Literal["gelu", "swiglu", "relu2"] = "gelu"
-    """What the MLP does between its two products; SwiGLU's is gated and two thirds as wide."""
+    mlp_type: Literal["gelu", "gelu_erf", "swiglu", "geglu", "relu2"] = "gelu"
+    """What the MLP does between its two products: GELU by tanh or exact, squared ReLU, or gated by
+    SiLU or by tanh's GELU and two thirds as wide."""
     qk_norm: bool = False
-    """RMSNorm of each head's queries and keys."""
+    """RMSNorm of queries and keys."""
+    qk_norm_over: Literal["head", "all"] = "head"
+    """Whether they are normed head by head or over the whole width."""
+    qk_norm_eps: float | None = Field(default=None, gt=0.0)
+    """What those norms add to a variance; null is 1e-6."""
     n_kv_head: int | None = Field(default=None, ge=1)
     """Heads of keys and values, shared by groups of queries; divides n_head, null is n_head."""
     tie_weights: bool = True
@@ -43,6 +82,34 @@ class Architecture(Frozen):
     """What norms add to a variance; null is 1e-5, of RMSNorm 1e-6."""
     rope_base: float = Field(default=10_000.0, gt=0.0)
     """Longest wavelength of rotary positions, over 2 pi."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary positions are stretched; null is not at all."""
+    rope_width: int | None = Field(default=None, ge=2)
+    """Numbers of a head that turn, the first ones; null is all."""
+    nope_every: int = Field(default=0, ge=0)
+    """Every n-th block has no rotary positions; 0 is none of them."""
+    head_dim: int | None = Field(default=None, ge=1, le=10_000)
+    """Numbers of a query; null is n_embd / n_head."""
+    qkv_bias: bool = False
+    """Bias terms of queries, keys and values, also where ``bias`` is false."""
+    norm_place: Literal["before", "after", "both"] = "before"
+    """Where each half of a block is normed: what it reads, what it adds, or both."""
+    parallel_blocks: bool = False
+    """Attention and MLP of a block read the same and are added together."""
+    window: int | None = Field(default=None, ge=1, le=MAX_BLOCK)
+    """Places that a query sees, its own included; null is all before it."""
+    full_every: int = Field(default=0, ge=0)
+    """Every n-th block has no window; 0 is none of them."""
+    window_rope_base: float | None = Field(default=None, gt=0.0)
+    """rope_base of blocks with a window, which are not stretched; null is the others'."""
+    embedding_scale: float = Field(default=1.0, gt=0.0)
+    """By which token embeddings are multiplied where they enter the first block."""
+    attention_scale: float | None = Field(default=None, gt=0.0)
+    """By which products of queries and keys are multiplied; null is 1 / sqrt(width of a head)."""
+    residual_scale: float = Field(default=1.0, gt=0.0)
+    """By which what a block adds is multiplied."""
+    logit_scale: float = Field(default=1.0, gt=0.0)
+    """By which logits are multiplied."""
 
     @property
     def eps(self) -> float:
@@ -52,22 +119,44 @@ class Architecture(Frozen):
     @property
     def inner_width(self) -> int:
         """Numbers between the MLP's two products."""
-        gated = self.mlp_type == "swiglu"
-        return self.mlp_width or (8 * -(-self.n_embd // 3) if gated else 4 * self.n_embd)
+        return self.mlp_width or (8 * -(-self.n_embd // 3) if self.gated else 4 * self.n_embd)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP's first product makes a value and a gate."""
+        return self.mlp_type in ("swiglu", "geglu")
+
+    @property
+    def longest(self) -> int:
+        """Longest context that the weights hold, in tokens."""
+        return self.longest_context or self.block_size
 
     @property
     def head_width(self) -> int:
         """Numbers of a query."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def turned_width(self) -> int:
+        """Numbers of a query that rotary positions turn."""
+        return self.rope_width or self.head_width
 
     @property
     def key_heads(self) -> int:
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
 
+    def is_windowed(self, block: int) -> bool:
+        """Whether the block of this number, from 0, sees no further back than ``window``."""
+        return self.window is not None and not _is_nth(block, self.full_every)
+
+    def is_turned(self, block: int) -> bool:
+        """Whether the block of this number, from 0, has rotary positions."""
+        return self.pos_encoding == "rope" and not _is_nth(block, self.nope_every)
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.n_embd % self.n_head:
+        if self.head_dim is None and self.n_embd % self.n_head:
             raise ValueError(
                 f"n_head {self.n_head} does not divide n_embd {self.n_embd}; set n_head to one that"
                 " does"
@@ -77,9 +166,31 @@ class Architecture(Frozen):
                 f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; set n_kv_head to"
                 " one that does"
             )
-        if self.pos_encoding == "rope" and self.head_width % 2:
-            raise ValueError(f"n_embd / n_head is {self.head_width}; rope wants an even width")
+        if self.pos_encoding == "rope" and self.turned_width % 2:
+            named = "rope_width" if self.rope_width else "head_dim"
+            name = named if self.rope_width or self.head_dim else "n_embd / n_head"
+            raise ValueError(f"{name} is {self.turned_width}; rope wants an even width")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.turned_width > self.head_width:
+            raise ValueError(f"rope_width {self.rope_width} exceeds a head's {self.head_width}")
+        if self.longest < self.block_size:
+            raise ValueError(
+                f"longest_context {self.longest_context} is below block_size {self.block_size}"
+            )
+        divisors = self.rope_scaling.factors if self.rope_scaling else ()
+        if divisors and len(divisors) != self.turned_width // 2:
+            raise ValueError(
+                f"rope_scaling has {len(divisors)} factors; expected {self.turned_width // 2}, one"
+                " a pair of numbers that turns"
+            )
+        return self
+
+
+def _is_nth(block: int, every: int) -> bool:
+    return every > 0 and (block + 1) % every == 0
 
 
 class GPTConfig(Architecture):

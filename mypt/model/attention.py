@@ -25,15 +25,17 @@ def has_kernel(device: torch.device, head_width: int, dropout: float) -> bool:
     return device.type == "cuda" and fits and find_spec("triton") is not None
 
 
-def block_mask(runs: Tensor) -> BlockMask:
+def block_mask(runs: Tensor, window: int | None = None) -> BlockMask:
     """Return which blocks of queries and keys meet, and which of them only in part.
 
     Args:
         runs: (B, T) int64, the same number where places belong to one conversation.
+        window: Places that a query sees, its own included; None is all before it.
     """
 
     def seen(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (runs[row, query] == runs[row, key])
+        together = (key <= query) & (runs[row, query] == runs[row, key])
+        return together if window is None else together & (query - key < window)
 
     rows, length = runs.shape
     return create_block_mask(seen, rows, None, length, length, device=runs.device)
@@ -80,9 +82,13 @@ class Documents(NamedTuple):
     """(B, 1, T, T) bool, True where a query may look."""
     blocks: BlockMask | None = None
     """Blocks of scores that are wanted."""
+    window: int | None = None
+    """With ``lengths``: places that a query sees, its own included; None is all before it."""
 
 
-def separate(segments: Tensor, *, head_width: int = 0, dropout: float = 0.0) -> Documents:
+def separate(
+    segments: Tensor, *, head_width: int = 0, dropout: float = 0.0, window: int | None = None
+) -> Documents:
     """Return how attention keeps apart the runs of equal numbers in each row.
 
     Args:
@@ -90,20 +96,28 @@ def separate(segments: Tensor, *, head_width: int = 0, dropout: float = 0.0) -> 
             that comes back after another one begins a new document.
         head_width: Numbers of a query; with ``dropout`` decides which kernel a GPU has for it.
         dropout: Share of attention weights that will be dropped.
+        window: Places that a query sees, its own included; None is all before it.
     """
     if has_kernel(segments.device, head_width, dropout):
-        return Documents(blocks=block_mask(run_numbers(segments)))
+        return Documents(blocks=block_mask(run_numbers(segments), window))
     if segments.device.type != "cpu":
-        return Documents(mask=document_mask(segments))
+        return Documents(mask=document_mask(segments, window))
     runs = run_numbers(segments).flatten()
-    return Documents(torch.unique_consecutive(runs, return_counts=True)[1].tolist())
+    lengths = torch.unique_consecutive(runs, return_counts=True)[1].tolist()
+    return Documents(lengths, window=window)
 
 
-def document_mask(segments: Tensor) -> Tensor:
+def document_mask(segments: Tensor, window: int | None = None) -> Tensor:
     """Return (B, 1, T, T) bool: which positions a query may look at, itself and before."""
-    runs, length = run_numbers(segments), segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    runs = run_numbers(segments)
+    causal = _causal(segments.shape[1], window, segments.device)
     return (runs[:, None, :, None] == runs[:, None, None, :]) & causal
+
+
+def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Return (T, T) bool: the places at or before each, those within ``window`` where there is."""
+    before = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return before if window is None else before.triu(1 - window)
 
 
 def run_numbers(segments: Tensor) -> Tensor:
@@ -195,7 +209,7 @@ def _attend(qkv: Sequence[Tensor], documents: Documents | None, dropout: float) 
         return attend_blocks(qkv[0], qkv[1], qkv[2], documents.blocks)
     key, value = share(qkv[0], *qkv[1:])
     if documents is not None and documents.lengths is not None:
-        return _attend_each((qkv[0], key, value), documents.lengths, dropout)
+        return _attend_each((qkv[0], key, value), documents.lengths, documents.window, dropout)
     mask = None if documents is None else documents.mask
     query, key, value = (part.transpose(1, 2) for part in (qkv[0], key, value))
     gathered = F.scaled_dot_product_attention(
@@ -204,17 +218,23 @@ def _attend(qkv: Sequence[Tensor], documents: Documents | None, dropout: float) 
     return gathered.transpose(1, 2)
 
 
-def _attend_each(qkv: Sequence[Tensor], lengths: list[int], dropout: float) -> Tensor:
+def _attend_each(
+    qkv: Sequence[Tensor], lengths: list[int], window: int | None, dropout: float
+) -> Tensor:
     """Attend in one call a document; queries, keys and values lie one document behind another."""
+
+    def one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        length, mask = query.shape[2], None
+        if window is not None and length > window:
+            mask = _causal(length, window, query.device)
+        gathered = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )
+        return gathered.transpose(1, 2)
+
     lying = (part.flatten(0, 1)[None].transpose(1, 2) for part in qkv)
     documents = zip(*(torch.split(part, lengths, dim=2) for part in lying), strict=True)
-    gathered = [
-        F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True
-        ).transpose(1, 2)
-        for query, key, value in documents
-    ]
-    return torch.cat(gathered, dim=1).view_as(qkv[0])
+    return torch.cat([one(*document) for document in documents], dim=1).view_as(qkv[0])
 
 
 def _run_starts(segments: Tensor) -> Tensor:

@@ -28,11 +28,11 @@ class KVCache:
         """Make room for ``batch_size`` rows of at most ``max_length`` tokens.
 
         Raises:
-            ValueError: If ``max_length`` exceeds the model's block_size.
+            ValueError: If ``max_length`` exceeds the longest context that the model holds.
         """
-        if max_length > config.block_size:
+        if max_length > config.longest:
             raise ValueError(
-                f"a cache of {max_length} tokens does not fit block_size {config.block_size}"
+                f"a cache of {max_length} tokens does not fit block_size {config.longest}"
             )
         shape = (batch_size, max_length, config.key_heads, config.head_width)
         self.max_length = max_length
@@ -94,3 +94,9 @@ class KVCache:
             )
         slots = torch.arange(used, device=positions.device)
         return slots <= positions[:, None, :, None]
+
+
+def within(visible: Tensor, positions: Tensor, window: int) -> Tensor:
+    """Return what of ``visible`` (B, 1, S, U) lies in each new token's window, its own included."""
+    slots = torch.arange(visible.shape[-1], device=positions.device)
+    return visible & (slots > positions[:, None, :, None] - window)

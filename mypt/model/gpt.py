@@ -7,8 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from mypt.config import GPTConfig
-from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate
-from mypt.model.cache import KVCache
+from mypt.model.attention import (
+    Attend,
+    Documents,
+    attend,
+    attend_at,
+    restart_positions,
+    separate,
+)
+from mypt.model.cache import KVCache, within
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
 from mypt.model.transformer import Transformer, Wanted
@@ -112,13 +119,13 @@ class GPT(nn.Module):
         """Return the hidden states after the final norm, (B, T, C).
 
         Args:
-            idx: (B, T) int64 token ids, T at most block_size.
+            idx: (B, T) int64 token ids, T at most what the weights hold.
             positions: (B, T) int64; None counts from 0, again in each segment.
             segments: (B, T) int; attention never crosses from one run of equal numbers to the
                 next, so that no bit of one run depends on another. None is one run a row.
 
         Raises:
-            ValueError: If a row is longer than block_size.
+            ValueError: If a row is longer than the weights hold.
         """
         return self._read(idx, positions, segments)
 
@@ -131,25 +138,38 @@ class GPT(nn.Module):
         shared: TiedGradient | None = None,
     ) -> Tensor:
         length = idx.shape[1]
-        if length > self.config.block_size:
-            raise ValueError(
-                f"rows of {length} tokens do not fit block_size {self.config.block_size}"
-            )
+        if length > self.config.longest:
+            raise ValueError(f"rows of {length} tokens do not fit block_size {self.config.longest}")
         if positions is None and segments is not None:
             positions = restart_positions(segments)
         elif positions is None:
             positions = torch.arange(length, device=idx.device).expand_as(idx)
-        dropout, width = self.config.dropout if self.training else 0.0, self.config.head_width
-        documents = None
-        if segments is not None:
-            documents = separate(segments, head_width=width, dropout=dropout)
-        one = partial(attend, documents=documents, dropout=dropout)
+        dropout = self.config.dropout if self.training else 0.0
+        documents = self._documents(idx, segments, dropout)
+        attends: list[Attend] = [
+            partial(attend, documents=block, dropout=dropout) for block in documents
+        ]
         wanted = None
         if rows is not None:
-            wanted = Wanted(rows, partial(attend_at, rows, documents=documents, dropout=dropout))
-        attends = [one] * self.config.n_layer
+            last = partial(attend_at, rows, documents=documents[-1], dropout=dropout)
+            wanted = Wanted(rows, last)
         states: Tensor = self.transformer(idx, positions, attends, wanted, shared)
         return states
+
+    def _documents(
+        self, idx: Tensor, segments: Tensor | None, dropout: float
+    ) -> list[Documents | None]:
+        """Return where attention stops, for each block; None where only the future is unseen."""
+        width = self.config.head_width
+        one = None
+        if segments is not None:
+            one = separate(segments, head_width=width, dropout=dropout)
+        windowed = [self.config.is_windowed(block) for block in range(self.config.n_layer)]
+        window, near = self.config.window, one
+        if any(windowed) and window is not None and window < idx.shape[1]:
+            runs = torch.zeros_like(idx) if segments is None else segments
+            near = separate(runs, head_width=width, dropout=dropout, window=window)
+        return [near if narrow else one for narrow in windowed]
 
     @torch.no_grad()
     def step(
@@ -187,8 +207,15 @@ class GPT(nn.Module):
             positions: Likewise.
             visible: What the cache's ``visible`` says of them.
         """
+        window = self.config.window
+        near = visible if window is None else within(visible, positions, window)
         attends: list[Attend] = [
-            partial(cache.attend, layer, positions=positions, visible=visible)
+            partial(
+                cache.attend,
+                layer,
+                positions=positions,
+                visible=near if self.config.is_windowed(layer) else visible,
+            )
             for layer in range(self.config.n_layer)
         ]
         states: Tensor = self.transformer(ids, positions, attends)

@@ -4,6 +4,7 @@ A block attends, then computes for each position on its own. Rotary positions tu
 by their place, so that products see distances.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mypt.config import GPTConfig
+from mypt.config import GPTConfig, RopeScaling
 from mypt.model.attention import Attend
 from mypt.model.linear_loss import TiedGradient, embed
 
@@ -21,9 +22,9 @@ RMS_EPS = 1e-6  # as in Llama's descendants
 
 
 class MLP(nn.Module):
-    """Wider, bent, back: GELU in its tanh form as GPT-2's, squared ReLU, or SwiGLU.
+    """Wider, bent, back: GELU, in its tanh form as GPT-2's or exact, squared ReLU, or gated.
 
-    SwiGLU makes a value and a gate of it by one product; it is 8/3 as wide as the residual
+    A gated one makes a value and a gate by one product; it is 8/3 as wide as the residual
     stream where the others are 4 times, so that all have about as many weights.
     """
 
@@ -31,7 +32,7 @@ class MLP(nn.Module):
         super().__init__()
         self.kind = config.mlp_type
         width = config.inner_width
-        first = 2 * width if self.kind == "swiglu" else width
+        first = 2 * width if config.gated else width
         self.c_fc = nn.Linear(config.n_embd, first, bias=config.bias)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -46,19 +47,41 @@ class MLP(nn.Module):
             return F.gelu(x, approximate="tanh")
         if self.kind == "relu2":
             return F.relu(x).square()
+        if self.kind == "gelu_erf":
+            return F.gelu(x)
         value, gate = x.chunk(2, dim=-1)
+        if self.kind == "geglu":
+            return F.gelu(gate, approximate="tanh") * value
         return F.silu(gate) * value
 
 
-def turns(block_size: int, width: int, base: float = BASE) -> Tensor:
+def turns(
+    block_size: int, width: int, base: float = BASE, scaling: RopeScaling | None = None
+) -> Tensor:
     """Return (block_size, 2, width / 2) float32: cosines and sines of each place's angles.
 
     A table rather than a function of positions: equal places get equal bits, whatever stands
     around them, so that packed conversations stay apart.
     """
     speeds = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    gain = 1.0
+    if scaling is not None:
+        speeds, gain = speeds / _divisors(speeds, scaling), scaling.gain
     angles = torch.arange(block_size, dtype=torch.float64)[:, None] * speeds
-    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+    return (gain * torch.stack([angles.cos(), angles.sin()], dim=1)).float()
+
+
+def _divisors(speeds: Tensor, scaling: RopeScaling) -> Tensor:
+    """Return by what each speed is divided; Llama 3.1 mixes speeds, not divisors, in between."""
+    if scaling.kind == "factors":
+        return torch.tensor(scaling.factors, dtype=speeds.dtype)
+    whole = torch.full_like(speeds, scaling.factor)
+    if scaling.kind == "linear":
+        return whole
+    turned = scaling.original_context * speeds / (2 * torch.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    quick = ((turned - low) / (high - low)).clamp(0, 1)
+    return 1 / (quick + (1 - quick) / whole)
 
 
 def turn(heads: Tensor, by: Tensor) -> Tensor:
@@ -66,12 +89,15 @@ def turn(heads: Tensor, by: Tensor) -> Tensor:
 
     Args:
         heads: (..., H, D) queries or keys.
-        by: (..., 2, D / 2), rows of :func:`turns`.
+        by: (..., 2, R / 2), rows of :func:`turns`; of R below D, the numbers behind stay.
     """
     cosine, sine = by[..., None, 0, :], by[..., None, 1, :]
-    first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-    return turned.type_as(heads)
+    width = by.shape[-1]
+    first, second, rest = heads.tensor_split((width, 2 * width), dim=-1)
+    parts = [first * cosine - second * sine, second * cosine + first * sine]
+    if rest.shape[-1]:
+        parts.append(rest)
+    return torch.cat(parts, dim=-1).type_as(heads)
 
 
 class Wanted(NamedTuple):
@@ -90,23 +116,28 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.key_heads = config.n_head, config.key_heads
         self.head_width = config.head_width
-        keys_and_values = 2 * config.key_heads * config.head_width
-        self.c_attn = nn.Linear(config.n_embd, config.n_embd + keys_and_values, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.queries, keys = (n * config.head_width for n in (config.n_head, config.key_heads))
+        asked = self.queries + 2 * keys
+        self.c_attn = nn.Linear(config.n_embd, asked, bias=config.bias or config.qkv_bias)
+        self.c_proj = nn.Linear(self.queries, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.qk_norm, self.norm_whole = config.qk_norm, config.qk_norm_over == "all"
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_width, eps=RMS_EPS)
-            self.k_norm = nn.RMSNorm(config.head_width, eps=RMS_EPS)
-        self.qk_norm = config.qk_norm
+            widths = (self.queries, keys) if self.norm_whole else (config.head_width,) * 2
+            eps = config.qk_norm_eps or RMS_EPS
+            self.q_norm, self.k_norm = (nn.RMSNorm(width, eps=eps) for width in widths)
+        self.scale = 1.0
+        if config.attention_scale is not None:  # attention itself divides by the root of the width
+            self.scale = config.attention_scale * math.sqrt(config.head_width)
 
     def ask(self, x: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of each position; ``by`` turns the first two."""
-        query, others = self.c_attn(x).tensor_split((x.shape[-1],), dim=-1)
+        query, others = self.c_attn(x).tensor_split((self.queries,), dim=-1)
         return self._query(query, by), *self._others(others, by)
 
     def ask_at(self, places: Tensor, x: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what :meth:`ask` returns, queries at ``places`` alone."""
-        width, weight, bias = x.shape[-1], self.c_attn.weight, self.c_attn.bias
+        width, weight, bias = self.queries, self.c_attn.weight, self.c_attn.bias
         query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
         queries = F.linear(x.flatten(0, 1)[places], weight[:width], query_bias)
         others = F.linear(x, weight[width:], other_bias)
@@ -121,14 +152,21 @@ class SelfAttention(nn.Module):
     def _query(self, query: Tensor, by: Tensor | None) -> Tensor:
         query = query.view(*query.shape[:-1], self.n_head, self.head_width)
         if self.qk_norm:
-            query = self.q_norm(query.to(self.q_norm.weight.dtype))
+            query = self._normed(query, self.q_norm)
+        if self.scale != 1.0:
+            query = query * self.scale
         return query if by is None else turn(query, by)
 
     def _others(self, others: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor]:
         key, value = others.view(*others.shape[:-1], 2, self.key_heads, self.head_width).unbind(-3)
         if self.qk_norm:
-            key = self.k_norm(key.to(self.k_norm.weight.dtype))
+            key = self._normed(key, self.k_norm)
         return (key if by is None else turn(key, by)), value
+
+    def _normed(self, heads: Tensor, norm: nn.RMSNorm) -> Tensor:
+        heads = heads.to(norm.weight.dtype)
+        out: Tensor = norm(heads.flatten(-2)).view_as(heads) if self.norm_whole else norm(heads)
+        return out
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -139,14 +177,18 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each normalised before and added to the residual stream."""
+    """Attention, then the MLP, each normed before or after and added to the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = make_norm(config)
+        before, after = config.norm_place != "after", config.norm_place != "before"
+        self.ln_1 = make_norm(config) if before else nn.Identity()
         self.attn = SelfAttention(config)
-        self.ln_2 = make_norm(config)
+        self.ln_2 = make_norm(config) if before else nn.Identity()
         self.mlp = MLP(config)
+        self.post_1 = make_norm(config) if after else nn.Identity()
+        self.post_2 = make_norm(config) if after else nn.Identity()
+        self.parallel, self.scale = config.parallel_blocks, config.residual_scale
         self.checkpointing = False
         """Keep nothing between forward and backward pass but what came in, and compute it again."""
 
@@ -183,9 +225,12 @@ class Block(nn.Module):
 
     def after(self, x: Tensor, gathered: Tensor) -> Tensor:
         """Add what attention gathered to the residual stream, then what the MLP makes of it."""
-        x = x + self.attn.answer(gathered)
-        out: Tensor = x + self.mlp(self.ln_2(x))
-        return out
+        found = x + self._scaled(self.post_1(self.attn.answer(gathered)))
+        read = x if self.parallel else found
+        return found + self._scaled(self.post_2(self.mlp(self.ln_2(read))))
+
+    def _scaled(self, added: Tensor) -> Tensor:
+        return added if self.scale == 1.0 else added * self.scale
 
 
 class Transformer(nn.Module):
@@ -195,11 +240,17 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.rotary = config.pos_encoding == "rope"
+        self.tables = [self._table(config, block) for block in range(config.n_layer)]
         if self.rotary:
-            table = turns(config.block_size, config.head_width, config.rope_base)
+            size = config.longest, config.turned_width
+            table = turns(*size, config.rope_base, config.rope_scaling)
             self.register_buffer("turns", table, persistent=False)
+            if config.window_rope_base is not None:
+                near = turns(*size, config.window_rope_base)
+                self.register_buffer("near_turns", near, persistent=False)
         else:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wpe = nn.Embedding(config.longest, config.n_embd)
+        self.scales = config.embedding_scale, config.logit_scale
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
@@ -231,11 +282,21 @@ class Transformer(nn.Module):
             (B, T, C), or (N, C) at the wanted places.
         """
         tokens = self.wte(idx) if shared is None else embed(idx, self.wte.weight, shared)
-        by = self.get_buffer("turns")[positions] if self.rotary else None
+        enters, leaves = self.scales
+        if enters != 1.0:
+            tokens = tokens * enters
+        turned = {name: self.get_buffer(name)[positions] for name in set(self.tables) if name}
+        by = [turned.get(name) for name in self.tables]
         x = self.drop(tokens if self.rotary else tokens + self.wpe(positions))
         *blocks, last = (cast(Block, block) for block in self.h)
-        for block, gather in zip(blocks, attends, strict=False):
-            x = block(x, gather, by)
-        x = last(x, attends[-1], by) if wanted is None else last.at(wanted, x, by)
+        for block, gather, angles in zip(blocks, attends, by, strict=False):
+            x = block(x, gather, angles)
+        x = last(x, attends[-1], by[-1]) if wanted is None else last.at(wanted, x, by[-1])
         out: Tensor = self.ln_f(x)
-        return out
+        return out if leaves == 1.0 else out * leaves  # of the logits, whose product is linear
+
+    @staticmethod
+    def _table(config: GPTConfig, block: int) -> str:
+        """Return the name of the buffer by which a block turns; empty where it does not."""
+        near = config.window_rope_base is not None and config.is_windowed(block)
+        return ("near_turns" if near else "turns") if config.is_turned(block) else ""

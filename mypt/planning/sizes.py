@@ -58,13 +58,17 @@ class Operations(Frozen):
 def count_weights(model: Architecture) -> Weights:
     """Return how many weights a model has, without building it."""
     width, norm = model.n_embd, _norm(model)
-    per_block = _attention_weights(model) + _mlp_weights(model) + 2 * norm
-    per_block += 2 * model.head_width * model.qk_norm
+    per_block = _attention_weights(model) + _mlp_weights(model) + _norms(model) * norm
+    if model.qk_norm:
+        whole = model.qk_norm_over == "all"
+        per_block += _heads_width(model) if whole else 2 * model.head_width
+    if model.bias or model.qkv_bias:
+        per_block += _attention_outputs(model)
     if model.bias:
-        per_block += _attention_outputs(model) + width + _mlp_outputs(model) + width
+        per_block += width + _mlp_outputs(model) + width
     return Weights(
         embedding=model.vocab_size * width,
-        positions=model.block_size * width * (model.pos_encoding == "learned"),
+        positions=model.longest * width * (model.pos_encoding == "learned"),
         blocks=model.n_layer * per_block,
         head=0 if model.tie_weights else model.vocab_size * width,
         norm=norm,
@@ -95,7 +99,8 @@ def count_operations(
     wanted = supervised if prune_last_block else tokens
     products = (model.n_layer - 1) * tokens * of_block
     products += tokens * key_weights + wanted * (of_block - key_weights)
-    pairs = 2 * model.n_embd * model.block_size * ((model.n_layer - 1) * tokens + wanted)
+    heads = model.n_head * model.head_width
+    pairs = 2 * heads * model.block_size * ((model.n_layer - 1) * tokens + wanted)
     return Operations(
         blocks=6 * products,
         attention=6 * pairs,
@@ -108,16 +113,26 @@ def _norm(model: Architecture) -> int:
     return model.n_embd * (1 + (model.bias and model.norm_type == "layernorm"))
 
 
+def _norms(model: Architecture) -> int:
+    """Return how many norms of the residual stream a block has."""
+    return 4 if model.norm_place == "both" else 2
+
+
+def _heads_width(model: Architecture) -> int:
+    """Return numbers of a token's queries and keys."""
+    return (model.n_head + model.key_heads) * model.head_width
+
+
 def _attention_outputs(model: Architecture) -> int:
-    return model.n_embd + 2 * model.key_heads * model.head_width
+    return (model.n_head + 2 * model.key_heads) * model.head_width
 
 
 def _attention_weights(model: Architecture) -> int:
-    return model.n_embd * (_attention_outputs(model) + model.n_embd)
+    return model.n_embd * (_attention_outputs(model) + model.n_head * model.head_width)
 
 
 def _mlp_outputs(model: Architecture) -> int:
-    return model.inner_width * (2 if model.mlp_type == "swiglu" else 1)
+    return model.inner_width * (2 if model.gated else 1)
 
 
 def _mlp_weights(model: Architecture) -> int:
@@ -237,11 +252,12 @@ def _block(model: Preset, width: int, on_cpu: bool) -> tuple[int, int]:
 
     Each product keeps what goes in; so do the norms, in float32, attention and the MLP's bend.
     """
-    c, keys = model.n_embd, model.key_heads * model.head_width
+    c, keys = model.n_head * model.head_width, model.key_heads * model.head_width
     inside = _FLOAT if on_cpu else width  # attention's arithmetic (D21)
     shared = c if model.key_heads < model.n_head else keys  # repeated for each query
-    asked = _norm_bytes(model, width) + inside * 2 * shared
-    answered = inside * 2 * c + (width * c if inside > width else 0) + _norm_bytes(model, width)
+    norms = _norms(model) // 2 * _norm_bytes(model, width)
+    asked = norms + inside * 2 * shared
+    answered = inside * 2 * c + (width * c if inside > width else 0) + norms
     if model.qk_norm:
         answered += _FLOAT * 2 * (c + keys)
     elif model.pos_encoding == "rope" and width == _FLOAT:
@@ -264,4 +280,4 @@ def _fan_out(model: Preset) -> int:
 
 
 def _gate(model: Preset) -> int:
-    return model.inner_width if model.mlp_type == "swiglu" else 0
+    return model.inner_width if model.gated else 0

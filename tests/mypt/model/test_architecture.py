@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mypt.config import GPTConfig, parse_config
+from mypt.config import GPTConfig
 from mypt.errors import ConfigError
 from mypt.model.gpt import GPT
 from mypt.model.transformer import MLP, turn, turns
+from mypt.parsing import parse_config
 
 GPT2 = GPTConfig(block_size=24, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 MODERN = {
@@ -15,7 +16,15 @@ MODERN = {
     "n_kv_head": 2, "tie_weights": False,
 }  # fmt: skip
 ALONE = [{key: value} for key, value in MODERN.items()]
-EACH = [*ALONE, {"mlp_type": "relu2"}, MODERN, MODERN | {"bias": True}]
+OF_BASES = [
+    {"pos_encoding": "rope", "nope_every": 2, "head_dim": 12, "qkv_bias": True},
+    {"pos_encoding": "rope", "rope_width": 4, "parallel_blocks": True, "mlp_type": "gelu_erf"},
+    {"pos_encoding": "rope", "window": 5, "full_every": 2, "window_rope_base": 100.0},
+    {"qk_norm": True, "qk_norm_over": "all", "qk_norm_eps": 1e-3, "norm_place": "after"},
+    {"mlp_type": "geglu", "norm_place": "both", "embedding_scale": 3.0, "logit_scale": 0.5},
+    {"attention_scale": 0.2, "residual_scale": 0.7, "window": 6, "n_kv_head": 2},
+]
+EACH = [*ALONE, {"mlp_type": "relu2"}, MODERN, MODERN | {"bias": True}, *OF_BASES]
 SEGMENTS = torch.tensor([[0] * 7 + [1] * 17, [0] * 24])
 
 

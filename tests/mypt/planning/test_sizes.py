@@ -14,7 +14,10 @@ MODERN = {
     "n_kv_head": 2, "tie_weights": False,
 }  # fmt: skip
 KINDS = [{}, {"bias": True}, MODERN, {"bias": True} | MODERN, {"mlp_type": "relu2"},
-         {"mlp_width": 50, "n_kv_head": 1}]  # fmt: skip
+         {"mlp_width": 50, "n_kv_head": 1},
+         {"qkv_bias": True, "head_dim": 16, "norm_place": "both", "mlp_type": "geglu"},
+         MODERN | {"qk_norm_over": "all", "norm_place": "after", "longest_context": 64},
+         {"bias": True, "parallel_blocks": True, "longest_context": 64}]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,6 +63,7 @@ def _count(kind, density, checkpointing):
     config = GPTConfig(**SIZES | kind, dropout=0.1)
     model = GPT(config).train()
     model.transformer.checkpoint_blocks(checkpointing)
+    torch.manual_seed(0)  # the same mask, however many weights were drawn
     ids = torch.randint(config.vocab_size, (4, config.block_size))
     mask = None if density == 1.0 else (torch.rand(ids.shape) < density).to(torch.uint8)
     with FlopCounterMode(display=False) as counter:
