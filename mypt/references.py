@@ -21,3 +21,14 @@ class CheckpointRef(Frozen):
     """The digest of ``lineage.json``, which holds the digest of every other file."""
     step: int
     """Optimizer steps that made it."""
+
+
+class BaseRecord(Frozen):
+    """What a model that came from elsewhere looked like there, so that it can go back so."""
+
+    config: str
+    """Its ``config.json``, the very text."""
+    generation: str = ""
+    """Its ``generation_config.json``, where it had one."""
+    dtype: str = "float32"
+    """Type of its numbers."""

@@ -57,6 +57,7 @@ def _export_model(source: str, out: Path) -> None:
         found.weights,
         found.tokenizer,
         policy=_marked(found.lineage),
+        base=found.lineage.origin(),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
     )
 

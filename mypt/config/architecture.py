@@ -108,8 +108,8 @@ class Architecture(Frozen):
     """By which products of queries and keys are multiplied; null is 1 / sqrt(width of a head)."""
     residual_scale: float = Field(default=1.0, gt=0.0)
     """By which what a block adds is multiplied."""
-    logit_scale: float = Field(default=1.0, gt=0.0)
-    """By which logits are multiplied."""
+    logit_divisor: float = Field(default=1.0, gt=0.0)
+    """By which logits are divided."""
 
     @property
     def eps(self) -> float:

@@ -250,7 +250,7 @@ class Transformer(nn.Module):
                 self.register_buffer("near_turns", near, persistent=False)
         else:
             self.wpe = nn.Embedding(config.longest, config.n_embd)
-        self.scales = config.embedding_scale, config.logit_scale
+        self.scales = config.embedding_scale, config.logit_divisor
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
@@ -293,7 +293,7 @@ class Transformer(nn.Module):
             x = block(x, gather, angles)
         x = last(x, attends[-1], by[-1]) if wanted is None else last.at(wanted, x, by[-1])
         out: Tensor = self.ln_f(x)
-        return out if leaves == 1.0 else out * leaves  # of the logits, whose product is linear
+        return out if leaves == 1.0 else out / leaves  # of the logits, whose product is linear
 
     @staticmethod
     def _table(config: GPTConfig, block: int) -> str:

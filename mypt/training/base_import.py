@@ -48,7 +48,7 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
     )
     digest = files.digest_json([tokenizer.digest, *(source.sha256 for source in sources)])
     model_name = f"hf-{digest[:12]}"
-    config = Preset(**read.architecture.model_dump(), name=name, use_loss_mask=False)
+    config = Preset(**dict(read.architecture), name=name, use_loss_mask=False)
     snapshot = Snapshot(
         state=TrainerState(),
         weights={n: tensor.contiguous() for n, tensor in read.weights.items()},
@@ -61,6 +61,7 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
             tokens=0,
             supervised=0,
             parent=None,
+            base=read.base,
             dataset=_record(folder, digest, tokenizer, dataset, sources),
             config=config,
             code=record_code(),

@@ -12,6 +12,7 @@ from mypt.data.packing.accounts import LengthAccount
 from mypt.data.policies import policy_in_force
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
+from mypt.references import BaseRecord
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
@@ -148,6 +149,8 @@ class Lineage(Frozen):
     """Tokens learned from in them."""
     parent: ParentRecord | None
     """None: the weights began at random."""
+    base: BaseRecord | None = None
+    """Of a model that came from elsewhere: what it was there."""
     dataset: DatasetRecord
     epoch: EpochRecord | None = None
     """None where an older mypt wrote it."""
@@ -167,6 +170,13 @@ class Lineage(Frozen):
     def policy(self) -> str:
         """Whose tokens were learned, in words, whatever masks the dataset has."""
         return policy_in_force(self.config.use_loss_mask, self.dataset.mask)
+
+    def origin(self) -> BaseRecord | None:
+        """Return what the first of its parents was elsewhere, if it came from there."""
+        first: Lineage = self
+        while first.parent is not None and first.parent.lineage is not None:
+            first = first.parent.lineage
+        return first.base
 
     @property
     def density(self) -> float:

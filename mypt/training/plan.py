@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mypt import files, home
-from mypt.config import Preset
+from mypt.config import Architecture, Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import Manifest, read_manifest
 from mypt.data.policies import policy_in_force, policy_words
@@ -13,7 +13,7 @@ from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
-from mypt.training.lineage import Lineage, ParentRecord, read_lineage
+from mypt.training.lineage import IMPORTED, Lineage, ParentRecord, read_lineage
 
 _LABELS = {"name"}
 _CIRCUMSTANCES = {
@@ -99,7 +99,7 @@ def plan_run(
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
-        sized = preset.model_copy(update=base.config.architecture().model_dump())
+        sized = preset.model_copy(update=dict(_fitted(base, preset, step_folder)))
         resolved, length = fit_to_data(sized, folder, manifest, masks_by_default)
         lines = _inherited(base, preset, resolved) + news
     return RunPlan(
@@ -146,6 +146,28 @@ def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
     return import_base(str(init_from), open_dataset(dataset, verify=False))
 
 
+def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
+    """Return the base's architecture with rows as long as the preset has them.
+
+    Raises:
+        ConfigError: If the weights hold no rows so long, and no stretched positions are asked for.
+    """
+    held = base.config.architecture()
+    said = "block_size" in preset.model_fields_set or base.dataset.kind == IMPORTED
+    size = preset.block_size if said else held.block_size
+    longest, scaling = held.longest, held.rope_scaling
+    if "rope_scaling" in preset.model_fields_set and preset.rope_scaling != scaling:
+        longest, scaling = max(size, longest), preset.rope_scaling
+    if size > longest or (scaling is not None and held.pos_encoding == "learned"):
+        wanted = "state rope_scaling, or " if held.pos_encoding == "rope" else ""
+        raise ConfigError(
+            f"block_size is {size}; expected at most {longest}, which is what the base model"
+            f" {base.model_name} in {folder} holds; {wanted}set block_size to that or less"
+        )
+    held = held.model_copy(update={"block_size": size, "rope_scaling": scaling})
+    return held.model_copy(update={"longest_context": None if longest == size else longest})
+
+
 def _parent(folder: Path, base: Lineage) -> ParentRecord:
     return ParentRecord(
         path=str(folder.absolute()),
@@ -177,8 +199,12 @@ def _from_scratch(preset: Preset) -> tuple[str, ...]:
 
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
     """Say what the base model decides and which training values change against it."""
-    kept = base.config.architecture().model_dump()
-    sizes = ", ".join(f"{key} {value}" for key, value in kept.items())
+    kept = resolved.architecture().model_dump()
+    sizes = ", ".join(
+        f"{key} {value}"
+        for key, value in kept.items()
+        if key == "block_size" or value != Architecture.model_fields[key].default
+    )
     lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]
     lines += [
         f"{key}: {value} kept from the base model, the preset's {getattr(preset, key)} is not used"

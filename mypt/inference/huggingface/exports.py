@@ -3,6 +3,7 @@
 Our tokenizer goes there as ``tokenizer.json``: the ids that ``tokenizers`` gives are ours.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,9 @@ from mypt.config import GPTConfig, MaskPolicy
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
 from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
-from mypt.inference.huggingface.weights import Weights, family_of, hf_config, to_hf
+from mypt.inference.huggingface.layouts import family_of, read_layout, write_layout
+from mypt.inference.huggingface.weights import Weights, to_hf
+from mypt.references import BaseRecord
 
 _POSSESSIVE: Final = re.compile(r"(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+")
 WEIGHTS: Final = "model.safetensors"
@@ -136,6 +139,7 @@ def export_hf(
     tokenizer: Tokenizer,
     *,
     policy: MaskPolicy = MaskPolicy(),
+    base: BaseRecord | None = None,
     card: str,
 ) -> None:
     """Write weights, config, tokenizer, chat template and card of a model.
@@ -146,23 +150,49 @@ def export_hf(
         weights: Its parameters by name; a tied one once.
         tokenizer: The model's own.
         policy: Whose tokens the template's ``{% generation %}`` blocks mark.
+        base: What the model came from, if it did: its family, its keys and its type of numbers are
+            kept. Else the family is the first that has a place for it, in float32.
         card: ``README.md``.
 
     Raises:
         ConfigError: If transformers has no class for the model.
         FileExistsError: If ``folder`` exists.
     """
-    family_of(config)  # before anything is written
+    name, theirs = _config(config, base)  # before anything is written
     ends = sorted({tokenizer.stop_id, tokenizer.end_of_text})
     ids = {"bos_token_id": None, "eos_token_id": ends, "pad_token_id": tokenizer.end_of_text}
+    generation = ids | {"do_sample": False}
+    if base is not None:
+        own = theirs.get("eos_token_id")
+        ends = sorted({*ends, *(own if isinstance(own, list) else [own])} - {None})
+        ids = {"eos_token_id": ends, "pad_token_id": tokenizer.end_of_text}
+        generation = json.loads(base.generation or "{}") | ids
+    dtype = getattr(torch, base.dtype if base else "float32")
     with files.new_folder(folder) as new:
-        theirs = {n: t.to(torch.float32) for n, t in to_hf(config, weights).items()}
-        save_file(theirs, new / WEIGHTS, metadata={"format": "pt"})
-        files.write_json(new / CONFIG, hf_config(config) | ids)
-        files.write_json(new / "generation_config.json", ids | {"do_sample": False})
+        tensors = to_hf(name, config, weights, dtype)
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        files.write_json(new / CONFIG, theirs | ids)
+        files.write_json(new / "generation_config.json", generation)
         files.write_bytes(new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer)))
         block_size = config.block_size
         files.write_json(new / "tokenizer_config.json", tokenizer_config(tokenizer, block_size))
         template = chat_template(tokenizer.template, policy)
         files.write_bytes(new / "chat_template.jinja", template.encode())
         files.write_bytes(new / "README.md", card.encode())
+
+
+def _config(model: GPTConfig, base: BaseRecord | None) -> tuple[str, dict[str, Any]]:
+    """Return the family and its ``config.json``; of a base its own, but for what has changed."""
+    if base is None:
+        name = family_of(model)
+        rates = ("resid_pdrop", "embd_pdrop", "attn_pdrop") if name == "gpt2" else ()
+        dropout = dict.fromkeys((*rates, "attention_dropout"), model.dropout)
+        return name, write_layout(name, model) | {"dtype": "float32"} | dropout
+    own = json.loads(base.config)
+    name, before = read_layout(own, Path(CONFIG))
+    old, new = write_layout(name, before), write_layout(name, model)
+    kind = "torch_dtype" if "torch_dtype" in own else "dtype"
+    changed = {key: value for key, value in new.items() if value != old[key]}
+    left = {"auto_map"} | ({"rope_scaling"} if "rope_parameters" in changed else set())
+    kept = {key: value for key, value in own.items() if key not in left}  # code is not exported
+    return name, kept | changed | {kind: base.dtype}

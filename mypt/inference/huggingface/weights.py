@@ -1,186 +1,191 @@
-"""One model, two spellings: our weights and config, and those of ``transformers``."""
+"""One model, two spellings: our weights, and those of ``transformers``, by the families' table."""
 
-from typing import Any, Final, Literal
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mypt.config import Architecture, GPTConfig
-from mypt.errors import CheckpointError, ConfigError
+from mypt.errors import CheckpointError
+from mypt.inference.huggingface.families import FAMILIES, Family, Form, Part
+from mypt.inference.huggingface.tensors import Tensors
+from mypt.model.gpt import GPT
 from mypt.text import shorten
 
 Weights = dict[str, Tensor]
-Family = Literal["gpt2", "llama"]
-CLASSES: Final[dict[Family, str]] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
-_WANTED: Final[dict[Family, dict[str, Any]]] = {
-    "gpt2": {
-        "pos_encoding": "learned", "norm_type": "layernorm", "mlp_type": "gelu", "qk_norm": False,
-    },
-    "llama": {
-        "pos_encoding": "rope", "norm_type": "rmsnorm", "mlp_type": "swiglu", "qk_norm": False,
-    },
-}  # fmt: skip
-"""What a family's models are; each other choice of ours is one that they lack."""
-_CONV1D: Final = (
-    "attn.c_attn.weight",
-    "attn.c_proj.weight",
-    "mlp.c_fc.weight",
-    "mlp.c_proj.weight",
-)
-_LLAMA_PLAIN: Final = {
-    "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
-    "attn.c_proj": "self_attn.o_proj", "mlp.c_proj": "mlp.down_proj",
-}  # fmt: skip
-_OUTER: Final = {
-    "transformer.wte.weight": "model.embed_tokens.weight",
-    "transformer.ln_f.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
+_BLOCK = re.compile(r"transformer\.h\.(\d+)\.(.+)")
+_BUFFERS = re.compile(r".*\.((attn|attention)\.(masked_)?bias|(rotary_emb\.)inv_freq)")
+"""Masks and speeds that older files hold beside the weights."""
+_HEAD: Final = "lm_head.weight"
 
 
-def family_of(config: GPTConfig) -> Family:
-    """Return the family of ``transformers`` that a model belongs to.
+class Row(NamedTuple):
+    """A parameter of ours and where it lies with them."""
+
+    ours: str
+    shape: tuple[int, ...]
+    theirs: tuple[str, ...]
+    sizes: list[int]
+    """Rows of ours that each of theirs holds."""
+    form: Form
+
+
+def rows_of(name: str, model: Architecture) -> tuple[Row, ...]:
+    """Return every parameter of a model with the place that its family has for it."""
+    with torch.device("meta"):
+        built = GPT(GPTConfig(**model.model_dump()))
+    return tuple(
+        _row(FAMILIES[name], model, ours, tuple(parameter.shape))
+        for ours, parameter in built.named_parameters()
+    )
+
+
+def from_hf(name: str, model: Architecture, tensors: Tensors) -> Weights:
+    """Return a model's weights, float32 under our names; what lies there as here is only mapped.
 
     Raises:
-        ConfigError: If neither has a place for all its parts; the message names the options.
+        CheckpointError: If a tensor is missing, left over or of another shape, or a head of its own
+            stands beside a config that ties it.
     """
-    family: Family = "llama" if config.pos_encoding == "rope" else "gpt2"
-    odd = [
-        f"{key} {getattr(config, key)!r} (expected {wanted!r})"
-        for key, wanted in _WANTED[family].items()
-        if getattr(config, key) != wanted
-    ]
-    if family == "gpt2" and config.key_heads != config.n_head:
-        odd.append(f"n_kv_head {config.n_kv_head} (expected {config.n_head})")
-    if odd:
-        raise ConfigError(
-            f"{CLASSES[family]} has no place for {', '.join(odd)}; such a model cannot be exported"
-            " to transformers"
+    rows = rows_of(name, model)
+    found = _aliases(FAMILIES[name], tensors)
+    _check(name, model, rows, tensors, found)
+    heads = model.n_head
+    return {
+        row.ours: read_row(row, heads, [tensors.read(found[one]) for one in row.theirs])
+        for row in rows
+    }
+
+
+def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) -> Weights:
+    """Return weights under the names and in the layout of a family.
+
+    Where its models have biases and ours has none, they are 0.
+    """
+    family, theirs = FAMILIES[name], Weights()
+    full = model.model_copy(update={"bias": True}) if family.always_bias else model
+    for row in rows_of(name, full):
+        known = weights.get(row.ours)
+        ours = torch.zeros(row.shape) if known is None else known
+        for there, tensor in zip(row.theirs, _write(row, model.n_head, ours), strict=True):
+            theirs[there] = tensor.to(dtype).contiguous()
+    return theirs
+
+
+def _row(family: Family, model: Architecture, ours: str, shape: tuple[int, ...]) -> Row:
+    block, (where, _, kind) = _BLOCK.fullmatch(ours), ours.rpartition(".")
+    begins = ""
+    if block is not None:
+        begins, (where, _, kind) = family.block.format(block[1]), block[2].rpartition(".")
+    part: Part = family.parts[where]
+    theirs = tuple(f"{begins}{name}.{kind}" for name in part.theirs)
+    sizes = [shape[0]]
+    if len(theirs) == 2:
+        sizes = [shape[0] // 2] * 2
+    elif len(theirs) == 3:
+        keys = model.key_heads * model.head_width
+        sizes = [model.n_head * model.head_width, keys, keys]
+    form: Form = "same" if part.form == "turned" and kind == "bias" else part.form
+    return Row(ours, shape, theirs, sizes, form)
+
+
+def _aliases(family: Family, tensors: Tensors) -> dict[str, str]:
+    """Return the names in the file by those of the table; some files leave a beginning out."""
+    begins = family.block.split(".")[0] + "."
+    names = [name for name in tensors.held if not _BUFFERS.fullmatch(f".{name}")]
+    bare = not any(name.startswith(begins) for name in names)
+    outer = tuple(part.theirs[0] for key, part in family.parts.items() if key == "lm_head")
+    return {
+        begins + name if bare and not name.startswith((*outer, begins)) else name: name
+        for name in names
+    }
+
+
+def _check(
+    name: str, model: Architecture, rows: tuple[Row, ...], tensors: Tensors, found: dict[str, str]
+) -> None:
+    """Compare names and shapes, before any number is read."""
+    family, expected = FAMILIES[name], dict(_shapes(rows))
+    for there, shape in expected.items():
+        if there not in found:
+            raise CheckpointError(
+                f"{tensors.paths[0].parent}: no tensor {there}; expected those of"
+                f" {family.architecture}"
+            )
+        held = tensors.held[found[there]]
+        if held.shape != shape:
+            raise CheckpointError(
+                f"{held.path}: {there} is {held.shape}; expected {shape}, as the config says"
+            )
+    left = [there for there in found if there not in expected]
+    head = f"{family.parts['lm_head'].theirs[0]}.weight"
+    if model.tie_weights and head in left:
+        left.remove(head)
+        (tied,) = family.parts["transformer.wte"].theirs
+        same = tensors.held[found[head]].shape == expected[f"{tied}.weight"]
+        if not same or not torch.equal(
+            tensors.read(found[head]), tensors.read(found[f"{tied}.weight"])
+        ):
+            raise CheckpointError(
+                f"{tensors.held[found[head]].path}: {head} is not {tied}.weight, though"
+                " tie_word_embeddings is true; set it false if the head is its own"
+            )
+    if left:
+        raise CheckpointError(
+            f"{tensors.held[found[left[0]]].path}: {shorten(left[0], 80)} (and {len(left) - 1}"
+            f" more) has no place in {family.architecture}; the config says another model"
         )
-    return family
 
 
-def to_hf(config: GPTConfig, weights: Weights) -> Weights:
-    """Return weights under the names and in the layout of the model's family."""
-    if family_of(config) == "gpt2":
-        return _to_gpt2(weights)
-    return _to_llama(config, weights)
+def _shapes(rows: tuple[Row, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield each tensor of theirs with its shape."""
+    for row in rows:
+        for there, size in zip(row.theirs, row.sizes, strict=True):
+            shape = (size, *row.shape[1:])
+            yield there, shape[::-1] if row.form == "turned" else shape
 
 
-def from_hf(config: Architecture, theirs: Weights, family: Family) -> Weights:
-    """Return what :func:`to_hf` would be given, from what it returns.
+def read_row(row: Row, heads: int, theirs: list[Tensor]) -> Tensor:
+    """Return a parameter of ours, float32, from the tensors that hold it.
 
-    Raises:
-        CheckpointError: If a weight is missing or of another shape.
+    Args:
+        row: Which one, and how it lies there.
+        heads: Of queries.
+        theirs: As many as the row names.
     """
-    try:
-        return _from_gpt2(theirs) if family == "gpt2" else _from_llama(config, theirs)
-    except KeyError as error:
-        raise CheckpointError(f"no tensor {error.args[0]}; expected {CLASSES[family]}") from None
-    except RuntimeError as error:
-        first = shorten(str(error), 200)
-        raise CheckpointError(f"a tensor of another shape ({first}) than the config says") from None
-
-
-def hf_config(config: GPTConfig) -> dict[str, Any]:
-    """Return ``config.json`` without the ids of special tokens."""
-    family = family_of(config)
-    shared = {
-        "architectures": [CLASSES[family]],
-        "model_type": family,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_weights,
-        "dtype": "float32",
-    }
-    if family == "gpt2":
-        return shared | {
-            "n_positions": config.block_size,
-            "n_embd": config.n_embd,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_inner": config.inner_width,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": config.eps,
-            "resid_pdrop": config.dropout,
-            "embd_pdrop": config.dropout,
-            "attn_pdrop": config.dropout,
-        }
-    return shared | {
-        "max_position_embeddings": config.block_size,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.inner_width,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.key_heads,
-        "head_dim": config.head_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.eps,
-        "rope_theta": config.rope_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-        "attention_bias": config.bias,
-        "mlp_bias": config.bias,
-        "attention_dropout": config.dropout,
-    }
-
-
-def _to_gpt2(weights: Weights) -> Weights:
-    """Turn matrices round, as GPT-2 keeps them, and add the biases that it always has."""
-    theirs: Weights = {}
-    for name, tensor in weights.items():
-        turned = name.endswith(_CONV1D)
-        theirs[name] = tensor.t().contiguous() if turned else tensor
-        bias = name.removesuffix("weight") + "bias"
-        norm = name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight"))
-        if (turned or norm) and bias not in weights:
-            theirs[bias] = torch.zeros(len(tensor))
-    return theirs
-
-
-def _from_gpt2(theirs: Weights) -> Weights:
-    ours: Weights = {}
-    for name, tensor in theirs.items():
-        if name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # causal masks that older files hold
-        full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-        ours[full] = tensor.t().contiguous() if name.endswith(_CONV1D) else tensor
-    return ours
-
-
-def _to_llama(config: GPTConfig, weights: Weights) -> Weights:
-    theirs: Weights = {}
-    keys = config.key_heads * config.head_width
-    for name, tensor in weights.items():
-        if not name.startswith("transformer.h."):
-            theirs[_OUTER[name]] = tensor
-            continue
-        _, _, layer, rest = name.split(".", 3)
-        part, _, kind = rest.rpartition(".")
-        if part == "attn.c_attn":
-            for which, piece in zip(
-                "qkv", torch.split(tensor, [config.n_embd, keys, keys]), strict=True
-            ):
-                theirs[f"model.layers.{layer}.self_attn.{which}_proj.{kind}"] = piece.contiguous()
-        elif part == "mlp.c_fc":
-            for which, piece in zip(("up", "gate"), tensor.chunk(2), strict=True):
-                theirs[f"model.layers.{layer}.mlp.{which}_proj.{kind}"] = piece.contiguous()
+    first = theirs[0]
+    if row.form == "same" and len(theirs) == 1 and first.dtype == torch.float32:
+        return first
+    ours = torch.empty(row.shape)
+    for place, tensor in zip(torch.split(ours, row.sizes), theirs, strict=True):
+        if row.form == "turned":
+            place.copy_(tensor.t())
+        elif row.form == "gate first":
+            place.copy_(torch.cat(tensor.chunk(2)[::-1]))
+        elif row.form == "by head":
+            _by_part(place, heads).copy_(_by_head(tensor, heads).transpose(0, 1))
         else:
-            theirs[f"model.layers.{layer}.{_LLAMA_PLAIN[part]}.{kind}"] = tensor
-    return theirs
+            place.copy_(tensor)
+    return ours.add_(1) if row.form == "less one" else ours
 
 
-def _from_llama(config: Architecture, theirs: Weights) -> Weights:
-    ours = {ours: theirs[name] for ours, name in _OUTER.items() if name != "lm_head.weight"}
-    if not config.tie_weights:
-        ours["lm_head.weight"] = theirs["lm_head.weight"]
-    kinds = ("weight", "bias") if config.bias else ("weight",)
-    for layer in range(config.n_layer):
-        there, here = f"model.layers.{layer}", f"transformer.h.{layer}"
-        for part, name in _LLAMA_PLAIN.items():
-            for kind in kinds if part.endswith("c_proj") else ("weight",):
-                ours[f"{here}.{part}.{kind}"] = theirs[f"{there}.{name}.{kind}"]
-        for kind in kinds:
-            heads = [theirs[f"{there}.self_attn.{which}_proj.{kind}"] for which in "qkv"]
-            ours[f"{here}.attn.c_attn.{kind}"] = torch.cat(heads)
-            halves = [theirs[f"{there}.mlp.{which}_proj.{kind}"] for which in ("up", "gate")]
-            ours[f"{here}.mlp.c_fc.{kind}"] = torch.cat(halves)
-    return ours
+def _write(row: Row, heads: int, ours: Tensor) -> list[Tensor]:
+    if row.form == "turned":
+        return [ours.t()]
+    if row.form == "gate first":
+        return [torch.cat(ours.chunk(2)[::-1])]
+    if row.form == "by head":
+        return [_by_part(ours, heads).transpose(0, 1).reshape(ours.shape)]
+    if row.form == "less one":
+        return [ours - 1]
+    return list(torch.split(ours, row.sizes))
+
+
+def _by_part(tensor: Tensor, heads: int) -> Tensor:
+    return tensor.view(3, heads, -1, *tensor.shape[1:])
+
+
+def _by_head(tensor: Tensor, heads: int) -> Tensor:
+    return tensor.view(heads, 3, -1, *tensor.shape[1:])

@@ -60,7 +60,6 @@ def test_what_is_there_is_never_overwritten(world, capsys):
         ("norm_type", "layernorm", LLAMA | {"norm_type": "layernorm"}),
         ("mlp_type", "gelu", LLAMA | {"mlp_type": "gelu"}),
         ("mlp_type", "relu2", LLAMA | {"mlp_type": "relu2"}),
-        ("qk_norm", True, LLAMA),
     ],
 )
 def test_each_option_that_cannot_be_exported_is_named_with_what_could(
@@ -80,11 +79,11 @@ def test_each_option_that_cannot_be_exported_is_named_with_what_could(
 def test_all_options_in_the_way_are_named_at_once(world, capsys):
     config = Path(__file__).parents[3] / "configs" / "tiny_modern.json"
     small = TINY | {"max_iters": 1}
-    changed = small | {"compile": False, "mlp_type": "relu2"}
+    changed = small | {"compile": False, "mlp_type": "relu2", "residual_scale": 0.5}
     modern = load_config(config).model_dump(exclude_unset=True) | changed
     list(train(plan_run(Preset.model_validate(modern), "modern", world / "data")))
     capsys.readouterr()
     assert main(["export", "modern", "--to", "hf", str(world / "out")]) == 2
     said = capsys.readouterr().err
-    for option in ("mlp_type 'relu2' (expected 'swiglu')", "qk_norm True (expected False)"):
+    for option in ("mlp_type 'relu2' (expected 'swiglu')", "residual_scale 0.5 (expected 1.0)"):
         assert option in said

@@ -21,7 +21,7 @@ OF_BASES = [
     {"pos_encoding": "rope", "rope_width": 4, "parallel_blocks": True, "mlp_type": "gelu_erf"},
     {"pos_encoding": "rope", "window": 5, "full_every": 2, "window_rope_base": 100.0},
     {"qk_norm": True, "qk_norm_over": "all", "qk_norm_eps": 1e-3, "norm_place": "after"},
-    {"mlp_type": "geglu", "norm_place": "both", "embedding_scale": 3.0, "logit_scale": 0.5},
+    {"mlp_type": "geglu", "norm_place": "both", "embedding_scale": 3.0, "logit_divisor": 2.0},
     {"attention_scale": 0.2, "residual_scale": 0.7, "window": 6, "n_kv_head": 2},
 ]
 EACH = [*ALONE, {"mlp_type": "relu2"}, MODERN, MODERN | {"bias": True}, *OF_BASES]

@@ -29,6 +29,7 @@ MODELS = {
     "seed": {},
     "seed with biases, untied": {"bias": True, "tie_weights": False, "norm_eps": 1e-3},
     "modern": LLAMA,
+    "modern, normed queries": LLAMA | {"qk_norm": True, "n_kv_head": 2},
     "modern, shared keys, untied": LLAMA | {"n_kv_head": 2, "tie_weights": False},
     "modern, other sizes": LLAMA
     | {"bias": True, "mlp_width": 40, "norm_eps": 1e-3, "rope_base": 5e4},
@@ -103,7 +104,8 @@ def test_logits_are_ours(tmp_path, name):
     loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True
     )
-    assert type(loaded).__name__ == ("LlamaForCausalLM" if "modern" in name else "GPT2LMHeadModel")
+    modern = "Qwen3ForCausalLM" if "normed" in name else "LlamaForCausalLM"
+    assert type(loaded).__name__ == (modern if "modern" in name else "GPT2LMHeadModel")
     assert not any(info.values())
     ids = torch.randint(model.config.vocab_size, (3, 200))
     with torch.no_grad():
@@ -236,7 +238,7 @@ def test_tokenizers_gives_our_ids_and_our_text(name):
     ("changes", "named"),
     [
         ({"mlp_type": "relu2"}, "mlp_type 'relu2' .expected 'gelu'"),
-        (LLAMA | {"qk_norm": True}, "LlamaForCausalLM has no place for qk_norm True"),
+        (LLAMA | {"norm_place": "both"}, "LlamaForCausalLM has no place for norm_place 'both'"),
         ({"n_kv_head": 2}, "GPT2LMHeadModel has no place for n_kv_head 2 .expected 4"),
         ({"norm_type": "rmsnorm"}, "norm_type 'rmsnorm'"),
     ],
