@@ -175,6 +175,7 @@ def _values(config: dict[str, Any], family: Family, where: Path) -> dict[str, An
         if value is REQUIRED:
             raise CheckpointError(f"{where}: {theirs} is missing; add it")
         values[key.ours] = value
+    parse_config(values, Architecture, str(where))  # before lists as long as it has blocks
     computed = {"norm_eps": values["norm_eps"], "sqrt(n_embd)": math.sqrt(values["n_embd"])}
     values |= {ours: computed.get(value, value) for ours, value in family.fixed.items()}
     if "attention_bias" in family.keys and config.get("mlp_bias", False) != values["bias"]:

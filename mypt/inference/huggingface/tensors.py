@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, MissingModelError
 from mypt.text import shorten
 
 ONE: Final = "model.safetensors"
@@ -122,7 +122,7 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_file():
         found = next((f"{other} is {said}" for other, said in _INSTEAD.items()
                       if (folder / other).exists()), None)  # fmt: skip
-        raise CheckpointError(f"{path}: no such file; {found or 'expected it there'}")
+        raise MissingModelError(f"{path}: no such file; {found or 'expected it there'}")
     return path
 
 

@@ -34,11 +34,12 @@ class Row(NamedTuple):
 
 def rows_of(name: str, model: Architecture) -> tuple[Row, ...]:
     """Return every parameter of a model with the place that its family has for it."""
-    with torch.device("meta"):
-        built = GPT(GPTConfig(**model.model_dump()))
+    with torch.device("meta"):  # one block, since all have the same
+        built = GPT(GPTConfig(**model.model_dump() | {"n_layer": 1}))
     return tuple(
         _row(FAMILIES[name], model, ours, tuple(parameter.shape))
-        for ours, parameter in built.named_parameters()
+        for first, parameter in built.named_parameters()
+        for ours in _in_each_block(first, model.n_layer)
     )
 
 
@@ -72,6 +73,11 @@ def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) 
         for there, tensor in zip(row.theirs, _write(row, model.n_head, ours), strict=True):
             theirs[there] = tensor.to(dtype).contiguous()
     return theirs
+
+
+def _in_each_block(name: str, n: int) -> tuple[str, ...]:
+    block = _BLOCK.fullmatch(name)
+    return (name,) if block is None else tuple(f"transformer.h.{i}.{block[2]}" for i in range(n))
 
 
 def _row(family: Family, model: Architecture, ours: str, shape: tuple[int, ...]) -> Row:
