@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Literal
 
+from mypt.data.dataset import open_dataset
 from mypt.data.manifest import read_manifest, verify_files
+from mypt.data.vocabularies.huggingface import PREFIX
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import models_dir, moved_home, step_folder
 from mypt.parsing import Frozen
 from mypt.provenance.remaking import differences, make_again, missing_files
 from mypt.provenance.search import Search, ancestry
+from mypt.training.base_import import import_base
 from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
 from mypt.training.claim import extend
 from mypt.training.events import Event, StepReport
-from mypt.training.lineage import DatasetRecord, Extension, Lineage, read_lineage
+from mypt.training.lineage import IMPORTED, DatasetRecord, Extension, Lineage, read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import RunPlan, plan_run
 
@@ -155,11 +158,15 @@ class _Again:
     def run(self) -> None:
         """Make everything again, until something differs."""
         for lineage in self._lineages:
-            if lineage.dataset.digest not in self._datasets and not self._dataset(lineage.dataset):
+            known = lineage.dataset.digest in self._datasets or lineage.dataset.kind == IMPORTED
+            if not known and not self._dataset(lineage.dataset):
                 return
         parent = None
         for number, lineage in enumerate(self._lineages):
-            parent = self._training(lineage, number, parent)
+            if lineage.dataset.kind == IMPORTED:
+                parent = self._import(lineage, number)
+            else:
+                parent = self._training(lineage, number, parent)
             if parent is None:
                 return
 
@@ -198,6 +205,39 @@ class _Again:
         if digest == record.digest:
             return stage(SAME, digest)
         return stage(DIFFERS, digest, *differences(record, made, found and found[1]))
+
+    def _import(self, lineage: Lineage, number: int) -> Path | None:
+        """Read a base again from its files, for the dataset that was trained on then."""
+        record, made, found = lineage.dataset, None, None
+        if number + 1 == len(self._lineages):
+            raise ConfigError(
+                f"{self._checkpoint}: read from the files of {record.path}, not trained; expected a"
+                " checkpoint that began with it"
+            )
+        places = {
+            file.path: self._search.unchanged_file(file)
+            for source in record.sources
+            for file in source.files
+        }
+        folders = {None if place is None else place.parent for place in places.values()}
+        folder = folders.pop()
+        details = tuple(
+            f"{path}: gone, or its bytes changed since they were read"
+            for path, place in places.items()
+            if place is None or folders
+        )
+        if not details:
+            dataset = self._datasets[self._lineages[number + 1].dataset.digest]
+            made, _ = import_base(f"{PREFIX}{folder}", open_dataset(dataset, verify=False))
+            found = read_lineage(made).weights
+        stage = Stage(
+            name=f"base {Path(record.path).name}",
+            outcome=SAME if found == lineage.weights else DIFFERS,
+            recorded=lineage.weights,
+            found=found,
+            details=details,
+        )
+        return made if self._done(stage) else None
 
     def _training(self, lineage: Lineage, number: int, parent: Path | None) -> Path | None:
         """Train again up to the recorded step; return the step folder if it is the same."""

@@ -158,7 +158,9 @@ def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
     longest, scaling = held.longest, held.rope_scaling
     if "rope_scaling" in preset.model_fields_set and preset.rope_scaling != scaling:
         longest, scaling = max(size, longest), preset.rope_scaling
-    if size > longest or (scaling is not None and held.pos_encoding == "learned"):
+    if held.pos_encoding == "learned":
+        longest, scaling = held.longest, held.rope_scaling
+    if size > longest:
         wanted = "state rope_scaling, or " if held.pos_encoding == "rope" else ""
         raise ConfigError(
             f"block_size is {size}; expected at most {longest}, which is what the base model"

@@ -11,12 +11,14 @@ from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.imports import read_hf
+from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tests.mypt.conftest import prepare_chat
+from tests.mypt.inference.huggingface.families import FAMILIES, make
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 tokenizers = pytest.importorskip("tokenizers")
@@ -132,6 +134,58 @@ def test_a_base_from_transformers_is_trained_and_goes_back(theirs, tmp_path, tin
     for name, parameter in after.named_parameters():
         assert torch.equal(again.weights[name], parameter)
     assert hf_vocabulary(tmp_path / "out").tokens == ours.vocabulary.tokens
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request, tmp_path):
+    """A folder of each family with a tokenizer beside it."""
+    make(request.param, tmp_path / "base")
+    make_tokenizer(size=270).save(str(tmp_path / "base" / "tokenizer.json"))
+    return tmp_path / "base"
+
+
+def test_a_tuned_base_stops_goes_on_is_traced_made_again_and_exported(base, tmp_path, tiny):
+    data = prepare_chat(tmp_path, n=12, tokenization=f"hf:{base}")
+    preset = tiny(max_iters=3, checkpoint_interval=1, batching="packed", eval_interval=3)
+    made = [
+        plan_run(preset, name, data, init_from=f"hf:{base}") for name in ("straight", "stopped")
+    ]
+    list(train(made[0]))
+    list(train(made[1], should_stop=iter([False, False, True]).__next__))
+    list(train(made[1]))
+    (straight, _, end), (again, _, _) = (load_model(name) for name in ("straight", "stopped"))
+    for name, parameter in straight.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+    assert straight.config.block_size == 16
+    assert straight.config.longest > 16
+
+    links = trace(end.path, verify=True).links
+    assert all(file.verified for link in links for deeper in link.links for file in deeper.links)
+    found = reproduce(end.path, tmp_path / "again")
+    assert [stage.outcome for stage in found.stages] == ["same"] * 3, found.stages
+
+    export_hf(
+        tmp_path / "out", straight.config, end.weights, end.tokenizer, base=end.lineage.origin(),
+        card="",
+    )  # fmt: skip
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(40)[None]
+    torch.testing.assert_close(logits(back, ids), logits(straight, ids), rtol=1e-5, atol=2e-5)
+
+
+def test_rows_longer_than_the_base_holds_want_stretched_positions(theirs, tmp_path, tiny):
+    folder, _, _ = theirs
+    data = prepare_chat(tmp_path, tokenization=f"hf:{folder}")
+    with pytest.raises(ConfigError, match="block_size is 64; expected at most 32, which is what"):
+        plan_run(tiny(block_size=64), "a", data, init_from=f"hf:{folder}")
+    stretched = {"kind": "linear", "factor": 2.0}
+    asked = tiny(block_size=64, rope_scaling=stretched)
+    if folder.name == "gpt2":
+        with pytest.raises(ConfigError, match="expected at most 32"):
+            plan_run(asked, "a", data, init_from=f"hf:{folder}")
+    else:
+        made = plan_run(asked, "a", data, init_from=f"hf:{folder}").preset
+        assert (made.block_size, made.longest, made.rope_scaling.factor) == (64, 64, 2.0)
 
 
 def test_the_same_base_is_read_once_and_a_lineage_says_that_it_was_imported(theirs, tmp_path, tiny):
