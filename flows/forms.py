@@ -156,8 +156,9 @@ def _valued(form: JsonSchemaValue, config: BaseModel, file: str) -> JsonSchemaVa
     """Return the form with what each knob is in ``file``, or where it is left out there."""
     values, knobs = config.model_dump(mode="json"), {}
     for key, knob in form["properties"].items():
-        if "properties" in knob:
-            knobs[key] = _valued(knob, getattr(config, key), file)
+        inner = getattr(config, key)
+        if "properties" in knob and inner is not None:
+            knobs[key] = _valued(knob, inner, file)
         elif "properties" in knob.get("items", {}):
             knobs[key] = knob
         else:

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mypt.errors import ConfigError
 from mypt.parsing import Frozen
 
 MAX_BLOCK = 10_000_000
@@ -153,6 +154,31 @@ class Architecture(Frozen):
     def is_turned(self, block: int) -> bool:
         """Whether the block of this number, from 0, has rotary positions."""
         return self.pos_encoding == "rope" and not _is_nth(block, self.nope_every)
+
+    def with_rows(self, size: int, scaling: RopeScaling | None, where: str) -> Self:
+        """Return this architecture for rows of ``size`` tokens; its weights fit as before.
+
+        Args:
+            size: Tokens of a row.
+            scaling: How rotary positions are stretched; other than now, they hold longer rows.
+            where: Whose weights they are, for errors.
+
+        Raises:
+            ConfigError: If the weights hold no rows so long.
+        """
+        rotary = self.pos_encoding == "rope"
+        stretched = rotary and scaling != self.rope_scaling
+        longest = max(size, self.longest) if stretched else self.longest
+        if size > longest:
+            wanted = "state rope_scaling, or " if rotary else ""
+            raise ConfigError(
+                f"block_size is {size}; expected at most {longest}, which is what the base model"
+                f" {where} holds; {wanted}set block_size to that or less"
+            )
+        update: dict[str, object] = {"block_size": size}
+        update["longest_context"] = None if longest == size else longest
+        update["rope_scaling"] = scaling if rotary else self.rope_scaling
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

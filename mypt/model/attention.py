@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from mypt.config import GPTConfig
+
 _NARROWEST = 16  # numbers of a head from which the kernels are made
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (B, T, H, D), keys and values (B, T, G, D) to what each position gathered (B, T, H, D);
@@ -105,6 +107,27 @@ def separate(
     runs = run_numbers(segments).flatten()
     lengths = torch.unique_consecutive(runs, return_counts=True)[1].tolist()
     return Documents(lengths, window=window)
+
+
+def separate_blocks(
+    config: GPTConfig, idx: Tensor, segments: Tensor | None, dropout: float
+) -> list[Documents | None]:
+    """Return where attention stops in each block; None where only the future is unseen.
+
+    Args:
+        config: Says which blocks have a window.
+        idx: (B, T) int64.
+        segments: As for :func:`separate`; None is one document a row.
+        dropout: As for :func:`separate`.
+    """
+    whole, near, window = None, None, config.window
+    width = config.head_width
+    if segments is not None:
+        whole = near = separate(segments, head_width=width, dropout=dropout)
+    if window is not None and window < idx.shape[1]:
+        runs = torch.zeros_like(idx) if segments is None else segments
+        near = separate(runs, head_width=width, dropout=dropout, window=window)
+    return [near if config.is_windowed(block) else whole for block in range(config.n_layer)]
 
 
 def document_mask(segments: Tensor, window: int | None = None) -> Tensor:

@@ -1,11 +1,13 @@
 """Keys and values of the tokens that a model has already read, so that none is read twice."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mypt.config import GPTConfig
-from mypt.model.attention import share
+from mypt.model.attention import Attend, share
 
 
 class KVCache:
@@ -35,7 +37,7 @@ class KVCache:
                 f"a cache of {max_length} tokens does not fit block_size {config.longest}"
             )
         shape = (batch_size, max_length, config.key_heads, config.head_width)
-        self.max_length = max_length
+        self.max_length, self._config = max_length, config
         self.head: Tensor | None = None
         """(C, V), the vocabulary projection as single rows read it; None takes the model's own."""
         # A tensor each: of one that held them all, a compiled step would copy the whole (D97).
@@ -95,8 +97,19 @@ class KVCache:
         slots = torch.arange(used, device=positions.device)
         return slots <= positions[:, None, :, None]
 
+    def attends(self, positions: Tensor, visible: Tensor) -> list[Attend]:
+        """Return how each block attends to what was read before and to the new tokens.
 
-def within(visible: Tensor, positions: Tensor, window: int) -> Tensor:
-    """Return what of ``visible`` (B, 1, S, U) lies in each new token's window, its own included."""
-    slots = torch.arange(visible.shape[-1], device=positions.device)
-    return visible & (slots > positions[:, None, :, None] - window)
+        Args:
+            positions: (B, S) int64, the slot of each new token.
+            visible: What :meth:`visible` returned for them.
+        """
+        near, window = visible, self._config.window
+        if window is not None:
+            slots = torch.arange(visible.shape[-1], device=positions.device)
+            near = visible & (slots > positions[:, None, :, None] - window)
+        seen = [near if self._config.is_windowed(n) else visible for n in range(len(self._keys))]
+        return [
+            partial(self.attend, layer, positions=positions, visible=one)
+            for layer, one in enumerate(seen)
+        ]

@@ -7,15 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mypt.config import GPTConfig
-from mypt.model.attention import (
-    Attend,
-    Documents,
-    attend,
-    attend_at,
-    restart_positions,
-    separate,
-)
-from mypt.model.cache import KVCache, within
+from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
+from mypt.model.cache import KVCache
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
 from mypt.model.transformer import Transformer, Wanted
@@ -145,31 +138,14 @@ class GPT(nn.Module):
         elif positions is None:
             positions = torch.arange(length, device=idx.device).expand_as(idx)
         dropout = self.config.dropout if self.training else 0.0
-        documents = self._documents(idx, segments, dropout)
-        attends: list[Attend] = [
-            partial(attend, documents=block, dropout=dropout) for block in documents
-        ]
+        documents = separate_blocks(self.config, idx, segments, dropout)
+        attends: list[Attend] = [partial(attend, documents=d, dropout=dropout) for d in documents]
         wanted = None
         if rows is not None:
             last = partial(attend_at, rows, documents=documents[-1], dropout=dropout)
             wanted = Wanted(rows, last)
         states: Tensor = self.transformer(idx, positions, attends, wanted, shared)
         return states
-
-    def _documents(
-        self, idx: Tensor, segments: Tensor | None, dropout: float
-    ) -> list[Documents | None]:
-        """Return where attention stops, for each block; None where only the future is unseen."""
-        width = self.config.head_width
-        one = None
-        if segments is not None:
-            one = separate(segments, head_width=width, dropout=dropout)
-        windowed = [self.config.is_windowed(block) for block in range(self.config.n_layer)]
-        window, near = self.config.window, one
-        if any(windowed) and window is not None and window < idx.shape[1]:
-            runs = torch.zeros_like(idx) if segments is None else segments
-            near = separate(runs, head_width=width, dropout=dropout, window=window)
-        return [near if narrow else one for narrow in windowed]
 
     @torch.no_grad()
     def step(
@@ -207,18 +183,7 @@ class GPT(nn.Module):
             positions: Likewise.
             visible: What the cache's ``visible`` says of them.
         """
-        window = self.config.window
-        near = visible if window is None else within(visible, positions, window)
-        attends: list[Attend] = [
-            partial(
-                cache.attend,
-                layer,
-                positions=positions,
-                visible=near if self.config.is_windowed(layer) else visible,
-            )
-            for layer in range(self.config.n_layer)
-        ]
-        states: Tensor = self.transformer(ids, positions, attends)
+        states: Tensor = self.transformer(ids, positions, cache.attends(positions, visible))
         return states
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:

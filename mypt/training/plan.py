@@ -147,27 +147,12 @@ def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
-    """Return the base's architecture with rows as long as the preset has them.
-
-    Raises:
-        ConfigError: If the weights hold no rows so long, and no stretched positions are asked for.
-    """
+    """Return the base's architecture with rows as long as the preset has them."""
     held = base.config.architecture()
     said = "block_size" in preset.model_fields_set or base.dataset.kind == IMPORTED
     size = preset.block_size if said else held.block_size
-    longest, scaling = held.longest, held.rope_scaling
-    if "rope_scaling" in preset.model_fields_set and preset.rope_scaling != scaling:
-        longest, scaling = max(size, longest), preset.rope_scaling
-    if held.pos_encoding == "learned":
-        longest, scaling = held.longest, held.rope_scaling
-    if size > longest:
-        wanted = "state rope_scaling, or " if held.pos_encoding == "rope" else ""
-        raise ConfigError(
-            f"block_size is {size}; expected at most {longest}, which is what the base model"
-            f" {base.model_name} in {folder} holds; {wanted}set block_size to that or less"
-        )
-    held = held.model_copy(update={"block_size": size, "rope_scaling": scaling})
-    return held.model_copy(update={"longest_context": None if longest == size else longest})
+    scaled = preset if "rope_scaling" in preset.model_fields_set else held
+    return held.with_rows(size, scaled.rope_scaling, f"{base.model_name} in {folder}")
 
 
 def _parent(folder: Path, base: Lineage) -> ParentRecord:
@@ -202,11 +187,8 @@ def _from_scratch(preset: Preset) -> tuple[str, ...]:
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
     """Say what the base model decides and which training values change against it."""
     kept = resolved.architecture().model_dump()
-    sizes = ", ".join(
-        f"{key} {value}"
-        for key, value in kept.items()
-        if key == "block_size" or value != Architecture.model_fields[key].default
-    )
+    usual = {key: field.default for key, field in Architecture.model_fields.items()}
+    sizes = ", ".join(f"{key} {value}" for key, value in kept.items() if value != usual[key])
     lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]
     lines += [
         f"{key}: {value} kept from the base model, the preset's {getattr(preset, key)} is not used"

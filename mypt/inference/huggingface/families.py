@@ -24,7 +24,7 @@ class Key(NamedTuple):
     """What transformers takes where the key is missing, or REQUIRED."""
 
 
-class Part(NamedTuple):
+class Lying(NamedTuple):
     """A matrix or norm of ours as one or several of theirs, which ours holds one behind another."""
 
     theirs: tuple[str, ...]
@@ -38,7 +38,7 @@ class Family:
     architecture: str
     """Class of transformers."""
     keys: Mapping[str, Key]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Lying]
     """By our name, within a block for what lies there."""
     block: str = "model.layers.{}."
     """How names of a block's tensors begin."""
@@ -78,23 +78,23 @@ _SILU: Final = {"hidden_act": ("silu",)}
 _NO_WINDOW: Final = {"use_sliding_window": (False,)}
 
 _OUTER: Final = {
-    "transformer.wte": Part(("model.embed_tokens",)),
-    "transformer.ln_f": Part(("model.norm",)),
-    "lm_head": Part(("lm_head",)),
+    "transformer.wte": Lying(("model.embed_tokens",)),
+    "transformer.ln_f": Lying(("model.norm",)),
+    "lm_head": Lying(("lm_head",)),
 }
 _HALVES: Final = {
-    "attn.c_attn": Part(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    "attn.c_proj": Part(("self_attn.o_proj",)),
-    "mlp.c_fc": Part(("mlp.up_proj", "mlp.gate_proj")),
-    "mlp.c_proj": Part(("mlp.down_proj",)),
+    "attn.c_attn": Lying(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    "attn.c_proj": Lying(("self_attn.o_proj",)),
+    "mlp.c_fc": Lying(("mlp.up_proj", "mlp.gate_proj")),
+    "mlp.c_proj": Lying(("mlp.down_proj",)),
 }
 _QK_NORMS: Final = {
-    "attn.q_norm": Part(("self_attn.q_norm",)),
-    "attn.k_norm": Part(("self_attn.k_norm",)),
+    "attn.q_norm": Lying(("self_attn.q_norm",)),
+    "attn.k_norm": Lying(("self_attn.k_norm",)),
 }
 _LLAMA_PARTS: Final = _OUTER | _HALVES | {
-    "ln_1": Part(("input_layernorm",)),
-    "ln_2": Part(("post_attention_layernorm",)),
+    "ln_1": Lying(("input_layernorm",)),
+    "ln_2": Lying(("post_attention_layernorm",)),
 }  # fmt: skip
 
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -111,16 +111,16 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "tie_word_embeddings": Key("tie_weights", True),
         },
         parts={
-            "transformer.wte": Part(("transformer.wte",)),
-            "transformer.wpe": Part(("transformer.wpe",)),
-            "transformer.ln_f": Part(("transformer.ln_f",)),
-            "lm_head": Part(("lm_head",)),
-            "ln_1": Part(("ln_1",)),
-            "ln_2": Part(("ln_2",)),
-            "attn.c_attn": Part(("attn.c_attn",), "turned"),
-            "attn.c_proj": Part(("attn.c_proj",), "turned"),
-            "mlp.c_fc": Part(("mlp.c_fc",), "turned"),
-            "mlp.c_proj": Part(("mlp.c_proj",), "turned"),
+            "transformer.wte": Lying(("transformer.wte",)),
+            "transformer.wpe": Lying(("transformer.wpe",)),
+            "transformer.ln_f": Lying(("transformer.ln_f",)),
+            "lm_head": Lying(("lm_head",)),
+            "ln_1": Lying(("ln_1",)),
+            "ln_2": Lying(("ln_2",)),
+            "attn.c_attn": Lying(("attn.c_attn",), "turned"),
+            "attn.c_proj": Lying(("attn.c_proj",), "turned"),
+            "mlp.c_fc": Lying(("mlp.c_fc",), "turned"),
+            "mlp.c_proj": Lying(("mlp.c_proj",), "turned"),
         },
         block="transformer.h.{}.",
         fixed={"bias": True},
@@ -192,8 +192,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
         architecture="Olmo2ForCausalLM",
         keys=_LLAMA | {"rms_norm_eps": Key("norm_eps", 1e-5)},
         parts=_OUTER | _HALVES | _QK_NORMS | {
-            "post_1": Part(("post_attention_layernorm",)),
-            "post_2": Part(("post_feedforward_layernorm",)),
+            "post_1": Lying(("post_attention_layernorm",)),
+            "post_2": Lying(("post_feedforward_layernorm",)),
         },
         fixed=_MODERN | _QK | {"qk_norm_over": "all", "norm_place": "after"},
         only=_SILU | _NO_BIAS,
@@ -202,8 +202,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
         architecture="Phi3ForCausalLM",
         keys=_LLAMA | {"rms_norm_eps": Key("norm_eps", 1e-5)},
         parts=_LLAMA_PARTS | {
-            "attn.c_attn": Part(("self_attn.qkv_proj",)),
-            "mlp.c_fc": Part(("mlp.gate_up_proj",), "gate first"),
+            "attn.c_attn": Lying(("self_attn.qkv_proj",)),
+            "mlp.c_fc": Lying(("mlp.gate_up_proj",), "gate first"),
         },
         fixed=_MODERN,
         only=_SILU | _NO_BIAS | {"lm_head_bias": (False,), "full_attn_mod": (1,)},
@@ -218,15 +218,15 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "use_parallel_residual": Key("parallel_blocks", True),
         },
         parts={
-            "transformer.wte": Part(("gpt_neox.embed_in",)),
-            "transformer.ln_f": Part(("gpt_neox.final_layer_norm",)),
-            "lm_head": Part(("embed_out",)),
-            "ln_1": Part(("input_layernorm",)),
-            "ln_2": Part(("post_attention_layernorm",)),
-            "attn.c_attn": Part(("attention.query_key_value",), "by head"),
-            "attn.c_proj": Part(("attention.dense",)),
-            "mlp.c_fc": Part(("mlp.dense_h_to_4h",)),
-            "mlp.c_proj": Part(("mlp.dense_4h_to_h",)),
+            "transformer.wte": Lying(("gpt_neox.embed_in",)),
+            "transformer.ln_f": Lying(("gpt_neox.final_layer_norm",)),
+            "lm_head": Lying(("embed_out",)),
+            "ln_1": Lying(("input_layernorm",)),
+            "ln_2": Lying(("post_attention_layernorm",)),
+            "attn.c_attn": Lying(("attention.query_key_value",), "by head"),
+            "attn.c_proj": Lying(("attention.dense",)),
+            "mlp.c_fc": Lying(("mlp.dense_h_to_4h",)),
+            "mlp.c_proj": Lying(("mlp.dense_4h_to_h",)),
         },
         block="gpt_neox.layers.{}.",
         fixed={"pos_encoding": "rope", "mlp_type": "gelu_erf", "bias": True},
@@ -242,13 +242,13 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "num_key_value_heads": Key("n_kv_head", 4),
         },
         parts=_OUTER | _HALVES | {
-            "transformer.ln_f": Part(("model.norm",), "less one"),
-            "ln_1": Part(("input_layernorm",), "less one"),
-            "post_1": Part(("post_attention_layernorm",), "less one"),
-            "ln_2": Part(("pre_feedforward_layernorm",), "less one"),
-            "post_2": Part(("post_feedforward_layernorm",), "less one"),
-            "attn.q_norm": Part(("self_attn.q_norm",), "less one"),
-            "attn.k_norm": Part(("self_attn.k_norm",), "less one"),
+            "transformer.ln_f": Lying(("model.norm",), "less one"),
+            "ln_1": Lying(("input_layernorm",), "less one"),
+            "post_1": Lying(("post_attention_layernorm",), "less one"),
+            "ln_2": Lying(("pre_feedforward_layernorm",), "less one"),
+            "post_2": Lying(("post_feedforward_layernorm",), "less one"),
+            "attn.q_norm": Lying(("self_attn.q_norm",), "less one"),
+            "attn.k_norm": Lying(("self_attn.k_norm",), "less one"),
         },
         fixed=_MODERN | _QK | {
             "mlp_type": "geglu", "norm_place": "both", "embedding_scale": "sqrt(n_embd)",

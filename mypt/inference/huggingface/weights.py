@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mypt.config import Architecture, GPTConfig
 from mypt.errors import CheckpointError
-from mypt.inference.huggingface.families import FAMILIES, Family, Form, Part
+from mypt.inference.huggingface.families import FAMILIES, Family, Form, Lying
 from mypt.inference.huggingface.tensors import Tensors
 from mypt.model.gpt import GPT
 from mypt.text import shorten
@@ -85,7 +85,7 @@ def _row(family: Family, model: Architecture, ours: str, shape: tuple[int, ...])
     begins = ""
     if block is not None:
         begins, (where, _, kind) = family.block.format(block[1]), block[2].rpartition(".")
-    part: Part = family.parts[where]
+    part: Lying = family.parts[where]
     theirs = tuple(f"{begins}{name}.{kind}" for name in part.theirs)
     sizes = [shape[0]]
     if len(theirs) == 2:
