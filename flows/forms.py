@@ -152,18 +152,18 @@ def _optional(
     return made
 
 
-def _valued(form: JsonSchemaValue, config: BaseModel, file: str) -> JsonSchemaValue:
+def _valued(form: JsonSchemaValue, config: BaseModel | None, file: str) -> JsonSchemaValue:
     """Return the form with what each knob is in ``file``, or where it is left out there."""
-    values, knobs = config.model_dump(mode="json"), {}
+    values = config.model_dump(mode="json") if config else {}
+    said_there, knobs = config.model_fields_set if config else set(), {}
     for key, knob in form["properties"].items():
-        inner = getattr(config, key)
-        if "properties" in knob and inner is not None:
-            knobs[key] = _valued(knob, inner, file)
+        if "properties" in knob:
+            knobs[key] = _valued(knob, getattr(config, key, None), file)
         elif "properties" in knob.get("items", {}):
             knobs[key] = knob
         else:
-            value = shorten(json.dumps(_word(values[key]), ensure_ascii=False), _SHOWN)
+            value = shorten(json.dumps(_word(values.get(key)), ensure_ascii=False), _SHOWN)
             left_out = f"Left out in {file}, default"
-            said = f"{f'In {file}' if key in config.model_fields_set else left_out}: {value}"
+            said = f"{f'In {file}' if key in said_there else left_out}: {value}"
             knobs[key] = knob | {"description": f"{knob['description']} {said}"}
     return form | {"properties": knobs}
