@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -11,6 +12,7 @@ from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.policies import policy_in_force
 from mypt.errors import CheckpointError
+from mypt.home import PLAIN_NAME
 from mypt.parsing import Frozen
 
 LINEAGE = "lineage.json"
@@ -22,6 +24,9 @@ PICKLES = frozenset({
     ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".npy", ".distcp", ".metadata",
 })  # fmt: skip
 """Endings, or whole names, that no checkpoint's files have; such a folder is refused, not read."""
+
+ModelName = Annotated[str, Field(pattern=f"^{PLAIN_NAME}$")]
+"""Folders are named by it, so one that is read may leave none."""
 
 
 class RunContext(Frozen):
@@ -38,7 +43,7 @@ class ParentRecord(Frozen):
 
     path: str
     """Step folder at that time; where it lies later changes nothing."""
-    model_name: str
+    model_name: ModelName
     step: int
     digest: str
     """Digest of its lineage."""
@@ -139,7 +144,7 @@ class Lineage(Frozen):
     """``lineage.json``: the last file of a checkpoint, holding the digest of every other."""
 
     version: int = VERSION
-    model_name: str
+    model_name: ModelName
     step: int
     """Optimizer steps that made these weights."""
     tokens: int

@@ -59,6 +59,16 @@ class RunPlan(Frozen):
             if ours[key] != theirs[key]
         )
 
+    def differences_of(self, lineage: Lineage) -> tuple[str, ...]:
+        """Return in what a checkpoint is none of this run's; of one extended, earlier ones are."""
+        length = {"max_iters": max(lineage.config.max_iters, self.preset.max_iters)}
+        made = {
+            "preset": lineage.config.model_copy(update=length),
+            "dataset": DatasetRef(path=lineage.dataset.path, digest=lineage.dataset.digest),
+            "parent": lineage.parent,
+        }
+        return self.differences(self.model_copy(update=made))
+
 
 def plan_run(
     preset: Preset,
