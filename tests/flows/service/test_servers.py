@@ -83,5 +83,5 @@ def test_the_servers_are_safe_and_small():
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert "PREFECT_API_AUTH_STRING" not in environment
     commands = at.commands()
-    assert commands["prefect"][3:5] == ["127.0.0.1", "4200"]
+    assert commands["prefect"][4:6] == ["127.0.0.1", "4200"]
     assert commands["mlflow"][commands["mlflow"].index("--host") + 1] == "127.0.0.1"
