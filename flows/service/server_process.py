@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -34,17 +35,29 @@ class ServerProcess:
         self.name = name
         self.log = home() / "logs" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as file:
+        self.log.write_bytes(b"")
+        self._command, self._environment = command, environment | SAFE
+        self._quiet, self._pass_fds = quiet, pass_fds
+        self.start()
+
+    def start(self) -> None:
+        """Start it, for the first time or once it has ended."""
+        with self.log.open("ab") as file:
             self._child = subprocess.Popen(
-                command,
-                env=environment | SAFE,
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
-                stdout=file if quiet else None,
-                stderr=file if quiet else None,
+                stdout=file if self._quiet else None,
+                stderr=file if self._quiet else None,
                 start_new_session=True,
-                pass_fds=pass_fds,
+                pass_fds=self._pass_fds,
             )
-        self._watcher = watch(self._child.pid)
+        self._watcher, self._started = watch(self._child.pid), time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been running."""
+        return time.monotonic() - self._started
 
     def check(self) -> None:
         """Raise if the process has ended."""

@@ -1,6 +1,5 @@
 """``mypt up``: Prefect, MLflow and the deployments on this machine, and their clean end (D43)."""
 
-import math
 import os
 import shutil
 import signal
@@ -24,6 +23,8 @@ from tasks.tracking.destination import ui_page
 ENDS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 """Exit code for each signal but Ctrl-C, which is how people stop it."""
 _START_SECONDS = 180.0
+_LIVES_SECONDS = 30.0
+"""A server that ends sooner will not live when it is started again."""
 
 
 def up(at: Addresses) -> int:
@@ -54,7 +55,7 @@ def up(at: Addresses) -> int:
                     processes, asked, lambda: ready.exists() and answers(f"{at.mlflow}/health")
                 ):
                     console.print(_welcome(at), markup=False, soft_wrap=True)
-                    _wait(processes, asked, lambda: False, seconds=math.inf)
+                    keep(processes, asked)
             console.print("stopping ...")
         finally:
             for process in reversed(processes):  # a run that ends must still reach its server
@@ -96,6 +97,31 @@ def _wait(
             raise MyptError(f"the servers do not answer after {seconds:.0f} seconds; see {names}")
         time.sleep(0.2)
     return True
+
+
+def keep(processes: Sequence[ServerProcess], asked: list[int]) -> None:
+    """Wait until somebody asks for the end; what a server shows is started again where it dies.
+
+    A training beside it goes on. Who serves the flows is their parent, so its end is theirs.
+
+    Args:
+        processes: The last one serves the flows.
+        asked: Filled by signals.
+
+    Raises:
+        MyptError: If that one ends, or another soon after it was started.
+    """
+    while not asked:
+        for process in processes:
+            try:
+                process.check()
+            except MyptError as error:
+                if process is processes[-1] or process.seconds < _LIVES_SECONDS:
+                    raise
+                sys.stderr.write(f"mypt: {error}; it is started again\n")
+                process.stop()
+                process.start()
+        time.sleep(0.2)
 
 
 @contextmanager
