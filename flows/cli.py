@@ -1,10 +1,11 @@
 """The ``mypt`` command: parses, calls the core, prints, and turns errors into exit codes."""
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from flows.commands import (
 )
 from flows.console import Console, describe
 from mypt import __version__
+from mypt.children import SAFE
 from mypt.errors import ConfigError, MissingError, MyptError
 from mypt.text import visible
 
@@ -46,6 +48,7 @@ app = App(
     print_error=False,
     suppress_keyboard_interrupt=False,
 )
+_OPEN_FILES = 1 << 16
 _MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
 STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
     "Data": (data.prepare, data.mask, data.adopt, data.validate, data.show),
@@ -89,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # five times (D60). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.update(SAFE)
     _open_closed_streams()
+    _allow_many_files()
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
@@ -127,6 +132,13 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _allow_many_files() -> None:
+    """Let this process open as many files as it may: each shard that is mapped keeps four open."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # a system may have a limit below the one that it tells
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, _OPEN_FILES)), most))
 
 
 def _explain(error: CycloptsError, words: Sequence[str]) -> str:

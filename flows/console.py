@@ -30,6 +30,8 @@ _ADVICE = {
     errno.EISDIR: "a folder; expected a file",
     errno.EEXIST: "a file of that name is in the way; name another",
     errno.ENAMETOOLONG: "name a shorter one",
+    errno.EMFILE: "raise 'ulimit -n', or prepare again with a larger --shard_tokens",
+    errno.ENOSYS: "its file system knows no locks; name a place on another",
     errno.EADDRINUSE: "another program listens there; name another port",
 }
 

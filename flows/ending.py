@@ -1,36 +1,16 @@
-"""How the process of a flow ends: with its temporary API, and where Prefect went away.
+"""How the process of a flow ends where Prefect went away.
 
 The work counts, not the telling of it.
 """
 
-import atexit
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from prefect.context import FlowRunContext
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL
 
 from flows.environment import answers
 from mypt.errors import MyptError
-
-_WATCH = """
-import sys, psutil
-try:
-    api = psutil.Process(int(sys.argv[1]))
-    sys.stdin.read()
-    if api.is_running():
-        api.terminate()
-except psutil.NoSuchProcess:
-    pass
-"""
-"""Reads until the other end of its pipe is gone, which the operating system sees to."""
-_watchers: dict[int, subprocess.Popen[bytes]] = {}
-"""By the API they watch; kept, since a pipe closes with the object that holds its end."""
 
 
 def leave_if_prefect_is_away(show: Callable[[], object]) -> None:
@@ -65,36 +45,3 @@ def cause_behind(error: BaseException) -> MyptError:
     return MyptError(
         f"Prefect's API went away ({error}); what is complete is kept, run the same again"
     )
-
-
-def start_temporary_api() -> None:
-    """Start Prefect's temporary API where this process is to have one; Ctrl-C is not for it.
-
-    A terminal sends Ctrl-C to all that a command has started. An API that ends before the flow
-    cannot be told how that ended; so it is started by a thread that blocks the signal, which it
-    inherits.
-    """
-    if PREFECT_API_URL.value():
-        return
-    api, blocked = SubprocessASGIServer(), (signal.SIG_BLOCK, {signal.SIGINT})
-    with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=blocked) as thread:
-        started = thread.submit(api.start)
-        try:
-            started.result()
-        except BaseException:
-            api.stop()  # which ends the wait for its answer
-            raise
-
-
-def end_with_this_process() -> None:
-    """Let the temporary API of this process, if it has one, outlive it by nothing.
-
-    Prefect stops it when Python exits; a process that is killed does not come to that, and
-    each would leave 200 MB behind.
-    """
-    api = SubprocessASGIServer().server_process
-    if api is not None and api.pid not in _watchers:
-        command = [sys.executable, "-c", _WATCH, str(api.pid)]
-        watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        _watchers[api.pid] = watcher
-        atexit.register(watcher.communicate)  # an ordinary end waits for it, as for any child

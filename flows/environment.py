@@ -2,10 +2,13 @@
 
 import os
 import sys
+import tomllib
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
 
-from mypt.errors import MyptError
+from mypt.errors import ConfigError, MyptError
 from mypt.home import home
 
 PREFECT_PORT = 4200
@@ -25,10 +28,11 @@ _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_CLOSED = {
+    # Prefect's own temporary API answers every web page; `mypt run` starts one that does not.
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+}
 _PATIENCE = {
-    # A first start migrates a database: 20 seconds, Prefect's limit, are short on a busy machine.
-    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Prefect gives a database that is being written to 10 seconds; a busy disk takes longer.
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     # A server that is away must not hold anybody: MLflow's own limits add up to four minutes.
@@ -48,12 +52,19 @@ def prepare_environment() -> None:
     """
     folder = home() / "prefect"
     folder.mkdir(parents=True, exist_ok=True)
+    found = find_spec("prefect")
+    assert found is not None
+    assert found.origin is not None
+    package = Path(found.origin).parent
     places = {
         "MYPT_HOME": str(home()),
         "PREFECT_HOME": str(folder),
         "PREFECT_LOCAL_STORAGE_PATH": str(folder / "storage"),
+        # The home may have come with the data; what is in Prefect's own package has not.
+        "PREFECT_PROFILES_PATH": str(package / "settings" / "profiles.toml"),
+        "PREFECT_LOGGING_SETTINGS_PATH": str(package / "logging" / "logging.yml"),
     }
-    for name, value in (places | _QUIET | _PATIENCE).items():
+    for name, value in (places | _QUIET | _CLOSED | _PATIENCE).items():
         os.environ.setdefault(name, value)
     api = os.environ.get("PREFECT_API_URL")
     if api and not answers(f"{api.rstrip('/')}/health"):
@@ -62,6 +73,33 @@ def prepare_environment() -> None:
             " temporary API in this process and will not show there\n"
         )
         del os.environ["PREFECT_API_URL"]
+
+
+def check_folder() -> None:
+    """Refuse a working folder that would set Prefect: its log's config may name code to run.
+
+    Raises:
+        ConfigError: For a ``prefect.toml``, or a ``pyproject.toml`` or ``.env`` that names Prefect.
+    """
+    for path in (Path("prefect.toml"), Path("pyproject.toml"), Path(".env")):
+        if path.is_file() and (path.stem == "prefect" or _names_prefect(path)):
+            raise ConfigError(
+                f"{path.absolute()} would set Prefect for this command, up to code that it runs;"
+                " expected a folder without one; start mypt elsewhere, or set variables PREFECT_*"
+            )
+
+
+def _names_prefect(path: Path) -> bool:
+    """Whether a file sets anything of Prefect's; a word too many is not held against it."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".toml":
+        try:
+            return "prefect" in tomllib.loads(text).get("tool", {})
+        except tomllib.TOMLDecodeError:
+            return True
+    from dotenv import dotenv_values  # as Prefect reads it
+
+    return any(key.lower().startswith("prefect") for key in dotenv_values(path))
 
 
 def find_prefect() -> None:

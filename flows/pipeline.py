@@ -7,12 +7,7 @@ import httpx
 from prefect import flow
 from prefect.exceptions import CancelledRun
 
-from flows.ending import (
-    cause_behind,
-    end_with_this_process,
-    leave_if_prefect_is_away,
-    start_temporary_api,
-)
+from flows.ending import cause_behind, leave_if_prefect_is_away
 from flows.forms import AS_IN_FILE, PIPELINE_FILE, PipelineFile, PipelineKnobs, asked_pipeline
 from flows.stages import pipeline_run_name
 from flows.summary import show_summary
@@ -29,7 +24,7 @@ from tasks.training import pretrain, sft
 from tasks.validation import validate
 
 
-@flow(name="sft-pipeline", flow_run_name=pipeline_run_name)
+@flow(name="sft-pipeline", flow_run_name=pipeline_run_name, persist_result=False)
 @stoppable
 def sft_pipeline(
     config: PipelineFile = PIPELINE_FILE, overrides: PipelineKnobs = AS_IN_FILE
@@ -41,7 +36,6 @@ def sft_pipeline(
         overrides: Knobs that shall not be as in the file; what is left empty is, and a list
             stands for the whole of the file's.
     """
-    end_with_this_process()
     config = asked_pipeline(config, overrides)
     base, chat, who = f"{config.name}-base", f"{config.name}-chat", config.preparation
     with pipeline_run(config) as run:
@@ -71,7 +65,6 @@ def run_pipeline(config: Path | PipelineConfig) -> Path:
         MyptError: If a stage cannot go on, or Prefect cannot be reached at all.
     """
     resolved = load_pipeline(config) if isinstance(config, Path) else config
-    start_temporary_api()
     try:
         with heard() as asked:
             summary = sft_pipeline(resolved)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from prefect import flow
 from prefect.context import FlowRunContext
 
-from flows.ending import end_with_this_process, leave_if_prefect_is_away
+from flows.ending import leave_if_prefect_is_away
 from flows.forms import (
     AS_IN_FILE,
     BaseKnobs,
@@ -80,7 +80,7 @@ def _named(model: str, data: str, word: str = "on") -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
-@flow(name="prepare", flow_run_name=prepare_run_name)
+@flow(name="prepare", flow_run_name=prepare_run_name, persist_result=False)
 @stoppable
 def prepare(
     config: PrepareConfig,
@@ -99,7 +99,6 @@ def prepare(
             its context would drop or cut is checked too.
         preparation: Who reads and encodes; the dataset is the same.
     """
-    end_with_this_process()
     preset = asked_preset(preset, AS_IN_FILE) if preset else Preset()
     with stage_run(config, name):
         made = tokenize(config, name, "data", preparation=preparation)
@@ -109,7 +108,7 @@ def prepare(
     return _ended(made)
 
 
-@flow(name="pretrain", flow_run_name=training_run_name)
+@flow(name="pretrain", flow_run_name=training_run_name, persist_result=False)
 @stoppable
 def pretrain(
     config: PresetFile,
@@ -126,7 +125,6 @@ def pretrain(
         overrides: Knobs that shall not be as in the file; what is left empty is, and a list
             stands for the whole of the file's.
     """
-    end_with_this_process()
     config = asked_preset(config, overrides)
     data = _dataset(dataset)
     with stage_run(training.planned(config, name, data).preset, name):
@@ -134,7 +132,7 @@ def pretrain(
     return _ended(made)
 
 
-@flow(name="sft", flow_run_name=training_run_name)
+@flow(name="sft", flow_run_name=training_run_name, persist_result=False)
 @stoppable
 def sft(
     config: PresetFile,
@@ -154,7 +152,6 @@ def sft(
         overrides: Knobs that shall not be as in the file; what is left empty is, and a list
             stands for the whole of the file's.
     """
-    end_with_this_process()
     config = asked_preset(config, overrides)
     data, began = _dataset(dataset), checkpoint_ref(Path(base))
     with stage_run(training.planned(config, name, data, began).preset, name):
@@ -162,7 +159,7 @@ def sft(
     return _ended(made)
 
 
-@flow(name="evaluate", flow_run_name=training_run_name)
+@flow(name="evaluate", flow_run_name=training_run_name, persist_result=False)
 @stoppable
 def evaluate(
     base: str,
@@ -180,7 +177,6 @@ def evaluate(
         config: How much to score and to ask.
         name: Prefix of the report's folder.
     """
-    end_with_this_process()
     before, after = (checkpoint_ref(Path(model)) for model in (base, chat))
     data = _dataset(dataset)
     with stage_run(config, name) as run:

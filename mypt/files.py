@@ -4,6 +4,7 @@ The protocol (DESIGN.md D7): write under a temporary name, sync, rename to a nam
 never used, sync the folder; whatever commits a group of files is written last.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blake3 import blake3
+from filelock import FileLock
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK = 1 << 20
@@ -184,6 +186,15 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def new_lock(path: Path) -> FileLock:
+    """Return the lock that a file is, not taken yet; any thread may let go of it.
+
+    The operating system frees it when its holder dies. Where the file system knows no such locks,
+    taking it fails: a mere file as a lock would outlive a kill and be waited for without end.
+    """
+    return FileLock(path, thread_local=False, fallback_to_soft=False)
+
+
 @contextmanager
 def new_folder(final: Path, token: str = "") -> Iterator[Path]:
     """Yield an empty folder beside ``final`` that takes its name when the block ends well.
@@ -236,20 +247,39 @@ def remove_folder(path: Path) -> None:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    path.rename(temporary)
-    sync_folder(path.parent)
+    try:
+        path.rename(temporary)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = path  # a folder of a container's image cannot be renamed there
+    else:
+        sync_folder(path.parent)
     shutil.rmtree(temporary)
 
 
+def replace(temporary: Path, path: Path) -> None:
+    """Give a file that is whole its name, durably; whoever looks sees the old one or the new."""
+    _sync(temporary)
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
 def set_aside(path: Path) -> Path:
-    """Rename a damaged folder, which may be looked at but not used; return its new path.
+    """Rename a damaged folder or file, which may be looked at but not used; return its new path.
 
     An older one of that name is removed.
     """
     aside = path.with_name(f"{DAMAGED}{path.name}")
-    if aside.exists():
+    if aside.is_dir():
         remove_folder(aside)
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(path, aside)
+        shutil.rmtree(path)
     sync_folder(path.parent)
     return aside
 

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from mypt import files
 from mypt.errors import CheckpointError, ConfigError, MissingModelError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PLAIN_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What can name a folder without leaving its parent."""
+_NAME = re.compile(PLAIN_NAME)
 STEP_FOLDER = re.compile(r"step_([0-9]{6,18})")
 _moved: ContextVar[Path | None] = ContextVar("moved", default=None)
 
@@ -128,4 +131,4 @@ def lock(name: str) -> FileLock:
     """Return the lock of that name, not taken yet; any thread may let go of it."""
     folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{name}.lock", thread_local=False)
+    return files.new_lock(folder / f"{name}.lock")

@@ -4,6 +4,7 @@ One escaping, :func:`visible`; the others differ in what they are for: a line, a
 length, a value in an error, the field names of a row.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 _VISIBLE = frozenset("\n\u200c\u200d")  # the joiners stand inside words and emoji
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _LONGEST = 60
+_MARKS = re.compile(r"[\\`*_{}\[\]()<>#+!|&~]")
 
 
 def visible(text: str) -> str:
@@ -40,6 +42,11 @@ def shorten(text: str, length: int) -> str:
     """Return ``text`` as one visible line of at most ``length`` characters, blanks for its ends."""
     line = visible(" ".join(text.split()))
     return line if len(line) <= length else line[: length - 1] + "\u2026"
+
+
+def markdown(text: str) -> str:
+    """Return ``text`` as one visible line that Markdown shows as it is: no link, image or HTML."""
+    return _MARKS.sub(r"\\\g<0>", one_line(text))
 
 
 def shown(value: Any) -> str:

@@ -3,18 +3,18 @@
 import errno
 import logging
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args, get_type_hints
 
 from prefect import Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import task_run
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+from prefect.transactions import TransactionState, get_transaction
+from pydantic import TypeAdapter
 
 from mypt import files
 from mypt.data.manifest import read_manifest, verify_files
@@ -25,6 +25,7 @@ from tasks.progress import print_line
 from tasks.stopping import StoppableTask
 from tasks.tracking.journal import is_finished
 from tasks.tracking.recording import reuse
+from tasks.tracking.records import journals_dir
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,12 +42,6 @@ class Output(NamedTuple, Generic[R]):
     key: str
     """Names it, and its journal, by what decided it."""
     make: Callable[[], R]
-    present: bool = False
-    """Whether it is there, as :func:`stage` found it before the task began."""
-
-
-_keyed: ContextVar[tuple[str, Output[Any]] | None] = ContextVar("_keyed", default=None)
-"""The task run that was keyed last in this thread, by id, and what it will make."""
 
 
 def stage(
@@ -54,10 +49,11 @@ def stage(
 ) -> Callable[[Callable[P, Output[R]]], Task[P, R]]:
     """Return a decorator that makes a task of a function that resolves its input to an output.
 
-    The function is called once a try: for the key that Prefect remembers results by. The output
-    is not made while an equal one was made before and is still what it was, for Prefect does not
-    look whether files are there. Two equal tasks in two processes wait for each other. What the
-    machine may get over is tried again; wrong data and wrong numbers are not.
+    The function is called once a try. The output is not made while an equal one was made before
+    and is still what it was. Prefect keeps no result: what a file of its store calls itself would
+    decide what reads it, and could be a pickle; ours are read by :class:`Made`. Two equal tasks
+    in two processes wait for each other. What the machine may get over is tried again; wrong
+    data and wrong numbers are not.
 
     Args:
         run_name: Name of a task run, with the function's parameters in braces.
@@ -66,50 +62,70 @@ def stage(
     """
 
     def decorate(function: Callable[P, Output[R]]) -> Task[P, R]:
-        def cache_key(context: TaskRunContext, arguments: dict[str, Any]) -> str | None:
-            _keyed.set(None)
-            try:
-                output = function(**arguments)  # type: ignore[call-arg]
-            except (MyptError, OSError):
-                return None  # the task meets the same error, and raises it
-            output = output._replace(present=is_present(output.path, is_whole))
-            _keyed.set((str(context.task_run.id), output))
-            key = f"{output.key}-{files.digest_bytes(bytes(output.path))[:8]}"
-            if not output.present:
-                (PREFECT_LOCAL_STORAGE_PATH.value() / key).unlink(missing_ok=True)
-            return key
-
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             name = task_run.name or function.__name__
-            tell(name)
-            output: Output[R] = _take(task_run.id) or function(*args, **kwargs)
+            output = function(*args, **kwargs)
+            made: Made[R] = Made(output, function)
             with lock(output.key):
-                if output.present and is_finished(output.key):  # Prefect's result alone is lost
-                    reuse(output.key, name)
-                return output.make()
+                if is_present(output.path, is_whole):
+                    if (kept := made.read()) is not None:
+                        tell(f"reused: {name}")
+                        reuse(output.key, name)
+                        _show_as_cached()
+                        return kept
+                    if is_finished(output.key):  # only its result is lost
+                        reuse(output.key, name)
+                tell(name)
+                return made.write(output.make())
 
         return StoppableTask(
             run,
             name=name,
             task_run_name=run_name,
-            cache_key_fn=cache_key,
-            persist_result=True,
-            result_serializer="json",
+            cache_policy=NO_CACHE,
+            persist_result=False,
             retries=len(_DELAYS),
             retry_delay_seconds=_DELAYS,
             retry_condition_fn=_may_pass,
-            on_completion=[_say_reused],
         )
 
     return decorate
 
 
-def _take(task_run_id: str | None) -> Output[Any] | None:
-    """Return what this very task run was keyed by, once."""
-    run_id, output = _keyed.get() or (None, None)
-    _keyed.set(None)
-    return output if run_id == task_run_id else None
+class Made(Generic[R]):
+    """What a stage returned, beside its journal: JSON with its own digest, checked by type.
+
+    Args:
+        output: Whose result it is.
+        function: The stage's function, whose annotation names the type.
+    """
+
+    def __init__(self, output: Output[R], function: Callable[..., Output[R]]) -> None:
+        place = files.digest_bytes(bytes(output.path))[:8]
+        self._path = journals_dir() / f"{output.key}-{place}.result.json"
+        kind = get_args(get_type_hints(function)["return"])
+        self._kind: TypeAdapter[R] = TypeAdapter(kind[0] if kind else Any)
+
+    def read(self) -> R | None:
+        """Return it; None if it is not there, was changed, or is of another type."""
+        try:
+            return self._kind.validate_python(files.read_sealed(self._path)["result"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def write(self, result: R) -> R:
+        """Keep it and return it."""
+        files.make_folder(self._path.parent)
+        files.write_sealed(self._path, {"result": self._kind.dump_python(result, mode="json")})
+        return result
+
+
+def _show_as_cached() -> None:
+    """Let Prefect show the task run as found again."""
+    transaction = get_transaction()
+    if transaction is not None:
+        transaction.state = TransactionState.COMMITTED
 
 
 def is_present(path: Path, is_whole: Callable[[Path], object]) -> bool:
@@ -168,21 +184,6 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
         and not isinstance(error, lasting)
         and error.errno not in _LASTING
     )
-
-
-def _say_reused(_: Task[..., Any], run: TaskRun, state: State[Any]) -> None:
-    if state.name == "Cached":
-        tell(f"reused: {run.name}")
-        if output := _take(str(run.id)):
-            reuse(output.key, run.name)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a line says more than that Prefect runs the hook above; it says so twice."""
-    return record.levelno > logging.INFO or _say_reused.__name__ not in record.getMessage()
-
-
-logging.getLogger("prefect.task_runs").addFilter(_is_news)
 
 
 def whole_dataset(folder: Path) -> None:

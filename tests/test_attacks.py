@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from mypt import files
 from mypt.config import Preset
 from mypt.home import models_dir
 
@@ -308,3 +310,92 @@ def test_a_second_reproduction_has_a_folder_of_its_own(data):
     assert train() == 0
     assert main(["reproduce", "m"]) == 0
     assert main(["reproduce", "m"]) == 0
+
+
+def forge_lineage(**changes):
+    """Change what the lineage of model m says, with a digest that fits."""
+    (folder,) = (models_dir() / "m").glob("step_*")
+    values = files.read_sealed(folder / "lineage.json")
+    values = {key: value for key, value in values.items() if key != "digest"} | changes
+    files.write_sealed(folder / "lineage.json", values)
+
+
+@pytest.mark.parametrize("name", ["../../../out", "/tmp/out", "a\x1b[31m", ""])
+@pytest.mark.parametrize("command", ["reproduce m", "lineage m", "generate m --prompt hi"])
+def test_a_name_in_a_lineage_leaves_no_folder(data, tmp_path, capsys, name, command):
+    assert data.is_dir()
+    assert train() == 0
+    forge_lineage(model_name=name)
+    capsys.readouterr()
+    assert "model_name is not what mypt writes" in refused(capsys, main(command.split()))
+    assert not [path for path in tmp_path.parent.glob("**/*out*") if path.is_dir()]
+
+
+@pytest.mark.parametrize("tokenization", ["gpt2", "bpe:300"])
+def test_a_million_white_spaces_are_one_line(tmp_path, capsys, tokenization):
+    content = json.dumps("x" + " " * 10**6 + "y")
+    lines = [f'{{"role": "user", "content": {content}}}', '{"role": "assistant", "content": "a"}']
+    (tmp_path / "w.jsonl").write_text(("\n".join(lines) + "\n\n") * 3)
+    command = f"prepare --input_files w.jsonl --out_dir x --tokenization {tokenization}"
+    assert "a run of 1,000,000 white spaces" in refused(capsys, main(command.split()))
+    assert not Path("x").exists()
+
+
+def test_more_shards_than_files_may_be_open_by_default(raw, tmp_path):
+    lines = raw.read_text() * 12
+    raw.write_text(lines)
+    program = [sys.executable, "-m", "flows.cli"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    words = f"prepare --input_files {raw} --out_dir d --tokenization byte --shard_tokens 40"
+    for command in (words, "validate d"):
+        done = subprocess.run(
+            [*program, *command.split()], env=environment, cwd=tmp_path,
+            preexec_fn=lambda: resource.setrlimit(
+                resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            ),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "d" / "train").glob("*_mask.bin"))) > 100
+
+
+def test_a_table_that_unpacks_to_much_more_than_it_is_is_refused(tmp_path, capsys, monkeypatch):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from mypt.data.exchange import labels
+
+    monkeypatch.setattr(labels, "_FREE", 1 << 20)
+    rows = pa.array([[7] * 100_000] * 30, pa.list_(pa.int32()))
+    table = pa.table({"input_ids": rows, "labels": rows})
+    (tmp_path / "t").mkdir()
+    parquet.write_table(table, tmp_path / "t" / "train.parquet", compression="zstd")
+    assert "unpack to more than" in refused(capsys, main(["adopt", "t", "--out_dir", "x"]))
+    assert not Path("x").exists()
+
+
+EVIL = "\x1b[2J\u202e[link=http://evil]x[/link]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["lineage m", "lineage m --verify", "list", "diff m n", "plan tiny.json", "reproduce m",
+     "lineage m --rows", "evaluate m", "generate m --prompt hi --max_tokens 2"],
+)  # fmt: skip
+def test_what_a_lineage_says_steers_no_terminal(data, capsys, command):
+    assert data.is_dir()
+    assert train() == 0
+    assert train("n", seed=1) == 0
+    (folder,) = (models_dir() / "m").glob("step_*")
+    values = json.loads((folder / "lineage.json").read_bytes())
+    poisoned = json.dumps([values["dataset"], values["code"], values["compute"]])
+    for good in ("chats.jsonl", values["code"]["version"], values["compute"]["machine"]):
+        poisoned = poisoned.replace(json.dumps(good)[1:-1], json.dumps(good + EVIL)[1:-1])
+    dataset, code, compute = json.loads(poisoned)
+    forge_lineage(dataset=dataset, code=code, compute=compute)
+    capsys.readouterr()
+    main(command.split())
+    said = "".join(capsys.readouterr())
+    assert said
+    assert "\x1b" not in said
+    assert "\u202e" not in said

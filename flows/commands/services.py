@@ -28,8 +28,10 @@ def run(
             sft.learning_rate=1e-4, or a parameter of the flow.
         detach: Do not wait for the end of a deployment's run.
     """
-    from flows.environment import find_prefect, prepare_environment
+    from flows.environment import check_folder, find_prefect, prepare_environment
+    from flows.service.temporary_api import start_temporary_api
 
+    check_folder()
     changes = param or []
     if Path(config).suffix == ".json":
         check_kind(Path(config), "pipeline")
@@ -37,6 +39,7 @@ def run(
         print_lines([f"{name}: raw files -> base model -> chat model; Prefect starts, in seconds"])
         sys.stdout.flush()  # its imports take some
         prepare_environment()
+        start_temporary_api()
         from flows.pipeline import run_pipeline
         from flows.service.parameters import changed_config
 
@@ -78,8 +81,9 @@ def up(
         auth: USER:PASSWORD without which Prefect answers nobody; better kept in the variable
             PREFECT_SERVER_API_AUTH_STRING, which other users of this machine cannot read.
     """
-    from flows.environment import prepare_environment
+    from flows.environment import check_folder, prepare_environment
 
+    check_folder()
     prepare_environment()
     from flows.service.addresses import resolve
     from flows.service.servers import up as start

@@ -48,6 +48,7 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
 def _export_model(source: str, out: Path) -> None:
     from mypt.home import checkpoint_to_use
     from mypt.inference.huggingface.exports import export_hf
+    from mypt.training.base_import import base_of
     from mypt.training.checkpoints.checkpoint import load_checkpoint
 
     found = load_checkpoint(checkpoint_to_use(full_name(source)))
@@ -57,7 +58,7 @@ def _export_model(source: str, out: Path) -> None:
         found.weights,
         found.tokenizer,
         policy=_marked(found.lineage),
-        base=found.lineage.origin(),
+        base=base_of(found.lineage),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
     )
 

@@ -2,10 +2,10 @@
 
 import os
 import socket
-import sys
 from typing import NamedTuple
 
 from flows.service.serving import HEARTBEAT_SECONDS
+from mypt.children import python
 from mypt.errors import ConfigError
 from mypt.home import home
 
@@ -58,14 +58,20 @@ class Addresses(NamedTuple):
         """Return what starts each server."""
         prefect = ["flows.service.guarded_api", self.host, str(self.prefect_port), self.mlflow]
         prefect += [",".join(self.origins), ",".join(self.hosts)]
-        mlflow = ["mlflow", "server", "--host", LOOPBACK, "--port", str(self.mlflow_port)]
+        mlflow = [
+            "tasks.tracking.client",
+            "server",
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(self.mlflow_port),
+        ]
         # The files lie on this machine: runs write them straight, the server only shows them.
         mlflow += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home() / 'mlflow.db'}"]
         artifacts = (home() / "artifacts").as_uri()
         mlflow += ["--no-serve-artifacts", "--default-artifact-root", artifacts]
         return {
-            name: [sys.executable, "-m", *words]
-            for name, words in (("prefect", prefect), ("mlflow", mlflow))
+            name: python("-m", *words) for name, words in (("prefect", prefect), ("mlflow", mlflow))
         }
 
     def environment(self) -> dict[str, str]:

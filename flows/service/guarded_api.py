@@ -1,4 +1,4 @@
-"""Prefect's server with the two checks that its own command lacks; run by ``mypt up``.
+"""Prefect's server with the two checks that its own command lacks; of `mypt up` and `mypt run`.
 
 A page that a browser shows can send requests to servers of this machine, and by a trick with
 names (DNS rebinding) read the answers too. Whoever is asked under a foreign name, or by a
@@ -6,16 +6,24 @@ foreign page, must not answer (D70). Besides it knows the way to MLflow, whose p
 another when a page was written.
 """
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
+from prefect.server import database
 from prefect.server.api.server import create_app
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mypt.children import SAFE, python
+from tasks.databases import make_whole, revisions_in
 from tasks.tracking.destination import MLFLOW_PATH, ui_page
 
 
@@ -63,12 +71,40 @@ def guarded(app: ASGIApp, origins: Sequence[str], hosts: Sequence[str]) -> ASGIA
     )
 
 
+def make_database() -> None:
+    """Make Prefect's database whole where it is a file under this home."""
+    path = Path(os.environ["PREFECT_HOME"]) / "prefect.db"
+    if not PREFECT_API_DATABASE_CONNECTION_URL.value().endswith(f":///{path}"):
+        return
+
+    def build(place: Path) -> None:
+        url = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{place}"}
+        command = python("-m", "prefect", "server", "database", "upgrade", "--yes")
+        subprocess.run(command, env=os.environ | SAFE | url, check=True, stdout=subprocess.DEVNULL)
+
+    migrations = Path(database.__file__).with_name("_migrations")
+    make_whole(path, revisions_in(migrations, migrations / "versions" / "sqlite"), build)
+
+
 def main(host: str, port: int, mlflow: str, origins: Sequence[str], hosts: Sequence[str]) -> None:
     """Serve the API and the UI until a signal comes."""
+    make_database()
     app = guarded(WayToMlflow(create_app(final=True), mlflow), origins, hosts)
     uvicorn.run(app, host=host, port=port, timeout_keep_alive=5, log_level="error")
 
 
+def temporary(handle: int) -> None:
+    """Serve the API alone, to programs of this machine, on a socket that listens already."""
+    make_database()
+    app = guarded(create_app(ephemeral=True, final=True), (), ("127.0.0.1",))
+    config = uvicorn.Config(app, timeout_keep_alive=5, log_level="error")
+    with socket.socket(fileno=handle) as listener:
+        uvicorn.Server(config).run([listener])
+
+
 if __name__ == "__main__":
-    address, number, beside, pages, names = sys.argv[1:]
-    main(address, int(number), beside, pages.split(","), names.split(","))
+    if len(sys.argv) == 2:
+        temporary(int(sys.argv[1]))
+    else:
+        address, number, beside, pages, names = sys.argv[1:]
+        main(address, int(number), beside, pages.split(","), names.split(","))

@@ -1,29 +1,30 @@
 """``mypt up``: Prefect, MLflow and the deployments on this machine, and their clean end (D43)."""
 
-import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from flows.environment import answers
 from flows.service.addresses import Addresses
+from flows.service.server_process import ServerProcess
+from mypt.children import python
 from mypt.errors import MyptError
 from mypt.home import home
 from tasks.tracking.destination import ui_page
 
-TERMINATED = 143
+ENDS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
+"""Exit code for each signal but Ctrl-C, which is how people stop it."""
 _START_SECONDS = 180.0
-_GRACE_SECONDS = 45.0
-"""How long a training may take to reach its next step and to write its last checkpoint."""
+_LIVES_SECONDS = 30.0
+"""A server that ends sooner will not live when it is started again."""
 
 
 def up(at: Addresses) -> int:
@@ -33,7 +34,7 @@ def up(at: Addresses) -> int:
         at: Where the servers listen.
 
     Returns:
-        0 after Ctrl-C, 143 after SIGTERM.
+        0 after Ctrl-C, 143 after SIGTERM, 129 where its terminal was closed.
 
     Raises:
         MyptError: If a process does not start, or ends by itself.
@@ -42,62 +43,24 @@ def up(at: Addresses) -> int:
     console = Console(highlight=False)
     with _signals() as asked, tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
-        processes: list[_Process] = []
+        processes: list[ServerProcess] = []
         try:
             console.print(f"starting Prefect and MLflow over {home()} ...", markup=False)
             for name, command in at.commands().items():
-                processes.append(_Process(name, command, environment))
+                processes.append(ServerProcess(name, command, environment))
             if _wait(processes, asked, lambda: answers(f"{at.prefect}/api/health")):
-                command = [sys.executable, "-m", "flows.service.serving", str(ready)]
-                processes.append(_Process("serving", command, environment, quiet=False))
+                command = python("-m", "flows.service.serving", str(ready))
+                processes.append(ServerProcess("serving", command, environment, quiet=False))
                 if _wait(
                     processes, asked, lambda: ready.exists() and answers(f"{at.mlflow}/health")
                 ):
                     console.print(_welcome(at), markup=False, soft_wrap=True)
-                    _wait(processes, asked, lambda: False, seconds=math.inf)
+                    keep(processes, asked)
             console.print("stopping ...")
         finally:
             for process in reversed(processes):  # a run that ends must still reach its server
                 process.stop()
-        return TERMINATED if signal.SIGTERM in asked else 0
-
-
-class _Process:
-    """A child in a process group of its own, so that Ctrl-C reaches it only through us."""
-
-    def __init__(
-        self, name: str, command: Sequence[str], environment: dict[str, str], *, quiet: bool = True
-    ) -> None:
-        self.name = name
-        self.log = home() / "logs" / f"{name}.log"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as file:
-            self._child = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file if quiet else None,
-                stderr=file if quiet else None,
-                start_new_session=True,
-            )
-
-    def check(self) -> None:
-        """Raise if the process has ended."""
-        code = self._child.poll()
-        if code is not None:
-            tail = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-            why = f"{tail[0].strip()}; see {self.log}" if tail else "see its output above"
-            raise MyptError(f"{self.name} ended by itself with code {code}: {why}")
-
-    def stop(self) -> None:
-        """Ask the process to end, then make it and all its children end."""
-        if self._child.poll() is None:
-            self._child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(_GRACE_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
+        return ENDS.get(signal.Signals(asked[0]), 0) if asked else 0
 
 
 def _welcome(at: Addresses) -> str:
@@ -117,7 +80,7 @@ def _welcome(at: Addresses) -> str:
 
 
 def _wait(
-    processes: Sequence[_Process],
+    processes: Sequence[ServerProcess],
     asked: list[int],
     done: Callable[[], bool],
     seconds: float = _START_SECONDS,
@@ -136,11 +99,38 @@ def _wait(
     return True
 
 
+def keep(processes: Sequence[ServerProcess], asked: list[int]) -> None:
+    """Wait until somebody asks for the end; what a server shows is started again where it dies.
+
+    A training beside it goes on. Who serves the flows is their parent, so its end is theirs.
+
+    Args:
+        processes: The last one serves the flows.
+        asked: Filled by signals.
+
+    Raises:
+        MyptError: If that one ends, or another soon after it was started.
+    """
+    while not asked:
+        for process in processes:
+            try:
+                process.check()
+            except MyptError as error:
+                if process is processes[-1] or process.seconds < _LIVES_SECONDS:
+                    raise
+                sys.stderr.write(f"mypt: {error}; it is started again\n")
+                process.stop()
+                process.start()
+        time.sleep(0.2)
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
     """Yield the list of the signals that asked for the end."""
     asked: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = [signal.SIGINT, *ENDS]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup: a terminal may close
+        kinds.remove(signal.SIGHUP)
     before = [signal.signal(kind, lambda number, _: asked.append(number)) for kind in kinds]
     try:
         yield asked

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from mypt import files
 from mypt.data.manifest import METADATA, Manifest, read_manifest, verify_files, write_manifest
 from mypt.errors import ConfigError, DataError
@@ -27,7 +25,7 @@ def one_builder(folder: Path) -> Iterator[None]:
         files.make_folder(place.parent)
         lock = place.parent / f".{place.name}.lock"
         lock.touch()  # where it cannot be made, waiting for it would never end
-        with FileLock(lock):
+        with files.new_lock(lock):
             yield
     except OSError as error:
         raise DataError(

@@ -108,7 +108,12 @@ class _Held:
         if found:
             return text[: min(found)], True
         kept = max(
-            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            (
+                n
+                for stop in self._stop
+                for n in range(1, min(len(stop), len(text) + 1))
+                if text.endswith(stop[:n])
+            ),
             default=0,
         )
         self.rest = text[len(text) - kept :]

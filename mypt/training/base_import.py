@@ -11,6 +11,7 @@ from mypt.data.vocabularies.huggingface import TOKENIZER, hf_folder, hf_vocabula
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
 from mypt.inference.huggingface.imports import read_hf, with_new_tokens
+from mypt.references import BaseRecord
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point
 from mypt.training.checkpoints.state import History, TrainerState
@@ -116,3 +117,10 @@ def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[st
     never = ", ".join(t for t in new if not seen[t])
     line = f"new tokens begin at the mean of the others: {counts or 'none is ever read'}"
     return (line, *([f"new tokens that training never reads: {never}"] if never else ()))
+
+
+def base_of(lineage: Lineage) -> BaseRecord | None:
+    """Return what the first of a checkpoint's parents was elsewhere, if it came from there."""
+    while lineage.parent is not None and lineage.parent.lineage is not None:
+        lineage = lineage.parent.lineage
+    return lineage.base

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import ValidationError
 
 from mypt import files, home
@@ -17,7 +17,7 @@ from mypt.training.checkpoints.folder import RUN, steps
 from mypt.training.checkpoints.sharded import consolidate, newest_parts
 from mypt.training.checkpoints.state import read_state
 from mypt.training.distributed import Ranks
-from mypt.training.lineage import RunContext
+from mypt.training.lineage import Lineage, RunContext
 from mypt.training.plan import RunPlan
 
 _LOCK = ".lock"
@@ -51,7 +51,7 @@ def beginning(plan: RunPlan, context: RunContext, ranks: Ranks) -> Iterator[Begi
 
         def look() -> tuple[Path, Path | None, tuple[str, ...]]:
             folder = held.enter_context(claim(plan, context, patience))
-            found, notes = _newest(folder, plan.preset.keep_checkpoints)
+            found, notes = _newest(folder, plan)
             kept.append(found)
             return folder, None if found is None else found.path, notes
 
@@ -61,13 +61,14 @@ def beginning(plan: RunPlan, context: RunContext, ranks: Ranks) -> Iterator[Begi
         yield Beginning(folder, kept[0], notes)
 
 
-def _newest(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[str, ...]]:
+def _newest(folder: Path, plan: RunPlan) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Return the newest whole checkpoint, joined first where a crash left parts alone."""
-    found, notes = last_checkpoint(folder, keep)
+    found, notes = last_checkpoint(folder, plan)
     parts, step, odd = newest_parts(folder)
     if parts is not None and step > (-1 if found is None else found.state.step):
         consolidate(parts)
-        found, _ = last_checkpoint(folder, keep)
+        found, more = last_checkpoint(folder, plan)
+        odd = more + odd
     return found, notes + odd
 
 
@@ -95,9 +96,9 @@ def claim(plan: RunPlan, context: RunContext, patience: float = 0.0) -> Iterator
     """
     folder = home.models_dir() / home.check_name(plan.model_name, "model name")
     files.make_folder(folder)
-    lock = FileLock(folder / _LOCK, timeout=patience, thread_local=False)
+    lock = files.new_lock(folder / _LOCK)
     try:
-        lock.acquire()
+        lock.acquire(timeout=patience)
     except Timeout:
         raise CheckpointError(
             f"{folder} is held by another run that is training now; wait for it or choose"
@@ -187,15 +188,32 @@ def _begin(folder: Path, plan: RunPlan, context: RunContext) -> None:
     files.write_sealed(folder / RUN, record.model_dump(mode="json", exclude={"digest"}))
 
 
-def last_checkpoint(folder: Path, keep: int) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """Return the checkpoint to go on from, and a line for each damaged one that was passed over.
+def last_checkpoint(folder: Path, plan: RunPlan) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the checkpoint to go on from, and a line for each that was passed over.
 
     Puts right what a crash after a checkpoint may have left undone: pointers and pruning.
+
+    Args:
+        folder: The model's folder, held by this run.
+        plan: The run; whole checkpoints of another one are passed over like damaged ones.
     """
-    path, notes = step_folders.newest_whole(folder)
+    record = read_run(folder)
+    names = {plan.model_name} | ({record.plan.model_name} if record else set())
+
+    def check(path: Path, lineage: Lineage) -> None:
+        state = read_state(path)
+        other = plan.differences_of(lineage)
+        if lineage.model_name not in names:
+            other = (f"model {plan.model_name} -> {lineage.model_name}", *other)
+        for step in {lineage.step, state.step} - {int(path.name.removeprefix("step_"))}:
+            other = (f"the folder's step -> {step}", *other)
+        if other:
+            raise CheckpointError(f"{path}: of another run: {', '.join(other)}; put back its own")
+
+    path, notes = step_folders.newest_whole(folder, check)
     if path is None:
         return None, notes
     found = load_checkpoint(path, verify=False)  # verified a moment ago
     step_folders.point(folder, found.state.step, found.state.best_step)
-    step_folders.prune(folder, keep, found.state.best_step)
+    step_folders.prune(folder, plan.preset.keep_checkpoints, found.state.best_step)
     return found, notes

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -11,6 +12,7 @@ from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.policies import policy_in_force
 from mypt.errors import CheckpointError
+from mypt.home import PLAIN_NAME
 from mypt.parsing import Frozen
 from mypt.references import BaseRecord
 
@@ -23,6 +25,9 @@ PICKLES = frozenset({
     ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".npy", ".distcp", ".metadata",
 })  # fmt: skip
 """Endings, or whole names, that no checkpoint's files have; such a folder is refused, not read."""
+
+ModelName = Annotated[str, Field(pattern=f"^{PLAIN_NAME}$")]
+"""Folders are named by it, so one that is read may leave none."""
 
 
 class RunContext(Frozen):
@@ -39,7 +44,7 @@ class ParentRecord(Frozen):
 
     path: str
     """Step folder at that time; where it lies later changes nothing."""
-    model_name: str
+    model_name: ModelName
     step: int
     digest: str
     """Digest of its lineage."""
@@ -140,7 +145,7 @@ class Lineage(Frozen):
     """``lineage.json``: the last file of a checkpoint, holding the digest of every other."""
 
     version: int = VERSION
-    model_name: str
+    model_name: ModelName
     step: int
     """Optimizer steps that made these weights."""
     tokens: int
@@ -170,13 +175,6 @@ class Lineage(Frozen):
     def policy(self) -> str:
         """Whose tokens were learned, in words, whatever masks the dataset has."""
         return policy_in_force(self.config.use_loss_mask, self.dataset.mask)
-
-    def origin(self) -> BaseRecord | None:
-        """Return what the first of its parents was elsewhere, if it came from there."""
-        first: Lineage = self
-        while first.parent is not None and first.parent.lineage is not None:
-            first = first.parent.lineage
-        return first.base
 
     @property
     def density(self) -> float:

@@ -59,6 +59,16 @@ class RunPlan(Frozen):
             if ours[key] != theirs[key]
         )
 
+    def differences_of(self, lineage: Lineage) -> tuple[str, ...]:
+        """Return in what a checkpoint is none of this run's; of one extended, earlier ones are."""
+        length = {"max_iters": max(lineage.config.max_iters, self.preset.max_iters)}
+        made = {
+            "preset": lineage.config.model_copy(update=length),
+            "dataset": DatasetRef(path=lineage.dataset.path, digest=lineage.dataset.digest),
+            "parent": lineage.parent,
+        }
+        return self.differences(self.model_copy(update=made))
+
 
 def plan_run(
     preset: Preset,
@@ -150,9 +160,9 @@ def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
     """Return the base's architecture with rows as long as the preset has them."""
     held = base.config.architecture()
     said = "block_size" in preset.model_fields_set or base.dataset.kind == IMPORTED
-    size = preset.block_size if said else held.block_size
     scaled = preset if "rope_scaling" in preset.model_fields_set else held
-    return held.with_rows(size, scaled.rope_scaling, f"{base.model_name} in {folder}")
+    rows = (preset if said else held).block_size
+    return held.with_rows(rows, scaled.rope_scaling, f"{base.model_name} in {folder}")
 
 
 def _parent(folder: Path, base: Lineage) -> ParentRecord:
@@ -179,16 +189,15 @@ def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool 
 
 
 def _from_scratch(preset: Preset) -> tuple[str, ...]:
-    if not preset.use_loss_mask:
-        return ()
-    return ("no base model: fine-tuning starts from random weights (parent: none)",)
+    line = "no base model: fine-tuning starts from random weights (parent: none)"
+    return (line,) if preset.use_loss_mask else ()
 
 
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
     """Say what the base model decides and which training values change against it."""
     kept = resolved.architecture().model_dump()
-    usual = {key: field.default for key, field in Architecture.model_fields.items()}
-    sizes = ", ".join(f"{key} {value}" for key, value in kept.items() if value != usual[key])
+    own = resolved.architecture().model_dump(exclude_defaults=True)
+    sizes = ", ".join(f"{key} {value}" for key, value in own.items())
     lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]
     lines += [
         f"{key}: {value} kept from the base model, the preset's {getattr(preset, key)} is not used"

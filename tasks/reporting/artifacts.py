@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from mypt.data.manifest import Density, MaskStats
 from mypt.inspection.checks.findings import ValidationReport
 from mypt.pages.render import plot
+from mypt.text import markdown, one_line
 from tasks.tracking.records import Metrics, read
 
 _PATIENCE = 2.0
@@ -113,7 +114,7 @@ def mlflow_link(title: str, where: str, url: Link) -> None:
     def link() -> None:
         found = _awaited(url)
         if found is not None:  # else MLflow is away; whoever waits for it says so
-            text = f"[{title} in MLflow]({found}), kept in `{where}`"
+            text = f"[{markdown(title)} in MLflow]({found}), kept in `{where}`"
             _markdown("mlflow-run", text, "The way to the same run in MLflow.")
 
     _publish(link, wait=False)
@@ -149,7 +150,8 @@ def _density(group: str, density: Density) -> dict[str, Any]:
 
 
 def _table(key: str, frame: pd.DataFrame, description: str) -> None:
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    shown = frame.map(lambda cell: one_line(cell) if isinstance(cell, str) else cell)
+    rows = shown.astype(object).where(frame.notna(), None).to_dict("records")
     _publish(lambda: create_table_artifact(rows, key=artifact_key(key), description=description))
 
 

@@ -16,7 +16,7 @@ from mypt.evaluation.scores import Summary
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef, DatasetRef
-from mypt.text import shorten
+from mypt.text import markdown, shorten
 from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
@@ -169,5 +169,5 @@ def _way_back() -> dict[str, str]:
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_name": flow_run.name or "",
         "prefect.flow_run_url": url,
-        NOTE_TAG: f"Prefect flow run [{flow_run.name}]({url})",
+        NOTE_TAG: f"Prefect flow run [{markdown(flow_run.name or '')}]({url})",
     }

@@ -4,11 +4,14 @@ import json
 import logging
 import os
 import re
+import runpy
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mlflow import MlflowClient
+from mlflow.db import upgrade
 from mlflow.entities import (
     Dataset,
     InputTag,
@@ -20,14 +23,20 @@ from mlflow.entities import (
 )
 from mlflow.entities import DatasetInput as MlflowInput
 from mlflow.exceptions import MlflowException as Failure
+from mlflow.store import db_migrations
+from sqlalchemy.exc import SQLAlchemyError
 
-from mypt.home import home
+from mypt.errors import MyptError
+from mypt.text import markdown, visible
+from tasks.databases import make_whole, revisions_in
 from tasks.tracking.destination import (
     NOTE_TAG,
     PREFECT_TAG,
     artifacts_uri,
     experiment_tags,
+    forget_sent,
     is_remote,
+    own_database,
     tracking_uri,
 )
 from tasks.tracking.records import (
@@ -135,6 +144,24 @@ def is_refusal(error: Failure) -> bool:
     return error.error_code in _REFUSED
 
 
+def make_database() -> None:
+    """Make the database of this home whole, if MLflow is to use it; the journals fill a new one.
+
+    Raises:
+        Failure: If that cannot be.
+    """
+    if (path := own_database()) is None:
+        return
+
+    def build(place: Path) -> None:
+        upgrade.main([f"sqlite:///{place}"], standalone_mode=False)
+
+    try:
+        make_whole(path, revisions_in(Path(db_migrations.__file__).parent), build, forget_sent)
+    except (SQLAlchemyError, sqlite3.Error, OSError, MyptError) as error:
+        raise Failure(f"{path}: cannot be made ({error})".splitlines()[0]) from error
+
+
 class MlflowRun(NamedTuple):
     """An MLflow run, and the journal that it mirrors."""
 
@@ -155,7 +182,7 @@ class Tracker:
     def __init__(self) -> None:
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, too
-        home().mkdir(parents=True, exist_ok=True)
+        make_database()
         self._client = MlflowClient(tracking_uri(), tracking_uri())
         self._experiments: dict[str, str] = {}
 
@@ -169,7 +196,8 @@ class Tracker:
         tags = {JOURNAL_TAG: journal, "mlflow.user": user} | source | first.tags
         found = self._client.search_runs([experiment], mine)
         run = found[0] if found else None
-        run = run or self._client.create_run(experiment, first.time, tags, first.title)
+        tags = {key: _cut(value, _TAG_LENGTH) for key, value in tags.items()}
+        run = run or self._client.create_run(experiment, first.time, tags, visible(first.title))
         return MlflowRun(run.info.run_id, experiment, first.experiment, journal)
 
     def apply(self, run: MlflowRun, records: Sequence[Record]) -> None:
@@ -251,7 +279,8 @@ class Tracker:
             case Tags():
                 self._tag(run.id, record.values)
             case Reused() if record.page:
-                self._describe(run.id, f"- [{record.title}]({record.page}), begun by another run")
+                link = f"[{markdown(record.title)}]({record.page})"
+                self._describe(run.id, f"- {link}, begun by another run")
             case DatasetInput():
                 self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
             case CheckpointRecord():
@@ -343,10 +372,16 @@ def _mlflow_input(record: DatasetInput) -> MlflowInput:
 
 
 def _cut(value: str, length: int) -> str:
-    """Return ``value``, or as much of it as MLflow takes with a note of how long it was."""
+    """Return ``value`` fit to be shown, or as much as MLflow takes and how long it was."""
+    value = visible(value)
     note = f" [cut: {len(value)} characters in all]"
     return value if len(value) <= length else value[: length - len(note)] + note
 
 
 def _blocks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+if __name__ == "__main__":  # MLflow's own command, which would make the database in its place
+    make_database()
+    runpy.run_module("mlflow", run_name="__main__", alter_sys=True)

@@ -58,6 +58,18 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def own_database() -> Path | None:
+    """Return the file under the home where MLflow keeps its runs, None if that is elsewhere."""
+    path = home() / "mlflow.db"
+    return path if tracking_uri() == f"sqlite:///{path}" else None
+
+
+def forget_sent() -> None:
+    """Let every journal be sent again, to a database that holds nothing."""
+    for path in journals_dir().glob("*.sent.json"):
+        path.unlink()
+
+
 def is_remote() -> bool:
     """Return whether MLflow is reached over a network, so that it can be away."""
     return tracking_uri().startswith(("http://", "https://"))

@@ -123,10 +123,11 @@ def sync() -> int:
     Raises:
         MyptError: If MLflow is away or a journal is damaged.
     """
-    mirror, sent = Mirror(), 0
+    mirror, sent = None, 0
     for name in sorted(names(), key=_begun):
         close_if_dead(name)
         try:
+            mirror = mirror or Mirror()
             sent += sum(mirror.send(name, wait=_WAIT_SECONDS))
         except Failure as error:
             raise MyptError(

@@ -41,6 +41,10 @@ ROWS = {
         "SIGKILL of the whole flow with Prefect and MLflow; an operation that fails once in it",
         "finished by the next run, or by Prefect's retry: bit-identical, no step twice in MLflow",
     ),
+    "database": Row(
+        "SIGKILL while the database of MLflow or of Prefect is made",
+        "the next start makes it; nothing half-made under its name",
+    ),
     "terminate": Row(
         "SIGTERM at a random instant of a training",
         "checkpoint of the step it was in, exit 143; resumed bit-identical",

@@ -166,7 +166,7 @@ def test_ctrl_c_in_each_stage_ends_as_cancelled_and_the_same_again_completes(lin
 def test_ctrl_c_before_the_first_stage_leaves_nothing_behind(tmp_path):
     home, config = tmp_path / "home", write_config(tmp_path)
     terminal = Terminal(home, config)
-    while not processes_of(home, "uvicorn"):
+    while not processes_of(home, "guarded_api"):
         time.sleep(0.05)
     terminal.press_ctrl_c()
     code, _ = terminal.end()

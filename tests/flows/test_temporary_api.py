@@ -1,43 +1,75 @@
+"""The Prefect API of one run: whom it answers, and how it ends."""
+
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from mypt.children import SAFE
+from tests.flows.processes import soon_alone
 
-def alive(pid):
+PROGRAM = """
+import json, os, sys, time
+from flows.environment import prepare_environment
+from flows.service.temporary_api import start_temporary_api
+prepare_environment()
+start_temporary_api()
+api = [os.environ[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING")]
+print(json.dumps(api), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A process with a temporary API, where that is, its password, and its home."""
+    home = tmp_path_factory.mktemp("temporary")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        env=kept | SAFE | {"MYPT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": "ann:secret"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    yield process, *json.loads(process.stdout.readline()), home
+    process.kill()
+    process.communicate()
+
+
+def ask(url, password, **headers):
+    request = urllib.request.Request(f"{url}/flow_runs/count", b"{}", headers)
+    request.add_header("Content-Type", "application/json")
+    if password:
+        import base64
+
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers)
+
+
+def test_only_who_has_its_password_is_answered_and_no_page_is(running):
+    _, url, password, _ = running
+    assert password != "ann:secret"
+    assert ask(url, password)[0] == 200
+    assert ask(url, None)[0] == 401
+    code, headers = ask(url, password, Origin="http://evil.example")
+    assert code == 403
+    assert "access-control-allow-origin" not in {name.lower() for name in headers}
+    assert ask(url, password, Host="evil.example")[0] == 400
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_the_temporary_api_of_a_killed_process_ends_too():
-    program = (
-        "import subprocess, sys, time\n"
-        "from prefect.server.api.server import SubprocessASGIServer\n"
-        "from flows.ending import end_with_this_process\n"
-        "end_with_this_process()\n"
-        "api = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "SubprocessASGIServer().server_process = api\n"
-        "end_with_this_process()\n"
-        "end_with_this_process()\n"
-        "print(api.pid, flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    api = int(process.stdout.readline())
-    time.sleep(1)  # were it not for the pipe, it would be gone by now
-    assert alive(api)
-    os.kill(process.pid, signal.SIGKILL)
+def test_it_ends_with_the_process_that_is_killed(running):
+    process, url, password, home = running
+    assert ask(url, password)[0] == 200
+    process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stdout.close()
-    for _ in range(100):
-        if not alive(api):
-            break
-        time.sleep(0.1)
-    assert not alive(api)
+    assert soon_alone(home, seconds=30)

@@ -1,5 +1,7 @@
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,33 @@ def test_removing_a_file_that_is_not_there_is_nothing(tmp_path):
     (tmp_path / "x").write_text("")
     files.remove_file(tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_cannot_be_renamed_is_removed_or_set_aside(tmp_path, monkeypatch):
+    """A folder of a container's image, under overlayfs."""
+    for name in ("old", "odd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+
+    def rename(path, _):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(path))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    files.remove_folder(tmp_path / "old")
+    assert files.set_aside(tmp_path / "odd") == tmp_path / "damaged-odd"
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged-odd"]
+    assert (tmp_path / "damaged-odd" / "file").read_text() == "odd"
+
+
+@pytest.mark.timeout(20)
+def test_a_file_system_without_locks_is_refused_and_not_waited_for(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    (tmp_path / "x.lock").touch()
+    with (
+        pytest.raises(OSError, match="Function not implemented"),
+        files.new_lock(tmp_path / "x.lock"),
+    ):
+        pass

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.rowview import token_texts
-from mypt.text import names, one_line, shorten, shown, visible
+from mypt.text import markdown, names, one_line, shorten, shown, visible
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,17 @@ def test_an_error_escapes_as_pages_and_tables_do_and_stays_one_line():
 def test_a_long_value_and_many_names_are_cut():
     assert shown("a" * 70) == f"'{'a' * 60}' ..."
     assert names("abcdefghi") == "a, b, c, d, e, f, g, h ..."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("chats from a.jsonl", "chats from a.jsonl"),
+        ("[x](javascript:alert(1))", r"\[x\]\(javascript:alert\(1\)\)"),
+        ("![i](http://evil/x.png)", r"\!\[i\]\(http://evil/x.png\)"),
+        ("<img src=x onerror=y>", r"\<img src=x onerror=y\>"),
+        ("a\n# b\x1b[2J", r"a\\n\# b\\x1b\[2J"),
+    ],
+)
+def test_markdown_shows_a_text_as_it_is(text, shown):
+    assert markdown(text) == shown

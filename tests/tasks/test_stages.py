@@ -1,24 +1,47 @@
+import base64
 import errno
+import json
 import logging
+import pickle
 import threading
 from io import StringIO
 from itertools import count
+from typing import ClassVar
 
 import pytest
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import StateType
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+from prefect.settings import (
+    PREFECT_LOCAL_STORAGE_PATH,
+    PREFECT_RESULTS_PERSIST_BY_DEFAULT,
+    temporary_settings,
+)
 from prefect.states import State
 
+from mypt import files
 from mypt.errors import DataError, TrainingError
 from tasks.stages import Output, _may_pass, is_present, make_room, stage, tell
 from tasks.tracking.recording import recorded, reused_everything
+from tasks.tracking.records import journals_dir
 
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
     monkeypatch.setenv("MYPT_HOME", str(tmp_path / "home"))
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    sprung: ClassVar[list] = []
+
+    def __reduce__(self):
+        return spring, ()
+
+
+def spring():
+    Trap.sprung.append(True)
 
 
 def whole(path):
@@ -32,7 +55,7 @@ def make_stage(folder, failures=(), read=lambda: None):
     failing = list(failures)
 
     @stage("write {what} {name}", whole)
-    def write(name: str, what: str = "file") -> Output:
+    def write(name: str, what: str = "file") -> Output[str]:
         found = read()
 
         def make():
@@ -50,7 +73,7 @@ def make_stage(folder, failures=(), read=lambda: None):
 def run(task, *args, times=1):
     """Run a task in a flow; return the names of its task runs' states."""
 
-    @flow
+    @flow(persist_result=False)
     def one():
         return [task(*args, return_state=True) for _ in range(times)]
 
@@ -108,11 +131,36 @@ class TestUnderPrefect:
                 return reused_everything()
 
         assert [one(1), one(2)] == [False, True]
-        for result in PREFECT_LOCAL_STORAGE_PATH.value().glob("write-a-*"):
+        for result in journals_dir().glob("write-a-*.result.json"):
             result.unlink()
         assert one(3)
         (tmp_path / "a").unlink()
         assert not one(4)
+
+    @pytest.mark.parametrize("kept", [b"7", b"[]", b'{"result": 7}', "pickled", "sealed"])
+    def test_a_kept_result_of_another_type_is_made_again_and_nothing_in_it_runs(
+        self, tmp_path, kept
+    ):
+        write, calls = make_stage(tmp_path)
+        run(write, "a")
+        (result,) = journals_dir().glob("write-a-*.result.json")
+        if kept == "sealed":
+            files.write_sealed(result, {"result": {"path": 7}})
+        else:
+            trap = base64.encodebytes(pickle.dumps(Trap())).decode()
+            record = {"metadata": {"serializer": {"type": "pickle"}}, "result": trap}
+            result.write_bytes(json.dumps(record).encode() if kept == "pickled" else kept)
+        assert run(write, "a", times=2) == ["Completed", "Cached"]
+        assert len(calls) == 2
+        assert not Trap.sprung
+
+    def test_prefects_own_store_of_results_is_neither_filled_nor_read(self, tmp_path):
+        store = tmp_path / "store"
+        kept = {PREFECT_LOCAL_STORAGE_PATH: store, PREFECT_RESULTS_PERSIST_BY_DEFAULT: True}
+        with temporary_settings(kept):
+            write, _ = make_stage(tmp_path)
+            run(write, "a", times=2)
+        assert not store.exists()
 
     def test_what_only_names_the_run_does_not_decide_the_result(self, tmp_path):
         write, _ = make_stage(tmp_path)
@@ -125,7 +173,7 @@ class TestUnderPrefect:
         assert run(make_stage(tmp_path / "other")[0], "a") == ["Completed"]
 
     def test_a_fault_of_the_machine_is_tried_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("prefect.task_engine.time.sleep", lambda _: None)
+        monkeypatch.setattr("tasks.stages._DELAYS", [0.0, 0.0])
         write, calls = make_stage(tmp_path, [OSError(errno.EIO, "I/O"), ConnectionError("gone")])
         assert run(write, "a") == ["Completed"]
         assert len(calls) == 3
@@ -138,7 +186,7 @@ class TestUnderPrefect:
     def test_the_input_is_resolved_once_a_try_and_handed_to_what_is_made_of_it(
         self, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("prefect.task_engine.time.sleep", lambda _: None)
+        monkeypatch.setattr("tasks.stages._DELAYS", [0.0, 0.0])
         numbers = count(1)
         write, calls = make_stage(tmp_path, [ConnectionError("gone")], lambda: next(numbers))
         assert run(write, "a") == ["Completed"]

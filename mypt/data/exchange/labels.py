@@ -36,6 +36,10 @@ DICT: Final = "dataset_dict.json"
 _SPLITS: Final[dict[str, Split]] = {"train": "train", "validation": "val", "test": "val"}
 _EXPECTED: Final = "expected a folder that save_to_disk of datasets wrote"
 _COLUMNS = ["input_ids", "labels"]
+_EXPANSION: Final = 1_000
+"""How many times a Parquet file's size its rows may need; labels that are all -100 pack well."""
+_FREE: Final = 256 << 20
+"""Bytes that the rows of any file may need."""
 
 
 def export_labels(dataset: Path, out: Path) -> None:
@@ -209,7 +213,14 @@ def _read(path: Path) -> "pa.Table":
     from pyarrow import parquet
 
     if path.suffix == ".parquet":
-        return parquet.read_table(path, columns=_COLUMNS)
+        with parquet.ParquetFile(path, pre_buffer=False) as table:
+            batches, n_bytes, allowed = [], 0, max(_FREE, _EXPANSION * path.stat().st_size)
+            for batch in table.iter_batches(_ROWS, columns=_COLUMNS):
+                n_bytes += batch.nbytes
+                if n_bytes > allowed:
+                    raise pa.ArrowInvalid(f"its pages unpack to more than {allowed:,} bytes")
+                batches.append(batch)
+            return pa.Table.from_batches(batches, table.schema_arrow).select(_COLUMNS)
     with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
         table = stream.read_all().select(_COLUMNS)
     table.validate(full=True)  # offsets are taken as they are, and may point outside

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Final, NamedTuple, Protocol
 
+from mypt.children import SAFE, python
 from mypt.config import Preparation
 
 DEATHS: Final = 3
@@ -61,7 +62,8 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mypt.data.preparation.worker", str(os.getpid())],
+            python("-m", "mypt.data.preparation.worker", str(os.getpid())),
+            env=os.environ | SAFE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -18,13 +18,13 @@ from numpy.lib import format as npy
 from pydantic import Field
 
 from mypt import errors, files
+from mypt.children import end_with
 from mypt.data.preparation.encoding import Encoded, encode_counted
 from mypt.data.preparation.row_batches import batches
 from mypt.data.reading.portions import Portion, read_portion
 from mypt.data.reading.records import Tally, Unread
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import DataError, MyptError
-from mypt.orphans import end_with
 from mypt.parsing import Frozen
 
 

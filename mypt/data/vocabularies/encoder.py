@@ -19,7 +19,7 @@ import tiktoken
 from numpy.typing import NDArray
 
 from mypt.data.vocabularies.engine import lone_surrogate
-from mypt.data.vocabularies.vocabulary import Vocabulary
+from mypt.data.vocabularies.vocabulary import Vocabulary, with_short_runs
 from mypt.errors import DataError
 
 SCHEMES = {"gpt2": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k"}
@@ -193,7 +193,7 @@ def encode_ordinary(
 
     Raises:
         DataError: If the text holds a lone surrogate; tiktoken's other calls would silently
-            put U+FFFD in its place.
+            put U+FFFD in its place. Likewise for a run of a million white spaces.
         MemoryError: If there is no room for the ids.
     """
     np.empty(_ROOM * len(text), np.uint8)  # raises where tiktoken would end the process
@@ -201,6 +201,9 @@ def encode_ordinary(
         return encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
     except UnicodeEncodeError as error:
         raise lone_surrogate(error) from None
+    except ValueError:
+        with_short_runs(text)  # says what is the matter
+        raise
 
 
 def encode_each(

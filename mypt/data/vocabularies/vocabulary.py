@@ -27,6 +27,8 @@ _LATER: Final = ("normal_form", "engine", "begin", "end")
 """What a vocabulary has had since tokenizers were first written down."""
 _LARGEST_ID = (1 << 32) - 2
 """Ids are uint32 on disk; the last one is left to the encoder's own separator."""
+_LONGEST_RUN = 900_000
+"""White spaces in a row that a pattern's match still finds room for on its stack."""
 ADVICE = "take it from the dataset or checkpoint that it came with, or make that again"
 _PRINTABLE: Final = [v for v in range(256) if chr(v).isprintable() and v != ord(" ")]
 _OTHERS: Final = [value for value in range(256) if value not in _PRINTABLE]
@@ -117,9 +119,25 @@ def bpe_vocabulary(size: int, texts: Iterable[str]) -> Vocabulary:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), size)
+    trainer.train_from_iterator(map(with_short_runs, texts), size)
     ranks = sorted((rank, bytes(token)) for token, rank in trainer.get_mergeable_ranks())
     return Vocabulary(f"bpe:{size}", trainer.get_pattern(), tuple(token for _, token in ranks))
+
+
+def with_short_runs(text: str) -> str:
+    """Return a text as it is, if the patterns that cut it into words get through it.
+
+    Raises:
+        DataError: If it holds a run of white spaces for which they need too deep a stack.
+    """
+    if len(text) > _LONGEST_RUN:
+        longest = max(map(len, re.findall(r"\s+", text)), default=0)
+        if longest > _LONGEST_RUN:
+            raise DataError(
+                f"a run of {longest:,} white spaces found; expected at most {_LONGEST_RUN:,}, which"
+                " is what tokenizers get through; repair the source"
+            )
+    return text
 
 
 class TokenizerState(Frozen):

@@ -79,9 +79,10 @@ class Queue:
         with self._changed:
             if self._closed:
                 raise Closed
-            if len(self._jobs) >= self._length:
+            waiting = [one for one in self._jobs if not one.left.is_set()]
+            if len(waiting) >= self._length:
                 raise QueueFull
-            self._jobs.append(job)
+            self._jobs = deque([*waiting, job])
             self._changed.notify()
 
     def close(self) -> None:
@@ -202,21 +203,23 @@ async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[
         with suppress(RuntimeError):  # the server has ended meanwhile; there is nobody to tell
             loop.call_soon_threadsafe(said.put_nowait, text)
 
-    job = Job(reply, emit)
+    job, looked = Job(reply, emit), loop.time()
     try:
         queue.add(job)
         while True:
-            try:
+            text: str | BaseException | None = ""
+            with suppress(TimeoutError):
                 text = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
-            except TimeoutError:
+            if loop.time() - looked >= _LOOK_SECONDS:
+                looked = loop.time()
                 if await request.is_disconnected():
                     return
-                continue
             if text is None:
                 return
             if isinstance(text, BaseException):
                 raise text
-            yield text
+            if text:
+                yield text
     except QueueFull:
         raise Refused(
             429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"

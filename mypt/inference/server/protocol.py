@@ -129,8 +129,11 @@ def read_request(body: bytes) -> ChatRequest:
         raise Refused(400, "the body is no JSON; expected one object") from None
     if not isinstance(values, dict):
         raise Refused(400, "the body is no JSON object")
+    parameters = {*ChatRequest.model_fields, *_ONLY, *_LABELS}
     for key, value in values.items():
         _check_text(key, value)
+        if key not in parameters:  # the first of however many
+            raise Refused(400, f"{key}: this server does not know this parameter", param=key)
     for key in [key for key in values if key in _ONLY or key in _LABELS]:
         value = values.pop(key)
         if key in _ONLY and value is not None and not _is_one_of(_ONLY[key], value):
@@ -141,9 +144,7 @@ def read_request(body: bytes) -> ChatRequest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
-        said = "this server does not know this parameter" if unknown else first["msg"]
-        raise Refused(400, f"{param}: {said}", param=param) from None
+        raise Refused(400, f"{param}: {first['msg']}", param=param) from None
 
 
 def _check_text(key: str, value: Any) -> None:

@@ -1,11 +1,12 @@
 """The step folders of one model: the newest whole one, ``latest`` and ``best``, pruning."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mypt import files, home
 from mypt.errors import CheckpointError
 from mypt.references import CheckpointRef
-from mypt.training.lineage import read_lineage, verify_folder
+from mypt.training.lineage import Lineage, read_lineage, verify_folder
 
 RUN = "run.json"
 """What the name means, there from the first start on."""
@@ -19,17 +20,23 @@ def steps(folder: Path) -> tuple[int, ...]:
     return tuple(sorted((int(match[1]) for match in found if match), reverse=True))
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """Return the newest checkpoint whose every byte is as written, and what was found damaged.
+def newest_whole(
+    folder: Path, check: Callable[[Path, Lineage], None] = lambda *_: None
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the newest checkpoint whose every byte is as written, and what was found otherwise.
 
     ``latest`` is not asked: a crash between a checkpoint and its pointer must not lose it.
-    A damaged checkpoint is renamed, so that its step can be made again.
+    A checkpoint that is damaged, or another's, is renamed, so that its step can be made again.
+
+    Args:
+        folder: The model's folder.
+        check: Raises a CheckpointError for a whole checkpoint of another run.
     """
     notes = []
     for step in steps(folder):
         path = folder / home.step_folder(step)
         try:
-            verify_folder(path)
+            check(path, verify_folder(path))
         except CheckpointError as error:
             aside = files.set_aside(path)
             notes.append(f"not used, renamed {aside.name}: {error}")

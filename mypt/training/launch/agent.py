@@ -6,7 +6,7 @@ A file of its own: it is a program, started by name, that must be there before t
 import os
 import sys
 
-from mypt.orphans import end_with
+from mypt.children import end_with
 
 AGENT = "MYPT_AGENT"
 """Environment variable that tells workers the agent's process id."""

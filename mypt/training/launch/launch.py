@@ -4,7 +4,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import IO
 import psutil
 
 from mypt import files, home
+from mypt.children import python
 from mypt.errors import TrainingError
 from mypt.training.events import Event, Failed, Finished, from_line
 from mypt.training.launch.nodes import Nodes, check_sizes, environment, torchrun_arguments
@@ -152,10 +152,10 @@ def _torchrun(plan: RunPlan, context: RunContext, nodes: Nodes) -> Iterator[_Age
         job = Path(folder) / "job.json"
         files.write_json(job, RankJob(plan=plan, context=context).model_dump(mode="json"))
         command = [
-            sys.executable, "-m", "mypt.training.launch.agent", str(os.getpid()),
+            *python("-m", "mypt.training.launch.agent", str(os.getpid())),
             *torchrun_arguments(plan.model_name, config, nodes),
-            "-m", "mypt.training.launch.rank", str(job),
-        ]  # fmt: skip
+            *("-m", "mypt.training.launch.rank", str(job)),
+        ]
         process = subprocess.Popen(
             command,
             env=environment(config, nodes) | {"MYPT_HOME": str(home.home())},

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import psutil
 
+from mypt.children import SAFE
 from mypt.config import TrainConfig
 from mypt.errors import ConfigError
 
@@ -108,7 +109,7 @@ def environment(config: TrainConfig, nodes: Nodes) -> dict[str, str]:
         "OMP_NUM_THREADS": str(config.threads or 1),
     }
     usual = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-    return usual | dict(os.environ) | ours
+    return usual | dict(os.environ) | ours | SAFE
 
 
 def _own_address(host: str, port: int) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from mypt.children import end_with
 from mypt.errors import ConfigError, MyptError
-from mypt.orphans import end_with
 from mypt.parsing import Frozen
 from mypt.training.events import Event, Failed, Finished, to_line
 from mypt.training.launch.agent import AGENT

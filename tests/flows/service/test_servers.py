@@ -1,10 +1,14 @@
+import os
 import signal
 import socket
 import sys
+import threading
 
 import pytest
 
+from flows.service import servers
 from flows.service.addresses import Addresses, resolve
+from flows.service.server_process import ServerProcess
 from flows.service.servers import up
 from mypt.errors import ConfigError, MyptError
 from tests.flows.processes import free_ports, soon_alone
@@ -50,7 +54,9 @@ def test_a_server_that_does_not_start_is_named_and_the_other_stopped(monkeypatch
     assert soon_alone(tmp_path / "home")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_while_starting_stops_all(monkeypatch, tmp_path, number, code):
     program = "import os, signal, time; os.kill(os.getppid(), {}); time.sleep(600)"
     commands = {"prefect": [sys.executable, "-c", program.format(int(number))]}
@@ -83,5 +89,38 @@ def test_the_servers_are_safe_and_small():
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert "PREFECT_API_AUTH_STRING" not in environment
     commands = at.commands()
-    assert commands["prefect"][3:5] == ["127.0.0.1", "4200"]
+    assert commands["prefect"][4:6] == ["127.0.0.1", "4200"]
     assert commands["mlflow"][commands["mlflow"].index("--host") + 1] == "127.0.0.1"
+
+
+def test_a_server_that_dies_is_started_again_and_the_flows_go_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(servers, "_LIVES_SECONDS", 0.0)
+    died = tmp_path / "died"
+    once = (
+        f"import pathlib, sys, time; died = pathlib.Path({str(died)!r})\n"
+        "if not died.exists():\n    died.touch()\n    sys.exit(3)\n"
+        "time.sleep(600)"
+    )
+    commands = {"mlflow": once, "serving": "import time; time.sleep(600)"}
+    running = [
+        ServerProcess(name, [sys.executable, "-c", program], dict(os.environ))
+        for name, program in commands.items()
+    ]
+    asked = []
+    threading.Timer(3.0, asked.append, [signal.SIGTERM]).start()
+    try:
+        servers.keep(running, asked)
+        for process in running:
+            process.check()
+        assert "mlflow ended by itself with code 3" in capsys.readouterr().err
+    finally:
+        for process in running:
+            process.stop()
+    assert soon_alone(tmp_path / "home")
+
+
+def test_who_serves_the_flows_is_not_started_again():
+    process = ServerProcess("serving", [sys.executable, "-c", "raise SystemExit(5)"], {})
+    with pytest.raises(MyptError, match="serving ended by itself with code 5"):
+        servers.keep([process], [])
+    process.stop()

@@ -13,6 +13,7 @@ from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.imports import read_hf
 from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
+from mypt.training.base_import import base_of
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
@@ -165,7 +166,7 @@ def test_a_tuned_base_stops_goes_on_is_traced_made_again_and_exported(base, tmp_
     assert [stage.outcome for stage in found.stages] == ["same"] * 3, found.stages
 
     export_hf(
-        tmp_path / "out", straight.config, end.weights, end.tokenizer, base=end.lineage.origin(),
+        tmp_path / "out", straight.config, end.weights, end.tokenizer, base=base_of(end.lineage),
         card="",
     )  # fmt: skip
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()

@@ -244,6 +244,37 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     assert digests("m") == undisturbed["digests"]
 
 
+def swap_seed(plan, folder):
+    list(train(plan("other", seed=5)))
+    shutil.copytree(models_dir() / "other" / "step_000012", folder / "step_000009")
+    return "seed"
+
+
+def swap_name(plan, folder):
+    list(train(plan("other")))
+    shutil.copytree(models_dir() / "other" / "step_000012", folder / "step_000012")
+    return "other"
+
+
+def swap_step(_, folder):
+    shutil.copytree(folder / "step_000006", folder / "step_000009")
+    return "step -> 6"
+
+
+@pytest.mark.parametrize("swap", [swap_seed, swap_name, swap_step])
+def test_a_whole_checkpoint_of_another_run_or_step_is_named_and_not_gone_on_from(
+    plan, finish, undisturbed, swap
+):
+    done = []
+    list(train(plan(), should_stop=lambda: len(done) >= 7 or done.append(0)))
+    says = swap(plan, models_dir() / "m")
+    started = finish(plan())["all"][0]
+    assert started.step == 7
+    assert "of another run" in started.notes[0]
+    assert says in started.notes[0]
+    assert digests("m") == undisturbed["digests"]
+
+
 def test_when_no_checkpoint_is_whole_training_begins_again(plan, finish, undisturbed):
     done = []
     list(train(plan(), should_stop=lambda: len(done) >= 7 or done.append(0)))

@@ -1,5 +1,6 @@
 import base64
 import threading
+import time
 
 import pytest
 
@@ -126,3 +127,15 @@ def test_the_link_waits_in_the_background_for_its_address(shown):
         if thread.daemon and thread is not threading.current_thread() and "Thread-" in thread.name:
             thread.join(5)
     assert shown["mlflow-run"] == "[demo in MLflow](http://here), kept in `file`"
+
+
+def test_names_from_data_are_no_markdown_and_steer_no_terminal(shown):
+    artifacts.mlflow_link("small on [x](http://evil)\x1b[2J", "sqlite", lambda: "http://here")
+    stats = STATS.model_copy(update={"by_source": {"a\u202eb\x1b[2J": STATS.total}})
+    artifacts.mask_statistics("demo", stats)
+    rows, _ = shown["mask-statistics-demo"]
+    assert rows[-1]["tokens of"] == "source a\\u202eb\\x1b[2J"
+    while "mlflow-run" not in shown:
+        time.sleep(0.01)
+    text = shown["mlflow-run"]
+    assert text.startswith(r"[small on \[x\]\(http://evil\)\\x1b\[2J in MLflow](http://here)")

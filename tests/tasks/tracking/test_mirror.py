@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from mypt.errors import MyptError
 from tasks.tracking import mirror
-from tasks.tracking.client import JOURNAL_TAG
+from tasks.tracking.client import JOURNAL_TAG, make_database
 from tasks.tracking.destination import (
     PREFECT_TAG,
     read_sent,
@@ -309,3 +309,30 @@ def test_links_to_prefect_follow_it_to_another_port(client):
         assert moved["mlflow.note.content"] == note.replace(was, server)
         assert (moved[PREFECT_TAG], moved["other"]) == (server, tags["other"])
         assert run_of(client, "elsewhere").data.tags["mlflow.note.content"] == note
+
+
+def test_a_broken_database_is_set_aside_and_filled_again_from_the_journals(own_home, capsys):
+    for name in ("one", "two"):
+        journal = begun(name)
+        journal.write(Metrics(step=1, values={"loss": 2.0}))
+        journal.end("FINISHED")
+        sent = {
+            "run_id": "f" * 32,
+            "experiment_id": "1",
+            "offset": journal_path(name).stat().st_size,
+        }
+        write_sent(name, read_sent(name).model_copy(update=sent))
+    path = own_home / "mlflow.db"
+    path.write_bytes(b"half" * 1000)
+    assert sync() == 6
+    assert "it is damaged-mlflow.db now" in capsys.readouterr().err
+    client = MlflowClient(f"sqlite:///{path}")
+    assert run_of(client, "one").data.metrics == run_of(client, "two").data.metrics == {"loss": 2.0}
+
+
+def test_a_database_that_somebody_else_named_is_left_as_it_is(own_home, monkeypatch):
+    path = own_home / "theirs.db"
+    path.write_bytes(b"no database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    make_database()
+    assert path.read_bytes() == b"no database" * 100

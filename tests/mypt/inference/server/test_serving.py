@@ -1,11 +1,13 @@
 """The server, asked by the official client: answers, streams, refusals, many at once."""
 
 import json
+import socket
 import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -80,6 +82,15 @@ def test_stop_strings_end_an_answer_and_do_not_belong_to_it(client):
     streamed = say(client, "one, twig, two", stop=["two"], stream=True)
     text = "".join(event.choices[0].delta.content or "" for event in streamed)
     assert text == "one, twig, "
+
+
+def test_endless_stops_and_countless_parameters_hold_nobody(url, client):
+    start = time.monotonic()
+    assert say(client, "one, two", stop="x" * 10**6).choices[0].message.content == "one, two"
+    many = json.dumps({f"k{n}": 1 for n in range(300_000)}).encode()
+    status, said = answered(f"{url}/v1/chat/completions", many)
+    assert (status, json.loads(said)["error"]["param"]) == (400, "k0")
+    assert time.monotonic() - start < 10
 
 
 def test_an_answer_that_is_cut_off_says_so(client):
@@ -298,3 +309,70 @@ def test_who_leaves_gives_up_the_place(tokenizer):
         slow.set()
         assert say(client, "b", max_tokens=2).choices[0].message.content == "bb"
         assert model.steps < CONTEXT
+
+
+def begin(url, text):
+    """Send a request over a socket of its own, and return that."""
+    address = urlsplit(url)
+    body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": text}]})
+    opened = socket.create_connection((address.hostname, address.port))
+    opened.sendall(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    return opened
+
+
+def test_who_leaves_the_line_makes_room_in_it(tokenizer):
+    model = Echo(tokenizer)
+    model.gate.clear()
+    with (
+        serving(model, tokenizer, waiting=2) as url,
+        client_of(url) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        left = [begin(url, f"number {n}") for n in range(3)]  # one is answered, two wait
+        time.sleep(1)
+        for opened in left:
+            opened.close()
+        time.sleep(1.5)
+        asked = [pool.submit(say, client, f"later {n}") for n in range(2)]
+        time.sleep(0.5)
+        model.gate.set()
+        texts = [one.result().choices[0].message.content for one in asked]
+        assert texts == ["later 0", "later 1"]
+
+
+def test_who_leaves_a_whole_answer_is_not_written_for(tokenizer):
+    model = Echo(tokenizer, endless=True)
+    step = model.step
+
+    def slow(*words, **choices):
+        time.sleep(0.05)
+        return step(*words, **choices)
+
+    model.step = slow
+    with serving(model, tokenizer) as url:
+        opened = begin(url, "x")
+        while not model.steps:
+            time.sleep(0.01)
+        opened.close()
+        time.sleep(2.5)
+        before = model.steps
+        time.sleep(0.5)
+        assert 0 < before < CONTEXT - 10
+        assert model.steps == before
+
+
+def test_connections_that_never_ask_hold_nobody(url, client):
+    address = urlsplit(url)
+    opened = [socket.create_connection((address.hostname, address.port)) for _ in range(400)]
+    try:
+        for one in opened:
+            one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: local")
+        start = time.monotonic()
+        assert say(client, "hi").choices[0].message.content == "hi"
+        assert time.monotonic() - start < 10
+    finally:
+        for one in opened:
+            one.close()

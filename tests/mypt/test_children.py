@@ -16,7 +16,7 @@ child.wait()
 """
 CHILD = """
 import sys, time
-from mypt.orphans import end_with
+from mypt.children import end_with
 end_with(int(sys.argv[1]))
 time.sleep(60)
 """

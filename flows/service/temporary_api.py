@@ -1,0 +1,57 @@
+"""A Prefect API for one run, over the files of this home, where no other is named (D70).
+
+A file of its own: it must run before Prefect is imported, which what starts servers does.
+"""
+
+import atexit
+import os
+import secrets
+import socket
+import time
+
+from flows.environment import answers
+from flows.service.server_process import ServerProcess
+from mypt.children import python
+from mypt.errors import MyptError
+
+_START_SECONDS = 120.0
+"""A first start migrates a database; on a busy machine that takes its time."""
+_END_SECONDS = 5.0
+
+
+def start_temporary_api() -> None:
+    """Let this process have a Prefect; called before it imports Prefect, which reads where it is.
+
+    It answers whoever knows a password that is made for it, so neither a web page nor another
+    user of this machine. It ends with this process, however that does, and last of all: Prefect
+    sends the rest of its log when Python exits.
+
+    Raises:
+        MyptError: If it does not start.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        password = f"mypt:{secrets.token_urlsafe()}"
+        os.environ |= {
+            "PREFECT_API_URL": f"{server}/api",
+            "PREFECT_API_AUTH_STRING": password,
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+        }
+        command = python("-m", "flows.service.guarded_api", str(listener.fileno()))
+        handles = (listener.fileno(),)
+        process = ServerProcess(
+            "temporary-prefect", command, dict(os.environ), quiet=False, pass_fds=handles
+        )
+    atexit.register(process.stop, _END_SECONDS)
+    _wait(process, f"{server}/api/health")
+
+
+def _wait(process: ServerProcess, health: str) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while not answers(health):
+        process.check()
+        if time.monotonic() > end:
+            raise MyptError(f"Prefect's API did not start within {_START_SECONDS:.0f} seconds")
+        time.sleep(0.1)
