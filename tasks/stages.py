@@ -104,7 +104,7 @@ class Made(Generic[R]):
     def __init__(self, output: Output[R], function: Callable[..., Output[R]]) -> None:
         place = files.digest_bytes(bytes(output.path))[:8]
         self._path = journals_dir() / f"{output.key}-{place}.result.json"
-        kind = get_args(get_type_hints(function)["return"])
+        kind = get_args(get_type_hints(function).get("return"))
         self._kind: TypeAdapter[R] = TypeAdapter(kind[0] if kind else Any)
 
     def read(self) -> R | None:

@@ -108,6 +108,14 @@ class Template(Frozen):
         """The special token that ends an assistant turn."""
         return self.turns["assistant"].end
 
+    @property
+    def text_headers(self) -> tuple[str, ...]:
+        """Headers that hold no special token, so that any text can spell them."""
+        headers = (form.header for form in self.turns.values())
+        return tuple(
+            found.strip() for found in headers if found.strip() and not self._specials(found)
+        )
+
     def form(self, shape: Shape) -> tuple[Slot, ...]:
         """Return how a turn of this shape is written.
 

@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flows.commands import models
 from mypt import files
-from mypt.data import building, dataset
-from mypt.data.manifest import Manifest
+from mypt.data import dataset, manifest
 from mypt.errors import MyptError
-from mypt.training import claim, gradients, lineage, run, step
+from mypt.training import gradients, lineage, run, step
 from mypt.training.checkpoints import checkpoint
 from mypt.training.checkpoints import folder as step_folders
 from tasks.tracking.journal import Journal
@@ -79,8 +79,8 @@ GUARDS = {
     ),
     "a dataset's metadata is sealed": (
         detects("dataset", "metadata"),
-        (Manifest, "compute_digest", lambda self: self.digest),
-        (Manifest, "compute_seal", lambda self: self.seal),
+        (manifest, "_digest_of", lambda values: values["digest"]),
+        (manifest, "_seal_of", lambda values: values["seal"]),
     ),
     "a checkpoint's files are hashed": (
         detects("checkpoint", "weights"), (lineage, "changed_files", lambda *_: ()),
@@ -88,8 +88,8 @@ GUARDS = {
     "a lineage is sealed": (
         detects("checkpoint", "lineage"), (files, "read_sealed", unsealed),
     ),
-    "one process builds a dataset": (builds_once, (building, "FileLock", no_guard)),
-    "one process trains a model": (trains_once, (claim.FileLock, "acquire", nothing)),
+    "one process builds a dataset": (builds_once, (files, "new_lock", no_guard)),
+    "one process trains a model": (trains_once, (FileLock, "acquire", nothing)),
     "losses must be finite": (stops_at_nan, (step, "_check_finite", nothing)),
     "weights must be finite": (keeps_what_is_finite, (checkpoint, "_check_finite", nothing)),
     "SIGTERM is heeded": (saves_when_terminated, (models._Stop, "_ask", nothing)),

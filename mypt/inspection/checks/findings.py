@@ -72,6 +72,9 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "replacement": ("notice", "content with U+FFFD, what decoders write for what they cannot read"),
     "looks_like_tag": ("notice", "content that looks like a role tag; harmless, a sign of dirty"
                        " data"),
+    "looks_like_turn": ("warning", "content that spells the header of a turn, which this template"
+                        " writes as plain text: the model cannot tell them apart; take one whose"
+                        " headers are tokens, such as chatml"),
     "dropped": ("notice", "rows dropped while reading"),
     "changed": ("notice", "rows changed while reading"),
     "split_empty": ("notice", "splits without a row"),

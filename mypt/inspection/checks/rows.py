@@ -168,13 +168,18 @@ def _difference(view: RowView, row: Row, tokenizer: Tokenizer) -> str:
     return ""
 
 
-def tag_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """Return what finds text that looks like a role tag."""
+def forgeries(tokenizer: Tokenizer) -> dict[str, re.Pattern[str]]:
+    """Return what finds text that looks like the work of a template, by the finding's name."""
     specials = (re.escape(text) for text in tokenizer.special_tokens)
-    return re.compile("|".join((*TAGS, *specials)), re.IGNORECASE)
+    found = {"looks_like_tag": re.compile("|".join((*TAGS, *specials)), re.IGNORECASE)}
+    if headers := "|".join(map(re.escape, tokenizer.template.text_headers)):
+        found["looks_like_turn"] = re.compile(rf"^(?:{headers})\s*$", re.MULTILINE)
+    return found
 
 
-def check_text(view: RowView, row: Row, tags: re.Pattern[str], findings: Findings) -> bytes:
+def check_text(
+    view: RowView, row: Row, forged: dict[str, re.Pattern[str]], findings: Findings
+) -> bytes:
     """Check what a row says.
 
     Returns:
@@ -187,8 +192,9 @@ def check_text(view: RowView, row: Row, tags: re.Pattern[str], findings: Finding
             position = text.index(_REPLACEMENT)
             detail = repr(text[max(0, position - 20) : position + 20])
             findings.add("replacement", place(view, detail))
-        if found := tags.search(text):
-            findings.add("looks_like_tag", place(view, f"{role}: {found.group()!r}"))
+        for code, pattern in forged.items():
+            if found := pattern.search(text):
+                findings.add(code, place(view, f"{role}: {found.group()!r}"))
     return hasher.digest(length=8)
 
 
@@ -227,7 +233,7 @@ def check_rows(dataset: Dataset, findings: Findings) -> int:
 
 
 def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Split, int]:
-    tags = tag_pattern(dataset.tokenizer)
+    forged = forgeries(dataset.tokenizer)
     by_base = isinstance(dataset.tokenizer.template, BaseTemplate)
     step = max(1, -(-count_rows(dataset, split) // RENDERED))
     folded: array[int] = array("Q")
@@ -235,7 +241,7 @@ def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Sp
     for view in iter_rows(dataset, split):
         row = read_back(view, dataset.tokenizer)
         check_digest(view, row, findings, by_base=by_base)
-        folded.frombytes(check_text(view, row, tags, findings))
+        folded.frombytes(check_text(view, row, forged, findings))
         if view.index % step == 0:
             check_rendering(view, row, dataset.tokenizer, findings)
             rendered += 1
