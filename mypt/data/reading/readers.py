@@ -16,7 +16,7 @@ from mypt.data.reading.formats.markups import (
     read_rendered_file,
     refuse_rendered,
 )
-from mypt.data.reading.formats.shapes import find_guarded, find_shape
+from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import Limits, RawFile, lines
@@ -246,14 +246,16 @@ def _read_each(
 ) -> Iterator[Row]:
     # What a row says of its answer holds in every format that has answers.
     judged = how.format in ("messages", "sharegpt", "alpaca", "prompt_completion")
+    by_shape = how.format == "columns" and not how.turns
     for value, place, _ in records:
         if value is BLANK:
             continue
-        shape = find_guarded(value) if judged and isinstance(value, dict) else None
         try:
+            row = judge(value) if (judged or by_shape) and isinstance(value, dict) else value
+            shape = find_guarded(row) if judged and isinstance(row, dict) else None
             if shape:
-                yield from columns.read_columns(value, place, tally, how, shape)
+                yield from columns.read_columns(row, place, tally, how, shape)
             else:
-                yield from read_row(value, place, tally)
+                yield from read_row(row, place, tally)
         except Dropped as dropped:
             tally.dropped[str(dropped)] += 1

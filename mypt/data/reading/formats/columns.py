@@ -20,10 +20,10 @@ from mypt.data.reading.formats.shapes import (
     at_path,
     find_shape,
     holds_messages,
-    is_label,
     open_cell,
     parse_turns,
     top_field,
+    verdict_of,
 )
 from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import Dropped, Place, Tally
@@ -254,9 +254,10 @@ class _SpokenRow:
             self._said = list(self._turns([value]))
 
     def _judge(self, path: str, label: Any) -> None:
-        if not is_label(label):
+        verdict = verdict_of(label)
+        if verdict is None:
             raise DataError(f"{self._place}: {path} is {shown(label)}; expected true or false")
-        if label in (False, 0) or str(label).lower() == "false":
+        if not verdict:
             raise Dropped(f"a rejected answer ({path} is false)")
 
     def _segments(self, value: Any) -> Iterator[Message]:
