@@ -1,5 +1,6 @@
 """From a raw file to conversations and documents: which format it has, and its rows."""
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -85,12 +86,16 @@ def detect_format(raw: RawFile, how: Reading = _UNTOLD) -> Format:
     if format is None:
         raise DataError(
             f"{record.place}: found {shown(record.value)}, which fits no known format; expected"
-            f" {_KNOWN}; or {_way_out(record.value)}"
+            f" {_KNOWN}; or {_way_out(record)}"
         )
     return format
 
 
-def _way_out(row: Any) -> str:
+def _way_out(record: Record) -> str:
+    row = record.value
+    lists = columns.rows_inside(row) if record.place.unit == "item" else ()
+    if lists:
+        return f"say where its rows lie, as in --rows_at {shlex.quote(lists[0])}"
     mapping = "name the fields with format 'mapping'"
     return f"{columns.advise(row)}; or {mapping}" if isinstance(row, dict) else mapping
 

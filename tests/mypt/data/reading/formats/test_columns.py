@@ -252,3 +252,11 @@ def test_any_columns_give_rows_or_a_data_error(tmp_path, format):
     for seed, row in enumerate(rows_of_any_columns(format, 300)):
         more = list(rows_of_any_columns(seed, 1)) if format == "chat" else []
         consume(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, [row, *more]))), format)
+
+
+def test_a_question_that_no_call_answers_is_left_out(tmp_path):
+    calls = [json.dumps([{"name": "f", "arguments": {}}]), "[]"]
+    rows = [{"query": "a", "tools": "[]", "answers": answers} for answers in calls]
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+    assert len(found) == 1
+    assert dropped(reader) == {"a row without calls": 1}
