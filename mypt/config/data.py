@@ -15,7 +15,7 @@ Format = Literal[
 ]  # fmt: skip
 Markup = Literal[
     "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
-    "vicuna", "glaive",
+    "human_lines", "user", "vicuna", "glaive", "llama4", "oasst", "command", "deepseek",
 ]  # fmt: skip
 Voice = Literal[
     "system", "user", "assistant", "tool",

@@ -10,14 +10,13 @@ from mypt.config import Reading
 from mypt.data.reading import strict_json
 from mypt.data.reading.json_files import IsRow, read_json
 from mypt.data.reading.raw import BOM, PACKED, RawFile, decode, lines
-from mypt.data.reading.records import BLANK, WHOLE, Place, Record, Tally
+from mypt.data.reading.records import BLANK, WEIGHTS, WHOLE, Place, Record, Tally
 from mypt.data.reading.strict_json import BLANKS
 from mypt.data.reading.tables import check_names, read_table
 from mypt.errors import DataError
 from mypt.text import names
 
-# A CSV cell is text; these columns hold switches, see formats/message.py.
-_SWITCHES = ("train", "weight", "loss_weight")
+# A CSV cell is text; columns of WEIGHTS hold switches.
 _SWITCH = {"": None, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "false": False, "true": True}
 _MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:")
 """How a cell begins that holds messages, as JSON or as Python prints them."""
@@ -110,7 +109,7 @@ def _header(cells: list[str], raw: RawFile) -> list[str]:
 
 def _fields(header: list[str], cells: list[str], place: Place) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
-    for name in _SWITCHES:
+    for name in WEIGHTS:
         if name in row:
             row[name] = _SWITCH.get(row[name].strip().lower(), row[name])
     for name, cell in zip(header, cells, strict=True):

@@ -1,6 +1,7 @@
 """A JSON file as rows: an array of them, rows by id, one row alone, under a key, or by columns."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -103,7 +104,7 @@ def _layout(
     if len(found) > 1:
         raise DataError(
             f"{raw.name}: rows may lie under {' or '.join(map(shown, found))}; expected one list"
-            f" of them; say which, such as --rows_at {found[0]}"
+            f" of them; say which, such as --rows_at {shlex.quote(found[0])}"
         )
     return ("items", (found[0],)) if found else ("alone", ())
 
@@ -111,11 +112,14 @@ def _layout(
 def _check_depth(raw: RawFile, outline: dict[str, Any], is_row: IsRow) -> None:
     """Refuse rows that lie deeper than rows by id do."""
     for key, value in outline.items():
+        if len(outline) > 1 and len({frozenset(held) for held in outline.values()}) == 1:
+            return  # rows by id, of fields of their own
         deeper = [inner for inner, held in value.items() if _holds_rows(held)]
         if deeper and not is_row(value):
             raise DataError(
                 f"{raw.name}: found no row but an object under {shown(key)}, with lists inside;"
-                f" expected rows; say where they lie, such as --rows_at {key}.{deeper[0]}"
+                f" expected rows; say where they lie, such as --rows_at"
+                f" {shlex.quote(f'{key}.{deeper[0]}')}"
             )
 
 

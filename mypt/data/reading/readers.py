@@ -1,5 +1,6 @@
 """From a raw file to conversations and documents: which format it has, and its rows."""
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -16,7 +17,7 @@ from mypt.data.reading.formats.markups import (
     read_rendered_file,
     refuse_rendered,
 )
-from mypt.data.reading.formats.shapes import find_guarded, find_shape
+from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import Limits, RawFile, lines
@@ -85,12 +86,16 @@ def detect_format(raw: RawFile, how: Reading = _UNTOLD) -> Format:
     if format is None:
         raise DataError(
             f"{record.place}: found {shown(record.value)}, which fits no known format; expected"
-            f" {_KNOWN}; or {_way_out(record.value)}"
+            f" {_KNOWN}; or {_way_out(record)}"
         )
     return format
 
 
-def _way_out(row: Any) -> str:
+def _way_out(record: Record) -> str:
+    row = record.value
+    lists = columns.rows_inside(row) if record.place.unit == "item" else ()
+    if lists:
+        return f"say where its rows lie, as in --rows_at {shlex.quote(lists[0])}"
     mapping = "name the fields with format 'mapping'"
     return f"{columns.advise(row)}; or {mapping}" if isinstance(row, dict) else mapping
 
@@ -246,14 +251,16 @@ def _read_each(
 ) -> Iterator[Row]:
     # What a row says of its answer holds in every format that has answers.
     judged = how.format in ("messages", "sharegpt", "alpaca", "prompt_completion")
+    by_shape = how.format == "columns" and not how.turns
     for value, place, _ in records:
         if value is BLANK:
             continue
-        shape = find_guarded(value) if judged and isinstance(value, dict) else None
         try:
+            row = judge(value) if (judged or by_shape) and isinstance(value, dict) else value
+            shape = find_guarded(row) if judged and isinstance(row, dict) else None
             if shape:
-                yield from columns.read_columns(value, place, tally, how, shape)
+                yield from columns.read_columns(row, place, tally, how, shape)
             else:
-                yield from read_row(value, place, tally)
+                yield from read_row(row, place, tally)
         except Dropped as dropped:
             tally.dropped[str(dropped)] += 1

@@ -4,7 +4,6 @@ The roles are named there, so nobody has to say who is the assistant; talks betw
 read in :mod:`mypt.data.reading.formats.people`.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -145,7 +144,7 @@ def _of_node(message: Any, place: Place, tally: Tally) -> Iterator[_Piece]:
     if fields.get("recipient") not in (None, "all") and role == "assistant":
         text = "".join(part.text for part in parts if part.kind == "text")
         parts = [part for part in parts if part.kind != "text"]
-        parts += [_call(fields["recipient"], _parsed(text, place))] if text.strip() else []
+        parts += [_call(fields["recipient"], _parsed(text, place), place)] if text.strip() else []
     if not any(part.text.strip() for part in parts) and role != "tool":
         tally.notes["empty message left out"] += 1
         return
@@ -230,7 +229,7 @@ def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> 
     if kind == "thinking":
         return _Piece(role, [Part("reasoning", read_text(block, "thinking", place))])
     if kind == "tool_use":
-        return _Piece(role, [_call(block.get("name"), block.get("input"))])
+        return _Piece(role, [_call(block.get("name"), block.get("input"), place)])
     if kind == "tool_result":
         return _Piece("tool", list(_of_result(block.get("content"), place, tally)))
     _leave(kind, place, tally)
@@ -285,12 +284,13 @@ def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> _P
         return _Piece(role, [Part(kind, part["text"])])
     if call is not None:
         called = fields_of(call, place)
-        return _Piece(role, [_call(called.get("name"), called.get("args"))])
+        return _Piece(role, [_call(called.get("name"), called.get("args"), place)])
     if code is not None:
-        return _Piece(role, [_call("code_execution", fields_of(code, place))])
+        return _Piece(role, [_call("code_execution", fields_of(code, place), place)])
     if answer is not None:
         given = fields_of(answer, place).get("response")
-        return _Piece("tool", [Part("text", given if isinstance(given, str) else _spell(given))])
+        text = given if isinstance(given, str) else strict_json.spell(given, place)
+        return _Piece("tool", [Part("text", text)])
     if output is not None:
         return _Piece("tool", [Part("text", str(fields_of(output, place).get("output") or ""))])
     _leave(" and ".join(part) or "nothing", place, tally)
@@ -325,8 +325,9 @@ def _merged(pieces: Iterable[_Piece], between: str = "") -> list[_Piece]:
     return merged
 
 
-def _call(name: Any, arguments: Any) -> Part:
-    return Part("tool_call", f'{{"name": {_spell(name)}, "arguments": {_spell(arguments or {})}}}')
+def _call(name: Any, arguments: Any, place: Place) -> Part:
+    call = {"name": name, "arguments": arguments or {}}
+    return Part("tool_call", strict_json.spell(call, f"{place}: a tool call"))
 
 
 def _parsed(text: str, place: Place) -> Any:
@@ -336,10 +337,6 @@ def _parsed(text: str, place: Place) -> Any:
     except DataError:
         return text
     return found if isinstance(found, dict) else text
-
-
-def _spell(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def listed(fields: dict[str, Any], key: str, place: Place) -> list[Any]:

@@ -72,6 +72,24 @@ def spell_call(call: Any, place: Place, tally: Tally) -> str:
     return strict_json.spell({"name": called["name"], "arguments": arguments or {}}, named)
 
 
+def spell_text(text: str, place: Place, tally: Tally) -> list[str]:
+    """Return the calls that stand in a text: JSON as :func:`spell_call`, else it as it stands.
+
+    Raises:
+        DataError: If it begins as JSON does and is none, or as a call that cannot be spelled.
+    """
+    if not text.lstrip().startswith(("{", "[")):
+        return [text]
+    named = f"{place}: the text of a call"
+    value = strict_json.parse_text(text, named)
+    calls = value if isinstance(value, list) else [value]
+    if calls and all(
+        isinstance(call, dict) and ("name" in call or "function" in call) for call in calls
+    ):
+        return [spell_call(call, place, tally) for call in calls]
+    return [strict_json.spell(value, named)]
+
+
 def unfold(fields: Any) -> Sequence[Any]:
     """Return a message whose content holds results of tools as one message for each of them.
 
@@ -127,7 +145,7 @@ def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
         linked.append(turn.message)
         calls.add(turn)
     linked += calls.answer(results)
-    calls.count_missing()
+    calls.count_missing(is_open=bool(turns) and turns[-1].message.role == "assistant")
     return linked
 
 
@@ -175,8 +193,8 @@ class _Calls:
         made = list(_raw_calls(turn.fields)) or [(None, None)] * n_calls
         for key, name in made:
             index = len(self._answered)
-            if isinstance(key, str):
-                self._by_id[key] = index
+            if isinstance(key, str | int):
+                self._by_id[str(key)] = index
             self._answered.append(0)
             self._turn.append(self._n_turns)
             self._waiting.append((index, name))
@@ -219,7 +237,7 @@ class _Calls:
         key = first_of(fields, CALL_IDS)
         if key is None:
             return None
-        at = self._by_id.get(key) if isinstance(key, str) else None
+        at = self._by_id.get(str(key)) if isinstance(key, str | int) else None
         if at is None and self._by_id:
             raise DataError(
                 f"{place}: a result of the call {shown(key)}, which no message before it makes;"
@@ -234,11 +252,17 @@ class _Calls:
             waiting.popleft()
         return waiting.popleft() if waiting else None
 
-    def count_missing(self) -> None:
-        """Count the calls without a result whose turn has others with one."""
+    def count_missing(self, *, is_open: bool) -> None:
+        """Count the calls without a result, but those of a conversation's end that wait for all.
+
+        Args:
+            is_open: Whether the conversation ends with a message of the assistant.
+        """
         has_result = {turn for turn, n in zip(self._turn, self._answered, strict=True) if n}
+        waits = self._n_turns - 1 if is_open and self._goes_on else -1
         missing = sum(
-            not n and turn in has_result for turn, n in zip(self._turn, self._answered, strict=True)
+            not n and (turn in has_result or turn != waits)
+            for turn, n in zip(self._turn, self._answered, strict=True)
         )
         if missing:
             self._tally.notes["a call without a result beside calls that have one"] += missing

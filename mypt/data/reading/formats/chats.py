@@ -195,7 +195,7 @@ def _list_tools(messages: list[Message], tools: str) -> list[Message]:
     if messages[0].role != "system":
         return [say("system", listed), *messages]
     first, *rest = messages
-    if tools in first.text:
+    if "".join(tools.split()) in "".join(first.text.split()):
         return messages
     parts = [*first.parts, Part("text", f"\n\n{listed}")]
     return [to_message("system", parts, first.train), *rest]

@@ -1,5 +1,6 @@
 """Rows of which each column says one thing, by the table of shapes or a user's own."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import cycle, groupby
@@ -11,7 +12,7 @@ from mypt.data.conversations import Conversation, Message, Part
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.chats import ROW, frame, read_list
 from mypt.data.reading.formats.markups import read_turns_of
-from mypt.data.reading.formats.message import fields_of, read_message, to_message
+from mypt.data.reading.formats.message import ROLE_NAMES, fields_of, read_message, to_message
 from mypt.data.reading.formats.shapes import (
     MISSING,
     RowShape,
@@ -20,13 +21,14 @@ from mypt.data.reading.formats.shapes import (
     at_path,
     find_shape,
     holds_messages,
-    is_label,
     open_cell,
     parse_turns,
     top_field,
+    verdict_of,
 )
+from mypt.data.reading.formats.texts import SPEAKERS
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import Dropped, Place, Tally
+from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -72,11 +74,36 @@ def read_columns(
 
 def advise(fields: Mapping[str, Any]) -> str:
     """Return how to say what the fields of a row of no known shape are."""
-    texts = [key for key, value in fields.items() if isinstance(value, str)]
+    talks = filter(None, (_as_mapping(key, value) for key, value in _inside(fields)))
+    if (mapping := next(talks, None)) is not None:
+        return f"say where its turns are, as in --format mapping {mapping}"
+    texts = [
+        key if key[-1:] != "?" else f"{key}?"  # the last one says that rows may lack it
+        for key, value in fields.items()
+        if isinstance(value, str) and key.lower() not in MEANINGLESS and not key.endswith("_id")
+    ]
+    texts = [key for key in texts if not {",", "="} & set(key)]
     lists = [key for key, value in _inside(fields) if _is_conversation(value)]
     asked, answered = texts[:2] if len(texts) > 1 else ("QUESTION", "ANSWER")
     turns = f"turns={lists[0]}" if lists else f"user={asked},assistant={answered}"
-    return f"say what its fields are, as in --turns {turns}"
+    return f"say what its fields are, as in --turns {shlex.quote(turns)}"
+
+
+def _as_mapping(key: str, value: Any) -> str | None:
+    """Return the flags that read a list of turns whose fields have names of their own."""
+    turns = value if isinstance(value, list) else []
+    turns = [turn for one in turns for turn in (one if isinstance(one, list) else [one])]
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        return None
+    role = next((name for name in turns[0] if name.lower() in SPEAKERS - {"role", "from"}), None)
+    text = next(
+        (name for name in ("text", "content", "value", "message") if name in turns[0]), None
+    )
+    if role is None or text is None:
+        return None
+    known = all(str(turn.get(role)).lower() in ROLE_NAMES for turn in turns)
+    paths = f"--turns_field {key} --role_field {role} --text_field {text}"
+    return paths if known else f"{paths} --by_order"
 
 
 def _inside(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -84,6 +111,17 @@ def _inside(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield key, value
         if isinstance(value, dict):
             yield from ((f"{key}.{inner}", held) for inner, held in value.items())
+
+
+def rows_inside(row: Any) -> list[str]:
+    """Return the paths inside a row to what holds objects that are no messages."""
+    inside = _inside(row) if isinstance(row, dict) else ()
+    return [
+        path
+        for path, value in inside
+        if "." in path and isinstance(value, list) and value and isinstance(value[0], dict)
+        if not holds_messages(value) and not _as_mapping(path, value)
+    ]
 
 
 def _is_conversation(value: Any) -> bool:
@@ -150,7 +188,10 @@ class _SpokenRow:
         elif voice in ("chosen", "rejected"):
             self._choose(voice, first)
         elif voice == "calls":
-            self._say({"role": "assistant", "tool_calls": self._parsed(first)})
+            calls = self._parsed(first)
+            if calls == []:
+                raise Dropped("a row without calls")
+            self._say({"role": "assistant", "tool_calls": calls})
         elif voice == "tools":
             self._frame["tools"] = first
         elif voice == "label":
@@ -254,9 +295,10 @@ class _SpokenRow:
             self._said = list(self._turns([value]))
 
     def _judge(self, path: str, label: Any) -> None:
-        if not is_label(label):
+        verdict = verdict_of(label)
+        if verdict is None:
             raise DataError(f"{self._place}: {path} is {shown(label)}; expected true or false")
-        if label in (False, 0) or str(label).lower() == "false":
+        if not verdict:
             raise Dropped(f"a rejected answer ({path} is false)")
 
     def _segments(self, value: Any) -> Iterator[Message]:

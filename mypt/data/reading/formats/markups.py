@@ -27,23 +27,42 @@ class RenderedForm(NamedTuple):
     """Whether every turn ends so, and what stands before that is its content byte for byte."""
     begins: str = ""
     """What begins another conversation in a text file, as a regular expression."""
+    lacks: tuple[str, ...] = ()
+    """Texts of which none stands in what was rendered so."""
 
 
 MARKUPS: Final[dict[Markup, RenderedForm]] = {
     "chatml": RenderedForm(
-        ("<|im_start|>",), r"<\|im_start\|>(\w+)\n", ("<|im_end|>",), True,
-        r"<\|im_start\|>system\n",
+        ("<|im_start|>",), r"<\|im_start\|>(\w+)(?:\r?\n|<\|im_sep\|>)", ("<|im_end|>",), True,
+        r"<\|im_start\|>system\b",
     ),
     "llama3": RenderedForm(
         ("<|start_header_id|>",), r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(?:\n\n)?",
         ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"), True, r"<\|begin_of_text\|>",
     ),
     "gemma": RenderedForm(
-        ("<start_of_turn>",), r"<start_of_turn>(\w+)\n", ("<end_of_turn>",), True, "<bos>",
+        ("<start_of_turn>",), r"<start_of_turn>(\w+)\r?\n", ("<end_of_turn>",), True, "<bos>",
     ),
     "zephyr": RenderedForm(
         ("<|user|>", "<|assistant|>"), r"<\|(system|user|assistant)\|>\n?", ("</s>", "<|end|>"),
         True, r"<\|system\|>",
+    ),
+    "llama4": RenderedForm(
+        ("<|header_start|>",), r"<\|header_start\|>(\w+)<\|header_end\|>(?:\n\n)?",
+        ("<|eot|>", "<|eom|>", "<|end_of_text|>"), True, r"<\|begin_of_text\|>",
+    ),
+    "oasst": RenderedForm(
+        ("<|prompter|>", "<|assistant|>"), r"<\|(system|prompter|assistant)\|>",
+        ("<|endoftext|>", "</s>"), True,
+    ),
+    "command": RenderedForm(
+        ("<|START_OF_TURN_TOKEN|>",), r"<\|START_OF_TURN_TOKEN\|><\|(\w+)_TOKEN\|>",
+        ("<|END_OF_TURN_TOKEN|>",), True, "<BOS_TOKEN>",
+    ),
+    "deepseek": RenderedForm(
+        ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"), "<\uff5c(User|Assistant)\uff5c>",
+        ("<\uff5cend\u2581of\u2581sentence\uff5c>",),
+        begins="<\uff5cbegin\u2581of\u2581sentence\uff5c>",
     ),
     "llama2": RenderedForm(
         ("[INST]", "[/INST]"), r"(\[/?INST\]|<</?SYS>>)", ("</s>",), begins="<s>",
@@ -53,7 +72,7 @@ MARKUPS: Final[dict[Markup, RenderedForm]] = {
         begins=r"^(?:Below is an instruction|### Instruction:)",
     ),
     "guanaco": RenderedForm(
-        ("### Human:", "### Assistant:"), r"^### (Human|Assistant|System):", ("</s>",),
+        ("### Assistant:",), r"^### (Human|User|Assistant|System):", ("</s>",),
     ),
     "glaive": RenderedForm(
         ("USER:", "ASSISTANT:", "<|endoftext|>"),
@@ -62,6 +81,13 @@ MARKUPS: Final[dict[Markup, RenderedForm]] = {
     "vicuna": RenderedForm(
         ("USER:", "ASSISTANT:"), r"(?:^|(?<=[\s>]))(SYSTEM|USER|ASSISTANT):", ("</s>",),
     ),
+    "user": RenderedForm(
+        ("User:", "\nAssistant:"), r"^(User|Assistant|System):", ("<|endoftext|>", "</s>"),
+    ),
+    "human_lines": RenderedForm(
+        ("Human:", "\nAssistant:"), r"^(Human|Assistant|System):", ("<|endoftext|>", "</s>"),
+        lacks=("\n\nHuman:", "\n\nAssistant:"),
+    ),
     "human": RenderedForm(("Human:",), r"(?:\A|\n\n)(Human|Assistant|System):"),
 }  # fmt: skip
 """In the order in which they are tried."""
@@ -69,9 +95,13 @@ _ROLES: Final = {
     "[INST]": "user", "[/INST]": "assistant", "<<SYS>>": "system", "<</SYS>>": "user",
     "Instruction": "user", "Input": "user", "Response": "assistant", "SYSTEM": "system",
     "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool", "Human": "user",
-    "Assistant": "assistant", "System": "system", "ipython": "tool",
+    "Assistant": "assistant", "System": "system", "ipython": "tool", "User": "user",
+    "CHATBOT": "assistant",
 }  # fmt: skip
-_AROUND: Final = re.compile(r"<\|begin_of_text\|>|<\|endoftext\|>|</?s>|<bos>|<eos>")
+_AROUND: Final = re.compile(
+    r"<\|begin_of_text\|>|<\|endoftext\|>|</?s>|<bos>|<eos>|<BOS_TOKEN>"
+    "|<\uff5cbegin\u2581of\u2581sentence\uff5c>"
+)
 _CALL: Final = re.compile(
     r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"(?:\s*,\s*"arguments":\s*\'(.*)\')?\s*\}\s*',
     re.DOTALL,
@@ -81,7 +111,8 @@ _CALL: Final = re.compile(
 def markup_of(text: str) -> Markup | None:
     """Return how a text was rendered; None if it holds no role tags."""
     for name, form in MARKUPS.items():
-        if all(sign in text for sign in form.needs) and _opening(form).search(text):
+        signs = all(sign in text for sign in form.needs)
+        if signs and not any(sign in text for sign in form.lacks) and _opening(form).search(text):
             return name
     return None
 

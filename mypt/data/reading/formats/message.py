@@ -8,7 +8,14 @@ from typing import Any
 from mypt.config import Role
 from mypt.data.conversations import Message, Part, PartKind
 from mypt.data.reading import strict_json
-from mypt.data.reading.formats.calls import CALL_IDS, CALLS, call_in, kind_of, spell_call
+from mypt.data.reading.formats.calls import (
+    CALL_IDS,
+    CALLS,
+    call_in,
+    kind_of,
+    spell_call,
+    spell_text,
+)
 from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
@@ -99,7 +106,13 @@ def read_message(
         tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:
-        parts = [Part("tool_call", part.text, part.train) for part in parts]
+        parts = [
+            Part("tool_call", call, part.train)
+            for part in parts
+            for call in (
+                spell_text(part.text, place, tally) if part.kind == "text" else [part.text]
+            )
+        ]
     return to_message(role, parts, read_train(fields, place))
 
 
@@ -287,9 +300,11 @@ def _read_part(
         tally.check_fields(part, _PART | {kind}, place, "a part of the content")
     if is_call and isinstance(value, dict):
         yield Part("tool_call", spell_call(value, place, tally), train)
+    elif is_call:
+        for call in spell_text(_as_text(value, "content", place), place, tally):
+            yield Part("tool_call", call, train)
     else:
-        text = _as_text(value, "content", place)
-        yield Part("tool_call" if is_call else _PART_KINDS[kind], text, train)
+        yield Part(_PART_KINDS[kind], _as_text(value, "content", place), train)
 
 
 def _cut(text: str, details: Any, place: Place) -> Iterator[Part]:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from mypt.config import Format, Voice
 from mypt.data.reading.formats.markups import markup_of
+from mypt.data.reading.records import Dropped
 
 MISSING: Final = object()
 """What a path finds where nothing is."""
@@ -195,7 +196,7 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts
     if value is None or value is MISSING:
         return value is None and null_counts
     if one.voice == "label":
-        return is_label(value)
+        return verdict_of(value) is not None
     if one.voice == "turns":
         listed = isinstance(value, list) and bool(value)
         listed = listed and (not only_texts or isinstance(value[0], str))
@@ -203,9 +204,33 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts
     return True
 
 
-def is_label(value: Any) -> bool:
-    """Whether a value says of an answer that it is good or bad, as KTO rows do."""
-    return value in (True, False) or (isinstance(value, str) and value.lower() in ("true", "false"))
+def verdict_of(value: Any) -> bool | None:
+    """Return whether a value calls an answer good or bad, as KTO rows do; None if neither."""
+    if isinstance(value, str):
+        return _VERDICTS.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def judge(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without what it says of its answer, unless its shape hears that.
+
+    Raises:
+        Dropped: If it calls the answer bad.
+    """
+    if LABELS.isdisjoint(fields) or find_guarded(fields):
+        return fields
+    said = {key: verdict_of(fields[key]) for key in fields if key in LABELS}
+    for key, verdict in said.items():
+        if verdict is False:
+            raise Dropped(f"a rejected answer ({key} is false)")
+    return {key: value for key, value in fields.items() if said.get(key) is None}
+
+
+_VERDICTS: Final = {
+    "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
+}  # fmt: skip
+LABELS: Final = frozenset({"label", "kto_tag", "desirable", "accepted"})
+"""Fields that say of a row's answer whether it is good, whatever its other columns."""
 
 
 _GUARDED: Final = ("label", "chosen", "rejected")

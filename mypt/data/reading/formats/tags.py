@@ -14,6 +14,8 @@ from mypt.data.reading.records import Tally
 
 _CALL = "tool_call"
 _OFF = "none"
+_OTHERS = ("thinking", "reasoning", "thought", "function_call", "functioncall", "tool_calls")
+"""Names of tags that may mean the same elsewhere; they stay text."""
 _DEFAULT = Reading().reasoning_tags
 
 
@@ -62,7 +64,8 @@ def mark_message(message: Message, tags: str, tally: Tally) -> Message:
 def _names(tags: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of tags around reasoning, and every tag that is looked for."""
     names = tuple((_DEFAULT if tags == _OFF else tags).split(","))
-    return names, tuple(f"<{slash}{name}>" for name in (*names, _CALL) for slash in ("", "/"))
+    told = (f"<{slash}{name}>" for name in (*names, _CALL) for slash in ("", "/"))
+    return names, (*told, *(f"<{name}>" for name in _OTHERS if name not in names))
 
 
 def _mark_reasoning(parts: list[Part], names: Iterable[str], tally: Tally) -> list[Part]:
@@ -112,9 +115,14 @@ def _between(text: str) -> str:
 def _is_call(text: str) -> bool:
     try:
         call = json.loads(text, parse_constant=_refuse)
+        json.dumps(call, allow_nan=False)
+        named = isinstance(call, dict) and isinstance(call.get("name"), str)
+        arguments = call.get("arguments") if named else None
+        if isinstance(arguments, str) and arguments.strip():
+            json.dumps(json.loads(arguments), allow_nan=False)
     except (ValueError, RecursionError):
         return False
-    return isinstance(call, dict) and isinstance(call.get("name"), str)
+    return named
 
 
 def _refuse(constant: str) -> None:

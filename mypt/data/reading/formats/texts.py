@@ -22,6 +22,8 @@ DOCUMENT_BYTES = 16 << 10
 that one book gives rows for both train and val."""
 SPEAKERS: Final = frozenset({"role", "from", "speaker", "sender", "participant"})
 """Fields of a row that say who speaks; such a row is no plain text."""
+_SPOKEN: Final = frozenset({"user", "assistant", "human", "gpt", "bot", "chatgpt", "prompter"})
+"""What no field says but of who speaks."""
 _READ: Final = frozenset({"text", *WEIGHTS})
 TAGS = ("User", "Assistant", "System", "Tool")
 _TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
@@ -62,8 +64,9 @@ def refuse_speaker(fields: Mapping[str, Any], place: Place) -> None:
     Raises:
         DataError: If a field tells who, with the ways to read such rows.
     """
-    for key in fields.keys() & SPEAKERS:
-        if fields[key] not in (None, ""):
+    for key, value in fields.items():
+        named = key.lower() in SPEAKERS and value not in (None, "")
+        if named or (isinstance(value, str) and value.lower() in _SPOKEN and key != "text"):
             raise DataError(
                 f"{place}: {key} {shown(fields[key])} says who speaks the text; expected a message"
                 " with role and content, of user or assistant, say; rename the fields, or --format"

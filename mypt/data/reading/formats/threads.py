@@ -7,7 +7,8 @@ so rows of one conversation may lie apart within that; one that comes back later
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -39,6 +40,7 @@ _TIMES: Final = (
 )  # fmt: skip
 _DEEPEST: Final = 200
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_BETWEEN_WORDS: Final = str.maketrans("", "", "_- ")
 
 
 class _Links(NamedTuple):
@@ -55,14 +57,28 @@ def links_of(row: Any, group_by: str = "") -> _Links | None:
     """Return the columns by which a row of one message is linked to others; None if by none."""
     if not isinstance(row, dict):
         return None
-    keys = [key for key, value in row.items() if isinstance(value, str | int | float | None)]
-    group = group_by or next((k for k in GROUPS if k in keys and row[k] is not None), "")
-    parent, own = (next((k for k in known if k in keys), "") for known in (_PARENTS, _IDS))
+    keys = {
+        _squeezed(key): key
+        for key, value in row.items()
+        if isinstance(value, str | int | float | None)
+    }
+    named = {key: name for key, name in keys.items() if row[name] not in (None, "")}
+    group = group_by or next(_found(GROUPS, named), "")
+    parent, own = (next(_found(known, keys), "") for known in (_PARENTS, _IDS))
     if not parent or not own:
         parent = own = ""
     if not group and not parent:
         return None
-    return _Links(group, parent, own, tuple(k for k in (*_ORDERS, *_TIMES) if k in keys))
+    return _Links(group, parent, own, tuple(_found((*_ORDERS, *_TIMES), keys)))
+
+
+def _squeezed(name: str) -> str:
+    """Return a column's name as ``conversation_id`` and ``conversationId`` have it alike."""
+    return name.translate(_BETWEEN_WORDS).lower()
+
+
+def _found(known: Iterable[str], keys: Mapping[str, str]) -> Iterator[str]:
+    return (keys[name] for name in map(_squeezed, known) if name in keys)
 
 
 def read_flat(
@@ -88,12 +104,26 @@ def read_flat(
     rows = chain([leading], rows)
     links = links_of(leading.value, group_by)
     if links is None:
+        rows = _unlinked(rows)
         yield from read_chat(_parted(rows, limits) if table else rows, tally, limits)
         return
     for group in _groups(rows, links, limits):
         by = links.group or links.parent
         tally.notes[f"conversation brought together by {by!r}"] += 1
         yield from _read_group(group, links, tally, limits)
+
+
+def _unlinked(rows: Iterable[Record]) -> Iterator[Record]:
+    """Yield rows of which none may name its conversation, since the first did not."""
+    for record in rows:
+        links = record.value is not BLANK and links_of(record.value)
+        if links:
+            raise DataError(
+                f"{record.place}: a message with {links.group or links.parent!r}, which the first"
+                " one has not; expected its conversation in every row or in none; fill the column,"
+                " or remove it"
+            )
+        yield record
 
 
 def _parted(rows: Iterable[Record], limits: Limits) -> Iterator[Record]:
@@ -156,7 +186,7 @@ def _group_key(record: Record, links: _Links, roots: dict[str, str]) -> str:
     fields = fields_of(record.value, record.place)
     if links.group:
         value = fields.get(links.group)
-        if value is None or not isinstance(value, str | int | float):
+        if value in (None, "") or not isinstance(value, str | int | float):
             raise DataError(
                 f"{record.place}: {links.group} is {shown(value)}; expected the name of its"
                 " conversation, as in the rows before"
@@ -189,6 +219,8 @@ def _read_group(
     order, ordered = _in_order(group, links)
     if [record.place for record in ordered] != [record.place for record in group]:
         tally.notes[f"conversation put in order by {order!r}"] += 1
+    if not order and links.orders and len(group) > 1:
+        tally.notes[f"conversation left as it stands: {links.orders[0]!r} tells no order"] += 1
     read = {links.group, links.parent, links.own, order}
     yield from read_chat([_without(record, read) for record in ordered], tally, limits)
 
@@ -209,10 +241,14 @@ def _in_order(group: list[Record], links: _Links) -> tuple[str, list[Record]]:
     return "", group
 
 
-def _rank(value: Any) -> tuple[float | str] | None:
+def _rank(value: Any) -> tuple[float | str | datetime] | None:
     """Return what a number or a date sorts by; None for what is neither."""
     if isinstance(value, str) and _ISO.match(value):
-        return (value,)
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            return (value,)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC),)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -215,3 +216,54 @@ def test_arguments_that_are_mended_as_the_error_says_are_read(tmp_path, wrong, r
 def test_a_number_that_is_no_json_outside_of_what_is_read_is_taken(tmp_path, value):
     path = write(tmp_path / "a.jsonl", f'{LINE[:-1]}, "score": {value}}}\n')
     assert [turns(row) for row in read(path)[1]] == meant(1)
+
+
+TALK = [{"speaker": "user", "text": "a"}, {"speaker": "assistant", "text": "b"}]
+NAMED = [[{"sender": "Ann", "text": "a"}], [{"sender": "Bob", "text": "b"}]]
+ROW = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags"),
+    [
+        (
+            "a.csv",
+            "What is it?,My answer\na,b\n",
+            "--turns 'user=What is it",
+        ),
+        (
+            "a.jsonl",
+            jsonl({"row_id": "x", "url": "y", "ask": "a", "say": "b"}),
+            "--turns user=ask,",
+        ),
+        ("a.json", json.dumps({"version": 1, "data": {"my rows": [ROW]}}), "--rows_at 'data.my r"),
+        ("a.json", json.dumps({"a b": [ROW], "c": [ROW]}), "--rows_at 'a b'"),
+        ("a.jsonl", jsonl({"id": "x", "utterances": TALK}), "--format mapping --turns_field utt"),
+        (
+            "a.json",
+            json.dumps({key: {"said": NAMED} for key in "xy"}),
+            "--format mapping .* --by_o",
+        ),
+    ],
+)
+def test_the_flags_that_an_error_names_read_the_file_as_they_stand(tmp_path, name, content, flags):
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=flags) as refused:
+        read(path)
+    words = shlex.split(re.search(r"--.*?(?=; or|$)", str(refused.value))[0])
+    given = {}
+    for word in words:
+        if word.startswith("--"):
+            key = word.removeprefix("--")
+            given[key] = True
+        else:
+            given[key] = word
+    fields = {
+        "turns_field": "turns",
+        "role_field": "role",
+        "text_field": "text",
+        "by_order": "by_order",
+    }
+    mapping = {ours: given.pop(flag) for flag, ours in fields.items() if flag in given}
+    _, rows = read(path, **given, **({"mapping": mapping} if mapping else {}))
+    assert turns(rows[0]) == [("user", "a"), ("assistant", "b")]

@@ -46,7 +46,15 @@ NAMELESS = calling(call("f"), call("g"))
         ([AB, result("2", tool_call_id="b")], ["2"], {MISSING: 1}),
         ([NAMELESS, result("1")], ["1"], {MISSING: 1}),
         ([AB], [], {}),
-        ([AB, {"role": "user", "content": "stop"}, AB, result("2", name="g")], ["2"], {MISSING: 1}),
+        ([AB, {"role": "user", "content": "stop"}, AB, result("2", name="g")], ["2"], {MISSING: 3}),
+        (
+            [
+                *(calling(call("f", id=1), call("g", id=2)), result("2", tool_call_id=2)),
+                *(result("1", tool_call_id=1), calling(call("h", id=3))),
+            ],
+            ["1", "2"],
+            {MOVED: 1},
+        ),
         (
             [
                 *(calling(call("f", id="a")), calling(call("g", id="b"))),
@@ -151,3 +159,40 @@ def test_what_a_message_with_results_says_of_itself_is_not_lost(tmp_path):
 )
 def test_what_a_tool_gives_back_may_be_no_text(tmp_path, content, text):
     assert talk(tmp_path, calling(call("f")), result(content))[0] == [text]
+
+
+def texts(fields, tmp_path):
+    row = {"conversations": [{"from": "human", "value": "q"}, fields]}
+    return read(write(tmp_path / "a.jsonl", jsonl(row)))[1][0].messages[1].parts
+
+
+@pytest.mark.parametrize("role", ["function_call", "tool_call"])
+def test_a_call_that_stands_as_text_is_spelled_as_the_object_is(tmp_path, role):
+    for value in (
+        '{"name":"f","arguments":{"x":1}}',
+        '{"name": "f", "arguments": "{\\"x\\": 1}"}',
+        '[{"function": {"name": "f", "arguments": {"x": 1}}}]',
+    ):
+        (part,) = texts({"from": role, "value": value}, tmp_path)
+        assert (part.kind, part.text) == ("tool_call", '{"name": "f", "arguments": {"x": 1}}')
+    assert texts({"from": role, "value": "f()"}, tmp_path)[0].text == "f()"
+
+
+@pytest.mark.parametrize(
+    "value", ['{"name": "f", "arguments": {"x": NaN}}', '{"name": "f", "arg', "{'name': 'f'}"]
+)
+def test_a_call_of_broken_text_is_refused(tmp_path, value):
+    parts = [{"type": "tool_call", "value": value}]
+    for fields in (
+        {"from": "function_call", "value": value},
+        {"from": "gpt", "value": parts},
+    ):
+        with pytest.raises(DataError, match=r"a.jsonl:1: (arguments of 'f'|the text of a call): "):
+            texts(fields, tmp_path)
+
+
+def test_tools_that_the_system_names_already_are_not_named_twice(tmp_path):
+    system = {"role": "system", "content": 'Tools: [{"name":"f"}]'}
+    row = {"messages": [system, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}]}
+    _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found) == [("system", system["content"]), ("assistant", "a")]

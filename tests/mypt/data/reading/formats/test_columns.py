@@ -16,7 +16,18 @@ from mypt.data.reading.records import Tally
 from mypt.data.reading.sources import open_source
 from mypt.errors import ConfigError, DataError
 from tests.mypt.data.marks import asked, marked
-from tests.mypt.data.rawfiles import ASK, chat, jsonl, leaf, notes, read, trains, turns, write
+from tests.mypt.data.rawfiles import (
+    ASK,
+    chat,
+    dropped,
+    jsonl,
+    leaf,
+    notes,
+    read,
+    trains,
+    turns,
+    write,
+)
 
 MESSAGES, WRONG = chat(("user", "a"), ("assistant", "b")), chat(("assistant", "no"))
 CHOICE = {"chosen": "b", "rejected": "no"}
@@ -64,10 +75,37 @@ def test_a_rejected_answer_is_never_learned_wherever_it_stands(tmp_path):
         ({"instruction": "a", "output": "b"},
          {"instruction": "a", "output": "no", "kto_tag": False}),
         (good, {"prompt": "a", "chosen": "b", "rejected": "no"}),
+        (good | {"label": "1"}, bad | {"label": "0"}),
+        (good | {"desirable": True}, bad | {"desirable": False}),
+        ({"prompt": "a", "response": "b"}, {"prompt": "a", "response": "no", "label": False}),
+        ({"question": "a", "answer": "b"}, {"question": "a", "answer": "no", "label": False}),
+        ({"conversations": MESSAGES}, {"conversations": chat(ASK) + WRONG, "kto_tag": False}),
     ):  # fmt: skip
         _, found = read(write(tmp_path / "a.jsonl", jsonl(first, second)))
         assert "no" not in "".join(map(marked, found))
         assert marked(found[0]).endswith("⟦b</Assistant>⟧")
+
+
+def test_a_good_answer_of_any_columns_is_learned_and_its_label_counts_as_read(tmp_path):
+    rows = [
+        {"prompt": "a", "response": "b", "label": True},
+        {"prompt": "a", "response": "no", "label": False},
+    ]
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)), strict=True)
+    assert [marked(row) for row in found] == [asked("a", "b")]
+    assert dropped(reader) == {"a rejected answer (label is false)": 1}
+
+
+@pytest.mark.parametrize("column", ["label", "train", "training", "weight"])
+def test_switches_in_cells_say_what_they_say_in_lines(tmp_path, column):
+    rows = [
+        {"prompt": "a", "completion": "b", column: 1},
+        {"prompt": "c", "completion": "d", column: 0},
+    ]
+    cells = f"prompt,completion,{column}\na,b,1\nc,d,0\n"
+    _, lines = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+    _, table = read(write(tmp_path / "a.csv", cells))
+    assert list(map(marked, table)) == list(map(marked, lines))
 
 
 def test_a_class_is_no_judgement(tmp_path):
@@ -214,3 +252,11 @@ def test_any_columns_give_rows_or_a_data_error(tmp_path, format):
     for seed, row in enumerate(rows_of_any_columns(format, 300)):
         more = list(rows_of_any_columns(seed, 1)) if format == "chat" else []
         consume(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, [row, *more]))), format)
+
+
+def test_a_question_that_no_call_answers_is_left_out(tmp_path):
+    calls = [json.dumps([{"name": "f", "arguments": {}}]), "[]"]
+    rows = [{"query": "a", "tools": "[]", "answers": answers} for answers in calls]
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+    assert len(found) == 1
+    assert dropped(reader) == {"a row without calls": 1}

@@ -40,6 +40,24 @@ RENDERED = {
     ),
     "vicuna": ("s USER: a ASSISTANT: b</s>USER: c ASSISTANT: d\n\ne</s>", asked("a", "b", "s")
                + asked("c", "d\n\ne")),
+    "llama4": (
+        "<|begin_of_text|><|header_start|>user<|header_end|>\n\na<|eot|>"
+        "<|header_start|>assistant<|header_end|>\n\nb<|eot|>",
+        asked("a", "b"),
+    ),
+    "oasst": ("<|prompter|>a<|endoftext|><|assistant|>b<|endoftext|>", asked("a", "b")),
+    "command": (
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>a<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>b<|END_OF_TURN_TOKEN|>",
+        asked("a", "b"),
+    ),
+    "deepseek": (
+        "<\uff5cbegin\u2581of\u2581sentence\uff5c>s<\uff5cUser\uff5c>a<\uff5cAssistant\uff5c>b"
+        "<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>c<\uff5cAssistant\uff5c>d\n\ne",
+        asked("a", "b", "s") + asked("c", "d\n\ne"),
+    ),
+    "user": ("User: a\nAssistant: b\n\nUser: c\n\nAssistant: d\n\ne", TWICE),
+    "human_lines": ("Human: a\nAssistant: b\nHuman: c\nAssistant: d\n\ne", TWICE),
     "human": ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\n\ne", TWICE),
 }  # fmt: skip
 
@@ -78,11 +96,37 @@ def test_rendered_text_is_refused_and_both_ways_out_work(tmp_path, markup, name)
         "An [INST] of the United States",
         "Superhuman: a novel",
         "Human rights",
+        "The assistant said to the User: go.",
+        "Manager: Ann\nAssistant: Bob",
     ],
 )
 def test_text_that_only_mentions_a_tag_is_plain(tmp_path, text):
     _, rows = read(write(tmp_path / "a.jsonl", jsonl({"text": text})))
     assert rows == [Document(text, (0, 1))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>user\r\na<|im_end|>\r\n<|im_start|>assistant\r\nb<|im_end|>\r\n",
+        "<|im_start|>user<|im_sep|>a<|im_end|><|im_start|>assistant<|im_sep|>b<|im_end|>",
+        "### User:\na\n\n### Assistant:\nb",
+    ],
+)
+def test_the_kin_of_a_markup_is_no_plain_text_either(tmp_path, text):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": text}))
+    with pytest.raises(DataError, match="--format rendered --markup"):
+        read(path)
+    assert [marked(row) for row in read(path, format="rendered")[1]] == [asked("a", "b")]
+
+
+@pytest.mark.parametrize(
+    "field", [{"author": "assistant"}, {"type": "human"}, {"source": "User"}, {"Speaker": "Ann"}]
+)
+def test_who_speaks_is_known_by_what_a_field_says_too(tmp_path, field):
+    path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}, {"text": "b"} | field))
+    with pytest.raises(DataError, match="says who speaks the text"):
+        read(path)
 
 
 def test_the_conversations_of_a_text_file_end_at_an_empty_line_behind_a_closed_turn(tmp_path):

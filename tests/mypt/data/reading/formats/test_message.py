@@ -67,7 +67,7 @@ def test_parts_are_read_in_order_and_texts_in_a_row_are_one():
     assert parts(read(content=content)) == [
         ("reasoning", "think"),
         ("text", "ab"),
-        ("tool_call", '{"name": "f"}'),
+        ("tool_call", '{"name": "f", "arguments": {}}'),
         ("tool_call", '{"name": "g", "arguments": {"x": "é"}}'),
         ("reasoning", "more"),
     ]

@@ -63,8 +63,11 @@ def marked(text, tags="think"):
                 '<tool_call>{"name": "f", "x": NaN}</tool_call>',
                 "</tool_call><tool_call>",
                 '<tool_call>["f"]</tool_call>',
+                '<tool_call>{"name": "f", "arguments": "{"}</tool_call>',
+                '<tool_call>{"name": "f", "x": 1e999}</tool_call>',
             )
         ),
+        ("<thought>a</thought>b", [("text", "<thought>a</thought>b")], stays("<thought>")),
         ("1 < 2", [("text", "1 < 2")], {}),
     ],
 )

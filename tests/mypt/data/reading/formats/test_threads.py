@@ -134,3 +134,43 @@ def test_messages_that_name_the_one_they_answer_are_a_tree(tmp_path):
 def test_links_that_lead_nowhere_are_named(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("2024-01-01T10:00:00Z", "2024-01-01T10:00:00.5Z"),
+        ("2024-01-01T11:00:00+02:00", "2024-01-01T10:00:00+00:00"),
+        ("2024-01-01T10:00", "2024-01-01 10:01"),
+    ],
+)
+def test_times_are_compared_as_times_however_they_are_written(tmp_path, first, second):
+    rows = [
+        {"conversation_id": "t", "created_at": time} | message
+        for time, message in zip((second, first), reversed(messages("ab")), strict=True)
+    ]
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+    assert [marked(row) for row in found] == [asked("a", "b")]
+    assert notes(reader)["conversation put in order by 'created_at'"] == 1
+
+
+def test_times_that_tell_no_order_are_counted(tmp_path):
+    rows = flat(created_at=lambda i: f"0{i + 1}.02.2024")
+    reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+    assert [marked(row) for row in found] == LEARNED
+    assert notes(reader)["conversation left as it stands: 'created_at' tells no order"] == 3
+
+
+@pytest.mark.parametrize("column", ["conversationId", "Session ID", "thread-id", "ChatID"])
+def test_a_column_is_known_however_its_words_are_joined(tmp_path, column):
+    _, found = read(write(tmp_path / "a.jsonl", jsonl(*flat(column))))
+    assert [marked(row) for row in found] == LEARNED
+
+
+@pytest.mark.parametrize("unnamed", [{}, {"conversation_id": None}, {"conversation_id": ""}])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_row_without_the_conversation_that_others_name_is_refused(tmp_path, unnamed, first):
+    rows = [unnamed | message for message in messages("xy")]
+    rows = [*rows, *flat()] if first else [*flat(), *rows]
+    with pytest.raises(DataError, match=r"expected (its conversation in every|the name of its)"):
+        read(write(tmp_path / "a.jsonl", jsonl(*rows)))
