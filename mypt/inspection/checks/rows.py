@@ -172,8 +172,13 @@ def forgeries(tokenizer: Tokenizer) -> dict[str, re.Pattern[str]]:
     """Return what finds text that looks like the work of a template, by the finding's name."""
     specials = (re.escape(text) for text in tokenizer.special_tokens)
     found = {"looks_like_tag": re.compile("|".join((*TAGS, *specials)), re.IGNORECASE)}
-    if headers := "|".join(map(re.escape, tokenizer.template.text_headers)):
-        found["looks_like_turn"] = re.compile(rf"^(?:{headers})\s*$", re.MULTILINE)
+    template = tokenizer.template
+    # The headers of a base's own template are tokens, which no text can spell.
+    headers = () if isinstance(template, BaseTemplate) else template.text_headers
+    if headers:
+        found["looks_like_turn"] = re.compile(
+            rf"^(?:{'|'.join(map(re.escape, headers))})\s*$", re.MULTILINE
+        )
     return found
 
 
