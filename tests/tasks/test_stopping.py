@@ -22,6 +22,8 @@ def _handler():
     def terminate(*_):
         raise _Terminated
 
+    # A command that trained in this process before has left its own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, terminate)
     yield
     assert signal.getsignal(signal.SIGTERM) is terminate
