@@ -43,7 +43,11 @@ def show_training(folder: Path, seconds: float | None = None) -> None:
     console = Console()
     console.print()
     console.print(table)
-    console.print(f"checkpoint: {checkpoint_to_use(model)}", markup=False, soft_wrap=True)
+    used = checkpoint_to_use(model)
+    best = "" if used == last else "best "
+    console.print(f"{best}checkpoint: {used}", markup=False, soft_wrap=True)
+    if best:
+        console.print(f"last checkpoint: {last}", markup=False, soft_wrap=True)
     print_lines([_AGAIN] if state.finished is None else _NEXT.format(model.name).splitlines())
 
 

@@ -76,11 +76,11 @@ def _classes(figure: "Figure", models: dict[str, ModelScores]) -> None:
     axes = figure.subplots()
     for index, (name, scores) in enumerate(models.items()):
         found = scores.tokens.groups["class"] if scores.tokens else {}
-        places = np.arange(len(found)) + 0.4 * index
+        places = np.arange(len(found)) + 0.4 * (index - (len(models) - 1) / 2)
         axes.bar(
             places, [group.loss for group in found.values()], 0.4, label=name, color=_DRAWN_IN[name]
         )
-        axes.set_xticks(places - 0.2, list(found))
+        axes.set_xticks(range(len(found)), list(found))
     axes.set(ylabel="nats a token")
     _finish(figure, axes)
 
@@ -166,7 +166,7 @@ def _changes(report: EvaluationReport) -> list[tuple[str, list[str]]]:
 
 
 def _figures(models: list[ModelScores]) -> list[tuple[str, list[str]]]:
-    """Return each figure of all models, as text; empty where it was not measured."""
+    """Return each figure of all models, as text; of none where no model was asked."""
     tokens = [scores.tokens for scores in models]
     tasks = dict.fromkeys(task for scores in models for task in scores.exact_match)
     values: dict[str, list[float | None]] = {
@@ -188,6 +188,7 @@ def _figures(models: list[ModelScores]) -> list[tuple[str, list[str]]]:
     return [
         (name, ["" if value is None else f"{value:.4f}" for value in row])
         for name, row in values.items()
+        if any(value is not None for value in row)
     ]
 
 
