@@ -88,8 +88,8 @@ def render(found: "Forecast") -> "Table":
         table.add_row(f"memory of {who}", _bytes(memory.peak), _parts(memory))
     if found.memory_limit is not None:
         verdict = "fits" if found.fits else "does not fit"
-        mode = "one process" if found.parallel == "none" else found.parallel
-        table.add_row("memory of the GPU", _bytes(found.memory_limit), f"{mode} {verdict}")
+        how = "one process" if found.parallel == "none" else found.parallel
+        table.add_row("memory of the GPU", _bytes(found.memory_limit), f"{how} {verdict}")
     _add_work(table, found)
     saved = found.checkpoints
     table.add_row("a checkpoint", _bytes(saved.bytes), f"{_time(saved.write_seconds)} to write")
