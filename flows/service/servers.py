@@ -22,7 +22,7 @@ from tasks.tracking.destination import ui_page
 
 ENDS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 """Exit code for each signal but Ctrl-C, which is how people stop it."""
-_START_SECONDS = 180.0
+_START_SECONDS = 600.0
 _LIVES_SECONDS = 30.0
 """A server that ends sooner will not live when it is started again."""
 

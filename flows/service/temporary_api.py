@@ -14,8 +14,8 @@ from flows.service.server_process import ServerProcess
 from mypt.children import python
 from mypt.errors import MyptError
 
-_START_SECONDS = 120.0
-"""A first start migrates a database; on a busy machine that takes its time."""
+_START_SECONDS = 600.0
+"""A first start makes a database, and a busy machine takes its time; a death is noticed at once."""
 _END_SECONDS = 5.0
 
 

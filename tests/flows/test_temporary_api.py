@@ -36,9 +36,11 @@ def running(tmp_path_factory):
         env=kept | SAFE | {"MYPT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": "ann:secret"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    yield process, *json.loads(process.stdout.readline()), home
-    process.kill()
-    process.communicate()
+    try:
+        yield process, *json.loads(process.stdout.readline()), home
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def ask(url, password, **headers):
