@@ -36,7 +36,8 @@ class ServerProcess:
         self.log = home() / "logs" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_bytes(b"")
-        self._command, self._environment = command, environment | SAFE
+        self._command = command
+        self._environment = environment | SAFE | {"MYPT_HOME": str(home())}
         self._quiet, self._pass_fds = quiet, pass_fds
         self.start()
 
@@ -46,6 +47,8 @@ class ServerProcess:
             self._child = subprocess.Popen(
                 self._command,
                 env=self._environment,
+                # A library may look for its modules where it stands, whatever Python was told.
+                cwd=self.log.parent if self._quiet else None,
                 stdin=subprocess.DEVNULL,
                 stdout=file if self._quiet else None,
                 stderr=file if self._quiet else None,
