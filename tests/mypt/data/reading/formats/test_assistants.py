@@ -277,7 +277,7 @@ def test_gemini_answers_stand_in_the_order_of_their_calls(tmp_path, calls, answe
 
 
 def test_a_gemini_answer_of_a_call_that_nobody_made_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="a result of the call '9', .* expected one of 1;"):
+    with pytest.raises(DataError, match=r"a result of the call '9', .* expected one of 1;"):
         gemini(tmp_path, called(("f", {"id": "1"})), answered(("f", {"id": "9"})))
 
 
@@ -305,8 +305,11 @@ def test_text_of_a_claude_message_that_is_not_that_of_its_blocks_is_counted(tmp_
 
 
 def test_what_stands_beside_the_text_of_a_part_is_counted(tmp_path):
-    row = {"contents": [{"role": "user", "parts": [{"text": "q", "inlineData": {"data": "x"}}]},
-                        {"role": "model", "parts": [{"text": "a", "thoughtSignature": "s"}]}]}  # fmt: skip
+    parts = {
+        "user": {"text": "q", "inlineData": {"data": "x"}},
+        "model": {"text": "a", "thoughtSignature": "s"},
+    }
+    row = {"contents": [{"role": role, "parts": [part]} for role, part in parts.items()]}
     reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found) == [("user", "q"), ("assistant", "a")]
     assert notes(reader) == {"'inlineData' of a part of the content was not read": 1}
