@@ -92,6 +92,18 @@ def first_of(fields: Mapping[str, Any], keys: Iterable[str]) -> Any:
     return None
 
 
+def verdict_of(value: Any) -> bool | None:
+    """Return whether a value calls something good or true; None if it is neither true nor false."""
+    if isinstance(value, str):
+        return _VERDICTS.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+_VERDICTS: Final = {
+    "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
+}  # fmt: skip
+
+
 class Dropped(Exception):  # noqa: N818 - no error: the row is left out and counted
     """A whole row of no use for training; its text is the reason."""
 

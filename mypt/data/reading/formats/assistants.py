@@ -38,6 +38,15 @@ _CHATGPT: Final = fields_named(
     " conversation_origin memory_scope sugar_item_id sugar_item_visible pinned_time owner"
 )
 _NODE: Final = fields_named("author content metadata recipient status weight end_turn channel")
+_NESTED: Final = fields_named("id parent children message")
+_CONTENTS: Final = {
+    "text": "parts", "multimodal_text": "parts", "thoughts": "thoughts", "code": "text",
+    "execution_output": "text", "tether_quote": "text", "tether_browsing_display": "result",
+}  # fmt: skip
+"""The field in which a content of each type of ChatGPT's keeps what it says."""
+_CONTENT: Final = fields_named("content_type response_format_name source_analysis_msg_id domain")
+_SPOKEN: Final = fields_named("content_type text direction decoding_id")
+_THOUGHT: Final = fields_named("content chunks finished")
 _CLAUDE: Final = fields_named("chat_messages name account current_leaf_message_uuid")
 _TURN: Final = fields_named(
     "sender text content parent_message_uuid stop_reason input_mode truncated"
@@ -60,6 +69,12 @@ _PARTS: Final = {
     "codeExecutionResult": "output", "code_execution_result": "output",
 }  # fmt: skip
 """What the fields of a part of Gemini's hold."""
+_HELD: Final = {
+    "call": fields_named("id name args"),
+    "answer": fields_named("id name response"),
+    "output": fields_named("outcome output"),
+}
+"""The fields that are read of each; code is written down whole."""
 _RUN: Final = "code_execution"
 
 
@@ -105,11 +120,18 @@ def read_chatgpt(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]
     tally.check_fields(fields, _CHATGPT, place, "a conversation")
     nodes = fields_of(fields.get("mapping"), place)
     path = _branch(nodes, _end(nodes, fields.get("current_node"), place), place)
-    said = sum(isinstance(n, dict) and n.get("message") is not None for n in nodes.values())
+    for node in path:
+        tally.check_fields(node, _NESTED, place, "a node")
     messages = [node["message"] for node in path if node.get("message") is not None]
-    _count(tally, "message of another branch left out", said - len(messages))
+    empty = sum(node in (None, {}) or _says_nothing(node) for node in nodes.values())
+    others = len(nodes) - empty - len(messages)
+    _count(tally, "message of another branch left out", others)
     pieces = [piece for message in messages for piece in _of_node(message, place, tally)]
     yield Conversation(_turns(pieces, place, tally), place.origin)
+
+
+def _says_nothing(node: Any) -> bool:
+    return isinstance(node, dict) and node.get("message") is None and node.keys() <= _NESTED
 
 
 def _end(nodes: dict[str, Any], current: Any, place: Place) -> str:
@@ -175,24 +197,28 @@ def _of_node(message: Any, place: Place, tally: Tally) -> Iterator[_Piece]:
 def _of_content(content: dict[str, Any], place: Place, tally: Tally) -> Iterator[Part]:
     """Yield the parts of one content, whatever its type keeps them in."""
     kind = content.get("content_type")
-    if kind in ("text", "multimodal_text"):
-        for part in listed(content, "parts", place):
+    key = _CONTENTS.get(kind) if isinstance(kind, str) else None
+    if key is None:
+        _leave(kind, place, tally)
+        return
+    tally.check_fields(content, _CONTENT | {key}, place, "a content")
+    if key == "parts":
+        for part in listed(content, key, place):
             if isinstance(part, str):
                 yield Part("text", part)
             elif isinstance(part, dict) and isinstance(part.get("text"), str):
+                tally.check_fields(part, _SPOKEN, place, "a part of the content")
                 yield Part("text", part["text"])  # what was spoken, written down
             else:
                 inner = part.get("content_type") if isinstance(part, dict) else part
                 _leave(inner, place, tally)
-    elif kind == "thoughts":
-        thoughts = [fields_of(one, place) for one in listed(content, "thoughts", place)]
+    elif key == "thoughts":
+        thoughts = [fields_of(one, place) for one in listed(content, key, place)]
+        for one in thoughts:
+            tally.check_fields(one, _THOUGHT, place, "a thought")
         yield Part("reasoning", "\n\n".join(read_text(one, "content", place) for one in thoughts))
-    elif kind in ("code", "execution_output", "tether_quote"):
-        yield Part("text", read_text(content, "text", place))
-    elif kind == "tether_browsing_display":
-        yield Part("text", read_text(content, "result", place))
     else:
-        _leave(kind, place, tally)
+        yield Part("text", read_text(content, key, place))
 
 
 def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
@@ -294,8 +320,12 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     system = first_of(fields, ("systemInstruction", "system_instruction"))
     messages = list(_turns(pieces, place, tally))
     if system is not None:
-        parts = listed(fields_of(system, place), "parts", place)
-        text = "".join(read_text(fields_of(part, place), "text", place) for part in parts)
+        told = fields_of(system, place)
+        tally.check_fields(told, {"role", "parts"}, place, "the system instruction")
+        parts = [fields_of(part, place) for part in listed(told, "parts", place)]
+        for part in parts:
+            tally.check_fields(part, {"text"}, place, "the system instruction")
+        text = "".join(read_text(part, "text", place) for part in parts)
         messages = [say("system", text), *messages] if text.strip() else messages
     kept: dict[str, Any] = {key: fields.get(key) for key in ("tools", *WEIGHTS)}
     yield Conversation(frame(messages, kept, place), place.origin)
@@ -307,11 +337,13 @@ def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> _P
     if key is None:
         _leave(" and ".join(part) or "nothing", place, tally)
         return None
-    tally.check_fields(part, {key, "thought"}, place, "a part of the content")
+    read = {key, "thought"} if isinstance(part.get("thought"), bool) else {key}
+    tally.check_fields(part, read, place, "a part of the content")
     if key == "text":
         kind: PartKind = "reasoning" if part.get("thought") is True else "text"
         return _Piece(role, [Part(kind, read_text(part, key, place))])
     held = fields_of(part[key], place)
+    tally.check_fields(held, _HELD.get(_PARTS[key], held.keys()), place, f"a {key}")
     match _PARTS[key]:
         case "call":
             call = _call(held.get("name"), held.get("args"), place)
@@ -319,7 +351,7 @@ def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> _P
         case "code":
             return _Piece(role, [_call(_RUN, held, place)], None, ({"name": _RUN},))
         case "answer":
-            given = held.get("response")
+            given = held.get("response") or ""
             text = given if isinstance(given, str) else strict_json.spell(given, place)
             return _Piece("tool", [Part("text", text)], None, (_link(held),))
     text = str(held.get("output") or "")

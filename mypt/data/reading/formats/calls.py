@@ -23,6 +23,7 @@ CALL_IDS: Final = ("tool_call_id", "tool_use_id", "call_id")
 _ARGUMENTS: Final = ("arguments", "args", "input", "parameters")
 _CALL: Final = frozenset({"id", "call_id", "type", "function", "name", *_ARGUMENTS, *WEIGHTS})
 _CALLED: Final = frozenset({"id", "name", *_ARGUMENTS})
+_AROUND: Final = _CALL - _CALLED | {"id"}
 _GIVEN: Final = ("content", "response", "output", "value")
 
 
@@ -61,7 +62,7 @@ def spell_call(call: Any, place: Place, tally: Tally) -> str:
     if not isinstance(called, dict) or not isinstance(called.get("name"), str):
         raise DataError(f"{place}: a tool call is {shown(call)}; expected a name and arguments")
     if called is not call:
-        tally.check_fields(call, _CALL, place, "a tool call")
+        tally.check_fields(call, _AROUND, place, "a tool call")
     tally.check_fields(called, _CALL if called is call else _CALLED, place, "a tool call")
     named = f"{place}: arguments of {shown(called['name'])}"
     arguments = first_of(called, _ARGUMENTS)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import cycle, groupby
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from mypt.config import Reading, Role, Voice
 from mypt.data.conversations import Conversation, Message, Part
@@ -24,11 +24,10 @@ from mypt.data.reading.formats.shapes import (
     open_cell,
     parse_turns,
     top_field,
-    verdict_of,
 )
 from mypt.data.reading.formats.texts import SPEAKERS
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally
+from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdict_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -183,6 +182,9 @@ class _SpokenRow:
         if not there:
             return
         first = there[0][1]
+        if voice != "turns" and (voice not in get_args(Role) or holds_messages(first)):
+            beside = {one.path: value for one, value in there[1:]}
+            self._tally.check_fields(beside, frozenset(), self._place)
         if voice == "turns":
             self._said += self._turns([value for _, value in there])
         elif voice in ("chosen", "rejected"):
@@ -309,6 +311,8 @@ class _SpokenRow:
                 f"{self._place}: segments are {shown(segments)}; expected a list of"
                 ' {"label": true or false, "text": ...}'
             )
+        for segment in segments:
+            self._tally.check_fields(segment, {"label", "text"}, self._place, "a segment")
         for learned, group in groupby(segments, key=itemgetter("label")):
             text = "".join(segment["text"] for segment in group)
             yield to_message("assistant" if learned else "user", [Part("text", text)])

@@ -130,6 +130,7 @@ _AROUND: Final = re.compile(
     "|<\uff5cbegin\u2581of\u2581sentence\uff5c>"
 )
 _TO: Final = re.compile(r"\bto=([\w.]+)")
+_HEADER: Final = re.compile(r"\bto=[\w.]+|<\|(?:channel|constrain)\|>\s*\w+|\b(?:json|code)\b")
 _CALL: Final = re.compile(
     r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"(?:\s*,\s*"arguments":\s*\'(.*)\')?\s*\}\s*',
     re.DOTALL,
@@ -220,9 +221,10 @@ def _turns(text: str, place: Place, tally: Tally, markup: Markup | None) -> list
 
 def _of_channel(tag: re.Match[str], content: str) -> dict[str, Any]:
     """Return the turn of a harmony header, which names a channel and who is called."""
-    role, header = tag[1], tag[2]
+    header = tag[2]
+    role = tag[1] + _HEADER.sub("", header).rstrip()  # what else stands there is no role
     called, thinks = _TO.search(header), "<|channel|>analysis" in header
-    if role not in ROLE_NAMES:
+    if role not in ROLE_NAMES and (called or role.startswith("functions.")):
         return {"role": "tool", "name": role.removeprefix("functions."), "content": content}
     if role == "assistant" and called:
         call = {"name": called[1].removeprefix("functions."), "arguments": content}

@@ -296,8 +296,14 @@ def _read_part(
         )
     train = read_train(part, place)
     value = call_in(part, kind) if is_call else first_of(part, (*_HELD, kind))
-    if value is not part and not part.keys() <= _PART:
-        tally.check_fields(part, _PART | {kind}, place, "a part of the content")
+    if value is not part and (len(part) > 2 or "type" not in part):
+        unread = {
+            key
+            for key in (*_HELD, "thought")
+            if key in part and part[key] != value and not isinstance(part[key], bool)
+        }
+        if unread or not part.keys() <= _PART:
+            tally.check_fields(part, (_PART | {kind}) - unread, place, "a part of the content")
     if is_call and isinstance(value, dict):
         yield Part("tool_call", spell_call(value, place, tally), train)
     elif is_call:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from mypt.config import Format, Voice
 from mypt.data.reading.formats.markups import markup_of
-from mypt.data.reading.records import Dropped
+from mypt.data.reading.records import Dropped, verdict_of
 
 MISSING: Final = object()
 """What a path finds where nothing is."""
@@ -204,13 +204,6 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts
     return True
 
 
-def verdict_of(value: Any) -> bool | None:
-    """Return whether a value calls an answer good or bad, as KTO rows do; None if neither."""
-    if isinstance(value, str):
-        return _VERDICTS.get(value.strip().lower())
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
-
-
 def judge(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a row without what it says of its answer, unless its shape hears that.
 
@@ -226,9 +219,6 @@ def judge(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if said.get(key) is None}
 
 
-_VERDICTS: Final = {
-    "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
-}  # fmt: skip
 LABELS: Final = frozenset({"label", "kto_tag", "desirable", "accepted"})
 """Fields that say of a row's answer whether it is good, whatever its other columns."""
 

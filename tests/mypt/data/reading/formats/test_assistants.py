@@ -105,6 +105,7 @@ def test_tools_thoughts_and_parts_that_are_no_text_keep_their_kind(tmp_path):
     assert notes(reader) == {
         "part 'image_asset_pointer', which is no text, left out": 1,
         "part 'reasoning_recap', which is no text, left out": 1,
+        "'summary' of a thought was not read": 1,
         "empty message left out": 1,
         "message joined to the one before": 1,
         "answer with status 'in_progress'": 1,
