@@ -21,7 +21,7 @@ from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge, pa
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import Limits, RawFile, lines
-from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
+from mypt.data.reading.records import BLANK, WHOLE, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -238,7 +238,8 @@ def _read_rows(raws: Sequence[RawFile], how: Reading, tally: Tally) -> Iterator[
         records = read_records(raw, container, how, partial(_is_row, how=how), tally)
         if format == "chat":
             table = container in ("csv", "parquet", "arrow")
-            yield from read_flat(records, tally, raw.limits, how.group_by, table)
+            part = raw.stretch != WHOLE
+            yield from read_flat(records, tally, raw.limits, how.group_by, table, part)
         else:
             yield from _read_each(records, _row_reader(how, raw.limits), how, tally)
 

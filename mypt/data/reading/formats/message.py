@@ -58,7 +58,7 @@ _MESSAGE = frozenset(
     }
 )
 """Fields that are read of every message, or need not be."""
-_RESULT = _MESSAGE | {"name", *CALL_IDS}
+RESULT = _MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
 _PART = frozenset({"type", "format", "thought", "call_id", *_HELD, *WEIGHTS})
@@ -102,7 +102,7 @@ def read_message(
             return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
     else:
-        read = _RESULT if role == "tool" else _MESSAGE
+        read = RESULT if role == "tool" else _MESSAGE
         tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:
