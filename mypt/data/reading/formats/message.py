@@ -292,7 +292,8 @@ def _read_part(
         found = f"type {shown(part['type'])}" if named else shown(part)
         raise DataError(
             f"{place}: a part of the content is {found}; expected type text, reasoning or"
-            " tool_call; only text can be learned here"
+            " tool_call, since only text can be learned here; write what it shows as a text, or"
+            " remove the row"
         )
     train = read_train(part, place)
     value = call_in(part, kind) if is_call else first_of(part, (*_HELD, kind))
