@@ -22,7 +22,7 @@ _CIRCUMSTANCES = {
 }  # fmt: skip
 """Who computes, and when they give up: a run may go on with others (DESIGN.md D90)."""
 
-_SCRATCH = "no base model: fine-tuning starts from random weights (parent: none)"
+_SCRATCH = ("no base model: fine-tuning starts from random weights (parent: none)",)
 
 
 class RunPlan(Frozen):
@@ -106,7 +106,7 @@ def plan_run(
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
-        parent, resolved, lines = None, fitted, (_SCRATCH,) if fitted.use_loss_mask else ()
+        parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
         step_folder, news = _base(init_from, folder)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this

@@ -42,10 +42,10 @@ def read_json(
     path = tuple(rows_at.split(".")) if rows_at else ()
     if not rows_at:
         layout, path = _layout(raw, _outline(raw), is_row)
-    for depth, key in enumerate(path if tally else ()):
-        of = ".".join(path[:depth]) or "the file"
-        outline = _outline(raw, path[:depth])
-        tally.check_fields(outline, {key}, raw.place(1, "item"), of)
+    if tally:
+        for depth, key in enumerate(path):
+            outline, of = _outline(raw, path[:depth]), ".".join(path[:depth]) or "the file"
+            tally.check_fields(outline, {key}, raw.place(1, "item"), of)
     if layout == "items":
         yield from _items(raw, path)
     elif layout == "columns":

@@ -198,7 +198,7 @@ def _alone(rows: Iterator[Record]) -> Iterator[Record]:
         DataError: If they end, and a column that nothing is known of has several values, most of
             which are held by several roles, as the names of conversations would be.
     """
-    said: dict[str, dict[Any, set[Any]]] | None = None
+    said: dict[str, dict[str | int, set[str]]] | None = None
     for record in rows:
         yield record
         if record.value is BLANK:
@@ -213,7 +213,7 @@ def _alone(rows: Iterator[Record]) -> Iterator[Record]:
         for key in list(said):
             value = fields.get(key)
             if isinstance(value, str | int):
-                said[key].setdefault(value, set()).add(first_of(fields, ("role", "from")))
+                said[key].setdefault(value, set()).add(str(first_of(fields, ("role", "from"))))
             else:
                 del said[key]
     for key, values in (said or {}).items():
