@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Role
-from mypt.data.conversations import Conversation, Message, Part, PartKind, say
+from mypt.data.conversations import Conversation, Message, Part, say
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.calls import CALL_IDS, Turn, link_results
 from mypt.data.reading.formats.chats import frame
@@ -62,19 +62,14 @@ _GEMINI: Final = fields_named(
 )
 
 _PARTS: Final = {
-    "text": "text",
-    "functionCall": "call", "function_call": "call",
-    "functionResponse": "answer", "function_response": "answer",
-    "executableCode": "code", "executable_code": "code",
-    "codeExecutionResult": "output", "code_execution_result": "output",
-}  # fmt: skip
-"""What the fields of a part of Gemini's hold."""
-_HELD: Final = {
-    "call": fields_named("id name args"),
-    "answer": fields_named("id name response"),
-    "output": fields_named("outcome output"),
+    "text": fields_named(""),
+    "functioncall": fields_named("id name args"),
+    "functionresponse": fields_named("id name response"),
+    "executablecode": fields_named(""),
+    "codeexecutionresult": fields_named("outcome output"),
 }
-"""The fields that are read of each; code is written down whole."""
+"""Fields of a part of Gemini's, in either spelling, that hold what it says, and which of their
+fields are read; where none are named, all are."""
 _RUN: Final = "code_execution"
 
 
@@ -240,23 +235,19 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     for message in branch:
         tally.check_fields(message, _TURN, place, "a message")
         role = read_role(message.get("sender"), place)
-        flat = [{"type": "text", "text": message.get("text")}]
+        text = message.get("text")
+        flat = [{"type": "text", "text": text}]
         blocks = listed(message, "content", place) if message.get("content") else flat
         parts = [_of_block(fields_of(block, place), role, place, tally) for block in blocks]
         said = _merged(filter(None, parts))
-        _compare(message.get("text"), blocks, tally)
+        told = "".join(str(block["text"]) for block in blocks if block.get("type") == "text")
+        if isinstance(text, str) and "".join(text.split()) != "".join(told.split()):
+            tally.notes["'text' of a message differs from its blocks, which are read"] += 1
         if not any(part.text.strip() for piece in said for part in piece.parts):
             tally.notes["empty message left out"] += 1
             continue
         pieces += said
     yield Conversation(_turns(pieces, place, tally), place.origin)
-
-
-def _compare(text: Any, blocks: list[Any], tally: Tally) -> None:
-    """Count a message whose text is not that of its blocks, but for white space."""
-    told = "".join(block["text"] for block in blocks if block.get("type") == "text")
-    if isinstance(text, str) and "".join(text.split()) != "".join(told.split()):
-        tally.notes["'text' of a message differs from its blocks, which are read"] += 1
 
 
 def _last_branch(messages: list[dict[str, Any]], last: Any, place: Place) -> list[dict[str, Any]]:
@@ -333,29 +324,26 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
 
 def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> _Piece | None:
     """Return what a part of Gemini's says; None where it is no text."""
-    key = next((key for key in _PARTS if part.get(key) is not None), None)
-    if key is None:
+    found = ((key, key.replace("_", "").lower()) for key in part if part[key] is not None)
+    key, kind = next(((key, kind) for key, kind in found if kind in _PARTS), ("", ""))
+    if not key:
         _leave(" and ".join(part) or "nothing", place, tally)
         return None
     read = {key, "thought"} if isinstance(part.get("thought"), bool) else {key}
     tally.check_fields(part, read, place, "a part of the content")
-    if key == "text":
-        kind: PartKind = "reasoning" if part.get("thought") is True else "text"
-        return _Piece(role, [Part(kind, read_text(part, key, place))])
+    if kind == "text":
+        thinks = part.get("thought") is True
+        return _Piece(role, [Part("reasoning" if thinks else "text", read_text(part, key, place))])
     held = fields_of(part[key], place)
-    tally.check_fields(held, _HELD.get(_PARTS[key], held.keys()), place, f"a {key}")
-    match _PARTS[key]:
-        case "call":
-            call = _call(held.get("name"), held.get("args"), place)
-            return _Piece(role, [call], None, (_link(held),))
-        case "code":
-            return _Piece(role, [_call(_RUN, held, place)], None, ({"name": _RUN},))
-        case "answer":
-            given = held.get("response") or ""
-            text = given if isinstance(given, str) else strict_json.spell(given, place)
-            return _Piece("tool", [Part("text", text)], None, (_link(held),))
-    text = str(held.get("output") or "")
-    return _Piece("tool", [Part("text", text)], None, ({"name": _RUN},))
+    tally.check_fields(held, _PARTS[kind] or held.keys(), place, f"a {key}")
+    name = held.get("name") if kind.startswith("function") else _RUN
+    link = _link(held) | {"name": name}
+    if kind in ("functioncall", "executablecode"):
+        arguments = held.get("args") if kind == "functioncall" else held
+        return _Piece(role, [_call(name, arguments, place)], None, (link,))
+    given = held.get("response" if kind == "functionresponse" else "output") or ""
+    text = given if isinstance(given, str) else strict_json.spell(given, place)
+    return _Piece("tool", [Part("text", text)], None, (link,))
 
 
 def _link(fields: dict[str, Any]) -> dict[str, Any]:
@@ -365,28 +353,18 @@ def _link(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turns(pieces: Iterable[_Piece], place: Place, tally: Tally) -> tuple[Message, ...]:
-    """Return messages; consecutive pieces of one speaker and weight are one turn.
-
-    Raises:
-        DataError: If a result answers a call that nobody made.
-        Dropped: If there is none.
-    """
+    """Return messages, of which there must be one; pieces of one speaker in a row are one turn."""
     found = list(pieces)
     merged = _merged(found, "\n")
     if not merged:
         raise Dropped("a conversation without text")
     _count(tally, "message joined to the one before", len(found) - len(merged))
-    turns = [
-        Turn(
-            one.links[0] if one.role == "tool" and one.links else {"tool_calls": one.links},
-            to_message(one.role, one.parts, one.train),
-            place,
-        )
-        for one in merged
-    ]
-    if any(one.role == "tool" and one.links for one in merged):
-        return tuple(link_results(turns, tally))
-    return tuple(turn.message for turn in turns)
+    turns = [to_message(one.role, one.parts, one.train) for one in merged]
+    if not any(one.role == "tool" and one.links for one in merged):
+        return tuple(turns)
+    links = (one.links[0] if one.role == "tool" else {"tool_calls": one.links} for one in merged)
+    told = zip(links, turns, strict=True)
+    return tuple(link_results([Turn(fields, turn, place) for fields, turn in told], tally))
 
 
 def _merged(pieces: Iterable[_Piece], between: str = "") -> list[_Piece]:
