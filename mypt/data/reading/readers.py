@@ -9,7 +9,16 @@ from typing import Any
 from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import assistants, chats, columns, people, slack, texts, whatsapp
+from mypt.data.reading.formats import (
+    assistants,
+    chatgpt,
+    chats,
+    columns,
+    people,
+    slack,
+    texts,
+    whatsapp,
+)
 from mypt.data.reading.formats.mappings import read_mapped
 from mypt.data.reading.formats.markups import (
     head_of,
@@ -253,7 +262,7 @@ def _row_reader(how: Reading, limits: Limits) -> ReadRow:
         "mapping": partial(read_mapped, mapping=mapping),
         "text": partial(texts.read_text_rows, markup=how.markup),
         "rendered": partial(read_rendered, markup=how.markup),
-        "chatgpt": assistants.read_chatgpt,
+        "chatgpt": chatgpt.read_chatgpt,
         "claude": assistants.read_claude,
         "gemini": assistants.read_gemini,
         **dict.fromkeys(people.FORMATS, partial(people.read_talk, how=how, limits=limits)),

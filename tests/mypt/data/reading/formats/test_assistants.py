@@ -314,3 +314,28 @@ def test_what_stands_beside_the_text_of_a_part_is_counted(tmp_path):
     reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found) == [("user", "q"), ("assistant", "a")]
     assert notes(reader) == {"'inlineData' of a part of the content was not read": 1}
+
+
+def test_what_the_parts_of_an_export_hold_besides_is_counted(tmp_path):
+    content = {"content_type": "text", "parts": ["a"], "more": "x"}
+    nodes = node("last", None, "user", content=content)
+    nodes["last"]["about"] = "x"
+    reader, _ = chatgpt(tmp_path, tree(nodes | {"odd": {"said": "x"}}))
+    assert notes(reader) == {
+        "'more' of a content was not read": 1,
+        "'about' of a node was not read": 1,
+        "message of another branch left out": 1,
+    }
+    answer = {"functionResponse": {"name": "f", "why": "x"}}
+    call = {"functionCall": {"name": "f", "why": "x"}, "thought": "x"}
+    row = {"systemInstruction": {"parts": [{"text": "s", "why": "x"}]}, "contents": [
+        {"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [call]},
+        {"role": "user", "parts": [answer]}]}  # fmt: skip
+    reader, (row,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(row)[-1] == ("tool", "")
+    assert notes(reader) == {
+        "'why' of the system instruction was not read": 1,
+        "'why' of a functionCall was not read": 1,
+        "'why' of a functionResponse was not read": 1,
+        "'thought' of a part of the content was not read": 1,
+    }
