@@ -57,7 +57,7 @@ fields are read; where none are named, all are."""
 _RUN: Final = "code_execution"
 
 
-class Piece(NamedTuple):
+class Spoken(NamedTuple):
     """Something that one message says; several may make one turn."""
 
     role: Role
@@ -115,7 +115,7 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     fields = fields_of(row, place)
     tally.check_fields(fields, _CLAUDE, place, "a conversation")
     messages = [fields_of(one, place) for one in listed(fields, "chat_messages", place)]
-    pieces: list[Piece] = []
+    pieces: list[Spoken] = []
     branch = _last_branch(messages, fields.get("current_leaf_message_uuid"), place)
     count(tally, "message of another branch left out", len(messages) - len(branch))
     for message in branch:
@@ -149,20 +149,20 @@ def _last_branch(messages: list[dict[str, Any]], last: Any, place: Place) -> lis
     return [node["message"] for node in branch_to(nodes, end, place)]
 
 
-def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> Piece | None:
+def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> Spoken | None:
     """Return what a block of Claude's says; None where it is no text."""
     kind = block.get("type")
     tally.check_fields(block, _BLOCK, place, "a block")
     if kind == "text":
-        return Piece(role, [Part("text", read_text(block, "text", place))])
+        return Spoken(role, [Part("text", read_text(block, "text", place))])
     if kind == "thinking":
-        return Piece(role, [Part("reasoning", read_text(block, "thinking", place))])
+        return Spoken(role, [Part("reasoning", read_text(block, "thinking", place))])
     if kind == "tool_use":
         call = call_part(block.get("name"), block.get("input"), place)
-        return Piece(role, [call], None, (_link(block),))
+        return Spoken(role, [call], None, (_link(block),))
     if kind == "tool_result":
         given = list(_of_result(block.get("content"), place, tally))
-        return Piece("tool", given, None, (_link(block),))
+        return Spoken("tool", given, None, (_link(block),))
     leave_out(kind, place, tally)
     return None
 
@@ -186,7 +186,7 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     """
     fields = fields_of(row, place)
     tally.check_fields(fields, _GEMINI, place)
-    pieces: list[Piece] = []
+    pieces: list[Spoken] = []
     for content in (fields_of(one, place) for one in listed(fields, "contents", place)):
         tally.check_fields(content, {"role", "parts", *WEIGHTS}, place, "a content")
         role = read_role(content.get("role") or "user", place)
@@ -208,7 +208,7 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     yield Conversation(frame(messages, kept, place), place.origin)
 
 
-def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> Piece | None:
+def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> Spoken | None:
     """Return what a part of Gemini's says; None where it is no text."""
     found = ((key, key.replace("_", "").lower()) for key in part if part[key] is not None)
     key, kind = next(((key, kind) for key, kind in found if kind in _PARTS), ("", ""))
@@ -219,17 +219,17 @@ def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> Pi
     tally.check_fields(part, read, place, "a part of the content")
     if kind == "text":
         thinks = part.get("thought") is True
-        return Piece(role, [Part("reasoning" if thinks else "text", read_text(part, key, place))])
+        return Spoken(role, [Part("reasoning" if thinks else "text", read_text(part, key, place))])
     held = fields_of(part[key], place)
     tally.check_fields(held, _PARTS[kind] or held.keys(), place, f"a {key}")
     name = held.get("name") if kind.startswith("function") else _RUN
     link = _link(held) | {"name": name}
     if kind in ("functioncall", "executablecode"):
         arguments = held.get("args") if kind == "functioncall" else held
-        return Piece(role, [call_part(name, arguments, place)], None, (link,))
+        return Spoken(role, [call_part(name, arguments, place)], None, (link,))
     given = held.get("response" if kind == "functionresponse" else "output") or ""
     text = given if isinstance(given, str) else strict_json.spell(given, place)
-    return Piece("tool", [Part("text", text)], None, (link,))
+    return Spoken("tool", [Part("text", text)], None, (link,))
 
 
 def _link(fields: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _link(fields: dict[str, Any]) -> dict[str, Any]:
     return {"id": key, "tool_call_id": key, "name": fields.get("name")}
 
 
-def turns_of(pieces: Iterable[Piece], place: Place, tally: Tally) -> tuple[Message, ...]:
+def turns_of(pieces: Iterable[Spoken], place: Place, tally: Tally) -> tuple[Message, ...]:
     """Return messages, of which there must be one; pieces of one speaker in a row are one turn."""
     found = list(pieces)
     merged = _merged(found, "\n")
@@ -253,9 +253,9 @@ def turns_of(pieces: Iterable[Piece], place: Place, tally: Tally) -> tuple[Messa
     return tuple(link_results([Turn(fields, turn, place) for fields, turn in told], tally))
 
 
-def _merged(pieces: Iterable[Piece], between: str = "") -> list[Piece]:
+def _merged(pieces: Iterable[Spoken], between: str = "") -> list[Spoken]:
     """Return pieces of one speaker and weight as one; each result of a tool stays alone."""
-    merged: list[Piece] = []
+    merged: list[Spoken] = []
     for piece in pieces:
         before = merged[-1] if merged and piece.role != "tool" else None
         if before is None or (before.role, before.train) != (piece.role, piece.train):

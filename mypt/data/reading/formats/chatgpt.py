@@ -6,7 +6,7 @@ from typing import Any, Final
 from mypt.data.conversations import Conversation, Part
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.assistants import (
-    Piece,
+    Spoken,
     branch_to,
     call_part,
     count,
@@ -82,7 +82,7 @@ def _end(nodes: dict[str, Any], current: Any, place: Place) -> str:
     )
 
 
-def _of_node(message: Any, place: Place, tally: Tally) -> Iterator[Piece]:
+def _of_node(message: Any, place: Place, tally: Tally) -> Iterator[Spoken]:
     """Yield what a message of ChatGPT's says, if anything."""
     fields = fields_of(message, place)
     tally.check_fields(fields, _NODE, place, "a message")
@@ -108,7 +108,7 @@ def _of_node(message: Any, place: Place, tally: Tally) -> Iterator[Piece]:
     if role == "assistant" and status not in (None, "finished_successfully"):
         tally.notes[f"answer with status {shown(status)}"] += 1
     # Every message has a weight there, of the user too: only 0 says something about a mask.
-    yield Piece(role, parts, False if read_train(fields, place) is False else None)
+    yield Spoken(role, parts, False if read_train(fields, place) is False else None)
 
 
 def _of_content(content: dict[str, Any], place: Place, tally: Tally) -> Iterator[Part]:
