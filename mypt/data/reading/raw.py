@@ -13,7 +13,7 @@ from stat import S_ISREG
 from typing import BinaryIO, Final, NamedTuple, cast
 
 from mypt import files
-from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit
+from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit, Where
 from mypt.errors import DataError, MissingFileError
 from mypt.text import one_line
 
@@ -313,7 +313,7 @@ def lines(raw: RawFile) -> Iterator[RawLine]:
         yield RawLine(number, offset, b"".join(pending))
 
 
-def decode(data: bytes, offset: int, place: Place | str) -> str:
+def decode(data: bytes, offset: int, place: Where) -> str:
     """Return UTF-8 bytes as text; ``offset`` is where they start in the file.
 
     Raises:

@@ -66,6 +66,20 @@ class Place(NamedTuple):
         return f"{name}:{self.line}" if self.unit == "line" else f"{name}: {self.unit} {self.line}"
 
 
+class Within(NamedTuple):
+    """A field or part of a row; what an error begins with is written out only for one."""
+
+    place: Place
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+Where = Place | Within | str
+"""What an error begins with."""
+
+
 class ByteRange(NamedTuple):
     """The bytes of a raw file that are read at a time; by default all of them."""
 
@@ -178,6 +192,8 @@ class Tally:
         Raises:
             DataError: If there is one and the reading is strict.
         """
+        if fields.keys() <= read:
+            return
         for name in fields:
             if name in read:
                 continue

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from mypt.data.reading.raw import Limits, decode
-from mypt.data.reading.records import Place
+from mypt.data.reading.records import Where
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -30,6 +30,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_without_doubles)
+_SPELL = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _whole_number(digits: str) -> int | float:
@@ -58,7 +59,7 @@ _CURES_BY_PROBLEM = {
 }
 
 
-def parse_text(text: str, place: Place | str) -> Any:
+def parse_text(text: str, place: Where) -> Any:
     """Return the value of JSON that stands in a field or cell as text; see :func:`parse`.
 
     Raises:
@@ -67,7 +68,7 @@ def parse_text(text: str, place: Place | str) -> Any:
     return parse(text.encode(), 0, place, Limits())
 
 
-def parse(data: bytes, offset: int, place: Place | str, limits: Limits) -> Any:
+def parse(data: bytes, offset: int, place: Where, limits: Limits) -> Any:
     """Return the value of one JSON text.
 
     Args:
@@ -108,14 +109,14 @@ def parse(data: bytes, offset: int, place: Place | str, limits: Limits) -> Any:
     return value
 
 
-def spell(value: Any, place: Place | str) -> str:
+def spell(value: Any, place: Where) -> str:
     """Return a value as JSON on one line, equal values as equal text.
 
     Raises:
         DataError: If JSON has no such value, or a number is beyond what float64 reaches.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = _SPELL(value)
         if _MANY_DIGITS.search(text):
             json.dumps(json.loads(text, parse_int=float), allow_nan=False)
     except ValueError:
@@ -148,7 +149,7 @@ def _decode(text: str) -> Any:
         return _HUGE.decode(text)
 
 
-def _check_brackets(data: bytes, place: Place | str, limits: Limits) -> None:
+def _check_brackets(data: bytes, place: Where, limits: Limits) -> None:
     opened = data.count(b"[") + data.count(b"{")
     if opened <= limits.nesting:
         return
@@ -160,7 +161,7 @@ def _check_brackets(data: bytes, place: Place | str, limits: Limits) -> None:
         check_limits(depth, opened, place, limits)
 
 
-def check_limits(depth: int, opened: int, place: Place | str, limits: Limits) -> None:
+def check_limits(depth: int, opened: int, place: Where, limits: Limits) -> None:
     """Compare how deep brackets are nested, and how many there are, with the limits.
 
     Raises:
@@ -175,7 +176,7 @@ def check_limits(depth: int, opened: int, place: Place | str, limits: Limits) ->
         )
 
 
-def _too_deep(place: Place | str, limits: Limits) -> DataError:
+def _too_deep(place: Where, limits: Limits) -> DataError:
     return DataError(
         f"{place}: arrays or objects nested more than {limits.nesting} deep; expected a row of"
         " messages or text; remove it"

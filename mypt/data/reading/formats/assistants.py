@@ -20,7 +20,7 @@ from mypt.data.reading.formats.message import (
     read_train,
     to_message,
 )
-from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally, first_of
+from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally, Within, first_of
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -276,7 +276,7 @@ def call_part(name: Any, arguments: Any, place: Place) -> Part:
         DataError: If JSON has no such value.
     """
     call = {"name": name, "arguments": arguments or {}}
-    return Part("tool_call", strict_json.spell(call, f"{place}: a tool call"))
+    return Part("tool_call", strict_json.spell(call, Within(place, "a tool call")))
 
 
 def listed(fields: dict[str, Any], key: str, place: Place) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from mypt.data.conversations import Message
 from mypt.data.reading import strict_json
-from mypt.data.reading.records import WEIGHTS, Place, Tally, first_of
+from mypt.data.reading.records import WEIGHTS, Place, Tally, Within, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -64,7 +64,7 @@ def spell_call(call: Any, place: Place, tally: Tally) -> str:
     if called is not call:
         tally.check_fields(call, _AROUND, place, "a tool call")
     tally.check_fields(called, _CALL if called is call else _CALLED, place, "a tool call")
-    named = f"{place}: arguments of {shown(called['name'])}"
+    named = Within(place, f"arguments of {shown(called['name'])}")
     arguments = first_of(called, _ARGUMENTS)
     if isinstance(arguments, str):
         arguments = strict_json.parse_text(arguments, named) if arguments.strip() else None
@@ -81,7 +81,7 @@ def spell_text(text: str, place: Place, tally: Tally) -> list[str]:
     """
     if not text.lstrip().startswith(("{", "[")):
         return [text]
-    named = f"{place}: the text of a call"
+    named = Within(place, "the text of a call")
     value = strict_json.parse_text(text, named)
     calls = value if isinstance(value, list) else [value]
     if calls and all(

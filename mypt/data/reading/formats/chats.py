@@ -27,6 +27,7 @@ from mypt.data.reading.records import (
     Place,
     Record,
     Tally,
+    Within,
     first_of,
     verdict_of,
 )
@@ -254,9 +255,11 @@ def _by_default(message: Message, train: bool) -> Message:
 
 def _spell_tools(tools: Any, place: Place) -> str:
     """Return tools as JSON; text that is none, such as a list in prose, as it stands."""
+    if not tools:
+        return ""
     if isinstance(tools, str) and not tools.lstrip().startswith(("[", "{", "null")):
         return tools if tools.strip() else ""
-    named = f"{place}: tools"
+    named = Within(place, "tools")
     value = strict_json.parse_text(tools, named) if isinstance(tools, str) else tools
     return strict_json.spell(value, named) if value else ""
 

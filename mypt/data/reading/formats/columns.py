@@ -31,6 +31,7 @@ from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdic
 from mypt.errors import DataError
 from mypt.text import names, shown
 
+_ROLES = get_args(Role)
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 _TASK = "Below is an instruction that describes a task"
 _WITH_INPUT = ", paired with an input that provides further context"
@@ -181,13 +182,16 @@ class _SpokenRow:
     def _hear(self, voice: Voice, speakers: Sequence[Speaker]) -> None:
         there = []
         for one in speakers:
-            value = self._value(one)
-            if not one.optional or value not in _NOTHING:
+            value = self._fields.get(one.path)
+            if value is None:
+                value = self._value(one)
+            if value or not one.optional or value not in _NOTHING:
                 there.append((one, value))
         if not there:
             return
         first = there[0][1]
-        if voice != "turns" and (voice not in get_args(Role) or holds_messages(first)):
+        listed = holds_messages(first)
+        if len(there) > 1 and voice != "turns" and (listed or voice not in _ROLES):
             beside = {one.path: value for one, value in there[1:]}
             self._tally.check_fields(beside, frozenset(), self._place)
         if voice == "turns":
@@ -207,13 +211,17 @@ class _SpokenRow:
             self._said += self._segments(first)
         elif voice == "system":
             self._frame["system"] = self._text(voice, there)
-        elif holds_messages(first):
+        elif listed:
             self._said += self._listed(first, context=voice == "user")
         else:
-            text = Part("text", self._text(voice, there))
-            self._said.append(to_message(cast(Role, voice), [text]))
+            text = self._text(voice, there)
+            part, role = Part("text", text), cast(Role, voice)
+            is_said = text and not text.isspace()
+            self._said.append(Message(role, (part,)) if is_said else to_message(role, [part]))
 
     def _value(self, one: Speaker) -> Any:
+        if one.optional and "." not in one.path:
+            return self._fields.get(one.path)
         value = at_path(self._fields, one.path)
         if value is MISSING and not one.optional:
             raise DataError(

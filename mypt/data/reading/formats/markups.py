@@ -139,7 +139,10 @@ _CALL: Final = re.compile(
 
 def markup_of(text: str) -> Markup | None:
     """Return how a text was rendered; None if it holds no role tags."""
-    for name, form in MARKUPS.items():
+    marks = [mark for mark in "<[:*" if mark in text]
+    for name, form in MARKUPS.items() if marks else ():
+        if form.needs[0] not in text:  # so it is with nearly all
+            continue
         if not all(sign in text for sign in form.needs) or any(sign in text for sign in form.lacks):
             continue
         if re.search(form.sign or form.opening, text, re.MULTILINE):

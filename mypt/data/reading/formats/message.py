@@ -51,14 +51,14 @@ _DETAILS = ("train_detail", "training_detail")
 _SPEAKER = ("role", "from")
 _BOTH = frozenset(_SPEAKER)
 _UNSAID = {None}
-_MESSAGE = frozenset(
+MESSAGE = frozenset(
     {
         *("refusal", "tool_calls", "function_call", *_SPEAKER, *MEANINGLESS),
         *(*_CONTENT, *_REASONING, *_WEIGHTS, *_DETAILS),
     }
 )
 """Fields that are read of every message, or need not be."""
-RESULT = _MESSAGE | {"name", *CALL_IDS}
+RESULT = MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
 _PART = frozenset({"type", "format", "thought", "call_id", *_HELD, *WEIGHTS})
@@ -102,7 +102,7 @@ def read_message(
             return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
     else:
-        read = RESULT if role == "tool" else _MESSAGE
+        read = RESULT if role == "tool" else MESSAGE
         tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:

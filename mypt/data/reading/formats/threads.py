@@ -19,7 +19,7 @@ import numpy as np
 
 from mypt.data.conversations import Conversation
 from mypt.data.reading.formats.chats import read_chat, read_tree
-from mypt.data.reading.formats.message import RESULT, fields_of
+from mypt.data.reading.formats.message import MESSAGE, RESULT, fields_of
 from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally, first_of
 from mypt.errors import DataError
@@ -91,7 +91,7 @@ class _Links(NamedTuple):
 
 def links_of(row: Any, group_by: str = "") -> _Links | None:
     """Return the columns by which a row of one message is linked to others; None if by none."""
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or (row.keys() <= MESSAGE and not group_by):
         return None
     keys = {
         _squeezed(key): key
