@@ -143,7 +143,8 @@ class RawFile:
             DataError: If it is missing, empty, unreadable or no ordinary file.
         """
         self.path = path
-        self.name = one_line(str(path))
+        self._named = str(path)
+        self.name = one_line(self._named)
         self.index = index
         self.limits = limits or Limits()
         self.stretch = stretch
@@ -164,7 +165,7 @@ class RawFile:
 
     def place(self, line: int, unit: Unit = "line") -> Place:
         """Return the place of a line, item or row of this file."""
-        return Place(str(self.path), self.index, line, unit)
+        return Place(self._named, self.index, line, unit)
 
     @cached_property
     def head(self) -> bytes:

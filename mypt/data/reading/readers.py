@@ -26,7 +26,7 @@ from mypt.data.reading.formats.markups import (
     read_rendered_file,
     refuse_rendered,
 )
-from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge, parse_turns
+from mypt.data.reading.formats.shapes import JUDGED, find_guarded, find_shape, judge, parse_turns
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import Limits, RawFile, lines
@@ -280,8 +280,10 @@ def _read_each(
         if value is BLANK:
             continue
         try:
-            row = judge(value) if (judged or by_shape) and isinstance(value, dict) else value
-            shape = find_guarded(row) if judged and isinstance(row, dict) else None
+            row, shape = value, None
+            if (judged or by_shape) and isinstance(value, dict) and not JUDGED.isdisjoint(value):
+                row = judge(value)
+                shape = find_guarded(row) if judged else None
             if shape:
                 yield from columns.read_columns(row, place, tally, how, shape)
             else:

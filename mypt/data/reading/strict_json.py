@@ -14,6 +14,7 @@ STRING = rb'"(?:[^"\\]++|\\.)*+"'
 BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+([\[\]{}])", re.DOTALL)
 DEPTH = {b"[": 1, b"{": 1, b",": 0, b"]": -1, b"}": -1}
 _MANY_DIGITS = re.compile(r"[0-9]{309}")
+_LIMITS = Limits()
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -65,7 +66,7 @@ def parse_text(text: str, place: Where) -> Any:
     Raises:
         DataError: As :func:`parse` does.
     """
-    return parse(text.encode(), 0, place, Limits())
+    return _parse(text, place, _LIMITS)
 
 
 def parse(data: bytes, offset: int, place: Where, limits: Limits) -> Any:
@@ -81,11 +82,15 @@ def parse(data: bytes, offset: int, place: Where, limits: Limits) -> Any:
         DataError: If it is no JSON or beyond the limits, has a key twice in one object, or
             holds half of a surrogate pair, which no tokenizer can encode.
     """
-    text = decode(data, offset, place)
-    _check_brackets(data, place, limits)
+    return _parse(decode(data, offset, place), place, limits)
+
+
+def _parse(text: str, place: Where, limits: Limits) -> Any:
+    if text.count("[") + text.count("{") > limits.nesting:
+        _check_brackets(text.encode(), place, limits)
     try:
         value = _decode(text)
-        if _SURROGATE.search(text):
+        if "\\u" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except _DoubledKeyError as error:
         raise DataError(
@@ -150,9 +155,6 @@ def _decode(text: str) -> Any:
 
 
 def _check_brackets(data: bytes, place: Where, limits: Limits) -> None:
-    opened = data.count(b"[") + data.count(b"{")
-    if opened <= limits.nesting:
-        return
     depth = opened = at = 0
     while match := BRACKET.match(data, at):
         at = match.end()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import cycle, groupby
 from operator import itemgetter
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from mypt.config import Reading, Role, Voice
 from mypt.data.conversations import Conversation, Message, Part
@@ -31,7 +31,7 @@ from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdic
 from mypt.errors import DataError
 from mypt.text import names, shown
 
-_ROLES = get_args(Role)
+_ROLES = frozenset({"user", "assistant", "tool"})
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 _TASK = "Below is an instruction that describes a task"
 _WITH_INPUT = ", paired with an input that provides further context"
@@ -62,14 +62,14 @@ def read_columns(
         )
     if shape.name and shape.format == "columns":
         tally.notes[f"row read as {shape.name}: {shape.turns}"] += 1
-    _check_row(fields, shape, place, tally)
-    nested = parse_turns(shape.turns).nested
-    rows = list(_one_an_item(fields, shape.speakers, place)) if nested else [fields]
+    script = parse_turns(shape.turns)
+    _check_row(fields, script, place, tally)
+    rows = list(_one_an_item(fields, script.speakers, place)) if script.nested else [fields]
     if not rows:
         raise Dropped("a row whose list of items is empty")
     ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
     for one in rows:
-        yield _SpokenRow(one, place, tally, how, ask).read(shape)
+        yield _SpokenRow(one, place, tally, how, ask).read(script)
 
 
 def advise(fields: Mapping[str, Any]) -> str:
@@ -164,13 +164,12 @@ class _SpokenRow:
         self._frame: dict[str, Any] = {}
         self._ask = ask
 
-    def read(self, shape: RowShape) -> Conversation:
+    def read(self, script: Script) -> Conversation:
         """Hear every field, and what the row says about all of them."""
-        script = parse_turns(shape.turns)
-        heard = [key for key in self._fields if key in ROW]
-        if heard:
+        if not ROW.isdisjoint(self._fields):
             spoken = _spoken(self._fields, script)
-            self._frame = {key: self._fields[key] for key in heard if key not in spoken}
+            heard = (key for key in self._fields if key in ROW and key not in spoken)
+            self._frame = {key: self._fields[key] for key in heard}
         if script.nested:
             _check_inside(self._fields, script.speakers, self._place, self._tally)
         for voice, speakers in script.groups:
@@ -183,18 +182,25 @@ class _SpokenRow:
         there = []
         for one in speakers:
             value = self._fields.get(one.path)
-            if value is None:
+            if value is None and not (one.optional and "." not in one.path):
                 value = self._value(one)
             if value or not one.optional or value not in _NOTHING:
                 there.append((one, value))
         if not there:
             return
         first = there[0][1]
-        listed = holds_messages(first)
-        if len(there) > 1 and voice != "turns" and (listed or voice not in _ROLES):
+        if voice in _ROLES and not holds_messages(first):
+            text = self._text(voice, there)
+            part, role = Part("text", text), cast(Role, voice)
+            is_said = text and not text.isspace()
+            self._said.append(Message(role, (part,)) if is_said else to_message(role, [part]))
+            return
+        if len(there) > 1 and voice not in ("turns", "system"):
             beside = {one.path: value for one, value in there[1:]}
             self._tally.check_fields(beside, frozenset(), self._place)
-        if voice == "turns":
+        if voice in _ROLES:
+            self._said += self._listed(first, context=voice == "user")
+        elif voice == "turns":
             self._said += self._turns([value for _, value in there])
         elif voice in ("chosen", "rejected"):
             self._choose(voice, first)
@@ -209,19 +215,10 @@ class _SpokenRow:
             self._judge(there[0][0].path, first)
         elif voice == "segments":
             self._said += self._segments(first)
-        elif voice == "system":
-            self._frame["system"] = self._text(voice, there)
-        elif listed:
-            self._said += self._listed(first, context=voice == "user")
         else:
-            text = self._text(voice, there)
-            part, role = Part("text", text), cast(Role, voice)
-            is_said = text and not text.isspace()
-            self._said.append(Message(role, (part,)) if is_said else to_message(role, [part]))
+            self._frame["system"] = self._text(voice, there)
 
     def _value(self, one: Speaker) -> Any:
-        if one.optional and "." not in one.path:
-            return self._fields.get(one.path)
         value = at_path(self._fields, one.path)
         if value is MISSING and not one.optional:
             raise DataError(
@@ -247,7 +244,7 @@ class _SpokenRow:
                 raise DataError(
                     f"{self._place}: {one.path} is no text; found {shown(value)}; expected a string"
                 )
-            if not value.strip() and not one.optional:
+            if not one.optional and (not value or value.isspace()):
                 return ""
             texts.append(value)
         return self._ask(*texts) if voice == "user" else _join_texts(*texts)
@@ -287,9 +284,10 @@ class _SpokenRow:
                 f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
                 " content, or a question with its answer"
             )
-        _check_row(turn, shape, self._place, self._tally)
+        script = parse_turns(shape.turns)
+        _check_row(turn, script, self._place, self._tally)
         inner = _SpokenRow(turn, self._place, self._tally, self._how, self._ask)
-        yield from inner.read(shape).messages
+        yield from inner.read(script).messages
 
     def _choose(self, side: str, value: Any) -> None:
         """Hear the answer of the side that is wanted, and count the other one."""
@@ -349,8 +347,8 @@ def _is_segment(value: Any) -> bool:
     )
 
 
-def _check_row(fields: Mapping[str, Any], shape: RowShape, place: Place, tally: Tally) -> None:
-    spoken = _spoken(fields, parse_turns(shape.turns))
+def _check_row(fields: Mapping[str, Any], script: Script, place: Place, tally: Tally) -> None:
+    spoken = _spoken(fields, script)
     if not fields.keys() <= spoken:
         tally.check_fields(fields, spoken | ROW, place)
 

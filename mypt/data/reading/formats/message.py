@@ -58,6 +58,7 @@ MESSAGE = frozenset(
     }
 )
 """Fields that are read of every message, or need not be."""
+_ANSWER = frozenset({"role", "content", "name", "tool_call_id"})
 RESULT = MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
@@ -97,7 +98,8 @@ def read_message(
         )
     role = read_role(name, place)
     content = first_of(fields, _CONTENT)
-    if isinstance(content, str) and len(fields) == 2:  # as most are
+    is_plain = len(fields) == 2 or (role == "tool" and fields.keys() <= _ANSWER)
+    if isinstance(content, str) and is_plain:  # as most are
         if content and not content.isspace() and name not in _CALLERS:
             return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
@@ -218,7 +220,7 @@ def _parts(
             " and content"
         )
     told = list(_content(content, role, fields, place, tally))
-    thought = "".join(part.text for part in told if part.kind == "reasoning")
+    thought = "".join([part.text for part in told if part.kind == "reasoning"])
     if thought and reasoning and thought.strip() != reasoning.strip():
         raise DataError(
             f"{place}: reasoning stands both beside the content and in its parts, and differs;"
@@ -241,7 +243,11 @@ def _content(
     if details is not None:
         yield from _cut(_as_text(content, "content", place), details, place)
     elif isinstance(content, list):
-        yield from (part for one in content for part in _read_part(one, place, tally))
+        for one in content:
+            if isinstance(one, dict) and len(one) == 2 and one.get("type") == "text":
+                yield Part("text", _as_text(first_of(one, _HELD), "content", place))
+            else:
+                yield from _read_part(one, place, tally)
     elif role == "tool" and isinstance(content, dict | int | float):
         yield Part("text", strict_json.spell(content, place))
     elif content is not None:

@@ -7,7 +7,7 @@ each other are one turn, with an empty line between. Every shape also hears a ro
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, NamedTuple, cast
@@ -138,9 +138,7 @@ def find_shape(
     """
     for null in (False, True)[: 1 + null_counts]:
         for shape, needs, needed in _NEEDS_OF.get(format, ()):
-            if needs <= fields.keys() and all(
-                _fits(one, fields, null, shape.only_texts) for one in needed
-            ):
+            if needs <= fields.keys() and _fit(needed, fields, null, shape.only_texts):
                 return shape
     return None
 
@@ -191,6 +189,16 @@ def top_field(row: Mapping[str, Any], path: str) -> str:
     return path if path in row else path.partition(".")[0]
 
 
+def _fit(
+    needed: Iterable[Speaker], fields: Mapping[str, Any], null_counts: bool, only_texts: bool
+) -> bool:
+    for one in needed:
+        there = fields.get(one.path) is not None and one.voice in ("user", "assistant")
+        if not (there or _fits(one, fields, null_counts, only_texts)):
+            return False
+    return True
+
+
 def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts: bool) -> bool:
     value = at_path(fields, one.path)
     if value is None or value is MISSING:
@@ -232,6 +240,8 @@ _GUARDED: Final = ("label", "chosen", "rejected")
 _GUARDS: Final = frozenset(
     one.path for shape in SHAPES for one in shape.speakers if one.voice in _GUARDED
 )
+JUDGED: Final = LABELS | _GUARDS
+"""Fields for which a row is looked at twice, since a part of it may not be for learning."""
 
 
 class _Needs(NamedTuple):
