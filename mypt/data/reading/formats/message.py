@@ -58,7 +58,8 @@ MESSAGE = frozenset(
     }
 )
 """Fields that are read of every message, or need not be."""
-_ANSWER = frozenset({"role", "content", "name", "tool_call_id"})
+_MORE = MESSAGE - MEANINGLESS - {"role", "content"}
+"""Fields by which a message says more than one text."""
 RESULT = MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
@@ -98,14 +99,16 @@ def read_message(
         )
     role = read_role(name, place)
     content = first_of(fields, _CONTENT)
-    is_plain = len(fields) == 2 or (role == "tool" and fields.keys() <= _ANSWER)
-    if isinstance(content, str) and is_plain:  # as most are
+    is_plain = len(fields) == 2
+    if not is_plain:
+        read = RESULT if role == "tool" else MESSAGE
+        tally.check_fields(fields, read | beside if beside else read, place, "a message")
+        is_plain = _MORE.isdisjoint(fields)
+    if is_plain and isinstance(content, str):  # as most are
         if content and not content.isspace() and name not in _CALLERS:
             return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
     else:
-        read = RESULT if role == "tool" else MESSAGE
-        tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:
         parts = [
