@@ -124,7 +124,7 @@ def _lost(
     said = set(_WORD.findall("\n".join(map(_text_of, found))))
     lines = {row.origin.line for row in found}
     record = reader.record()
-    notes = "\n".join(note.reason for note in record.notes)
+    notes = "\n".join(one.reason for one in (*record.notes, *record.dropped))
     dropped = sum(count.rows for count in record.dropped)
     whys = [path for note, path in (*EXPLAINED, *kind.explained) if re.search(note, notes, re.M)]
     for word, path in _words_in(rows):
@@ -248,6 +248,7 @@ EXPLAINED: tuple[Why, ...] = (
         "^question beside the chosen messages left out",
         r"^\d+\.(prompt|question|messages|conversations|input)\b",
     ),
+    ("without text$", r"\.instances\.\d+\."),
     ("^further answer of a list left out", r"\.[1-9]\d*\.$"),
 )
 """Notes that all readers share, and the paths of what each accounts for."""

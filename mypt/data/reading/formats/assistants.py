@@ -248,7 +248,10 @@ def turns_of(pieces: Iterable[Spoken], place: Place, tally: Tally) -> tuple[Mess
     turns = [to_message(one.role, one.parts, one.train) for one in merged]
     if not any(one.role == "tool" and one.links for one in merged):
         return tuple(turns)
-    links = (one.links[0] if one.role == "tool" else {"tool_calls": one.links} for one in merged)
+    links = (
+        next(iter(one.links), {}) if one.role == "tool" else {"tool_calls": one.links}
+        for one in merged
+    )
     told = zip(links, turns, strict=True)
     return tuple(link_results([Turn(fields, turn, place) for fields, turn in told], tally))
 

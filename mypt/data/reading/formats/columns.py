@@ -69,7 +69,10 @@ def read_columns(
         raise Dropped("a row whose list of items is empty")
     ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
     for one in rows:
-        yield _SpokenRow(one, place, tally, how, ask).read(script)
+        try:
+            yield _SpokenRow(one, place, tally, how, ask).read(script)
+        except Dropped as dropped:  # of an item alone: the next ones are read
+            tally.dropped[str(dropped)] += 1
 
 
 def advise(fields: Mapping[str, Any]) -> str:

@@ -339,3 +339,14 @@ def test_what_the_parts_of_an_export_hold_besides_is_counted(tmp_path):
         "'why' of a functionResponse was not read": 1,
         "'thought' of a part of the content was not read": 1,
     }
+
+
+def test_a_text_of_a_tool_needs_no_call(tmp_path):
+    row = {"contents": [
+        {"role": "user", "parts": [{"text": "a"}]},
+        {"role": "model", "parts": [{"functionCall": {"name": "f"}}]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": "b"}}]},
+        {"role": "tool", "parts": [{"text": "c"}]},
+        {"role": "model", "parts": [{"text": "d"}]}]}  # fmt: skip
+    _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found)[2:] == [("tool", "b"), ("tool", "c"), ("assistant", "d")]
