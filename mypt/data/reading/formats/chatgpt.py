@@ -121,14 +121,15 @@ def _of_content(content: dict[str, Any], place: Place, tally: Tally) -> Iterator
     tally.check_fields(content, _CONTENT | {key}, place, "a content")
     if key == "parts":
         for part in listed(content, key, place):
+            fields = part if isinstance(part, dict) else {}
+            kind, text = fields.get("content_type"), fields.get("text")
             if isinstance(part, str):
                 yield Part("text", part)
-            elif isinstance(part, dict) and isinstance(part.get("text"), str):
-                tally.check_fields(part, _SPOKEN, place, "a part of the content")
-                yield Part("text", part["text"])  # what was spoken, written down
+            elif kind in (None, "audio_transcription") and isinstance(text, str):
+                tally.check_fields(fields, _SPOKEN, place, "a part of the content")
+                yield Part("text", text)
             else:
-                inner = part.get("content_type") if isinstance(part, dict) else part
-                leave_out(inner, place, tally)
+                leave_out(kind or part, place, tally)
     elif key == "thoughts":
         thoughts = [fields_of(one, place) for one in listed(content, key, place)]
         for one in thoughts:
