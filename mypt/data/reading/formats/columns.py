@@ -44,7 +44,7 @@ def read_columns(
     """Yield the conversation of a row, each field of which says one thing.
 
     Which field speaks as whom is said by ``how.turns``, else by the table of shapes. A list of
-    messages that asks is context: none of its turns is supervised. Of two answers to choose from,
+    messages that asks is context: no answer in it is supervised. Of two answers to choose from,
     that of ``how.side`` is read and the other counted. A path through a list gives one
     conversation an item.
 
@@ -256,7 +256,8 @@ class _SpokenRow:
         turns = self._parsed(value)
         turns = [turns] if isinstance(turns, dict) else turns
         read = read_list([(turn, self._place) for turn in turns], self._tally)
-        return [replace(message, train=False) for message in read] if context else read
+        told = ("assistant",) if context else ()  # what a user says is the same as a text
+        return [replace(one, train=False) if one.role in told else one for one in read]
 
     def _turns(self, values: list[Any]) -> Iterator[Message]:
         """Yield a whole conversation: texts in turn, pairs, messages, or one rendered text."""
