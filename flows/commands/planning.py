@@ -132,8 +132,9 @@ def _add_time(table: "Table", found: "Forecast") -> None:
 
 
 def _parts(memory: "Memory") -> str:
-    parts = memory.model_dump(exclude={"peak"})
-    return ", ".join(f"{name} {_bytes(n)}" for name, n in parts.items())
+    parts = memory.model_dump(exclude={"peak", "snapshot"})
+    held = ", ".join(f"{name} {_bytes(n)}" for name, n in parts.items() if n)
+    return f"{held}; beside it, on the CPU, {_bytes(memory.snapshot)} while a checkpoint is written"
 
 
 def _bytes(n: float) -> str:
