@@ -27,6 +27,8 @@ __all__ = ["render_diff", "render_manifest", "render_report", "render_rows"]
 
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
+ABSENT = "\u2013"
+"""Stands for the figure of what is not there."""
 SHOWN = 3
 """Places printed for each finding; the JSON report has more."""
 SUPERVISED = "bold green"
@@ -156,15 +158,22 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
     rows = Table(box=None, pad_edge=False, header_style="dim")
     rows.add_column("rows")
     rows.add_column("", justify="right")
-    for name in ("same", "added", "removed", "changed", "moved"):
-        rows.add_row(name, f"{getattr(diff, name):,}")
+    counts = {
+        name: getattr(diff, name) for name in ("same", "added", "removed", "changed", "moved")
+    }
+    if diff.masked_anew is not None:
+        counts["masked anew"] = diff.masked_anew
+    for name, count in counts.items():
+        rows.add_row(name, f"{count:,}")
     density = Table(box=None, pad_edge=False, header_style="dim")
     density.add_column("density")
     for name in ("a", "b", "moved by"):
         density.add_column(name, justify="right")
     for name, (a, b) in diff.density.items():
-        move = f"{100 * (b.density - a.density):+.1f} points"
-        density.add_row(Text(visible(name)), f"{a.density:.1%}", f"{b.density:.1%}", move)
+        shares = (f"{one.density:.1%}" if one.tokens else ABSENT for one in (a, b))
+        both = a.tokens and b.tokens
+        move = f"{100 * (b.density - a.density):+.1f} points" if both else ""
+        density.add_row(Text(visible(name)), *shares, move)
     parts: list[RenderableType] = [
         _line("a", diff.a),
         _line("b", diff.b),
@@ -172,6 +181,9 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
         rows,
         density,
         *(Text(visible(str(place)), style="dim") for place in diff.examples),
+    differing = diff.added + diff.removed + diff.changed or diff.masked_anew or 0
+    if differing > len(diff.examples):
+        parts.append(Text(f"and {differing - len(diff.examples):,} more", style="dim"))
     ]
     return Group(*parts)
 
