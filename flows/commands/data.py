@@ -73,7 +73,7 @@ def prepare(
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
     }  # fmt: skip
     how = parse_reading(format, mapping, rows, held)
-    asked = _asked(config, look or input_files, how, knobs)
+    asked = _asked({"--input_files": input_files, "--look": look}, config, how, knobs)
     preparation = parse_engine(asked.preparation, engine or EngineFlags())
     policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")
     if look:
@@ -117,15 +117,16 @@ def _look(data: PrepareConfig, policy: MaskPolicy | None) -> int:
 
 
 def _asked(
-    config: Path | None, input_files: Files, how: dict[str, Any], knobs: dict[str, Any]
+    named: dict[str, Files], config: Path | None, how: dict[str, Any], knobs: dict[str, Any]
 ) -> PrepareFile:
     """Return what a file asks for, or what the flags do."""
-    if bool(config) == bool(input_files):
-        given = "both were given" if config else "neither was given"
-        raise ConfigError(f"prepare wants --input_files or --config, and one of them; {given}")
+    given = [flag for flag, files in named.items() if files] + ["--config"] * bool(config)
+    if len(given) != 1:
+        said = f"{' and '.join(given)} were given" if given else "none was given"
+        raise ConfigError(f"prepare wants one of {', '.join(named)} and --config; {said}")
     if config:
         return read_config(config, PrepareFile)
-    sources = [{"path": path} | how for path in input_files or ()]
+    sources = [{"path": path} | how for files in named.values() for path in files or ()]
     return parse_config({"sources": sources} | knobs, PrepareFile, "the command line")
 
 

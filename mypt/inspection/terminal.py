@@ -233,12 +233,17 @@ def render_rows(
 
 
 def render_view(
-    view: RowView, tokenizer: Tokenizer, policy: MaskPolicy | None, *, why: bool = False
+    view: RowView,
+    tokenizer: Tokenizer,
+    policy: MaskPolicy | None,
+    *,
+    why: bool = False,
+    longest: int | None = None,
 ) -> Iterator[RenderableType]:
     """Yield one row, its title first; see :func:`render_rows`."""
     tokens = shown_tokens(view, tokenizer, policy)
     yield _title(view)
-    yield _why_table(tokens) if why else RowText(tuple(tokens))
+    yield _why_table(tokens) if why else RowText(tuple(tokens), longest)
 
 
 def search_rows(dataset: Dataset, split: Split, text: str | None = None) -> Iterator[RowView]:
@@ -269,6 +274,8 @@ class ShownToken:
 class RowText:
     """A row as running text, a turn a paragraph."""
 
+    longest: int | None = None
+    """Characters shown of a stretch; what is left out is counted. None shows all."""
     tokens: tuple[ShownToken, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -276,6 +283,8 @@ class RowText:
         colours = console.color_system is not None
         text, before = Text(), 0
         for (message, style), run in groupby(self.tokens, lambda t: (t.message, _style(t))):
+            more = len(said) - (len(said) if self.longest is None else self.longest)
+            said = f"{said[: self.longest]} \u2026 {more:,} characters more" if more > 0 else said
             said = "".join(token.text for token in run)
             marked = style == SUPERVISED and not colours
             text.append("\n" * (message != before))

@@ -133,6 +133,8 @@ class Tally:
         self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
     ) -> None:
         """Count the fields that hold something and are neither read nor without meaning.
+        self.meaningless: set[str] = set()
+        """Fields that were met and known to say nothing."""
 
         Args:
             fields: All of them.
@@ -161,6 +163,7 @@ class Tally:
                 raise DataError(
                     f"{place}: {name!r} of {of} is not read; expected no such field where reading"
                     " is strict; say what it means, remove it, or leave strict out"
+                self.meaningless.add(name)
                 )
             self._met[of, name] = _Met(value)
 

@@ -103,6 +103,11 @@ class SourceReader:
         return dict(self._tally.unread)
 
     @property
+    def meaningless(self) -> frozenset[str]:
+        """Names of fields that this pass met and knew to say nothing."""
+        return frozenset(self._tally.meaningless)
+
+    @property
     def bytes_total(self) -> int:
         """Bytes of all files as they are stored."""
         return sum(raw.size for raw in self._raws)

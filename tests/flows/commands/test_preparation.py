@@ -43,6 +43,33 @@ def test_an_address_without_dask_is_wrong_use(tmp_path, capsys):
     assert "expected dask" in capsys.readouterr().err
 
 
+def test_who_names_files_twice_or_nowhere_is_told_by_the_flags_that_were_typed(capsys):
+    assert main(["prepare", "--look", "a.jsonl", "--config", "a.json"]) == 2
+    assert "--look and --config were given" in capsys.readouterr().err
+    assert main(["prepare", "--look", "a.jsonl", "--input_files", "a.jsonl"]) == 2
+    assert "--input_files and --look were given" in capsys.readouterr().err
+    assert main(["prepare", "--out_dir", "d"]) == 2
+    assert "--input_files, --look and --config; none was given" in capsys.readouterr().err
+
+
+def test_strict_names_all_unread_fields_of_a_row_and_lets_those_be_that_are_named(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    said = [{"role": "user", "content": "a", "mood": "x"}, {"role": "assistant", "content": "b"}]
+    path.write_text(json.dumps({"messages": said, "context": "x", "topic": "y"}) + "\n")
+    asked = ["prepare", "--input_files", str(path), "--tokenization", "byte", "--val_fraction", "0"]
+    asked += ["--out_dir", str(tmp_path / "d"), "--strict"]
+    assert main(asked) == 1
+    error = capsys.readouterr().err
+    for name in ("'mood' of a message", "'context' of the row", "'topic' of the row"):
+        assert name in error
+    assert main([*asked, "--unread", "mood,topic"]) == 1
+    assert "a.jsonl:1: 'context' of the row is not read" in capsys.readouterr().err
+    assert main([*asked, "--unread", "mood,topic,context"]) == 0
+    (source,) = read_manifest(tmp_path / "d").sources
+    assert len(source.notes) == 3
+    capsys.readouterr()
+
+
 def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"}]

@@ -30,7 +30,8 @@ def test_a_look_names_the_format_its_reason_unread_fields_and_shows_two_rows(tmp
     assert printed(source, MaskPolicy()) == [
         "file      talk.jsonl: claude, by the fields uuid, chat_messages, project",
         "rows      3 read",
-        "known     uuid, chat_messages: read, or without meaning for a model",
+        "read      chat_messages",
+        "aside     uuid: without meaning for a model",
         "not read  'files' of a message: held by 6, varies",
         "not read  'project' of a conversation: held by 3, varies",
         "train row 0  talk.jsonl  talk.jsonl:1  5 tokens, 3 supervised (60%)",
@@ -55,3 +56,12 @@ def test_a_look_says_what_was_asked_for_and_what_has_no_fields(tmp_path):
     chat = json.dumps([{"text": "once"}])
     named = Source(path=str(write(tmp_path / "a.json", chat)), format="text")
     assert printed(named, None)[0] == "file      a.json: text, as --format says"
+
+
+def test_a_long_text_is_cut_and_what_is_left_out_is_counted(tmp_path):
+    row = {"prompt": "a" * 1700, "completion": "b" * 500}
+    source = Source(path=str(write(tmp_path / "a.jsonl", jsonl(row))))
+    said = " ".join(printed(source, MaskPolicy()))
+    assert "a \u2026 1,200 characters more" in said
+    assert said.count("a" * 120) == 4
+    assert said.count("characters more") == 2  # the end of the turn is of the answer
