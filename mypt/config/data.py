@@ -84,6 +84,8 @@ class Reading(Frozen):
     """Field that says which conversation a row of one message belongs to, where auto misses it."""
     strict: bool = False
     """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+    unread: str = ""
+    """Fields that may stay unread where reading is strict, joined by commas; they are counted."""
     reasoning_tags: str = Field(default="think", pattern=r"^\w+(,\w+)*$")
     """Names of the tags around reasoning at the beginning of an assistant's text, joined by
     commas; "none" leaves them and <tool_call> as text."""
@@ -106,6 +108,12 @@ class Reading(Frozen):
                     f" {', '.join(_VOICES)} and a field, as in user=question,assistant=answer"
                 )
         return turns
+
+    @model_validator(mode="after")
+    def _only_strict_reading_waives(self) -> Self:
+        if self.unread and not self.strict:
+            raise ValueError(f"unread {self.unread[:60]!r}: expected only where reading is strict")
+        return self
 
     @field_validator("encoding")
     @classmethod

@@ -119,12 +119,22 @@ class _Met:
 class Tally:
     """Rows that were left out, changes that were made, and fields that were not read."""
 
-    def __init__(self, strict: bool = False) -> None:
-        """Count; ``strict`` refuses a field that is not read, instead of counting it."""
+    def __init__(self, strict: bool = False, unread: str = "") -> None:
+        """Count.
+
+        Args:
+            strict: Refuse fields that are not read, instead of counting them.
+            unread: Names of those that are counted all the same, joined by commas.
+        """
         self.strict = strict
+        self._allowed = frozenset(unread.split(",") if unread else ())
+        self._refused: list[str] = []
+        self._refused_at: Place | None = None
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._met: dict[tuple[str, str], _Met] = {}
+        self.meaningless: set[str] = set()
+        """Fields that were met and known to say nothing."""
         self._added: dict[str, Unread] = {}
         self.speakers: Counter[str] = Counter()
         """How often each person spoke, where nobody is named the assistant in the file."""
@@ -133,17 +143,12 @@ class Tally:
         self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
     ) -> None:
         """Count the fields that hold something and are neither read nor without meaning.
-        self.meaningless: set[str] = set()
-        """Fields that were met and known to say nothing."""
 
         Args:
             fields: All of them.
             read: Names of those that were read.
             place: For errors.
             of: Whose they are, such as "a message".
-
-        Raises:
-            DataError: If there is one and the reading is strict.
         """
         for name in fields:
             if name in read:
@@ -158,14 +163,26 @@ class Tally:
                     met.varies = True
                 continue
             if name in MEANINGLESS or name.lower() in MEANINGLESS:
-                continue
-            if self.strict:
-                raise DataError(
-                    f"{place}: {name!r} of {of} is not read; expected no such field where reading"
-                    " is strict; say what it means, remove it, or leave strict out"
                 self.meaningless.add(name)
-                )
+                continue
+            if self.strict and name not in self._allowed:
+                self._refused.append(f"{name!r} of {of}")
+                self._refused_at = self._refused_at or place
             self._met[of, name] = _Met(value)
+
+    def refuse_unread(self) -> None:
+        """Refuse, where reading is strict, all fields of the rows so far that were not read.
+
+        Raises:
+            DataError: If there are any.
+        """
+        if self._refused:
+            are, them = ("are", "them") if len(self._refused) > 1 else ("is", "it")
+            raise DataError(
+                f"{self._refused_at}: {', '.join(self._refused)} {are} not read; expected no such"
+                f" field where reading is strict; remove {them}, name {them} after --unread, or"
+                " leave strict out"
+            )
 
     @property
     def unread(self) -> dict[str, Unread]:

@@ -77,6 +77,8 @@ def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path
     asked = ["prepare", "--input_files", str(path), "--tokenization", "byte", "--val_fraction", "0"]
     assert main([*asked, "--out_dir", str(tmp_path / "d0"), "--strict"]) == 1
     assert "'context' of the row is not read" in capsys.readouterr().err
+    assert main([*asked, "--out_dir", str(tmp_path / "d0"), "--unread", "context"]) == 2
+    assert "only where reading is strict" in capsys.readouterr().err
     unread = {"'context' of the row was not read"}
     for number, flags, note in (
         (1, [], {"text between <think> tags read as reasoning"}),

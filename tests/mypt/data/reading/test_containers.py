@@ -273,8 +273,9 @@ def test_what_stands_beside_the_rows_is_counted_or_refused(tmp_path):
     tally = Tally()
     assert len(records(path, tally=tally)) == 2
     assert tally.unread_notes() == {"'system' of the file was not read": 1}
+    records(path, tally=(strict := Tally(strict=True)))
     with pytest.raises(DataError, match="'system' of the file is not read"):
-        records(path, tally=Tally(strict=True))
+        strict.refuse_unread()
 
 
 @pytest.mark.parametrize(
