@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from mypt.data.manifest import Density, Split
+from mypt.data.manifest import ByRole, Density, Split
 from mypt.data.packing.accounts import LengthAccount, merge
 from mypt.parsing import Frozen
 
@@ -150,7 +150,7 @@ class ValidationStats(Frozen):
     longest: int = 0
     """Tokens of the longest row."""
     total: Density = Density()
-    by_role: dict[str, Density] = Field(default_factory=dict)
+    by_role: ByRole = Field(default_factory=dict)
     by_source: dict[str, Density] = Field(default_factory=dict)
     rendered: int = 0
     """Rows that were rendered and encoded once more and compared token by token."""
