@@ -13,6 +13,7 @@ from mypt.evaluation.scores import AskedQuestion
 from mypt.inference.chat import Answer, answer_prompts, prompt_of
 from mypt.model.gpt import GPT
 from mypt.parsing import Frozen
+from mypt.text import counted
 
 FULL_STOP = "."
 """Ends a statement of plain text; no answer holds one."""
@@ -91,7 +92,8 @@ def read_questions(path: str) -> Iterator[Exercise]:
         yield Exercise(QUESTIONS, question, question, answer, stem=question)
     for count in reader.record().dropped:
         raise DataError(
-            f"{path}: {count.rows} rows say nothing to ask ({count.reason}); take them out"
+            f"{path}: {counted(count.rows, 'row')} left out ({count.reason}); expected a question"
+            " and its answer in each"
         )
 
 

@@ -21,7 +21,7 @@ from mypt.errors import DataError
 from mypt.inspection.checks.findings import DENSITY_BOUNDS, LengthPreview, Level, ValidationReport
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.rowview import RowView, iter_rows, read_row, reasons, token_texts
-from mypt.text import shown, visible
+from mypt.text import counted, shown, visible
 
 __all__ = ["render_diff", "render_manifest", "render_report", "render_rows"]
 
@@ -43,13 +43,11 @@ def render_report(report: ValidationReport) -> RenderableType:
     parts: list[RenderableType] = [_line("dataset", report.dataset[:12])]
     for split in SPLITS:
         if split in stats.rows:
-            parts.append(
-                _line(split, f"{stats.rows[split]:,} rows, {stats.tokens[split]:,} tokens")
-            )
+            parts.append(_line(split, _size(stats.rows[split], stats.tokens[split])))
     if stats.total.tokens:
         low, high = DENSITY_BOUNDS
         parts += [
-            _line("rendered", f"{stats.rendered:,} rows written and encoded once more, compared"),
+            _line("rendered", f"{counted(stats.rendered, 'row')} encoded once more, compared"),
             _density_table({"in all": stats.total, **stats.by_role, **stats.by_source}),
         ]
         if set(stats.by_role) != {"text"}:
@@ -69,13 +67,14 @@ def render_report(report: ValidationReport) -> RenderableType:
 
 
 def _verdict(report: ValidationReport) -> Text:
-    counts = ", ".join(
-        f"{report.count(level)} {level}{'' if report.count(level) == 1 else 's'}"
-        for level in STYLES
-    )
+    counts = ", ".join(counted(report.count(level), level) for level in STYLES)
     if report.ok:
         return Text(f"ok: {counts}", style="bold green")
     return Text(f"broken: {counts}", style="bold red")
+
+
+def _size(rows: int, tokens: int) -> str:
+    return f"{counted(rows, 'row')}, {counted(tokens, 'token')}"
 
 
 def _line(name: str, value: str) -> Text:
@@ -137,10 +136,10 @@ def render_manifest(folder: Path, manifest: Manifest) -> RenderableType:
     ]
     for split in SPLITS:
         rows = sum(shard.n_rows for shard in manifest.split(split))
-        parts.append(_line(split, f"{rows:,} rows, {manifest.tokens(split):,} tokens"))
+        parts.append(_line(split, _size(rows, manifest.tokens(split))))
     parts.append(_line("shards", f"{shards:,}"))
     for source in manifest.sources:
-        said = f"{source.name}: {source.format}, {source.rows_read:,} rows read"
+        said = f"{source.name}: {source.format}, {counted(source.rows_read, 'row')} read"
         parts.append(_line("source", said))
         for what, counts in (("dropped", source.dropped), ("changed", source.notes)):
             parts += [_line("", f"{what} {count.rows:,}: {count.reason}") for count in counts]
@@ -181,10 +180,10 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
         rows,
         density,
         *(Text(visible(str(place)), style="dim") for place in diff.examples),
+    ]
     differing = diff.added + diff.removed + diff.changed or diff.masked_anew or 0
     if differing > len(diff.examples):
         parts.append(Text(f"and {differing - len(diff.examples):,} more", style="dim"))
-    ]
     return Group(*parts)
 
 
@@ -240,7 +239,7 @@ def render_view(
     why: bool = False,
     longest: int | None = None,
 ) -> Iterator[RenderableType]:
-    """Yield one row, its title first; see :func:`render_rows`."""
+    """Yield one row, its title first; see :func:`render_rows` and :class:`RowText`."""
     tokens = shown_tokens(view, tokenizer, policy)
     yield _title(view)
     yield _why_table(tokens) if why else RowText(tuple(tokens), longest)
@@ -274,18 +273,18 @@ class ShownToken:
 class RowText:
     """A row as running text, a turn a paragraph."""
 
+    tokens: tuple[ShownToken, ...]
     longest: int | None = None
     """Characters shown of a stretch; what is left out is counted. None shows all."""
-    tokens: tuple[ShownToken, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Give the text its colours, or brackets where there are none."""
         colours = console.color_system is not None
         text, before = Text(), 0
         for (message, style), run in groupby(self.tokens, lambda t: (t.message, _style(t))):
+            said = "".join(token.text for token in run)
             more = len(said) - (len(said) if self.longest is None else self.longest)
             said = f"{said[: self.longest]} \u2026 {more:,} characters more" if more > 0 else said
-            said = "".join(token.text for token in run)
             marked = style == SUPERVISED and not colours
             text.append("\n" * (message != before))
             text.append(f"{OPEN}{said}{CLOSE}" if marked else said, style=style)
@@ -328,7 +327,7 @@ def shown_tokens(
 
 
 def _title(view: RowView) -> Text:
-    count = f"{len(view.tokens)} tokens"
+    count = counted(len(view.tokens), "token")
     if view.mask is not None:
         count += f", {int(view.mask.sum())} supervised ({view.mask.mean():.0%})"
     return Text(f"{view.split} row {view.index}", style="bold").append(

@@ -18,7 +18,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from mypt.data.manifest import Density, MaskStats
-from mypt.inspection.checks.findings import ValidationReport
+from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.pages.render import plot
 from mypt.text import counted, markdown, one_line, shorten
 from tasks.tracking.records import Metrics, read
@@ -78,9 +78,7 @@ def validation_findings(name: str, report: ValidationReport) -> None:
         ],
         columns=["level", "finding", "count", "meaning", "for example"],
     )
-    counts = ", ".join(
-        f"{report.count(level)} {level}s" for level in ("error", "warning", "notice")
-    )
+    counts = ", ".join(counted(report.count(level), level) for level in LEVELS)
     _table(f"validation-{name}", frame, f"{name}: {counts}.")
 
 
@@ -160,6 +158,8 @@ def _table(key: str, frame: pd.DataFrame, description: str) -> None:
 
 def _markdown(key: str, text: str, description: str) -> None:
     create_markdown_artifact(text, key=artifact_key(key), description=description)
+
+
 def away(error: Exception) -> str:
     """Return in one line why Prefect's API did not take something, and that no harm is done."""
     if isinstance(error, httpx.HTTPStatusError):
@@ -170,8 +170,6 @@ def away(error: Exception) -> str:
     else:
         why = shorten(str(error), _LONGEST) or type(error).__name__
     return f"{why}; the work goes on without"
-
-
 
 
 def artifact_key(text: str) -> str:

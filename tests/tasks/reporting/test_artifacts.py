@@ -65,7 +65,7 @@ def test_findings_are_a_table_also_when_there_are_none(shown):
     artifacts.validation_findings("demo", report)
     rows, description = shown["validation-demo"]
     assert rows[0]["for example"] == "x"
-    assert description == "demo: 0 errors, 1 warnings, 0 notices."
+    assert description == "demo: 0 errors, 1 warning, 0 notices."
     artifacts.validation_findings("demo", report.model_copy(update={"findings": ()}))
     assert shown["validation-demo"][0] == []
 
