@@ -67,8 +67,8 @@ def test_a_model_whose_training_is_not_finished_says_so_beside_its_answer(
     assert main(words) == 0
     assert "not finished" not in capsys.readouterr().err
     preset = Preset.model_validate(TINY | {"max_iters": 9, "eval_interval": 3})
-    (data,) = (home / "datasets").iterdir()
     steps = iter(range(99))
+    data = home / "datasets" / "chat"
     list(train(plan_run(preset, "begun", data), should_stop=lambda: next(steps) >= 4))
     typed(monkeypatch)
     for said in (["generate", "begun", *words[2:]], ["chat", "begun"]):
