@@ -140,7 +140,12 @@ class Tally:
         """How often each person spoke, where nobody is named the assistant in the file."""
 
     def check_fields(
-        self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
+        self,
+        fields: Mapping[str, Any],
+        read: Set[str],
+        place: Place,
+        of: str = "the row",
+        beside: Set[str] = frozenset(),
     ) -> None:
         """Count the fields that hold something and are neither read nor without meaning.
 
@@ -149,6 +154,7 @@ class Tally:
             read: Names of those that were read.
             place: For errors.
             of: Whose they are, such as "a message".
+            beside: Names of those that a format has and that have no meaning for a model.
         """
         for name in fields:
             if name in read:
@@ -162,7 +168,7 @@ class Tally:
                 if not met.varies and value != met.value:
                     met.varies = True
                 continue
-            if name in MEANINGLESS or name.lower() in MEANINGLESS:
+            if name in beside or name in MEANINGLESS or name.lower() in MEANINGLESS:
                 self.meaningless.add(name)
                 continue
             if self.strict and name not in self._allowed:

@@ -10,6 +10,7 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.look import look_at, render_look
 from tests.mypt.data.rawfiles import jsonl, write
+from tests.pages import ROOT
 
 TOKENIZER = load_tokenizer("byte", "plain")
 
@@ -65,3 +66,11 @@ def test_a_long_text_is_cut_and_what_is_left_out_is_counted(tmp_path):
     assert "a \u2026 1,200 characters more" in said
     assert said.count("a" * 120) == 4
     assert said.count("characters more") == 2  # the end of the turn is of the answer
+
+
+def test_what_an_export_says_about_itself_is_not_called_read():
+    said = printed(Source(path=str(ROOT / "examples/exports/claude.json")), MaskPolicy())
+    assert said[2:4] == [
+        "read      chat_messages",
+        "aside     uuid, name, account, created_at: without meaning for a model",
+    ]

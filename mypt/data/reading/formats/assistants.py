@@ -30,21 +30,25 @@ def fields_named(text: str) -> frozenset[str]:
 
 
 # Fields that are read, or that say nothing a model could learn, by whose they are.
-_CHATGPT: Final = fields_named(
-    "mapping current_node title conversation_id conversation_template_id default_model_slug"
+_CHATGPT: Final = fields_named("mapping current_node")
+_BESIDE_CHATGPT: Final = fields_named(
+    "title conversation_id conversation_template_id default_model_slug"
     " is_archived is_starred is_read_only is_study_mode is_do_not_remember moderation_results"
     " safe_urls blocked_urls gizmo_id gizmo_type plugin_ids disabled_tool_ids voice async_status"
     " conversation_origin memory_scope sugar_item_id sugar_item_visible pinned_time owner"
 )
 _NODE: Final = fields_named("author content metadata recipient status weight end_turn channel")
-_CLAUDE: Final = fields_named("chat_messages name account current_leaf_message_uuid")
+_CLAUDE: Final = fields_named("chat_messages current_leaf_message_uuid")
+_BESIDE_CLAUDE: Final = fields_named("name account")
 _TURN: Final = fields_named(
     "sender text content parent_message_uuid stop_reason input_mode truncated"
 )
 _WEIGHTS: Final = ("train", "weight", "loss_weight")
 _GEMINI: Final = fields_named(
     "contents systemInstruction system_instruction tools train weight loss_weight"
-    " generationConfig generation_config safetySettings safety_settings"
+)
+_BESIDE_GEMINI: Final = fields_named(
+    "generationConfig generation_config safetySettings safety_settings"
 )
 
 
@@ -85,7 +89,7 @@ def read_chatgpt(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _CHATGPT, place, "a conversation")
+    tally.check_fields(fields, _CHATGPT, place, "a conversation", _BESIDE_CHATGPT)
     nodes = fields_of(fields.get("mapping"), place)
     path = _branch(nodes, _end(nodes, fields.get("current_node"), place), place)
     said = sum(isinstance(n, dict) and n.get("message") is not None for n in nodes.values())
@@ -189,7 +193,7 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _CLAUDE, place, "a conversation")
+    tally.check_fields(fields, _CLAUDE, place, "a conversation", _BESIDE_CLAUDE)
     messages = [fields_of(one, place) for one in listed(fields, "chat_messages", place)]
     pieces: list[_Piece] = []
     branch = _last_branch(messages, fields.get("current_leaf_message_uuid"), place)
@@ -254,7 +258,7 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _GEMINI, place)
+    tally.check_fields(fields, _GEMINI, place, beside=_BESIDE_GEMINI)
     pieces: list[_Piece] = []
     for content in (fields_of(one, place) for one in listed(fields, "contents", place)):
         tally.check_fields(content, {"role", "parts", *_WEIGHTS}, place, "a content")
