@@ -194,7 +194,7 @@ def validate(
     dataset: Path,
     *,
     block_size: MaybeWhole = None,
-    length_policy: LengthPolicy = "split",
+    length_policy: LengthPolicy = "keep_system",
     prove: bool = False,
     expect_single_role: bool = False,
     json: bool = False,

@@ -16,6 +16,7 @@ Format = Literal[
 Markup = Literal[
     "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
     "human_lines", "user", "vicuna", "glaive", "llama4", "oasst", "command", "deepseek",
+    "harmony", "human_ai", "angled", "bold", "bracketed", "instruction", "question", "qa",
 ]  # fmt: skip
 Voice = Literal[
     "system", "user", "assistant", "tool",

@@ -17,9 +17,10 @@ class TrainConfig(Frozen):
     a flow uses the masks, and any other training on data that have some is refused."""
     batching: Literal["windows", "packed"] = "windows"
     """Random windows, or whole conversations packed into rows, each once an epoch."""
-    length_policy: Literal["split", "keep_system", "drop", "keep_last_turns", "error"] = "split"
+    length_policy: Literal["split", "keep_system", "drop", "keep_last_turns", "error"] | None = None
     """Packed only: what becomes of a conversation longer than block_size; keep_system splits it
-    and lets each piece begin with its system message, which is read and not learned."""
+    and lets each piece begin with its system message, which is read and not learned. Left out:
+    keep_system where that repeats a message, else split, which then is the same."""
     max_lost: float = Field(default=0.05, ge=0.0, le=1.0)
     """Packed only: largest share of supervised tokens that length_policy may lose. A validation
     warns where more answers than this share lose their question."""

@@ -35,6 +35,11 @@ MEANINGLESS: Final = frozenset(
     }
 )
 """Names of fields that say nothing a model could learn or need: ids, dates, scores, licences."""
+MOST_FIELDS: Final = 100
+"""How many fields that are not read are named; the others are counted as one."""
+_MOST_NOTES: Final = 1000
+_MOST_SPEAKERS: Final = 100_000
+_REST: Final = "'others' beyond the first names by the alphabet"
 WEIGHTS: Final = ("train", "training", "weight", "loss_weight")
 """Names of fields that say whether something is learned: a row, a message or a part."""
 
@@ -110,10 +115,27 @@ class Unread(NamedTuple):
 class _Met:
     """A field that was not read, while rows are taken: its value is compared, not yet summed."""
 
-    __slots__ = ("rows", "value", "varies")
+    __slots__ = ("name", "rows", "value", "varies")
 
-    def __init__(self, value: Any) -> None:
-        self.rows, self.value, self.varies = 1, value, False
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.rows, self.value, self.varies = name, 1, value, False
+
+
+class _Counts(Counter[str]):
+    """Counts of so many names at most, those that come first by the alphabet; the rest as one.
+
+    Which those are does not depend on the order in which names are met or counts are added.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, name: str, count: int) -> None:
+        super().__setitem__(name, count)
+        if len(self) > self._most + (_REST in self):
+            last = max(self.keys() - {_REST})
+            super().__setitem__(_REST, self[_REST] + self.pop(last))
 
 
 class Tally:
@@ -131,12 +153,12 @@ class Tally:
         self._refused: list[str] = []
         self._refused_at: Place | None = None
         self.dropped: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()
+        self.notes: Counter[str] = _Counts(_MOST_NOTES)
         self._met: dict[tuple[str, str], _Met] = {}
         self.meaningless: set[str] = set()
         """Fields that were met and known to say nothing."""
         self._added: dict[str, Unread] = {}
-        self.speakers: Counter[str] = Counter()
+        self.speakers: Counter[str] = _Counts(_MOST_SPEAKERS)
         """How often each person spoke, where nobody is named the assistant in the file."""
 
     def check_fields(
@@ -174,7 +196,11 @@ class Tally:
             if self.strict and name not in self._allowed:
                 self._refused.append(f"{name!r} of {of}")
                 self._refused_at = self._refused_at or place
-            self._met[of, name] = _Met(value)
+            self._met[of, name] = _Met(f"{name!r} of {of}", value)
+            if len(self._met) > MOST_FIELDS:  # such as keys that are ids
+                key, last = max(self._met.items(), key=lambda item: item[1].name)
+                self.add_unread({_REST: Unread(last.rows, 0, False)})
+                del self._met[key]
 
     def refuse_unread(self) -> None:
         """Refuse, where reading is strict, all fields of the rows so far that were not read.
@@ -194,9 +220,9 @@ class Tally:
     def unread(self) -> dict[str, Unread]:
         """The fields that were not read, as people call them."""
         found = dict(self._added)
-        for (of, name), met in self._met.items():
+        for met in self._met.values():
             first = zlib.crc32(repr(met.value).encode())
-            _join(found, f"{name!r} of {of}", Unread(met.rows, first, met.varies))
+            _join(found, met.name, Unread(met.rows, first, met.varies))
         return found
 
     def unread_notes(self) -> Counter[str]:
@@ -225,3 +251,6 @@ def _join(known: dict[str, Unread], name: str, found: Unread) -> None:
     before = known.get(name, Unread(0, found.first, False))
     varies = before.varies or found.varies or before.first != found.first
     known[name] = Unread(before.rows + found.rows, before.first, varies)
+    if len(known) > MOST_FIELDS + (_REST in known):
+        last = max(known.keys() - {_REST})
+        _join(known, _REST, Unread(known.pop(last).rows, 0, False))

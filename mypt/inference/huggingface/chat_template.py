@@ -33,9 +33,13 @@ _BODY: Final = """\
 {%- endmacro -%}
 {%- macro spelled(call) -%}
 {%- set called = call.function if call.function is defined else call -%}
-{%- set arguments = called.arguments if called.arguments is defined else {} -%}
-{{- '{"name": ' ~ (called.name | tojson) ~ ', "arguments": ' -}}
-{{- (arguments if arguments is string else (arguments or {}) | tojson) or '{}' -}}{{- '}' -}}
+{%- set arguments = called.arguments if called.arguments is defined else none -%}
+{%- set arguments = {} if arguments is none or not (arguments | string | trim) else arguments -%}
+{%- if called.name is not string or arguments is not mapping -%}
+{{- raise_exception('a tool call needs a name and arguments as an object, for a template '
+ ~ 'cannot parse text; read them with json.loads') -}}
+{%- endif -%}
+{{- '{"name": ' ~ (called.name | tojson) ~ ', "arguments": ' ~ (arguments | tojson) ~ '}' -}}
 {%- endmacro -%}
 {%- set ns = namespace(last=-1, learned='', in_text=false, slots=[], parts=[]) -%}
 {%- for message in messages -%}
@@ -117,7 +121,8 @@ def chat_template(template: Template, policy: MaskPolicy) -> str:
 
     It reads messages as ``transformers`` has them: ``content`` (a string, or parts of type
     text, reasoning and tool_call), ``reasoning_content``, ``tool_calls``; and our own ``train``,
-    of a message or of a part.
+    of a message or of a part. Arguments of a call that are text are refused: training reads them
+    as JSON and spells them anew, which Jinja cannot.
 
     Args:
         template: How turns are written.

@@ -14,6 +14,7 @@ from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader
 from mypt.training.plan import RunPlan, plan_run
+from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, write
 
 
 @pytest.fixture
@@ -237,3 +238,25 @@ def test_planning_imports_no_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("system", "knobs", "policy"),
+    [
+        ("s", {"batching": "packed"}, "keep_system"),
+        ("s", {"batching": "packed", "length_policy": "split"}, "split"),
+        ("s", {"batching": "packed", "block_size": 200}, "split"),
+        ("s", {"batching": "windows"}, "split"),
+        ("", {"batching": "packed"}, "split"),
+        ("much longer than half a block", {"batching": "packed"}, "split"),
+    ],
+)
+def test_pieces_keep_their_system_message_where_nothing_is_said(
+    tmp_path, tiny, system, knobs, policy
+):
+    said = [*chat(("system", system))[: bool(system)], *chat(*[ASK, TELL] * 6)]
+    rows = write(tmp_path / "a.jsonl", jsonl(*({"messages": said, "id": n} for n in range(4))))
+    data = PrepareConfig(sources=(Source(path=str(rows)),), tokenization="byte", val_fraction=0.0)
+    prepare(data, MaskPolicy(), tmp_path / "talk")
+    made = plan_run(tiny(**{"use_loss_mask": True} | knobs), "long", tmp_path / "talk")
+    assert made.preset.length_policy == policy

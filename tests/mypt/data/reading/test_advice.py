@@ -267,3 +267,16 @@ def test_the_flags_that_an_error_names_read_the_file_as_they_stand(tmp_path, nam
     mapping = {ours: given.pop(flag) for flag, ours in fields.items() if flag in given}
     _, rows = read(path, **given, **({"mapping": mapping} if mapping else {}))
     assert turns(rows[0]) == [("user", "a"), ("assistant", "b")]
+
+
+def test_of_a_list_of_texts_both_that_it_may_be_are_said(tmp_path):
+    row = {"question_id": 81, "category": "writing", "turns": ["Write", "Rewrite"]}
+    path = write(tmp_path / "a.jsonl", jsonl(row))
+    with pytest.raises(
+        DataError, match=r"questions alone, .* leave the file out; where .* in turn"
+    ):
+        read(path)
+    assert turns(read(path, turns="turns=turns")[1][0]) == [
+        ("user", "Write"),
+        ("assistant", "Rewrite"),
+    ]
