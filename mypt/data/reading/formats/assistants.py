@@ -55,7 +55,6 @@ _GEMINI: Final = fields_named(
 _BESIDE_GEMINI: Final = fields_named(
     "generationConfig generation_config safetySettings safety_settings"
 )
-
 _PARTS: Final = fields_named(
     "text functioncall functionresponse executablecode codeexecutionresult"
 )

@@ -478,5 +478,5 @@ def test_what_stands_beside_the_rows_that_rows_at_leads_to_is_named_at_every_lev
         "'note' of data was not read": 1,
         "'long' of data was not read": 1,
     }
-    with pytest.raises(DataError, match="'about' of the file is not read"):
+    with pytest.raises(DataError, match=r"'about' of the file, 'note' of data, .* are not"):
         read(path, rows_at="data.items", strict=True)
