@@ -120,7 +120,7 @@ def _training(lineage: "Lineage") -> Iterator[str]:
     from mypt.provenance.trace import learned
 
     data, config = lineage.dataset, lineage.config
-    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.block_size}"
+    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.longest}"
     yield f"- architecture: {shape}, {config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
     yield f"- {lineage.tokens} tokens read, {learned(lineage)}, seed {config.seed}"
     yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"
