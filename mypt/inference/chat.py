@@ -73,8 +73,8 @@ def answer_prompts(
     Raises:
         ConfigError: If a prompt does not fit the model's longest context.
     """
-    stop = tokenizer.stop_id if form == "chat" else tokenizer.end_of_text
-    ends = (stop, tokenizer.end_of_text)
+    stops = tokenizer.stop_ids if form == "chat" else (tokenizer.end_of_text,)
+    ends = (*stops, tokenizer.end_of_text)
     written = generate_batch(
         model,
         prompts,
@@ -86,7 +86,7 @@ def answer_prompts(
     return [
         Answer(
             text=tokenizer.decode(ids[:-1] if ids[-1:] and ids[-1] in ends else ids),
-            stopped=ids[-1:] == [stop],
+            stopped=bool(ids) and ids[-1] in stops,
             n_tokens=len(ids),
             ids=tuple(ids),
         )

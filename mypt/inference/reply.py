@@ -74,7 +74,7 @@ class Reply:
 
     def _texts(self) -> Iterator[str]:
         """Yield what each token adds; a character's bytes may lie in several tokens."""
-        ends = (self._tokenizer.stop_id, self._tokenizer.end_of_text)
+        ends = (*self._tokenizer.stop_ids, self._tokenizer.end_of_text)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         written = stream(
             self._model,

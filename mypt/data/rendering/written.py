@@ -98,7 +98,7 @@ def write_turns(
     begins = _begins(template, turns, plain, text, regions)
     regions = widened(regions, leaves, text, begins)
     stretches = [
-        _stretch(text, index, begins, regions, template.stop, controls, _calls(turn))
+        _stretch(text, index, begins, regions, template.stops, _calls(turn))
         for index, turn in enumerate(turns)
         if turn.role == "assistant"
     ]
@@ -174,13 +174,12 @@ def _stretch(
     index: int,
     begins: dict[int, int],
     regions: Sequence[Region],
-    stop: str,
-    controls: re.Pattern[str],
+    stops: Sequence[str],
     calls: bool,
 ) -> tuple[int, int, int]:
     """Return where a turn's words begin, where they end, and where the token that ends it does.
 
-    That is the template's stop; where it writes another after earlier answers, that one.
+    A token at which inference would not stop is none that ends it.
     """
     begin = begins[index]
     last = max((one.stop for one in regions if one.message == index), default=begin)
@@ -189,13 +188,12 @@ def _stretch(
         + [at for other, at in begins.items() if other > index],
         default=len(text),
     )
-    at = text.find(stop, last, bound)
-    if at >= 0:
-        return begin, at, at + len(stop)
+    found = [(at, at + len(stop)) for stop in stops if (at := text.find(stop, last, bound)) >= 0]
+    if found:
+        return begin, *min(found)
     if calls:
         raise Unproved("no token that inference stops at ends a turn that calls a tool")
-    other = controls.search(text, last, bound)
-    return (begin, *other.span()) if other else (begin, last, last)
+    return begin, last, last
 
 
 def _pieces(

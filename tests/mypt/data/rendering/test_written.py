@@ -22,8 +22,11 @@ from mypt.errors import ConfigError, DataError
 from mypt.inference.chat import chat_prompt
 from tests.mypt.data.rendering.bases import (
     BREAKS,
+    CHANNELS,
+    CHATML,
     CONTROLS,
     GLM,
+    GLM_CALLS,
     HARMONY,
     QWEN,
     STOPS,
@@ -159,6 +162,35 @@ def test_each_turn_ends_with_what_the_template_lets_follow_it(tmp_path, template
     turns = [say(role, word) for role, word in zip(("user", "assistant") * 2, "abcd", strict=True)]
     encoded = encode_rows([Conversation(tuple(turns), HERE)], ours)
     assert [text for kind, text in told(encoded, ours) if kind == "end"] == ends
+
+
+def test_a_turn_that_calls_a_tool_ends_with_the_header_that_follows_where_no_token_ends_it(
+    tmp_path,
+):
+    write_base(tmp_path, GLM_CALLS)
+    ours = load_tokenizer(f"hf:{tmp_path}", "base")
+    assert ours.template.stops == ("<|start|>", "<tool_response>")
+    assert ours.stop_ids == tuple(ours.special_tokens[token] for token in ours.template.stops)
+    asked = Message("assistant", (Part("text", "So"), Part("tool_call", CALL)))
+    turns = (say("user", "a"), asked, say("tool", "3"), say("assistant", "b"), say("user", "c"))
+    encoded = encode_rows([Conversation(turns, HERE)], ours)
+    ends = [text for kind, text in told(encoded, ours) if kind == "end"]
+    assert ends == ["<tool_response>", "<|start|>"]
+
+
+def test_a_token_that_stands_inside_a_turn_ends_none_and_is_not_learned_as_its_end(tmp_path):
+    write_base(tmp_path, CHANNELS)
+    ours = load_tokenizer(f"hf:{tmp_path}", "base")
+    assert ours.template.stops == ("<|eot|>",)
+    turns = [say(role, word) for role, word in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    encoded = encode_rows([Conversation(tuple(turns), HERE)], ours)
+    assert [text for kind, text in told(encoded, ours) if kind == "end"] == ["<|eot|>"]
+
+
+def test_a_template_that_was_kept_before_other_stops_were_known_keeps_its_digest(tmp_path):
+    write_base(tmp_path, CHATML)
+    template = load_tokenizer(f"hf:{tmp_path}", "base").template
+    assert "also_stops" not in template.model_dump(mode="json")
 
 
 @pytest.fixture
