@@ -91,8 +91,13 @@ def _make(
     json: bool,
 ) -> int:
     from mypt.data import dataset
+    from mypt.data.preparation.tokenization import DatasetPlan
     from tasks.progress import reading
 
+    if DatasetPlan(data).begins_with_base:
+        from mypt.inference.huggingface.imports import check_base  # loads torch
+
+        check_base(data.tokenization)
     with reading("prepare") as progress:
         if policy is None:
             made = dataset.tokenize(data, out_dir, progress=progress, preparation=preparation)
@@ -156,6 +161,7 @@ def adopt(
     *,
     out_dir: Path | None = None,
     tokenization: str | None = None,
+    template: str | None = None,
     expect_single_role: bool = False,
     json: bool = False,
 ) -> int:
@@ -167,19 +173,20 @@ def adopt(
             save_to_disk of datasets wrote.
         out_dir: The new dataset's folder, for such tables.
         tokenization: What the ids mean; default: the tokenizer_state.json beside them, else gpt2.
+        template: What wrote the turns: a name, base (that of hf:FOLDER), or a file.
         expect_single_role: All of it is to be learned; else a mask of nothing but 1 is an error.
         json: Print the result as JSON.
     """
     from mypt.data.exchange import adoption
 
     if out_dir is None:
-        made = adoption.adopt(directory, tokenization)
+        made = adoption.adopt(directory, tokenization, template)
     elif out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
     else:
         from mypt.data.exchange import labels
 
-        made = labels.adopt_labels(directory, out_dir, tokenization)
+        made = labels.adopt_labels(directory, out_dir, tokenization, template)
     _print_dataset(Path(made.path), json)
     from mypt.inspection import terminal, validation
 

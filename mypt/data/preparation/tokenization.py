@@ -71,13 +71,17 @@ class DatasetPlan:
             return inherited.template
         return find_template(self.config.template, self.config.tokenization)
 
+    @property
+    def begins_with_base(self) -> bool:
+        """Whether the tokenizer is one that lies beside a base's weights."""
+        return self.inherited is None and self.config.tokenization.startswith(PREFIX)
+
     @cached_property
     def passed_over(self) -> bool:
         """Whether the base has a chat template of its own, and another is used."""
-        asked = self.config.tokenization
-        if self.inherited is not None or not asked.startswith(PREFIX):
+        if not self.begins_with_base or self.config.template == BASE:
             return False
-        return self.config.template != BASE and find_source(hf_folder(asked)) is not None
+        return find_source(hf_folder(self.config.tokenization)) is not None
 
     @property
     def trains(self) -> bool:
@@ -99,7 +103,7 @@ class DatasetPlan:
             values["tokenization"] = self.inherited.digest
         else:
             values["template"] = self.template.digest
-        if self.config.tokenization.startswith(PREFIX) and self.inherited is None:
+        if self.begins_with_base:
             # A folder keeps its name when its files change.
             values["tokenization"] = load_tokenizer(self.config.tokenization, self.template).digest
         return files.digest_json({"version": VERSION, "sources": sources} | values)
