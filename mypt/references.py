@@ -32,3 +32,8 @@ class BaseRecord(Frozen):
     """Its ``generation_config.json``, where it had one."""
     dtype: str = "float32"
     """Type of its numbers."""
+    tokenizer: str = ""
+    """Its ``tokenizer_config.json`` as JSON, without chat template and code, where it had one."""
+    flags: str = ""
+    """Added tokens of its ``tokenizer.json`` that are not read as control tokens commonly are, as
+    a JSON list."""

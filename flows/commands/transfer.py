@@ -57,6 +57,7 @@ def _export_model(source: str, out: Path) -> None:
         found.config,
         found.weights,
         found.tokenizer,
+        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
         policy=_marked(found.lineage),
         base=base_of(found.lineage),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
