@@ -38,6 +38,7 @@ def prepare(
     format: Format = "auto",
     mask_role: str = "assistant",
     template: str = "mypt",
+    train_as: Literal["whole", "inference"] = "whole",
     tokenizer_from: str | None = None,
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
@@ -59,6 +60,7 @@ def prepare(
         format: What the files are; auto decides by content and says so.
         mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
         template: mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a file.
+        train_as: Of template base: conversations whole, or each turn as inference sees it.
         tokenizer_from: Dataset or model whose tokenizer is used instead.
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
@@ -71,6 +73,7 @@ def prepare(
     knobs = {
         "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
+        "train_as": train_as,
     }  # fmt: skip
     how = parse_reading(format, mapping, rows, held)
     asked = _asked(config, look or input_files, how, knobs)

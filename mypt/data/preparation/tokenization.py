@@ -25,7 +25,7 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
-from mypt.data.rendering.base_template import BASE, AnyTemplate, find_source
+from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate, find_source
 from mypt.data.spans import ROLE
 from mypt.data.template import Template
 from mypt.data.tokenizer import (
@@ -66,10 +66,19 @@ class DatasetPlan:
     @cached_property
     def template(self) -> AnyTemplate:
         """What renders the conversations."""
-        inherited = self.inherited
-        if inherited is not None:
-            return inherited.template
-        return find_template(self.config.template, self.config.tokenization)
+        inherited, asked = self.inherited, self.config.train_as == "inference"
+        if inherited is None:
+            found = find_template(self.config.template, self.config.tokenization)
+        else:
+            found = inherited.template
+        if not asked or (isinstance(found, BaseTemplate) and found.each_turn):
+            return found
+        if inherited is not None or not isinstance(found, BaseTemplate):
+            raise ConfigError(
+                f"train_as inference with template {found.name}: expected --template base with"
+                " --tokenization hf:FOLDER, whose own chat template feeds other than it writes"
+            )
+        return BaseTemplate(**found.model_dump() | {"each_turn": True})
 
     @property
     def begins_with_base(self) -> bool:

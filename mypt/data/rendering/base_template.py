@@ -41,6 +41,8 @@ class BaseTemplate(Frozen):
     """The token that it makes the model write last."""
     also_stops: tuple[str, ...] = Field(default=(), exclude_if=lambda tokens: not tokens)
     """Others that end a turn, before a tool's result or another turn, and stand in none."""
+    each_turn: bool = Field(default=False, exclude_if=lambda said: not said)
+    """Whether each turn is trained on as inference sees it: the last one of a row of its own."""
     eats_before: tuple[str, ...] = ()
     """Tokens that swallow white space before them."""
     eats_after: tuple[str, ...] = ()
@@ -78,21 +80,28 @@ class BaseTemplate(Frozen):
         return ""
 
     def write(
-        self, messages: Sequence[dict[str, Any]], *, prompt: bool = False, shows: bool = False
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        prompt: bool = False,
+        shows: bool = False,
     ) -> str:
         """Return what the template makes of messages as ``transformers`` has them.
 
         Args:
             messages: ``role``, ``content`` and perhaps ``reasoning_content``, ``tool_calls``.
+            tools: Schemas of what may be called.
             prompt: Whether the header of an answer follows.
             shows: As :func:`mypt.data.rendering.sandbox.render`.
 
         Raises:
             DataError: If it refuses them.
         """
-        size = sum(len(str(value)) for message in messages for value in message.values())
+        said = (value for message in messages for value in message.values())
+        size = sum(len(str(value)) for value in (*said, *(tools or ())))
         variables = {
-            "messages": messages, "tools": None, "documents": None,
+            "messages": messages, "tools": tools, "documents": None,
             "add_generation_prompt": prompt,
         }  # fmt: skip
         return render(self.source, self.variables | variables, size, shows=shows)

@@ -114,6 +114,15 @@ BREAKS = """\
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
+OPENS = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' and loop.last %}{{- '<think>\\n\\n</think>\\n' }}{% endif %}
+{{- message.content + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n' }}
+{%- endif %}"""
 GENERATION = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
