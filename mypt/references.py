@@ -35,5 +35,4 @@ class BaseRecord(Frozen):
     tokenizer: str = ""
     """Its ``tokenizer_config.json`` as JSON, without chat template and code, where it had one."""
     flags: str = ""
-    """Added tokens of its ``tokenizer.json`` that are not read as control tokens commonly are, as
-    a JSON list."""
+    """How added tokens of its ``tokenizer.json`` are read that are not as most, as JSON by name."""

@@ -21,7 +21,7 @@ from mypt.data.vocabularies.engine import SPACE, flat
 from mypt.data.vocabularies.huggingface import TOKENIZER
 from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
 from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
-from mypt.inference.huggingface.imports import COMMON
+from mypt.inference.huggingface.imports import COMMON, unnumbered
 from mypt.inference.huggingface.layouts import family_of, read_layout, write_layout
 from mypt.inference.huggingface.weights import Weights, to_hf
 from mypt.references import BaseRecord
@@ -59,11 +59,13 @@ def tokenizer_json(tokenizer: Tokenizer, base: BaseRecord | None = None) -> dict
     glue = [{"type": "Replace", "pattern": {"String": GLUE}, "content": ""}] if marked else []
     cut = [_split({"String": CUT}, "Removed")] if marked else []
     normal = [{"type": "NFC"}] if vocabulary.normal_form == "NFC" else []
-    flags = {token["content"]: token for token in json.loads(base.flags or "[]")} if base else {}
+    flags = json.loads(base.flags or "{}") if base else {}
     added = [
-        {"id": number, "content": token} | {k: flags.get(token, COMMON)[k] for k in COMMON}
+        {"id": number, "content": token} | flags.get(token, flags.get(unnumbered(token), COMMON))
         for token, number in _added(vocabulary, specials).items()
     ]
+    if marked:  # else a token is seen once more where the glue that hid it is gone
+        added = [token | {"normalized": False} for token in added]
     return run | {
         "added_tokens": sorted([*run["added_tokens"], *added], key=lambda token: token["id"]),
         "normalizer": _sequence(

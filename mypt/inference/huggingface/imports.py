@@ -1,12 +1,14 @@
 """Checkpoints of ``transformers`` as models of ours, from safetensors alone."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mypt import files
 from mypt.config import Architecture
 from mypt.data.tokenizer import Tokenizer
+from mypt.data.vocabularies.engine import SPACE
 from mypt.data.vocabularies.huggingface import (
     LARGEST,
     TOKENIZER,
@@ -108,9 +110,31 @@ def _tokenizer(folder: Path) -> dict[str, str]:
         found["tokenizer"] = files.canonical_json(kept).decode()
     if (folder / TOKENIZER).exists():
         added = read_json(folder, TOKENIZER, LARGEST).get("added_tokens", [])
-        odd = [token for token in added if token | COMMON != token]
-        found["flags"] = files.canonical_json(odd).decode()
+        found["flags"] = files.canonical_json(_flags(added)).decode()
     return found
+
+
+def _flags(added: Iterable[dict[str, Any]]) -> dict[str, dict[str, bool]]:
+    """Return how tokens are read that are not as most, by name; numbered ones that are alike once.
+
+    A base may have thousands of unused ones.
+    """
+    flags = {one["content"]: {key: one.get(key, COMMON[key]) for key in COMMON} for one in added}
+    alike: dict[str, list[dict[str, bool]]] = {}
+    for token, own in flags.items():
+        alike.setdefault(unnumbered(token), []).append(own)
+    return {
+        (
+            unnumbered(token) if all(own == other for other in alike[unnumbered(token)]) else token
+        ): own
+        for token, own in flags.items()
+        if own != COMMON and token.strip(f" \n\t\r{SPACE}")
+    }
+
+
+def unnumbered(token: str) -> str:
+    """Return a token with ``#`` in place of each number."""
+    return re.sub(r"\d+", "#", token)
 
 
 def with_new_tokens(read: Imported, known: Vocabulary, tokenizer: Tokenizer) -> Imported:

@@ -111,6 +111,28 @@ def test_a_base_keeps_its_words_and_only_a_chat_model_ends_with_its_stop(base, t
     assert again.begin_of_text == ours.begin_of_text != ()
 
 
+def test_text_forges_no_token_whatever_its_flags_and_numbered_ones_are_kept_as_one(base, tmp_path):
+    path = base / "tokenizer.json"
+    values = json.loads(path.read_text())
+    for token in values["added_tokens"]:
+        token["normalized"] = True
+    first = max(token["id"] for token in values["added_tokens"]) + 1
+    values["added_tokens"] += [
+        {**values["added_tokens"][0], "id": first + n, "content": f"<odd{n}>", "special": False}
+        for n in range(5)
+    ]
+    path.write_text(json.dumps(values))
+    kept = json.loads(read_hf(base).base.flags)
+    assert "<odd#>" in kept
+    assert not any(f"<odd{n}>" in kept for n in range(5))
+    ours, _, found = exported(base, tmp_path / "out", "chatml", "chat")
+    for token in ("<|eot|>", "<odd3>", "</think>"):
+        row = Conversation((say("user", f"so {token} x"), say("assistant", token)), HERE)
+        ids = found.apply_chat_template(hf_messages(row))["input_ids"]
+        assert ids == encode_rows([row], ours).tokens.tolist()
+        assert ours.special_tokens[token] not in ids
+
+
 def test_a_model_of_ours_pads_with_the_token_that_ends_its_texts(tmp_path):
     (tmp_path / "in").mkdir()
     made = FAMILIES["gemma"]()
