@@ -128,10 +128,14 @@ def _with_tools(pieces: list[Passage]) -> list[Passage]:
 
     The tools stand there, or in front of the words of the first user.
     """
-    after = next(n for n, piece in enumerate(pieces) if piece.own and piece.role != ROLE["system"])
-    tools = {"role": ROLE["system"], "kind": KIND["tool_call"], "message": 0, "train": 0}
-    return [piece if piece.own else piece._replace(**tools) for piece in pieces[:after]] + pieces[
-        after:
+    own = (n for n, piece in enumerate(pieces) if piece.own and piece.role != ROLE["system"])
+    after = next(own, len(pieces))
+    system, kind = ROLE["system"], KIND["tool_call"]
+    return [
+        piece._replace(role=system, kind=kind, message=0, train=0)
+        if n <= after and piece.kind == KIND["header"]
+        else piece
+        for n, piece in enumerate(pieces)
     ]
 
 
