@@ -164,6 +164,11 @@ class PrepareConfig(Frozen):
     """Dataset or model folder whose tokenizer and template are used instead."""
     template: str = "mypt"
     """mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a template file."""
+    train_as: Literal["whole", "inference"] = Field(
+        default="whole", exclude_if=lambda word: word == "whole"
+    )
+    """Template base: conversations whole, or each turn of the assistant in a row of its own, after
+    what inference would feed for it: for templates that write earlier turns otherwise."""
     val_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of rows that go to val, by the hash of their content, so twins never cross."""
     shard_tokens: int = Field(default=10_000_000, ge=1, le=10**12)

@@ -143,13 +143,13 @@ def fit_to_data(
     preset = preset.model_copy(update={"use_loss_mask": masked, "length_policy": policy})
     _check_sizes(preset, folder, manifest)
     if preset.epochs is None:
-        return preset, ()
+        return preset.with_steps(preset.max_iters), ()
     from mypt.training.loader import GPTDataLoader  # loads torch
 
     epoch = GPTDataLoader.of(preset, open_dataset(folder, verify=False)).epoch("train").steps
     steps = max(1, round(preset.epochs * epoch))
     line = f"epochs: {preset.epochs:g}, of {epoch} steps each: max_iters {steps}"
-    return preset.model_copy(update={"epochs": None, "max_iters": steps}), (line,)
+    return preset.with_steps(steps), (line,)
 
 
 def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:

@@ -50,6 +50,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "reasoning_supervised": ("error", "reasoning or tool calls supervised against the policy"),
     "turn_supervised": ("error", "turns supervised that the policy or the row excludes"),
     "stop_unsupervised": ("error", "ends of turns unsupervised: the model would never stop"),
+    "never_stops": ("error", "no token at which generation stops is learned: no answer would end"),
     "answer_unsupervised": ("error", "content unsupervised that the policy supervises"),
     "mask_differs": ("error", "mask bytes differ from what the recorded policy gives"),
     "stats_differ": ("error", "recorded mask statistics differ from the masks"),

@@ -93,3 +93,15 @@ def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path
         (source,) = read_manifest(folder).sources
         assert {count.reason for count in source.notes} == unread | note
     capsys.readouterr()
+
+
+def test_a_base_that_no_training_would_take_is_refused_before_anything_is_prepared(
+    tmp_path, capsys
+):
+    path = write_chats(tmp_path / "a.jsonl", chats(3))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    words = ["--input_files", str(path), "--tokenization", f"hf:{tmp_path / 'base'}"]
+    assert main(["prepare", *words, "--out_dir", str(tmp_path / "d")]) != 0
+    assert "a LoRA adapter of another model" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
