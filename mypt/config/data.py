@@ -154,7 +154,7 @@ class PrepareConfig(Frozen):
     tokenizer_from: str | None = None
     """Dataset or model folder whose tokenizer and template are used instead."""
     template: str = "mypt"
-    """mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a template file."""
+    """mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a template file."""
     val_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of rows that go to val, by the hash of their content, so twins never cross."""
     shard_tokens: int = Field(default=10_000_000, ge=1, le=10**12)

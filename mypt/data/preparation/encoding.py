@@ -148,13 +148,15 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
 def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> Encoded:
     """Encode rows, count those whose text was changed, and leave out those that are refused.
 
-    Only a base's own template refuses rows, where it rewrites what they say.
+    A base refuses rows where its template rewrites what they say, or its tokenizer has no token for
+    a character.
     """
     normal = _normal_rows(rows, tokenizer)
     changed = sum(new is not old for new, old in zip(normal, rows, strict=True))
     if changed:
         form = tokenizer.vocabulary.normal_form
         tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
+    normal = _writable(normal, tokenizer, tally)
     if not isinstance(tokenizer.template, BaseTemplate):
         return encode_rows(normal, tokenizer)
     found = encode_rendered(normal, tokenizer, many=True)
@@ -170,6 +172,22 @@ def _normal_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Row]:
     if not tokenizer.vocabulary.normal_form:
         return list(rows)
     return [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
+
+
+def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
+    """Leave out rows with a character that the tokenizer has no token for."""
+    if not tokenizer.vocabulary.lacking:
+        return rows
+    kept = []
+    for row in rows:
+        reason = tokenizer.unspelled(utf8(_collect([row]).texts))
+        if reason and tally.strict:
+            raise _of_line(row, reason)
+        if reason:
+            tally.dropped[reason] += 1
+        else:
+            kept.append(row)
+    return kept
 
 
 def _normal(row: Row, normalised: Callable[[str], str]) -> Row:

@@ -25,7 +25,7 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
-from mypt.data.rendering.base_template import BASE, AnyTemplate, find_source
+from mypt.data.rendering.base_template import BASE, AnyTemplate
 from mypt.data.spans import ROLE
 from mypt.data.template import Template
 from mypt.data.tokenizer import (
@@ -35,7 +35,7 @@ from mypt.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from mypt.data.vocabularies.huggingface import PREFIX, hf_folder
+from mypt.data.vocabularies.base_files import PREFIXES, base_path, find_source
 from mypt.errors import ConfigError, DataError
 
 _LATER = frozenset(Reading.model_fields) - {"format", "mapping"}
@@ -75,9 +75,9 @@ class DatasetPlan:
     def passed_over(self) -> bool:
         """Whether the base has a chat template of its own, and another is used."""
         asked = self.config.tokenization
-        if self.inherited is not None or not asked.startswith(PREFIX):
+        if self.inherited is not None or not asked.startswith(PREFIXES):
             return False
-        return self.config.template != BASE and find_source(hf_folder(asked)) is not None
+        return self.config.template != BASE and find_source(base_path(asked)) is not None
 
     @property
     def trains(self) -> bool:
@@ -99,7 +99,7 @@ class DatasetPlan:
             values["tokenization"] = self.inherited.digest
         else:
             values["template"] = self.template.digest
-        if self.config.tokenization.startswith(PREFIX) and self.inherited is None:
+        if self.config.tokenization.startswith(PREFIXES) and self.inherited is None:
             # A folder keeps its name when its files change.
             values["tokenization"] = load_tokenizer(self.config.tokenization, self.template).digest
         return files.digest_json({"version": VERSION, "sources": sources} | values)

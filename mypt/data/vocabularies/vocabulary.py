@@ -23,6 +23,12 @@ from mypt.parsing import Frozen
 TRAINED = re.compile(r"char|bpe:(\d{1,7})")
 """The tokenizations that are made from a corpus."""
 SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+_SPARED: Final = frozenset(
+    bytes([v]) for v in range(256) if v >= 0xF5 or v in b"\x7f\xc0\xc1\xf1\xf2"
+    or (v < 0x20 and v not in b"\t\n\r")
+)  # fmt: skip
+"""Bytes that a base may have no token for, as SmolLM2 has not: control characters, the planes of
+Unicode that are empty, and what UTF-8 never has."""
 _LATER: Final = ("normal_form", "engine", "begin", "end")
 """What a vocabulary has had since tokenizers were first written down."""
 _LARGEST_ID = (1 << 32) - 2
@@ -48,7 +54,7 @@ NormalForm = Literal["", "NFC", "spaces"]
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A byte-level vocabulary, complete: every text can be encoded and comes back unchanged."""
+    """A byte-level vocabulary: a text that has ids comes back from them unchanged."""
 
     name: str
     """What people type, such as ``gpt2`` or ``bpe:4096``."""
@@ -68,6 +74,11 @@ class Vocabulary:
     """Special token that ends a document."""
 
     @property
+    def lacking(self) -> bytes:
+        """The bytes that no token stands for; a text with one of them has no ids."""
+        return b"".join(sorted(set(SINGLE_BYTES).difference(self.tokens)))
+
+    @property
     def ids(self) -> list[int]:
         """The ids that text can have."""
         return [number for number, token in enumerate(self.tokens) if token]
@@ -79,6 +90,16 @@ class Vocabulary:
         if self.normal_form == "NFC":
             return composed(text)
         return text.replace(SPACE, " ")
+
+
+def check_bytes(tokens: Iterable[bytes]) -> None:
+    """Refuse a vocabulary that text cannot do without.
+
+    Raises:
+        ValueError: If a byte of ordinary text has no token.
+    """
+    if missing := set(SINGLE_BYTES).difference(tokens, _SPARED):
+        raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
 
 
 def byte_vocabulary() -> Vocabulary:
@@ -197,9 +218,7 @@ class TokenizerState(Frozen):
             ValueError: If the state describes no vocabulary that could encode every text.
         """
         tokens = tuple(base64.b64decode(token, validate=True) for token in self.tokens)
-        missing = set(SINGLE_BYTES).difference(tokens)
-        if missing:
-            raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
+        check_bytes(tokens)
         words = [token for token in tokens if token]
         if not self.engine and len(set(words)) < len(words):
             raise ValueError("tokens: some stand there twice")

@@ -1,13 +1,17 @@
-"""Checkpoints of ``transformers`` as models of ours, from safetensors alone."""
+"""Checkpoints from elsewhere as models of ours, from safetensors or GGUF alone."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 from mypt.config import Architecture
 from mypt.data.tokenizer import Tokenizer
+from mypt.data.vocabularies.gguf_header import read_header
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError
-from mypt.inference.huggingface.layouts import read_layout
+from mypt.inference.huggingface.families import FAMILIES
+from mypt.inference.huggingface.gguf_layouts import GGUFTensors, gguf_config, gguf_family
+from mypt.inference.huggingface.layouts import read_layout, write_layout
 from mypt.inference.huggingface.tensors import Tensors, inside, read_json
 from mypt.inference.huggingface.weights import Weights, from_hf
 from mypt.references import BaseRecord
@@ -28,6 +32,33 @@ class Imported(NamedTuple):
     """What an export gives back."""
 
 
+def read_base(base: Path) -> Imported:
+    """Read a folder in the layout of ``transformers``, or a GGUF file.
+
+    Raises:
+        CheckpointError: As :func:`read_hf`.
+        ConfigError: If a size is none, or a package that reads it is not installed.
+        DataError: If a GGUF cannot be read.
+    """
+    return read_gguf(base) if base.is_file() else read_hf(base)
+
+
+def read_gguf(path: Path) -> Imported:
+    """Read a GGUF file, its numbers as the float32 that they stand for.
+
+    Raises:
+        CheckpointError: If the model has parts that are not ours.
+        ConfigError: If a size is none, or the package ``gguf`` is not installed.
+        DataError: If the file is damaged.
+    """
+    header = read_header(path)
+    name, architecture = read_layout(gguf_config(header), path)
+    tensors = GGUFTensors(header)
+    weights = from_hf(gguf_family(header), architecture, tensors)
+    config = json.dumps(gguf_config(header) | write_layout(name, architecture))
+    return Imported(architecture, weights, (path,), BaseRecord(config=config, dtype=tensors.dtype))
+
+
 def read_hf(folder: Path) -> Imported:
     """Read a folder in the layout of ``transformers``; no pickle is ever read, and no code run.
 
@@ -38,7 +69,7 @@ def read_hf(folder: Path) -> Imported:
     config = read_json(folder, CONFIG)
     name, architecture = read_layout(config, folder / CONFIG)
     tensors = Tensors(folder)
-    weights = from_hf(name, architecture, tensors)
+    weights = from_hf(FAMILIES[name], architecture, tensors)
     paths, generation = [folder / CONFIG, *tensors.paths], ""
     if (folder / GENERATION).exists():
         read_json(folder, GENERATION)
