@@ -130,13 +130,31 @@ class Tokenizer:
         return self.special_tokens[text]
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        """Return the ids of ordinary text, (N,); what looks like a special token is text.
+        """Return the ids of an ordinary text, (N,); what looks like a special token is text.
 
         Raises:
             DataError: If the text holds a lone surrogate, which no bytes can stand for, or a
-                character that the base has no token for.
+                character that the base has no token for, or would not come back.
+        """
+        said = self.vocabulary.normalised(text)
+        if lost := self.lost_space(said):
+            raise DataError(lost)
+        return self.encode_part(self.vocabulary.prefixed(said))
+
+    def encode_part(self, text: str) -> NDArray[np.uint32]:
+        """Return the ids of part of a text, (N,), before which no base writes a space.
+
+        Raises:
+            DataError: If the text has no ids.
         """
         return self.encode_each(self.spelled([text]), many=False)[0].copy()
+
+    def lost_space(self, text: str) -> str:
+        """Say that a whole text would come back without its first space; empty: it would not."""
+        lost = text[:1] == " " and self.vocabulary.prefixed(text) == text != ""
+        if not (lost and self.vocabulary.prefix):
+            return ""
+        return f"tokenizer {self.name} takes the space that a text begins with for its own"
 
     def spelled(self, texts: Iterable[str]) -> list[bytes]:
         """Return texts in the vocabulary's normal form, as UTF-8.
@@ -200,7 +218,16 @@ class Tokenizer:
             ) from None
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """Return the text that ids stand for; bytes that are no UTF-8 become U+FFFD.
+        """Return the text that :meth:`encode` gave these ids for.
+
+        Raises:
+            DataError: As :meth:`decode_bytes`.
+        """
+        text = self.decode_part(ids)
+        return text.removeprefix(" ") if self.vocabulary.prefix else text
+
+    def decode_part(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """Return all that ids stand for; bytes that are no UTF-8 become U+FFFD.
 
         Raises:
             DataError: As :meth:`decode_bytes`.

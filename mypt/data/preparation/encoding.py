@@ -117,7 +117,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
     slots = _compile(shapes, shaped, tokenizer)
     texts = tokenizer.spelled(turns.texts)
-    text_tokens, text_lengths = tokenizer.encode_each(texts, many=many)
+    begun = tokenizer.spelled(_begun(turns, tokenizer)) if tokenizer.vocabulary.prefix else texts
+    text_tokens, text_lengths = tokenizer.encode_each(begun, many=many)
 
     per_turn = slots.per_shape[shape]
     slot = _ranges(_starts(slots.per_shape)[shape], per_turn)
@@ -174,13 +175,25 @@ def _normal_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Row]:
     return [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
 
 
+def _begun(turns: _Turns, tokenizer: Tokenizer) -> list[str]:
+    """Return the parts of all turns, documents with the space that the base writes before them."""
+    parts = iter(turns.texts)
+    return [
+        next(parts) if kind else tokenizer.vocabulary.prefixed(next(parts))
+        for kind in turns.kind
+        for _ in turns.kinds[kind].parts
+    ]
+
+
 def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
-    """Leave out rows with a character that the tokenizer has no token for."""
-    if not tokenizer.vocabulary.lacking:
+    """Leave out rows that would not come back from their ids."""
+    if not (tokenizer.vocabulary.lacking or tokenizer.vocabulary.prefix):
         return rows
     kept = []
     for row in rows:
         reason = tokenizer.unspelled(utf8(_collect([row]).texts))
+        if isinstance(row, Document):
+            reason = reason or tokenizer.lost_space(row.text)
         if reason and tally.strict:
             raise _of_line(row, reason)
         if reason:
@@ -311,7 +324,7 @@ def _compile(shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokeni
     fixed = [
         np.array([tokenizer.special_id(slot.special)], np.uint32)
         if slot.special is not None
-        else tokenizer.encode(slot.text or "")
+        else tokenizer.encode_part(slot.text or "")
         for slot in slots
     ]
     return _Slots(

@@ -19,7 +19,7 @@ from mypt.data.vocabularies.base_files import (
 from mypt.data.vocabularies.encoder import encode_ordinary, encoding_of
 from mypt.data.vocabularies.engine import SPACE, TokenizersEngine, flat, without_controls
 from mypt.data.vocabularies.published import PUBLISHED
-from mypt.data.vocabularies.vocabulary import BYTE, NormalForm, Vocabulary, check_bytes
+from mypt.data.vocabularies.vocabulary import BYTE, NormalForm, Prefix, Vocabulary, check_bytes
 from mypt.errors import DataError
 
 ENDS: Final = (
@@ -45,8 +45,10 @@ _MOST_IDS: Final = 1 << 24
 _MOST_REPEATS: Final = 1000
 _PROBE: Final = 40
 """Tokens whose texts make one probe."""
-_CUTS: Final = ("Split", "Digits", "Punctuation", "ByteLevel")
+_CUTS: Final = ("Split", "Digits", "Punctuation", "ByteLevel", "Metaspace")
 """Pre-tokenizers that lose no text."""
+_SCHEMES: Final[dict[Any, Prefix]] = {"always": "segment", "first": "first", "never": ""}
+"""Metaspace's words for ours."""
 Kind = Literal["bytes", "fallback"]
 """Tokens are bytes spelled as characters, or characters with a token for each byte beside them."""
 
@@ -79,7 +81,7 @@ def hf_vocabulary(base: Path) -> Vocabulary:
 
 def _read(held: TokenizerFile, config: dict[str, Any]) -> Vocabulary:
     path, name, values = held
-    kind, normal_form = _kind(values, path)
+    kind, normal_form, prefix = _kind(values, path)
     added = {a["content"]: a["id"] for a in values["added_tokens"]}
     text = {a["content"] for a in values["added_tokens"] if _is_text(a)}
     controls = {t: i for t, i in added.items() if t not in text and not _is_filler(t)}
@@ -92,7 +94,7 @@ def _read(held: TokenizerFile, config: dict[str, Any]) -> Vocabulary:
     begin, end = _document(values, config, path, controls)
     pattern = None if text or kind == "fallback" else _pattern(values["pre_tokenizer"])
     vocabulary = Vocabulary(
-        name, pattern or "", tokens, controls, normal_form, begin=begin, end=end
+        name, pattern or "", tokens, controls, normal_form, begin=begin, end=end, prefix=prefix
     )
     whole = bool(pattern) and not vocabulary.lacking
     alike = whole and _merges_alike(values["model"], words, source)
@@ -115,7 +117,7 @@ def _is_filler(token: str) -> bool:
     )  # of our own export (mypt.inference.huggingface.exports)
 
 
-def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm]:
+def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm, Prefix]:
     """Return of which of the two kinds it is, and what it does to text beforehand."""
     model = values["model"]
     odd = [
@@ -126,22 +128,54 @@ def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm]:
     stages = [s for s in flat(values.get("normalizer"), "normalizers") if s.get("content") != ""]
     cuts = flat(values.get("pre_tokenizer"), "pretokenizers")
     named = [s["type"] for s in stages]
+    prefix, stages = _prefix(values, stages, cuts, path)
     spaces = stages == [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    lost = [s["type"] for s in cuts if s["type"] not in _CUTS or s.get("add_prefix_space")]
+    lost = [
+        s["type"]
+        for s in cuts
+        if s["type"] not in _CUTS or (s.get("add_prefix_space") and s["type"] != "Metaspace")
+    ]
     if lost:
         raise DataError(f"{path}: pre-tokenizer {lost[0]}; expected {', '.join(_CUTS)}")
     for cut in cuts:
         if isinstance(cut.get("pattern"), dict) and "Regex" in cut["pattern"]:
             _modest(cut["pattern"]["Regex"], path)
     if any(s["type"] == "ByteLevel" for s in cuts) and named in ([], ["NFC"]):
-        return "bytes", "NFC" if named else ""
+        return "bytes", "NFC" if named else "", ""
+    spaces = spaces or (not stages and any(s["type"] == "Metaspace" for s in cuts))
     if model.get("byte_fallback") and spaces:
-        return "fallback", "spaces"
+        return "fallback", "spaces", prefix
     raise DataError(
         f"{path}: normalizers {', '.join(named) or 'none'} with pre-tokenizers"
         f" {', '.join(s['type'] for s in cuts) or 'none'}; expected ByteLevel with NFC or nothing"
         " before it, or spaces replaced and byte fallback, since every text must come back"
     )
+
+
+def _prefix(
+    values: dict[str, Any],
+    stages: list[dict[str, Any]],
+    cuts: list[dict[str, Any]],
+    path: Path,
+) -> tuple[Prefix, list[dict[str, Any]]]:
+    """Return where a space is written that nobody said, and the normalizers but for that."""
+    rest = [s for s in stages if s != {"type": "Prepend", "prepend": SPACE}]
+    meta = [s for s in cuts if s["type"] == "Metaspace"]
+    if any(s["replacement"] != SPACE for s in meta) or (meta and (len(cuts) > 1 or stages)):
+        raise DataError(
+            f"{path}: Metaspace with other stages, or without U+2581; expected it alone"
+        )
+    prefix: Prefix = "always" if len(rest) < len(stages) else ""
+    for one in meta:
+        older = "always" if one.get("add_prefix_space", True) else "never"
+        prefix = _SCHEMES[one.get("prepend_scheme", older)]
+    odd = [a["content"] for a in values["added_tokens"] if a.get("normalized") or _is_text(a)]
+    if prefix and odd:
+        raise DataError(
+            f"{path}: added token {odd[0]!r:.60} beside a first space that nobody said; expected"
+            " none of white space, and all with normalized false"
+        )
+    return prefix, rest
 
 
 def _tokens(words: dict[str, int], kind: Kind, path: Path, text: set[str]) -> tuple[bytes, ...]:

@@ -29,7 +29,7 @@ _SPARED: Final = frozenset(
 )  # fmt: skip
 """Bytes that a base may have no token for, as SmolLM2 has not: control characters, the planes of
 Unicode that are empty, and what UTF-8 never has."""
-_LATER: Final = ("normal_form", "engine", "begin", "end")
+_LATER: Final = ("normal_form", "engine", "begin", "end", "prefix")
 """What a vocabulary has had since tokenizers were first written down."""
 _LARGEST_ID = (1 << 32) - 2
 """Ids are uint32 on disk; the last one is left to the encoder's own separator."""
@@ -52,6 +52,12 @@ NormalForm = Literal["", "NFC", "spaces"]
 """Unicode's composed form, or a space wherever U+2581, which stands for one, is written."""
 
 
+Prefix = Literal["", "always", "segment", "first"]
+"""Where SentencePiece writes a space that nobody said: nowhere; before each stretch between two
+special tokens; before one that does not begin with a space; before such a one where a text begins.
+Parts of templates of our own have none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """A byte-level vocabulary: a text that has ids comes back from them unchanged."""
@@ -72,6 +78,19 @@ class Vocabulary:
     """Special token that begins a document; empty: none does."""
     end: str = END_OF_TEXT
     """Special token that ends a document."""
+    prefix: Prefix = ""
+    """Before which texts a space is written."""
+
+    def prefixed(self, text: str, at: int = 0) -> str:
+        """Return a stretch of text with the space that the base writes before it, if it does.
+
+        Args:
+            text: In the normal form.
+            at: Characters of the whole before it.
+        """
+        written = self.prefix == "always" or not text.startswith(" ")
+        here = bool(self.prefix) and not (self.prefix == "first" and at)
+        return f" {text}" if text and here and written else text
 
     @property
     def lacking(self) -> bytes:
@@ -92,13 +111,17 @@ class Vocabulary:
         return text.replace(SPACE, " ")
 
 
-def check_bytes(tokens: Iterable[bytes]) -> None:
-    """Refuse a vocabulary that text cannot do without.
+def check_bytes(tokens: Iterable[bytes], *, all_of_them: bool = False) -> None:
+    """Refuse a vocabulary that cannot write text.
+
+    Args:
+        tokens: All of them.
+        all_of_them: Whether bytes that no ordinary text has are needed too, as tiktoken does.
 
     Raises:
-        ValueError: If a byte of ordinary text has no token.
+        ValueError: If a byte has no token.
     """
-    if missing := set(SINGLE_BYTES).difference(tokens, _SPARED):
+    if missing := set(SINGLE_BYTES).difference(tokens, () if all_of_them else _SPARED):
         raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
 
 
@@ -176,10 +199,11 @@ class TokenizerState(Frozen):
     template: AnyTemplate
     """How conversations are rendered."""
     normal_form: NormalForm = ""
-    """As the next three, of :class:`Vocabulary`."""
+    """As the next four, of :class:`Vocabulary`."""
     engine: str = Field(default="", repr=False)
     begin: str = ""
     end: str = END_OF_TEXT
+    prefix: Prefix = ""
     digest: str = Field(default="", repr=False)
 
     @classmethod
@@ -218,7 +242,7 @@ class TokenizerState(Frozen):
             ValueError: If the state describes no vocabulary that could encode every text.
         """
         tokens = tuple(base64.b64decode(token, validate=True) for token in self.tokens)
-        check_bytes(tokens)
+        check_bytes(tokens, all_of_them=not self.engine)
         words = [token for token in tokens if token]
         if not self.engine and len(set(words)) < len(words):
             raise ValueError("tokens: some stand there twice")
