@@ -83,6 +83,23 @@ def write_tokenizer(writer, folder, pre, template=None):
         writer.add_chat_template(template)
 
 
+def write_pieces(path, pieces, **values):
+    """Write a file with a tokenizer of SentencePiece's alone: words with their scores and types."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    words, scores, types = zip(*pieces, strict=True)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(list(words))
+    writer.add_token_scores(list(scores))
+    writer.add_token_types(list(types))
+    for key, value in values.items():
+        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add(f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 def _renamed(name, architecture):
     stem, _, kind = name.rpartition(".")
     names = _GEMMA if architecture == "gemma3" else _NAMES

@@ -1,7 +1,9 @@
 """GGUF files of random models against transformers' own, as bases, and what is refused."""
 
 import json
+import random
 from dataclasses import replace
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +27,12 @@ from mypt.training.plan import plan_run
 from tests.mypt.conftest import prepare_chat
 from tests.mypt.data.rendering.bases import CHATML, write_base
 from tests.mypt.inference.huggingface.families import VOCAB, make
-from tests.mypt.inference.huggingface.gguf_files import ARCHITECTURES, gguf, write_gguf
+from tests.mypt.inference.huggingface.gguf_files import (
+    ARCHITECTURES,
+    gguf,
+    write_gguf,
+    write_pieces,
+)
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 IDS = torch.arange(63)[None] * 7 % VOCAB
@@ -132,6 +139,51 @@ def test_tokenizer_and_template_are_those_of_the_folder_it_was_made_from(tmp_pat
     same = replace(one.vocabulary, name=other.name, normal_form="NFC")
     assert other.vocabulary == same
     assert other.name.startswith("gguf:")
+
+
+def pieces():
+    """Words of SentencePiece's kind: the better a word, the earlier it is put together."""
+    made = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    made += [(f"<0x{value:02X}>", 0.0, 6) for value in range(256)]
+    known = "\u2581the \u2581then \u2581a \u2581an answer swer er wer ans hen he en an \u2581\u2581"
+    words = sorted({word[:n] for word in known.split(" ") for n in range(2, len(word) + 1)})
+    draw = random.Random(3)
+    draw.shuffle(words)
+    made += [(word, -float(rank), 1) for rank, word in enumerate(words)]
+    letters = sorted({letter for word in words for letter in word})
+    return made + [(letter, -1e9, 1) for letter in letters]
+
+
+def naive(text, made):
+    """Join the best pair of neighbours, the leftmost of equals, until none makes a word."""
+    scores = {word: score for word, score, kind in made if kind == 1}
+    ids = {word: number for number, (word, _, _) in enumerate(made)}
+    parts = list(text)
+    while True:
+        pairs = [
+            (scores[a + b], -at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in scores
+        ]
+        if not pairs:
+            break
+        at = -max(pairs)[1]
+        parts[at : at + 2] = ["".join(parts[at : at + 2])]
+    bytes_ = [[p] if p in ids else [f"<0x{b:02X}>" for b in p.encode()] for p in parts]
+    return [ids[piece] for piece in chain(*bytes_)]
+
+
+@pytest.mark.parametrize("spaced", [True, False])
+def test_scores_say_the_merges_of_sentencepiece(tmp_path, spaced):
+    made = pieces()
+    path = write_pieces(tmp_path / "a.gguf", made, add_space_prefix=spaced, bos_token_id=1)
+    ours = load_tokenizer(f"gguf:{path}", "chatml")
+    assert (ours.vocabulary.prefix, ours.vocabulary.begin) == ("always" if spaced else "", "<s>")
+    draw = random.Random(5)
+    for _ in range(200):
+        text = "".join(draw.choices("theanswer  \u00e9", k=draw.randint(1, 20)))
+        written = (" " if spaced else "") + text
+        assert ours.encode(text).tolist() == naive(written.replace(" ", "\u2581"), made)
+        assert ours.decode(ours.encode(text)) == text
+    assert not {0, 1, 2} & set(ours.encode("<s></s><unk>").tolist())
 
 
 @pytest.mark.parametrize(
