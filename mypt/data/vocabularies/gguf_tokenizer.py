@@ -158,6 +158,7 @@ def _space_model(header: GGUFHeader, words: list[str], types: Sequence[int]) -> 
         for number, (word, kind) in held
         if kind not in (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)
     }
+    best = np.where(np.array(types) == _ADDED, np.inf, scores)  # found before any merge
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepends = values.get("tokenizer.ggml.add_space_prefix", True)
     first = [{"type": "Prepend", "prepend": SPACE}] if prepends else []
@@ -166,7 +167,7 @@ def _space_model(header: GGUFHeader, words: list[str], types: Sequence[int]) -> 
         "pre_tokenizer": None,
         "model": {
             "type": "BPE", "ignore_merges": False, "byte_fallback": True, "vocab": vocab,
-            "merges": list(_merges(merging, scores.tolist())),
+            "merges": list(_merges(merging, best.tolist())),
         },
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from itertools import chain, pairwise
+from math import inf
 
 import numpy as np
 import pytest
@@ -145,18 +146,20 @@ def pieces():
     """Words of SentencePiece's kind: the better a word, the earlier it is put together."""
     made = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     made += [(f"<0x{value:02X}>", 0.0, 6) for value in range(256)]
-    known = "\u2581the \u2581then \u2581a \u2581an answer swer er wer ans hen he en an \u2581\u2581"
+    known = "\u2581the \u2581then \u2581a \u2581an answer swer er wer ans hen he en an"
     words = sorted({word[:n] for word in known.split(" ") for n in range(2, len(word) + 1)})
     draw = random.Random(3)
     draw.shuffle(words)
     made += [(word, -float(rank), 1) for rank, word in enumerate(words)]
+    made += [("  ", -1000.0, 4)]
     letters = sorted({letter for word in words for letter in word})
     return made + [(letter, -1e9, 1) for letter in letters]
 
 
 def naive(text, made):
     """Join the best pair of neighbours, the leftmost of equals, until none makes a word."""
-    scores = {word: score for word, score, kind in made if kind == 1}
+    made = [(word.replace(" ", "\u2581"), score, kind) for word, score, kind in made]
+    scores = {w: inf if kind == 4 else score for w, score, kind in made if kind in (1, 4)}
     ids = {word: number for number, (word, _, _) in enumerate(made)}
     parts = list(text)
     while True:
