@@ -229,6 +229,7 @@ class _Again:
         )
         if not details:
             dataset = self._datasets[self._lineages[number + 1].dataset.digest]
+            assert base is not None, "no file is missing"
             made, _ = import_base(base_name(base), open_dataset(dataset, verify=False))
             found = read_lineage(made).weights
         stage = Stage(

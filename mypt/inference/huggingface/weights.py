@@ -22,7 +22,7 @@ _BUFFERS = re.compile(r".*\.((attn|attention)\.(masked_)?bias|(rotary_emb\.)inv_
 _HEAD: Final = "lm_head.weight"
 
 
-class Source(Protocol):
+class TensorStore(Protocol):
     """Where tensors of theirs lie."""
 
     place: Path
@@ -55,7 +55,7 @@ def rows_of(family: Family, model: Architecture) -> tuple[Row, ...]:
     )
 
 
-def from_hf(family: Family, model: Architecture, tensors: Source) -> Weights:
+def from_hf(family: Family, model: Architecture, tensors: TensorStore) -> Weights:
     """Return a model's weights, float32 under our names; what lies there as here is only mapped.
 
     Raises:
@@ -109,7 +109,7 @@ def _row(family: Family, model: Architecture, ours: str, shape: tuple[int, ...])
     return Row(ours, shape, theirs, sizes, form)
 
 
-def _aliases(family: Family, tensors: Source) -> dict[str, str]:
+def _aliases(family: Family, tensors: TensorStore) -> dict[str, str]:
     """Return the names in the file by those of the table; some files leave a beginning out."""
     begins = family.block.split(".")[0] + "."
     names = [name for name in tensors.held if not _BUFFERS.fullmatch(f".{name}")]
@@ -125,7 +125,7 @@ def _check(
     family: Family,
     model: Architecture,
     rows: tuple[Row, ...],
-    tensors: Source,
+    tensors: TensorStore,
     found: dict[str, str],
 ) -> None:
     """Compare names and shapes, before any number is read."""
