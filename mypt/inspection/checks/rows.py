@@ -63,7 +63,7 @@ def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
     """
     origin = Origin(0, 1)
     if view.spans is None or not len(view.spans):
-        return Document(tokenizer.decode(view.tokens), origin)
+        return Document(tokenizer.decode_part(view.tokens), origin)
     turns: dict[int, tuple[int, list[int], list[Part]]] = {}
     forms = part_forms(tokenizer.template)
     # Plain tuples: reading the fields of numpy's records one by one takes most of the time.
@@ -72,7 +72,8 @@ def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
         if kind not in PARTS:
             whole.append(train)
         else:
-            said, form = tokenizer.decode(view.tokens[start:stop]), forms.get(PARTS[kind])
+            read = tokenizer.decode if role == ROLE["text"] else tokenizer.decode_part
+            said, form = read(view.tokens[start:stop]), forms.get(PARTS[kind])
             if form is not None:
                 said = said.removeprefix(form.open).removesuffix(form.close)
             parts.append(Part(PARTS[kind], said, _TRAIN[train]))
