@@ -144,7 +144,7 @@ def find_source(folder: Path, config: dict[str, Any] | None = None) -> str | Non
     path = folder / _FILE
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return files.read_bytes(path).decode()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); expected Jinja") from None
     values = _json(folder / "tokenizer_config.json") if config is None else config
@@ -181,7 +181,7 @@ def plain_message(turn: Message) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes()) if path.is_file() else {}
+        values = json.loads(files.read_bytes(path)) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error!r:.80}); expected JSON") from None
     if not isinstance(values, dict):

@@ -90,12 +90,11 @@ def hf_vocabulary(folder: Path) -> Vocabulary:
     """
     path = folder / TOKENIZER
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+        data = files.read_bytes(path, _LARGEST)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected it there") from None
-    if len(data) > _LARGEST:
-        raise DataError(f"{path}: more than {_LARGEST >> 20} MiB; expected a tokenizer.json")
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); expected a tokenizer.json"
+        ) from None
     try:
         return _read(json.loads(data), PREFIX + hashlib.sha256(data).hexdigest()[:8], path)
     except ImportError:
@@ -231,7 +230,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(files.read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error!r:.80}); expected JSON") from None
     if not isinstance(values, dict):
