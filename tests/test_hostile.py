@@ -248,11 +248,11 @@ def test_a_table_that_unpacks_without_end_is_refused(step, capsys, monkeypatch, 
     from mypt.data.reading import tables
 
     assert step.is_dir()
-    monkeypatch.setattr(tables, "_MOST_MEMORY", 1 << 28)
+    monkeypatch.setattr(tables, "_MOST_MEMORY", 1 << 27)
     contents = repeated("y" * (1 << 20), 100_000)
     roles = pa.array(["user"] * 100_000)
     message = pa.StructArray.from_arrays([roles, contents], ["role", "content"])
-    ids = pa.array(np.full(100_000_000, 7, np.int32))
+    ids = pa.array(np.full(40_000_000, 7, np.int32))
     made = {
         "text": contents,
         "messages": pa.ListArray.from_arrays(

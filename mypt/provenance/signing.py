@@ -150,12 +150,9 @@ def _signer(path: Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
-    password = os.environ.get(PASSWORD)
+    password = os.environ.get(PASSWORD, "").encode() or None
     try:
-        key = load_pem_private_key(
-            files.read_bytes(path, _MOST_BYTES), password and password.encode()
-        )
-        return CryptoSigner(key)
+        return CryptoSigner(load_pem_private_key(files.read_bytes(path, _MOST_BYTES), password))
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(

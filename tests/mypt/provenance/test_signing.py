@@ -58,7 +58,7 @@ def test_a_folder_that_came_alone_says_what_was_not_hashed(signed, capsys, tmp_p
 
 @pytest.mark.parametrize("target", [
     "n/{}/model.safetensors", "n/{}/lineage.json", "m/{}/model.safetensors", "m/{}/lineage.json",
-    "d/train/shard_000.bin", "d/dataset_metadata.json", "chats.jsonl",
+    "d/train/shard_000.bin", "d/dataset_metadata.json",
 ])  # fmt: skip
 def test_a_changed_byte_anywhere_in_the_chain_is_not_believed(signed, capsys, target):
     path = Path(target.format(signed.name))
@@ -69,6 +69,19 @@ def test_a_changed_byte_anywhere_in_the_chain_is_not_believed(signed, capsys, ta
     gone = target in ("m/{}/lineage.json", "d/dataset_metadata.json")  # then it is no such thing
     found = said(capsys, VERIFY.format("n"), 0 if gone else 1)
     assert ("not here, so not hashed" if gone else path.name) in found
+
+
+def test_a_changed_raw_file_is_not_believed(signed, capsys):
+    dataset = json.loads((signed / "lineage.json").read_bytes())["dataset"]
+    places = {Path("chats.jsonl"), Path(dataset["sources"][0]["files"][0]["path"])}
+    kept = {path: path.read_bytes() for path in places}
+    for path in places:
+        path.write_bytes(kept[path].replace(b"What", b"That", 1))
+    try:
+        assert "chats.jsonl: its bytes changed" in said(capsys, VERIFY.format("n"), 1)
+    finally:
+        for path in places:
+            path.write_bytes(kept[path])
 
 
 def test_who_recomputes_the_digests_is_not_believed(signed, capsys):
