@@ -4,6 +4,7 @@ The operating system frees the locks of a process that dies.
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -124,7 +125,17 @@ def checkpoint_to_use(name_or_path: str | Path) -> Path:
     latest = find_checkpoint(name_or_path)
     if latest == Path(name_or_path) or not (latest.parent / "best").is_file():
         return latest
-    return find_checkpoint(latest.parent, "best")
+    best = find_checkpoint(latest.parent, "best")
+    try:
+        step = json.loads(files.read_bytes(latest / "trainer_state.json"))["best_step"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return best  # nobody knows better
+    if step is not None and best.name != step_folder(step):
+        raise CheckpointError(
+            f"{latest.parent / 'best'} names {best.name}, {latest.name} knows {step_folder(step)}"
+            " as the best; run the same training again, which mends it, or name a step folder"
+        )
+    return best
 
 
 def lock(name: str) -> FileLock:

@@ -65,6 +65,25 @@ class Dataset:
             for split in SPLITS
         }
 
+    @cached_property
+    def _opened(self) -> tuple[tuple[int, int], ...]:
+        return self._stamps()
+
+    def _stamps(self) -> tuple[tuple[int, int], ...]:
+        """Return size and time of each file, zeros of one that is gone."""
+        places = (self.path / record.name for record in self.manifest.files())
+        found = (place.stat() if place.exists() else None for place in places)
+        return tuple((s.st_size, s.st_mtime_ns) if s else (0, 0) for s in found)
+
+    def check_unchanged(self) -> None:
+        """Refuse files that were written to since they were opened: what is mapped is what is read.
+
+        Raises:
+            ManifestError: If one holds other bytes; where they were only touched, all are hashed.
+        """
+        if self._stamps() != self._opened:
+            verify_files(self.path, self.manifest)
+
     def shards(self, split: Split) -> tuple[ShardView, ...]:
         """Return the shards of one split, in order.
 
@@ -94,6 +113,7 @@ def open_dataset(path: str | Path, *, digest: str | None = None, verify: bool = 
             f"{folder / METADATA}: file {dataset.manifest.tokenizer.name!r}, expected"
             f" {TOKENIZER_STATE!r}"
         )
+    dataset._opened  # noqa: B018 - before the files are hashed
     shards = [shard for split in SPLITS for shard in dataset.shards(split)]
     if verify:
         verify_files(folder, dataset.manifest)

@@ -222,13 +222,15 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
     """
     path = folder / METADATA
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
         manifest = Manifest.model_validate_json(data)
     except FileNotFoundError:
         raise MissingDatasetError(
             f"{path} is missing, so {folder.name} is no complete dataset; make it with"
             " 'mypt prepare', or with 'mypt adopt' from shards made by hand"
         ) from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); prepare again") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -63,8 +63,12 @@ def trace(step_folder: Path, *, verify: bool = False) -> Link:
         CheckpointError: If its own lineage cannot be read.
     """
     folder = step_folder.absolute()
+    return _traced(folder, Search(folder), verify)
+
+
+def _traced(folder: Path, search: Search, verify: bool) -> Link:
     lineage = read_lineage(folder)
-    link = _checkpoint(lineage, Search(folder), verify)
+    link = _checkpoint(lineage, search, verify)
     link = link.model_copy(update={"path": str(folder)})
     return _judged(link, problems(folder, lineage)) if verify else link
 
@@ -105,7 +109,7 @@ def _checkpoint(lineage: Lineage, search: Search, verify: bool) -> Link:
 def _parent(parent: ParentRecord, search: Search, verify: bool) -> Link:
     place = search.checkpoint(parent.path, parent.digest)
     if place is not None:
-        return trace(place, verify=verify)
+        return _traced(place, Search(place, search.depth + 1), verify)
     if parent.lineage is not None:
         link = _checkpoint(parent.lineage, search, verify)
     else:

@@ -31,6 +31,8 @@ from mypt.training.optim import learning_rate_at
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
 )  # fmt: skip
+_UNKNOWN = ("isa", "")
+"""What an older mypt has not written differs from nothing."""
 _SAME_BITS_AS_TREE = {"processes", "parallel"}
 
 
@@ -157,7 +159,7 @@ def between(
     before = then.code.libraries | then.compute.model_dump(mode="json")
     after = code.libraries | compute.model_dump(mode="json")
     for key, value in before.items():
-        if after.get(key) != value:
+        if after.get(key) != value and (key, value) != _UNKNOWN:
             yield f"{who}: {key} {value} then, {after.get(key)} now"
 
 
@@ -197,6 +199,7 @@ def begin_notes(
             " the last bits can differ from an undisturbed run"
             for key, value in now.model_dump().items()
             if value != getattr(before, key)
+            and (key, getattr(before, key)) != _UNKNOWN
             and not (config.reduction == "tree" and key in _SAME_BITS_AS_TREE)
         ]
     return tuple(notes)

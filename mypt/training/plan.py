@@ -14,7 +14,13 @@ from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
-from mypt.training.lineage import IMPORTED, Lineage, ParentRecord, read_lineage
+from mypt.training.lineage import (
+    IMPORTED,
+    MOST_PARENTS,
+    Lineage,
+    ParentRecord,
+    read_lineage,
+)
 
 _LABELS = {"name"}
 _CIRCUMSTANCES = {
@@ -171,6 +177,11 @@ def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
 
 
 def _parent(folder: Path, base: Lineage) -> ParentRecord:
+    if base.parents >= MOST_PARENTS:
+        raise ConfigError(
+            f"{folder}: {base.parents} trainings lie before it, expected fewer than {MOST_PARENTS};"
+            " begin with one nearer to the first"
+        )
     return ParentRecord(
         path=str(folder.absolute()),
         model_name=base.model_name,

@@ -32,7 +32,7 @@ from mypt.training.circumstances import (
     record_earlier,
     record_extended,
 )
-from mypt.training.compute import Compute, resolve, seed_everything
+from mypt.training.compute import Compute, check_room, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import EpochRecord, Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
@@ -93,6 +93,7 @@ class Run:
     def snapshot(self, copy: Callable[[Tensor], Tensor] = copied) -> Snapshot:
         """Return a copy of what the checkpoint of this step holds, tensors by ``copy``."""
         self.saved_step = self.state.step
+        self.dataset.check_unchanged()
         tokenizer_state = (self.dataset.path / TOKENIZER_STATE).read_bytes()
         return take_snapshot(
             self.model,
@@ -157,6 +158,7 @@ def open_run(
 
 
 def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
+    check_room(plan.preset.gpt())
     seed_everything(plan.preset.seed)
     model = GPT(plan.preset.gpt())
     if found is not None:

@@ -20,7 +20,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from mypt.data.manifest import Density, MaskStats
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.pages.render import plot
-from mypt.text import counted, markdown, one_line, shorten
+from mypt.text import counted, markdown, one_line, shorten, visible
 from tasks.tracking.records import Metrics, read
 
 _PATIENCE = 2.0
@@ -152,12 +152,14 @@ def _density(group: str, density: Density) -> dict[str, Any]:
 
 def _table(key: str, frame: pd.DataFrame, description: str) -> None:
     shown = frame.map(lambda cell: one_line(cell) if isinstance(cell, str) else cell)
+    description = visible(description)
     rows = shown.astype(object).where(frame.notna(), None).to_dict("records")
     _publish(lambda: create_table_artifact(rows, key=artifact_key(key), description=description))
 
 
 def _markdown(key: str, text: str, description: str) -> None:
-    create_markdown_artifact(text, key=artifact_key(key), description=description)
+    # Every value in it was made plain where it stands; what steers a terminal is none anywhere.
+    create_markdown_artifact(visible(text), key=artifact_key(key), description=visible(description))
 
 
 def away(error: Exception) -> str:

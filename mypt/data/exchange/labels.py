@@ -16,6 +16,7 @@ from mypt import files
 from mypt.data.dataset import open_dataset
 from mypt.data.exchange.adoption import adopt
 from mypt.data.manifest import TOKENIZER_STATE, Split
+from mypt.data.reading.tables import bounded
 from mypt.data.shards import MASK, TOKENS, ShardView, shard_name
 from mypt.errors import ConfigError, DataError, MaskError, MissingFileError
 from mypt.parsing import read_json
@@ -195,6 +196,11 @@ def _write(new: Path, split: Split, index: int, path: Path) -> None:
     try:
         table = _read(path)
         ids, labels = (_flat(table.column(name)) for name in _COLUMNS)
+    except MemoryError:
+        raise DataError(
+            f"{path}: {_ROWS} rows unpack to more than a gibibyte; expected lists of ids as long as"
+            " a conversation; leave it out"
+        ) from None
     except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
         first = shorten(str(error), 200)
         raise DataError(f"{path}: {first}; expected lists input_ids and labels") from None
@@ -218,7 +224,7 @@ def _read(path: Path) -> "pa.Table":
     if path.suffix == ".parquet":
         with parquet.ParquetFile(path, pre_buffer=False) as table:
             batches, n_bytes, allowed = [], 0, max(_FREE, _EXPANSION * path.stat().st_size)
-            for batch in table.iter_batches(_ROWS, columns=_COLUMNS):
+            for batch in bounded(table.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False)):
                 n_bytes += batch.nbytes
                 if n_bytes > allowed:
                     raise pa.ArrowInvalid(f"its pages unpack to more than {allowed:,} bytes")

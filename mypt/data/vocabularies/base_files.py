@@ -78,12 +78,11 @@ def read_tokenizer(base: Path) -> TokenizerFile:
         return TokenizerFile(base, GGUF + _digest(files.canonical_json(values)), values)
     path = base / TOKENIZER
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+        data = files.read_bytes(path, _LARGEST)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected it there") from None
-    if len(data) > _LARGEST:
-        raise DataError(f"{path}: more than {_LARGEST >> 20} MiB; expected a tokenizer.json")
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); expected a tokenizer.json"
+        ) from None
     return TokenizerFile(path, HF + _digest(data), _object(data, path))
 
 
@@ -98,7 +97,7 @@ def read_tokenizer_config(base: Path) -> dict[str, Any]:
         return _of_gguf(base, base.stat().st_mtime_ns)[1]
     path = base / _CONFIG
     try:
-        return _object(path.read_bytes(), path) if path.is_file() else {}
+        return _object(files.read_bytes(path), path) if path.is_file() else {}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); expected JSON") from None
 
@@ -113,7 +112,7 @@ def find_source(base: Path, config: dict[str, Any] | None = None) -> str | None:
     path = base / _TEMPLATE
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return files.read_bytes(path).decode()
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); expected Jinja") from None
     values = read_tokenizer_config(base) if config is None else config

@@ -43,6 +43,10 @@ _SENSELESS: Final = (
 """What a file of another kind meets."""
 _MOST_IDS: Final = 1 << 24
 _MOST_REPEATS: Final = 1000
+_PIECES: Final = regex.compile(
+    r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\((?:\?[^:)]*?[:=!>])?|\)[?*+{]?|.", regex.DOTALL
+)
+"""An escape, a class, a group's beginning or its end with what repeats it, or a character."""
 _PROBE: Final = 40
 """Tokens whose texts make one probe."""
 _CUTS: Final = ("Split", "Digits", "Punctuation", "ByteLevel", "Metaspace")
@@ -256,10 +260,24 @@ def _pattern(stage: dict[str, Any] | None) -> str | None:
 
 
 def _modest(pattern: str, path: Path) -> str:
-    """Return a regular expression whose counted repeats cannot eat all memory."""
+    """Return a regular expression that can neither eat all memory nor try without end."""
     counts = (int(n) for n in regex.findall(r"(\d+)\}", pattern))
     if math.prod(max(1, count) for count in counts) > _MOST_REPEATS:
         raise DataError(f"{path}: its pattern repeats more than {_MOST_REPEATS} times; refused")
+    choices = [False]  # of the groups that are open, whether one holds more than plain characters
+    for token in _PIECES.findall(pattern):
+        if token.startswith("("):
+            choices.append(False)
+        elif token.startswith(")") and len(choices) > 1:
+            inside = choices.pop()
+            if inside and token[1:2] in ("*", "+", "{"):
+                raise DataError(
+                    f"{path}: its pattern repeats a choice, so that a text may take without end;"
+                    " refused"
+                )
+            choices[-1] |= inside or len(token) > 1
+        else:
+            choices[-1] |= token in ("|", "?", "*", "+", "{")
     return pattern
 
 

@@ -265,7 +265,7 @@ def read_state(path: Path) -> TokenizerState:
         DataError: If it is missing, damaged, or was changed.
     """
     try:
-        state = TokenizerState.model_validate_json(path.read_bytes())
+        state = TokenizerState.model_validate_json(files.read_bytes(path))
         if state.digest != state.compute_digest():
             raise ValueError("its digest does not match its content; it was changed")
     except OSError as error:

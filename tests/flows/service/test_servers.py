@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -138,6 +139,27 @@ def test_a_server_that_dies_is_started_again_and_the_flows_go_on(monkeypatch, tm
         for process in running:
             process.stop()
     assert soon_alone(tmp_path / "home")
+
+
+UP = """
+import sys
+from flows.service.addresses import Addresses
+from flows.service.servers import up
+Addresses.commands = lambda _: {"prefect": [sys.executable, "-c", "import time; time.sleep(600)"]}
+up(Addresses("127.0.0.1", int(sys.argv[1]), int(sys.argv[2]), None))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_nothing_outlives_it_when_it_is_killed_or_its_terminal_closed(tmp_path, number):
+    words = [sys.executable, "-c", UP, *map(str, free_ports(2))]
+    with subprocess.Popen(words, env=os.environ | {"MYPT_HOME": str(tmp_path / "home")}) as running:
+        while not (tmp_path / "home" / "logs" / "prefect.log").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        running.send_signal(number)
+        running.wait(60)
+    assert soon_alone(tmp_path / "home", 10)
 
 
 def test_who_serves_the_flows_is_not_started_again():

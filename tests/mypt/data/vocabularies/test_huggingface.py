@@ -14,7 +14,7 @@ from mypt.data.manifest import read_manifest
 from mypt.data.preparation import parallel
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.data.vocabularies.huggingface import hf_vocabulary
-from mypt.data.vocabularies.vocabulary import CHARACTER
+from mypt.data.vocabularies.vocabulary import BYTE, CHARACTER
 from mypt.errors import DataError
 from mypt.inference.generation import text_prompt
 from mypt.inspection.validation import validate
@@ -365,3 +365,23 @@ def test_characters_without_a_token_are_named_and_their_rows_dropped(tmp_path):
     assert [(one.reason.partition(" has ")[2], one.rows) for one in source.dropped] == [
         ("no token for U+0004", 1)
     ]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(x+x+)+y|\s+|[^\sx]+|x+", r"(?:\s|\S)+?(?=(a|aa)+$)|[\s\S]", r"(a?){5}b|[\s\S]",
+        r"(?=(.*)*z)[\s\S]|[\s\S]+",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_may_try_without_end_is_refused(tmp_path, pattern):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    values = {
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split | {"invert": False}, level]},
+        "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(BYTE)}, "merges": []},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match="its pattern repeats a choice"):
+        hf_vocabulary(tmp_path)
