@@ -1,6 +1,7 @@
 """What every stage of the pipeline has in common as a Prefect task (D42)."""
 
 import errno
+import json
 import logging
 from collections.abc import Callable
 from functools import wraps
@@ -22,6 +23,7 @@ from mypt.errors import MyptError
 from mypt.home import checkpoint_to_use, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
+from tasks.reporting.artifacts import Origin, collected
 from tasks.stopping import StoppableTask
 from tasks.tracking.journal import is_finished
 from tasks.tracking.recording import reuse
@@ -70,14 +72,19 @@ def stage(
             with lock(output.key):
                 if is_present(output.path, is_whole):
                     if (kept := made.read()) is not None:
+                        result, making = kept
                         tell(f"reused: {name}")
+                        log(f"{name} was {making}")
                         reuse(output.key, name)
+                        making.show_again()
                         _show_as_cached()
-                        return kept
+                        return result
                     if is_finished(output.key):  # only its result is lost
                         reuse(output.key, name)
                 tell(name)
-                return made.write(output.make())
+                with collected() as shown:
+                    result = output.make()
+                return made.write(result, Origin(shown=tuple(shown)))
 
         return StoppableTask(
             run,
@@ -107,17 +114,20 @@ class Made(Generic[R]):
         kind = get_args(get_type_hints(function).get("return"))
         self._kind: TypeAdapter[R] = TypeAdapter(kind[0] if kind else Any)
 
-    def read(self) -> R | None:
-        """Return it; None if it is not there, was changed, or is of another type."""
+    def read(self) -> tuple[R, Origin] | None:
+        """Return it and how it was made; None if it is not there, was changed, or is no result."""
         try:
-            return self._kind.validate_python(files.read_sealed(self._path)["result"])
+            kept = files.read_sealed(self._path)
+            making = Origin.model_validate_json(json.dumps(kept["made"]))
+            return self._kind.validate_python(kept["result"]), making
         except (OSError, ValueError, KeyError):
             return None
 
-    def write(self, result: R) -> R:
-        """Keep it and return it."""
+    def write(self, result: R, making: Origin) -> R:
+        """Keep it, with how it was made, and return it."""
+        said = {"result": self._kind.dump_python(result, mode="json")}
         files.make_folder(self._path.parent)
-        files.write_sealed(self._path, {"result": self._kind.dump_python(result, mode="json")})
+        files.write_sealed(self._path, said | {"made": making.model_dump(mode="json")})
         return result
 
 
