@@ -48,6 +48,18 @@ def models_dir() -> Path:
     return home() / "models"
 
 
+def place_now(recorded: str) -> str:
+    """Return where a path lies that a record names: there, or at the same place in this home.
+
+    A home may be moved or copied to another machine; what its records name is moved along.
+    """
+    old = Path(recorded)
+    if not old.is_absolute() or old.exists():
+        return recorded
+    moved = (home().joinpath(*old.parts[start:]) for start in range(1, len(old.parts) - 1))
+    return next((str(place) for place in moved if place.exists()), recorded)
+
+
 def check_name(name: str, what: str) -> str:
     """Return ``name`` if it can name a folder without leaving its parent.
 

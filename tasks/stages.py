@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from mypt import files
 from mypt.data.manifest import read_manifest, verify_files
 from mypt.errors import MyptError
-from mypt.home import checkpoint_to_use, lock
+from mypt.home import checkpoint_to_use, home, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
 from tasks.reporting.artifacts import Origin, collected
@@ -109,7 +109,9 @@ class Made(Generic[R]):
     """
 
     def __init__(self, output: Output[R], function: Callable[..., Output[R]]) -> None:
-        place = files.digest_bytes(bytes(output.path))[:8]
+        inside = output.path.is_relative_to(home())  # then it moves with the home
+        named = output.path.relative_to(home()) if inside else output.path
+        place = files.digest_bytes(bytes(named))[:8]
         self._path = journals_dir() / f"{output.key}-{place}.result.json"
         kind = get_args(get_type_hints(function).get("return"))
         self._kind: TypeAdapter[R] = TypeAdapter(kind[0] if kind else Any)

@@ -27,14 +27,18 @@ from mlflow.store import db_migrations
 from sqlalchemy.exc import SQLAlchemyError
 
 from mypt.errors import MyptError
+from mypt.home import home
+from mypt.references import CheckpointRef
 from mypt.text import markdown, visible
-from tasks.databases import make_whole, revisions_in
+from mypt.training.lineage import read_lineage
+from tasks.databases import make_whole, replace_text, revisions_in
 from tasks.tracking.destination import (
     NOTE_TAG,
     PREFECT_TAG,
     artifacts_uri,
     experiment_tags,
     forget_sent,
+    homes_before,
     is_remote,
     own_database,
     tracking_uri,
@@ -158,6 +162,9 @@ def make_database() -> None:
 
     try:
         make_whole(path, revisions_in(Path(db_migrations.__file__).parent), build, forget_sent)
+        for old in homes_before(path):
+            replace_text(path, f"{old.as_uri()}/", f"{home().as_uri()}/")
+            replace_text(path, f"{old}/", f"{home()}/")
     except (SQLAlchemyError, sqlite3.Error, OSError, MyptError) as error:
         raise Failure(f"{path}: cannot be made ({error})".splitlines()[0]) from error
 

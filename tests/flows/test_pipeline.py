@@ -414,6 +414,36 @@ def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatc
     assert reused == [f"reused: {name}" for name in (*STAGES[:2], STAGES[5])]
 
 
+def test_a_home_that_was_moved_makes_nothing_again_and_mlflow_follows_it(
+    ran, mlflow, monkeypatch, capsys, tmp_path
+):
+    moved, away = tmp_path / "elsewhere of mine", ran.home.with_name("away")
+    shutil.copytree(ran.home, moved)
+    monkeypatch.setenv("MYPT_HOME", str(moved))
+    ran.home.rename(away)
+    try:
+        path = run_pipeline(moved / "small.json")
+        assert not ran.home.exists()
+    finally:
+        away.rename(ran.home)
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("reused: ")] == [
+        f"reused: {name}" for name in STAGES
+    ]
+    assert path == moved / ran.paths[0].relative_to(ran.home)
+    assert f"checkpoint: {moved}/models/" in out
+    found = MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
+    experiment = found.get_experiment_by_name("small").experiment_id
+    runs = found.search_runs([experiment])
+    assert len(runs) == len(mlflow.search_runs([experiment])) + 1
+    for run in runs:
+        assert run.info.artifact_uri.startswith(f"{moved.as_uri()}/artifacts/")
+        assert found.list_artifacts(run.info.run_id)
+    for model in found.search_logged_models([experiment]):
+        assert model.tags["path"].startswith(f"{moved}/models/")
+        assert found.list_logged_model_artifacts(model.model_id)
+
+
 def test_a_damaged_dataset_is_made_again_and_the_rest_reused(ran, monkeypatch, capsys):
     monkeypatch.setenv("MYPT_HOME", str(ran.home))
     summary = json.loads(ran.paths[0].read_text())
