@@ -33,6 +33,13 @@ class EvaluateConfig(Frozen):
     """What becomes of a model whose pipeline has champions, but none that reads its tokenizer."""
 
 
+class Tracking(Frozen):
+    """What MLflow holds of a run."""
+
+    upload: Literal["references", "weights"] = "references"
+    """The weights of both models themselves, or only where they lie in MYPT_HOME."""
+
+
 class PipelineConfig(Frozen):
     """One whole run: base corpus, chat data, two trainings, an evaluation."""
 
@@ -52,6 +59,8 @@ class PipelineConfig(Frozen):
     """What is asked of both models."""
     preparation: Preparation = Preparation()
     """Who prepares the data of both."""
+    tracking: Tracking = Tracking()
+    """What MLflow holds of the run."""
 
     @model_validator(mode="after")
     def _evaluation_has_data(self) -> Self:

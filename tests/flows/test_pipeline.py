@@ -3,6 +3,8 @@ import os
 import shutil
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 from uuid import UUID
 
 import pytest
@@ -287,6 +289,11 @@ def test_mlflow_has_the_checkpoints_with_figures_under_the_pipelines_name(runs, 
     assert [model.model_id for model in read] == [base.model_id]
     aliases = mlflow.get_registered_model("small").aliases
     assert aliases.keys() == {"newest", "best", "base-newest", "base-best"}
+    for version in aliases.values():
+        source = Path(
+            url2pathname(urlsplit(mlflow.get_model_version("small", version).source).path)
+        )
+        assert (source / "MLmodel").is_file()
     best = mlflow.get_model_version("small", str(aliases["best"]))
     assert best.tags["path"] == summary["checkpoint"]
 
