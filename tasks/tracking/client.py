@@ -61,7 +61,7 @@ from tasks.tracking.records import (
     Upload,
 )
 
-__all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refusal"]
+__all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refusal", "refuses_run"]
 
 
 JOURNAL_TAG = "mypt.journal"
@@ -73,6 +73,7 @@ _TAG_LENGTH = 8000
 _INPUT_TAG_LENGTH = 500
 _DIGEST_LENGTH = 36
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
+_DELETED = ("INVALID_PARAMETER_VALUE", "INVALID_STATE")  # a broken file is a bad request
 Item = TypeVar("Item")
 
 
@@ -84,6 +85,11 @@ def is_gone(error: Failure) -> bool:
 def is_refusal(error: Failure) -> bool:
     """Return whether MLflow answered, and does not take what it was sent."""
     return error.error_code in _REFUSED
+
+
+def refuses_run(error: Failure) -> bool:
+    """Return whether MLflow does not take a run at all: somebody deleted it or its experiment."""
+    return error.error_code in _DELETED
 
 
 def make_database() -> None:
