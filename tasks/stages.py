@@ -32,6 +32,8 @@ from tasks.tracking.records import journals_dir
 P = ParamSpec("P")
 R = TypeVar("R")
 _DELAYS = [1.0, 10.0]
+_JITTER = 0.5
+"""Share by which a delay differs: runs that met the same busy disk come back one by one."""
 _OURS = "mypt_says_it"
 """Attribute of a log record by which a handler knows it."""
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -94,6 +96,7 @@ def stage(
             persist_result=False,
             retries=len(_DELAYS),
             retry_delay_seconds=_DELAYS,
+            retry_jitter_factor=_JITTER,
             retry_condition_fn=_may_pass,
         )
 
