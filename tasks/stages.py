@@ -11,6 +11,8 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args, get_t
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import task_run
@@ -36,6 +38,8 @@ _JITTER = 0.5
 """Share by which a delay differs: runs that met the same busy disk come back one by one."""
 _OURS = "mypt_says_it"
 """Attribute of a log record by which a handler knows it."""
+DATASET_MADE = "mypt.dataset.made"
+"""Prefect event of a dataset that was tokenized or masked; one that is found again makes none."""
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -182,6 +186,21 @@ def log(line: str) -> None:
         if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(_is_of_others)
     logger.info(line, extra={_OURS: True})
+
+
+def announce(event: str, name: str, **facts: object) -> None:
+    """Tell Prefect of something, so that an automation may follow; outside of a run, nobody.
+
+    Args:
+        event: Its name, such as ``mypt.model.made``: the second word is what it is about.
+        name: What people call that.
+        facts: What else is known, such as its digest.
+    """
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    kind = event.split(".")[1].replace("gate", "model")
+    resource = {"prefect.resource.id": f"mypt.{kind}.{name}", "prefect.resource.name": name}
+    emit_event(event, resource, payload=facts)
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:

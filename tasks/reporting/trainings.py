@@ -27,7 +27,8 @@ from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.plan import RunPlan
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
-from tasks.reporting.inputs import dataset_input, measured_on, plan_params
+from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input, measured_on, plan_params
+from tasks.stages import announce
 from tasks.tracking.journal import Journal
 from tasks.tracking.records import (
     Artifact,
@@ -40,6 +41,8 @@ from tasks.tracking.records import (
     read,
 )
 
+MODEL_MADE = "mypt.model.made"
+"""Prefect event of a training that came to its end; a model that is found again makes none."""
 _INTERVAL = 10.0
 """Seconds between two looks; one takes less than a millisecond."""
 _MEGABYTE = 1e6
@@ -169,6 +172,14 @@ class TrainingReport:
                 for label in curves.keys() & line.record.values.keys():
                     curves[label].append((line.record.step, line.record.values[label]))
         artifacts.loss_curves(name, curves)
+        announce(
+            MODEL_MADE,
+            name,
+            digest=checkpoint.digest,
+            path=checkpoint.path,
+            dataset=lineage.dataset.digest,
+            parent=lineage.parent.digest if lineage.parent else None,
+        )
 
 
 def _figures(event: StepReport) -> dict[str, float]:

@@ -30,7 +30,7 @@ from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage
 from tasks import training
-from tasks.evaluation import REFUSED as REFUSED_EVENT
+from tasks.evaluation import PROMOTED, REFUSED
 from tasks.tracking.destination import KIND_TAG, PIPELINE, REUSED
 from tasks.validation import validate
 from tests.flows.conftest import CONFIG, SECRET
@@ -360,15 +360,29 @@ def newest(mlflow, kind=PIPELINE):
     return mlflow.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])[0]
 
 
-def refusals():
-    """The events of refused models, once Prefect has one."""
-    wanted = {"filter": {"event": {"name": [REFUSED_EVENT]}}}
+def events(name, n):
+    """The last n events of a name, the newest first, once Prefect has as many."""
+    wanted = {"filter": {"event": {"name": [name]}}}
     with get_client(sync_client=True) as client:
         for _ in range(100):
             if found := client._client.post("/events/filter", json=wanted).json()["events"]:
                 return found
             time.sleep(0.1)
-    raise AssertionError("no event arrived")
+    raise AssertionError(f"{len(found)} events of {name} arrived")
+
+
+def test_what_a_run_makes_is_an_event_with_its_digest_and_what_it_finds_is_none(summary):
+    made = events("mypt.dataset.made", 3)
+    by_digest = {event["payload"]["digest"]: event for event in made}
+    chat = by_digest[summary["digests"]["chat_dataset"]]
+    assert chat["payload"]["parent"] in by_digest
+    assert chat["payload"]["policy"] == "assistant"
+    assert chat["resource"]["prefect.resource.id"].startswith("mypt.dataset.small-chat-")
+    tuned, base = events("mypt.model.made", 2)
+    assert tuned["payload"]["dataset"] == summary["digests"]["chat_dataset"]
+    assert tuned["payload"]["parent"] == base["payload"]["digest"]
+    assert base["payload"]["parent"] is None
+    assert tuned["resource"]["prefect.resource.name"].startswith("small-chat-")
 
 
 def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_event(
@@ -391,9 +405,13 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
     assert decided.startswith("refused: loss ")
     assert f"gate small: {decided}" in capsys.readouterr().out.splitlines()
     assert champion(tuned).digest == made["digests"]["checkpoint"]
-    (event,) = refusals()
-    assert event["payload"]["reasons"] == decided.removeprefix("refused: ")
-    assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")
+    (refused,), (promoted,) = events(REFUSED, 1), events(PROMOTED, 1)
+    assert refused["payload"]["reasons"] == decided.removeprefix("refused: ")
+    assert refused["payload"]["champion"] == promoted["payload"]["digest"] == tuned.digest
+    assert refused["payload"]["digest"] not in (tuned.digest, None)
+    assert promoted["payload"]["champion"] is None
+    for event in (refused, promoted):
+        assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")
 
 
 def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatch, capsys):
