@@ -22,6 +22,7 @@ from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
+from tasks.reporting.datasets import PREVIEW
 from tasks.reporting.evaluations import evaluation_tables, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
 from tasks.stages import tell
@@ -134,6 +135,7 @@ def report_pipeline(
     run.write(Metrics(values=summary_metrics(summary) | _data_sizes(chat)))
     named = {f"digest.{name}": digest for name, digest in summary.digests.items()}
     run.write(Tags(values={"checkpoint": summary.checkpoint, **named}))
+    _describe(run, base, chat, summary)
     for record in evaluation_tables(summary):
         run.write(record)
     run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
@@ -185,6 +187,7 @@ def _called(path: str, digest: str) -> str:
 def report_gate(run: Journal, decided: str) -> None:
     """Say on a flow's run what the gate decided; a tag, since a retry may find it otherwise."""
     run.write(Tags(values={GATE_TAG: decided}))
+    run.write(Described(lines=(f"- **gate**: {markdown(decided)}",)))
 
 
 def _data_sizes(dataset: DatasetRef) -> dict[str, float]:

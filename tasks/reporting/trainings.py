@@ -12,6 +12,7 @@ from mypt.home import find_checkpoint
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef
+from mypt.text import markdown
 from mypt.training.checkpoints.folder import steps
 from mypt.training.circumstances import changes_on_resume
 from mypt.training.events import (
@@ -33,6 +34,7 @@ from tasks.tracking.journal import Journal
 from tasks.tracking.records import (
     Artifact,
     CheckpointRecord,
+    Described,
     Metrics,
     Params,
     Tags,
@@ -88,6 +90,16 @@ class TrainingReport:
         run.write(Params(values=self._params))
         for context in ("train", "validation"):
             run.write(dataset_input(plan.dataset, context))
+        data, began = plan.dataset, plan.parent
+        named = f"{began.model_name} step {began.step}" if began else "random weights"
+        facts = {
+            "learned": plan.policy,
+            "data": f"{Path(data.path).name} ({data.digest[:SHOWN_DIGITS]})",
+            "parent": f"{named} ({began.digest[:SHOWN_DIGITS]})" if began else named,
+        }
+        lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
+        pages = (("curves", run.name, "training.svg"), ("lineage", run.name, "lineage.html"))
+        run.write(Described(lines=lines, pages=pages))
 
     def take(self, event: Event) -> None:
         """Write down what an event says."""

@@ -8,6 +8,7 @@ import runpy
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -49,6 +50,7 @@ from tasks.tracking.records import (
     Artifact,
     CheckpointRecord,
     DatasetInput,
+    Described,
     Ended,
     MeasuredOn,
     Metrics,
@@ -231,7 +233,10 @@ class Tracker:
                 self._tag(run.id, record.values)
             case Reused() if record.page:
                 link = f"[{markdown(record.title)}]({record.page})"
-                self._describe(run.id, f"- {link}, begun by another run")
+                when = datetime.fromtimestamp(record.begun / 1000, UTC)
+                self._describe(run.id, f"- {link}, begun {when:%Y-%m-%d %H:%M} UTC by another run")
+            case Described():
+                self._describe(run.id, "\n".join(record.lines))
             case DatasetInput():
                 self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
             case CheckpointRecord():
@@ -334,11 +339,15 @@ class Tracker:
 
 
 def _mlflow_input(record: DatasetInput) -> MlflowInput:
+    columns = [
+        {"name": name, "type": kind, "required": True} for name, kind in record.columns.items()
+    ]
     dataset = Dataset(
         name=record.name,
         digest=record.digest[:_DIGEST_LENGTH],
         source_type="local",
         source=json.dumps({"uri": record.path}),
+        schema=json.dumps({"mlflow_colspec": columns}) if columns else None,
         profile=json.dumps(record.profile) if record.profile else None,
     )
     tags = {"mlflow.data.context": record.context, "digest": record.digest, **record.tags}

@@ -17,10 +17,22 @@ from tasks.tracking.destination import (
     read_sent,
     run_page,
     shown_uri,
+    ui_page,
     write_sent,
 )
 from tasks.tracking.journal import close_if_dead
-from tasks.tracking.records import Ended, Opened, Record, Reused, Tags, journal_path, names, read
+from tasks.tracking.records import (
+    ID_DIGITS,
+    Described,
+    Ended,
+    Opened,
+    Record,
+    Reused,
+    Tags,
+    journal_path,
+    names,
+    read,
+)
 
 _WAIT_SECONDS = 30.0
 _RECORDS = 200
@@ -116,10 +128,21 @@ class Mirror:
         return run
 
     def _placed(self, record: Record) -> Record:
+        """Return the record with the addresses of other runs in it, which are known by now."""
+        if isinstance(record, Described):
+            links = (self._link(*page) for page in record.pages if journal_path(page[1]).exists())
+            line = " · ".join(links)
+            return record.model_copy(update={"lines": (*record.lines, *([line] if line else []))})
         if not isinstance(record, Reused) or not journal_path(record.journal).exists():
             return record
         made_by = self._run(record.journal)
-        return record.model_copy(update={"page": run_page("", made_by.experiment, made_by.id)})
+        page, begun = run_page("", made_by.experiment, made_by.id), _begun(record.journal)
+        return record.model_copy(update={"page": page, "begun": begun})
+
+    def _link(self, label: str, journal: str, file: str) -> str:
+        run = self._run(journal)
+        page = f"/experiments/{run.experiment}/runs/{run.id}/artifacts/{file}"
+        return f"[{markdown(label)}]({ui_page('', page)})"
 
     def _below_its_parent(self, record: Opened) -> Opened:
         if record.parent is None:
@@ -194,10 +217,13 @@ def _let_go(refused: Sequence[RefusedRunError], called: str) -> list[RefusedRunE
 
 def _begun(name: str) -> int:
     """Return when a run began: what measures a checkpoint is sent after what made it."""
-    for line in read(name):
-        assert isinstance(line.record, Opened)
-        return line.record.time
-    return 0
+    return _first(name).time if any(read(name)) else 0
+
+
+def _first(name: str) -> Opened:
+    first = next(read(name)).record
+    assert isinstance(first, Opened)
+    return first
 
 
 def follow_prefect(server: str) -> None:

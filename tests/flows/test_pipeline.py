@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -160,7 +161,8 @@ def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
     assert sorted(run.info.run_name for run in children) == sorted(STAGES)
     for run in children:
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
-        assert run.data.tags["mlflow.note.content"] == parents[0].data.tags["mlflow.note.content"]
+        way_back = parents[0].data.tags["mlflow.note.content"].partition("\n")[0]
+        assert run.data.tags["mlflow.note.content"].startswith(way_back)
         assert run.info.run_id in parents[1].data.tags["mlflow.note.content"]
     assert [run.data.tags[KIND_TAG] for run in parents] == [PIPELINE, REUSED]
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -271,6 +273,42 @@ def test_the_parent_repeats_what_runs_are_compared_by(parents, summary):
         assert f"/runs/flow-run/{flow_run})" in parent.data.tags["mlflow.note.content"]
 
 
+def test_a_runs_description_says_what_a_person_wants_to_know(runs, parents, summary):
+    by_name = {run.info.run_name: run for run in runs}
+    digests = {name: digest[:12] for name, digest in summary["digests"].items()}
+    check = by_name["validate chat data small-chat"].info.run_id
+    for parent in parents:
+        said = parent.data.tags["mlflow.note.content"]
+        assert re.search(r"^- \*\*mask\*\*: assistant, [\d.]+% of the tokens read", said, re.M)
+        for name in ("chat_dataset", "base_dataset", "base_checkpoint"):
+            assert digests[name] in said
+        assert "- **gate**: not asked" in said
+        own = parent.info.run_id
+        for run_id, file in ((check, "preview.html"), (own, "lineage.html")):
+            assert f"runs/{run_id}/artifacts/{file}?workflowType=machine_learning)" in said
+    said = by_name["fine-tune small-chat"].data.tags["mlflow.note.content"]
+    assert "- **learned**: assistant" in said
+    assert digests["chat_dataset"] in said
+    assert digests["base_checkpoint"] in said
+    assert (
+        "- **parent**: random weights"
+        in (by_name["pretrain small-base"].data.tags["mlflow.note.content"])
+    )
+
+
+def test_datasets_have_a_schema_and_figures_by_role(runs):
+    by_name = {run.info.run_name: run for run in runs}
+    for read in by_name["fine-tune small-chat"].inputs.dataset_inputs:
+        columns = json.loads(read.dataset.schema)["mlflow_colspec"]
+        kinds = {column["name"]: column["type"] for column in columns}
+        assert kinds == {"token": "integer", "mask": "integer", "role": "string"}
+        profile = json.loads(read.dataset.profile)
+        density = profile["supervised by its masks"] / profile["tokens"]
+        assert profile["density"] == pytest.approx(density, abs=1e-4)
+        assert profile["user, both splits: density"] == 0
+        assert profile["assistant, both splits: tokens"] > 0
+
+
 def test_mlflow_has_the_checkpoints_with_figures_under_the_pipelines_name(runs, mlflow, summary):
     (experiment,) = {run.info.experiment_id for run in runs}
     found = {m.tags["digest"]: m for m in mlflow.search_logged_models([experiment])}
@@ -365,8 +403,9 @@ def events(name, n):
     wanted = {"filter": {"event": {"name": [name]}}}
     with get_client(sync_client=True) as client:
         for _ in range(100):
-            if found := client._client.post("/events/filter", json=wanted).json()["events"]:
-                return found
+            found = client._client.post("/events/filter", json=wanted).json()["events"]
+            if len(found) >= n:
+                return found[:n]
             time.sleep(0.1)
     raise AssertionError(f"{len(found)} events of {name} arrived")
 
