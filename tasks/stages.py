@@ -25,7 +25,7 @@ from mypt.errors import MyptError
 from mypt.home import checkpoint_to_use, home, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
-from tasks.reporting.artifacts import Origin, collected
+from tasks.reporting.artifacts import MadeBy, collected
 from tasks.stopping import StoppableTask
 from tasks.tracking.journal import is_finished
 from tasks.tracking.recording import reuse
@@ -90,7 +90,7 @@ def stage(
                 tell(name)
                 with collected() as shown:
                     result = output.make()
-                return made.write(result, Origin(shown=tuple(shown)))
+                return made.write(result, MadeBy(shown=tuple(shown)))
 
         return StoppableTask(
             run,
@@ -123,16 +123,16 @@ class Made(Generic[R]):
         kind = get_args(get_type_hints(function).get("return"))
         self._kind: TypeAdapter[R] = TypeAdapter(kind[0] if kind else Any)
 
-    def read(self) -> tuple[R, Origin] | None:
+    def read(self) -> tuple[R, MadeBy] | None:
         """Return it and how it was made; None if it is not there, was changed, or is no result."""
         try:
             kept = files.read_sealed(self._path)
-            making = Origin.model_validate_json(json.dumps(kept["made"]))
+            making = MadeBy.model_validate_json(json.dumps(kept["made"]))
             return self._kind.validate_python(kept["result"]), making
         except (OSError, ValueError, KeyError):
             return None
 
-    def write(self, result: R, making: Origin) -> R:
+    def write(self, result: R, making: MadeBy) -> R:
         """Keep it, with how it was made, and return it."""
         said = {"result": self._kind.dump_python(result, mode="json")}
         files.make_folder(self._path.parent)

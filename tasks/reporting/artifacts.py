@@ -61,7 +61,7 @@ class Shown(Frozen):
     """A journal, and the file of its run in MLflow that a link below the text leads to."""
 
 
-class Origin(Frozen):
+class MadeBy(Frozen):
     """When a stage was made and by which flow run, and what that run's page showed of it."""
 
     time: int = Field(default_factory=now)

@@ -8,7 +8,7 @@ from filelock import Timeout
 
 from mypt.errors import ConfigError, MyptError
 from mypt.evaluation.gate import champions
-from mypt.home import lock
+from mypt.home import lock, place_now
 from mypt.text import markdown, one_line
 from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal, refuses_run
 from tasks.tracking.destination import (
@@ -26,6 +26,7 @@ from tasks.tracking.records import (
     Described,
     Ended,
     Opened,
+    Params,
     Record,
     Reused,
     Tags,
@@ -128,7 +129,10 @@ class Mirror:
         return run
 
     def _placed(self, record: Record) -> Record:
-        """Return the record with the addresses of other runs in it, which are known by now."""
+        """Return the record with addresses and places in it as they are now."""
+        if isinstance(record, Params | Tags):
+            values = {key: place_now(value) for key, value in record.values.items()}
+            return record.model_copy(update={"values": values})
         if isinstance(record, Described):
             links = (self._link(*page) for page in record.pages if journal_path(page[1]).exists())
             line = " · ".join(links)

@@ -77,4 +77,5 @@ def test_what_a_record_names_is_found_where_its_home_was_moved_to(tmp_path, monk
     assert CheckpointRef.model_validate_json(said).path == str(new / step)
     (old / step).mkdir(parents=True)
     assert place_now(str(old / step)) == str(old / step)
-    assert place_now("models/chat") == "models/chat"
+    for text in ("models/chat", "/" + "x" * 5000, "/a\0b/c", ""):
+        assert place_now(text) == text

@@ -262,6 +262,19 @@ def test_a_file_that_is_gone_is_noted(client, tmp_path):
     assert run_of(client).data.tags["mypt.gone.gone.json"] == str(tmp_path / "gone.json")
 
 
+def test_a_journal_that_is_sent_after_a_move_names_places_of_now(client, own_home):
+    (own_home / "models" / "chat").mkdir(parents=True)
+    journal = begun()
+    journal.write(Tags(values={"checkpoint": "/old/runs/models/chat", "other": "/old/runs"}))
+    journal.write(Params(values={"init_from": "/old/runs/models/chat"}))
+    journal.end("FINISHED")
+    send()
+    tags = run_of(client).data.tags
+    assert tags["checkpoint"] == str(own_home / "models" / "chat")
+    assert run_of(client).data.params == {"init_from": tags["checkpoint"]}
+    assert tags["other"] == "/old/runs"
+
+
 def test_sync_sends_all_and_ends_the_runs_of_dead_processes(client):
     begun("whole").end("FINISHED")
     dead = begun("dead")
