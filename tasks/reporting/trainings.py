@@ -167,11 +167,11 @@ class TrainingReport:
         return found.model_copy(update={"values": {"val_loss": loss}, "subject": subject})
 
     def _finished(self, checkpoint: CheckpointRef) -> None:
-        """Hand over the checkpoint but for its optimizer, its whole chain, and the curves."""
+        """Hand over the checkpoint but for its weights, its whole chain, and the curves."""
         folder, name = Path(checkpoint.path), self._plan.model_name
         lineage = read_lineage(folder)
         for file in (*(record.name for record in lineage.files), LINEAGE):
-            if not file.startswith("optimizer"):
+            if not file.endswith(".safetensors"):  # uploaded where a pipeline asks for it
                 self._run.write(Artifact(path=str(folder / file), folder="checkpoint"))
         self._run.write(Tags(values={"checkpoint": checkpoint.path, "weights": lineage.weights}))
         seen = {"tokens_read": float(lineage.tokens), "tokens_learned": float(lineage.supervised)}
