@@ -77,7 +77,7 @@ class MadeBy(Frozen):
         """Show on the page of this run what that one showed, and say so."""
         note = self._said(f"[{markdown(self.name)}](/runs/flow-run/{self.flow_run})")
         for part in self.shown:
-            show(part, f" Reused, {note}.")
+            show(part, f"Reused, {note}. ")  # first, since lists cut descriptions
 
     def _said(self, run: str) -> str:
         when = datetime.fromtimestamp(self.time / 1000, UTC)
@@ -198,13 +198,13 @@ def show(part: Shown, note: str = "") -> None:
 
     Args:
         part: What to show.
-        note: What is said of it besides.
+        note: What is said before its description.
     """
     if (kept := _kept.get()) is not None:
         kept.append(part)
 
     def create() -> None:
-        described = f"{part.description}{note}"
+        described = f"{note}{part.description}"
         if not part.text:
             create_table_artifact(list(part.rows), key=part.key, description=described)
             return

@@ -236,7 +236,7 @@ class Tracker:
                 when = datetime.fromtimestamp(record.begun / 1000, UTC)
                 self._describe(run.id, f"- {link}, begun {when:%Y-%m-%d %H:%M} UTC by another run")
             case Described():
-                self._describe(run.id, "\n".join(record.lines))
+                self._describe(run.id, "\n".join(record.lines), first=True)
             case DatasetInput():
                 self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
             case CheckpointRecord():
@@ -326,11 +326,12 @@ class Tracker:
             export_mlflow(step, out, ref, name, weights=weights)
             self._client.log_model_artifacts(model, str(out))
 
-    def _describe(self, run_id: str, line: str) -> None:
-        """Add a line to a run's description, once; it is Markdown."""
+    def _describe(self, run_id: str, text: str, *, first: bool = False) -> None:
+        """Add Markdown to a run's description, once, before or behind what is there."""
         before = self._client.get_run(run_id).data.tags.get(NOTE_TAG, "")
-        if line not in before:
-            self._tag(run_id, {NOTE_TAG: f"{before}\n\n{line}".strip()})
+        if text not in before:
+            parts = (text, before) if first else (before, text)
+            self._tag(run_id, {NOTE_TAG: "\n\n".join(part for part in parts if part)})
 
     def _tag(self, run_id: str, values: dict[str, str]) -> None:
         tags = [RunTag(key, _cut(value, _TAG_LENGTH)) for key, value in values.items()]

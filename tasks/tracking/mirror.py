@@ -136,7 +136,9 @@ class Mirror:
         if isinstance(record, Described):
             links = (self._link(*page) for page in record.pages if journal_path(page[1]).exists())
             line = " · ".join(links)
-            return record.model_copy(update={"lines": (*record.lines, *([line] if line else []))})
+            return record.model_copy(
+                update={"lines": (*record.lines, *(("", line) if line else ()))}
+            )
         if not isinstance(record, Reused) or not journal_path(record.journal).exists():
             return record
         made_by = self._run(record.journal)
