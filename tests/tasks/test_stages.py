@@ -327,6 +327,10 @@ def test_the_machines_fault_behind_an_error_of_the_core_counts():
     assert _may_pass(None, None, State(type=StateType.FAILED, data=error))
 
 
+def test_runs_that_met_the_same_fault_do_not_come_back_at_once(tmp_path):
+    assert make_stage(tmp_path)[0].retry_jitter_factor > 0
+
+
 def test_without_prefect_a_stage_is_a_plain_function(tmp_path):
     write, _ = make_stage(tmp_path)
     assert write.fn("a") == "a"
