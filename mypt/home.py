@@ -49,6 +49,26 @@ def models_dir() -> Path:
     return home() / "models"
 
 
+def place_now(recorded: str) -> str:
+    """Return where a path lies that a record names: there, or at the same place in this home.
+
+    A home may be moved or copied to another machine; what its records name is moved along.
+    """
+    old = Path(recorded)
+    if not old.is_absolute() or _exists(old):
+        return recorded
+    moved = (home().joinpath(*old.parts[start:]) for start in range(1, len(old.parts) - 1))
+    return next((str(place) for place in moved if _exists(place)), recorded)
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a path is there; what can be no path is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def check_name(name: str, what: str) -> str:
     """Return ``name`` if it can name a folder without leaving its parent.
 

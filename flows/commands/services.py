@@ -94,14 +94,20 @@ def up(
     return start(resolve(host, prefect_port, mlflow_port, auth))
 
 
-def sync() -> int:
-    """Send to MLflow what could not be sent while training; sending twice changes nothing."""
+def sync(*, forget: str | None = None) -> int:
+    """Send to MLflow what could not be sent while training; sending twice changes nothing.
+
+    Args:
+        forget: A run that MLflow does not take any more, since it or its experiment was deleted
+            there: its id, its name, or the experiment for all of them. It is sent no more, and
+            stays in the journals.
+    """
     from flows.environment import prepare_environment
 
     prepare_environment()
     from tasks.tracking.mirror import mirror_champion
     from tasks.tracking.mirror import sync as send
 
-    Console().print(f"sent {counted(send(), 'record')}", markup=False)
+    Console().print(f"sent {counted(send(forget), 'record')}", markup=False)
     mirror_champion()
     return 0

@@ -35,10 +35,13 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
         export_labels(Path(source), out)
     elif to == "mlflow":
         from mypt.home import checkpoint_to_use
-        from mypt.training.checkpoints.checkpoint import load_checkpoint
-        from tasks.pyfunc import export_mlflow
+        from mypt.training.checkpoints.folder import checkpoint_ref
+        from mypt.training.lineage import verify_folder
+        from tasks.tracking.models import export_mlflow
 
-        export_mlflow(load_checkpoint(checkpoint_to_use(full_name(source))), out)
+        step = checkpoint_to_use(full_name(source))
+        name = verify_folder(step).model_name
+        export_mlflow(step, out, checkpoint_ref(step), name, weights=True)
     else:
         _export_model(source, out)
     Console().print(f"written: {out}", markup=False)

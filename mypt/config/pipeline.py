@@ -1,9 +1,9 @@
 """The stages together, what both models are asked, and the file that says it all."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mypt.config.data import MaskPolicy, Preparation, PrepareConfig
 from mypt.config.training import Preset
@@ -35,6 +35,13 @@ class EvaluateConfig(Frozen):
     """What becomes of a model whose pipeline has champions, but none that reads its tokenizer."""
 
 
+class Tracking(Frozen):
+    """What MLflow holds of a run."""
+
+    upload: Literal["references", "weights"] = "references"
+    """The weights of both models themselves, or only where they lie in MYPT_HOME."""
+
+
 class PipelineConfig(Frozen):
     """One whole run: base corpus, chat data, two trainings, an evaluation."""
 
@@ -54,6 +61,18 @@ class PipelineConfig(Frozen):
     """What is asked of both models."""
     preparation: Preparation = Preparation()
     """Who prepares the data of both."""
+    tracking: Tracking = Tracking()
+    """What MLflow holds of the run."""
+
+    @model_validator(mode="after")
+    def _evaluation_has_data(self) -> Self:
+        for name in ("base", "chat"):
+            if not getattr(self, name).val_fraction:
+                raise ValueError(
+                    f"{name}.val_fraction is 0, so nothing would be left to evaluate on; expected"
+                    " a share above 0, such as 0.1"
+                )
+        return self
 
     def tuning(self) -> Preset:
         """Return what fine-tuning has: own values, the base's architecture, masks by default."""

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mypt.data.conversations import Form
 from mypt.parsing import Frozen
-from mypt.references import CheckpointRef, DatasetRef
+from mypt.references import CheckpointRef, DatasetRef, HomePath
 
 
 class AskedQuestion(Frozen):
@@ -158,9 +158,9 @@ class Summary(Frozen):
     """How many it learned."""
     mask_density: float
     """Their share of the tokens that it read."""
-    checkpoint: str
+    checkpoint: HomePath
     """Folder of the fine-tuned model's checkpoint."""
-    evaluation: str
+    evaluation: HomePath
     """The whole report, as a file."""
     digests: dict[str, str]
     """What the run made, by name: datasets and checkpoints."""

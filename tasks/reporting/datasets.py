@@ -1,7 +1,6 @@
 """What each stage of the data tells the terminal, MLflow and Prefect about its result."""
 
 import re
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from mypt.inspection.validation import REPORT
 from mypt.text import counted, visible
 from tasks.reporting import artifacts
 from tasks.stages import tell
-from tasks.tracking.destination import mlflow_url
 from tasks.tracking.journal import Journal
 from tasks.tracking.records import Artifact, Metrics, Text
 
@@ -116,8 +114,7 @@ def report_validation(run: Journal, folder: Path, report: ValidationReport) -> N
     dataset = open_dataset(folder, verify=False)
     page = render_preview(dataset, report, max_rows=_ROWS_KEPT)
     run.write(Text(name=PREVIEW, text=page))
-    shown_at = partial(mlflow_url, run.name, f"artifacts/{PREVIEW}")
-    artifacts.preview(folder.name, excerpt(dataset), shown_at)
+    artifacts.preview(folder.name, excerpt(dataset), (run.name, f"artifacts/{PREVIEW}"))
     artifacts.validation_findings(folder.name, report)
     tell(f"{folder.name}: " + ", ".join(counted(report.count(level), level) for level in LEVELS))
     for finding in report.findings:

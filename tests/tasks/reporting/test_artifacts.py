@@ -1,4 +1,5 @@
 import base64
+import math
 import threading
 import time
 
@@ -77,6 +78,15 @@ def test_scores_stand_side_by_side(shown):
         {"figure": "val_loss", "base": 2.0, "sft": 0.3333},
         {"figure": "stops", "base": None, "sft": 0.9},
     ]
+
+
+def test_a_figure_that_is_no_number_is_shown_and_can_be_kept(shown):
+    with artifacts.collected() as kept:
+        artifacts.scores("demo", {"base": {"perplexity": math.inf}, "sft": {"perplexity": None}})
+    rows, _ = shown["evaluation-demo"]
+    assert rows == [{"figure": "perplexity", "base": "inf", "sft": None}]
+    (part,) = kept
+    assert artifacts.Shown.model_validate_json(part.model_dump_json()) == part
 
 
 def test_a_loss_curve_is_a_picture_in_the_text(shown):
