@@ -2,6 +2,8 @@
 
 from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig, RopeScaling
 from mypt.config.data import (
+    UNWEIGHED,
+    WEIGHED,
     FieldMapping,
     Format,
     Markup,
@@ -12,12 +14,15 @@ from mypt.config.data import (
     Role,
     Source,
     Voice,
+    later,
 )
 from mypt.config.pipeline import EvaluateConfig, PipelineConfig, load_pipeline
 from mypt.config.training import Preset, TrainConfig, load_config
 
 __all__ = [
     "MAX_BLOCK",
+    "UNWEIGHED",
+    "WEIGHED",
     "Architecture",
     "EvaluateConfig",
     "FieldMapping",
@@ -35,6 +40,7 @@ __all__ = [
     "Source",
     "TrainConfig",
     "Voice",
+    "later",
     "load_config",
     "load_pipeline",
 ]

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mypt import files
-from mypt.config import MaskPolicy, Preparation, PrepareConfig
+from mypt.config import UNWEIGHED, MaskPolicy, Preparation, PrepareConfig
 from mypt.data.building import build
 from mypt.data.manifest import (
     METADATA,
@@ -64,6 +67,14 @@ class Dataset:
             split: tuple(view_shard(self.path, shard) for shard in self.manifest.split(split))
             for split in SPLITS
         }
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32] | None:
+        """What each byte of a mask weighs, (W,); None where that is no more than 0 and 1."""
+        record = self.manifest.mask
+        if record is None or record.weights == UNWEIGHED:
+            return None
+        return np.array(record.weights, np.float32)
 
     def shards(self, split: Split) -> tuple[ShardView, ...]:
         """Return the shards of one split, in order.

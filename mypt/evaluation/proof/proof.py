@@ -65,7 +65,11 @@ def prove_mask(
         raise MaskError(f"{whole.path} has no masks to prove; make them with 'mypt mask'")
     manifest = _limited(whole.manifest, split)
     limited, shards = Dataset(whole.path, manifest), manifest.split(split)
-    truths = [Truth(whole.path, shard, record.policy) for shard in shards]
+    names = [source.name for source in manifest.sources]
+    truths = [
+        Truth(whole.path, shard, record.policy, names[shard.source], manifest.row_weights)
+        for shard in shards
+    ]
     places = min(block_size, max(shard.n_tokens for shard in shards) - 1)
     checks: list[ProofCheck] = []
     for batching in _batchings(manifest):

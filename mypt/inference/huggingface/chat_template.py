@@ -37,9 +37,11 @@ _BODY: Final = """\
 {{- '{"name": ' ~ (called.name | tojson) ~ ', "arguments": ' -}}
 {{- (arguments if arguments is string else (arguments or {}) | tojson) or '{}' -}}{{- '}' -}}
 {%- endmacro -%}
-{%- set ns = namespace(last=-1, learned='', in_text=false, slots=[], parts=[]) -%}
+{%- set ns = namespace(last=-1, asked=0, round=0, learned='', in_text=false, slots=[], parts=[]) -%}
 {%- for message in messages -%}
 {%- if message.role in ROLES -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- if message.role == 'user' -%}{%- set ns.asked = loop.index0 -%}{%- endif -%}
+{%- if message.role == 'assistant' -%}{%- set ns.round = ns.asked -%}{%- endif -%}
 {%- endfor -%}
 {%- for message in messages -%}
 {%- if message.role not in TURNS -%}
@@ -76,7 +78,7 @@ _BODY: Final = """\
 {%- set ns.slots = ns.slots + [slot + [own or train]] -%}
 {%- endfor -%}
 {%- endfor -%}
-{%- set earlier = LAST_ONLY and loop.index0 != ns.last -%}
+{%- set earlier = LAST_ONLY and loop.index0 != ns.last or ROUND_ONLY and loop.index0 < ns.round -%}
 {%- for slot in ns.slots + turn.end -%}
 {%- set kind, text, special, said = (slot + [train])[:4] -%}
 {%- if text -%}
@@ -131,6 +133,7 @@ def chat_template(template: Template, policy: MaskPolicy) -> str:
         "LEARNED": {role: _learned(role, policy) for role in template.turns},
         "ROLES": list(policy.roles),
         "LAST_ONLY": policy.last_turn_only,
+        "ROUND_ONLY": policy.last_round_only,
         "GLUE": GLUE,
         "CUT": CUT,
     }
@@ -187,4 +190,4 @@ def _outcome(role: str, kind: str, train: str, policy: MaskPolicy) -> int:
         "role": role, "kind": kind, "train": train, "last_turn": "yes",
     }  # fmt: skip
     decides = next(rule for rule in rules(policy) if rule.fits(values))
-    return {"0": 0, "1": 1, "refused": 2}[decides.outcome]
+    return 2 if decides.outcome is None else int(decides.outcome > 0)
