@@ -22,11 +22,14 @@ from mypt.training.lineage import (
     ComputeRecord,
     DatasetRecord,
     EarlierSteps,
+    EpochRecord,
     Extension,
     Lineage,
     RunContext,
 )
+from mypt.training.loader import Epoch
 from mypt.training.optim import learning_rate_at
+from mypt.training.plan import RunPlan
 
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
@@ -178,6 +181,35 @@ def _extension_note(before: Lineage, config: Preset) -> str:
         f"extended at step {before.step}, from {before.config.max_iters} steps to"
         f" {config.max_iters}: AdamW's state is kept, the learning rate is that of the new length"
         f" from here on and jumps from {last:.3g} to {first:.3g}"
+    )
+
+
+def begin_lineage(
+    plan: RunPlan,
+    dataset: Dataset,
+    compute: Compute,
+    epoch: Epoch,
+    context: RunContext,
+    found: Checkpoint | None,
+) -> Lineage:
+    """Return the lineage of a run's next checkpoint, but for its step and files."""
+    maker = record_code(), compute.record(), context
+    return Lineage(
+        model_name=plan.model_name,
+        step=0,
+        tokens=0,
+        supervised=0,
+        parent=plan.parent,
+        dataset=record_dataset(dataset.path, dataset.manifest),
+        epoch=EpochRecord(
+            steps=epoch.steps, tokens=epoch.tokens, skipped=epoch.skipped, accounts=epoch.accounts
+        ),
+        config=plan.preset,
+        code=maker[0],
+        compute=maker[1],
+        context=context,
+        earlier=() if found is None else record_earlier(found.lineage, *maker),
+        extended=() if found is None else record_extended(found.lineage, plan.preset),
     )
 
 

@@ -189,6 +189,11 @@ def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool 
 
 
 def _from_scratch(preset: Preset) -> tuple[str, ...]:
+    if preset.kl_base:
+        raise ConfigError(
+            f"kl_base {preset.kl_base:g} holds a model to its base, and there is none; name one"
+            " with --init_from_model, or set kl_base to 0"
+        )
     line = "no base model: fine-tuning starts from random weights (parent: none)"
     return (line,) if preset.use_loss_mask else ()
 
