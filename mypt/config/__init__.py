@@ -2,6 +2,7 @@
 
 from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig, RopeScaling
 from mypt.config.data import (
+    MOST_WEIGHT,
     UNWEIGHED,
     WEIGHED,
     FieldMapping,
@@ -21,6 +22,7 @@ from mypt.config.training import Normalisation, Preset, TrainConfig, load_config
 
 __all__ = [
     "MAX_BLOCK",
+    "MOST_WEIGHT",
     "UNWEIGHED",
     "WEIGHED",
     "Architecture",

@@ -227,7 +227,7 @@ def _decide(
     every = not (policy.last_turn_only or policy.last_round_only)
     last = np.ones(len(spans), np.bool_) if every else last_turns(spans, policy)
     found = (spans["role"], spans["kind"], (spans["train"] - BY_POLICY).view(np.uint8), last)
-    code = np.zeros(len(spans), dtype=np.uint8 if len(index) <= 1 << 8 else np.uint32)
+    code = np.zeros(len(spans), dtype=np.uint16)
     sizes = [len(ROLES), len(KINDS), len(index) // (2 * len(ROLES) * len(KINDS)), 2]
     for field, size, strided in zip(FIELDS, sizes, found, strict=True):
         column = np.ascontiguousarray(strided)
@@ -236,7 +236,7 @@ def _decide(
                 f"spans: {field} number {column.max()}, expected 0 to {size - 1}; the spans"
                 " are damaged, prepare the dataset again"
             )
-        code *= code.dtype.type(size)
+        code *= np.uint16(size)
         code += column
     outcome = index.take(code)
     if outcome.max(initial=0) == _REFUSED:

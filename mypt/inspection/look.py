@@ -86,11 +86,13 @@ def _view(
 ) -> RowView:
     encoded = encode_rows([row], tokenizer, many=False)
     name = Path(reader.files[row.origin.file].path).name
-    weights = None
+    weights, said = None, tuple(encoded.weights.tolist())
     if policy is not None:
         n_tokens = len(encoded.tokens)
-        mask = mask_from_spans(encoded.spans, n_tokens, policy, source=reader.name)
-        weights = np.array(weight_table(policy, [reader.name])).take(mask)
+        mask = mask_from_spans(
+            encoded.spans, n_tokens, policy, source=reader.name, row_weights=said
+        )
+        weights = np.array(weight_table(policy, [reader.name], said)).take(mask)
     return RowView(
         split="train",
         index=index,
@@ -99,6 +101,7 @@ def _view(
         tokens=encoded.tokens,
         weights=weights,
         spans=encoded.spans,
+        row_weights=said,
         digest=None,
     )
 

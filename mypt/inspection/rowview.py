@@ -37,6 +37,8 @@ class RowView:
     """(N,) how much each token weighs, 0 where it is unsupervised; None before masking."""
     spans: NDArray[np.void] | None
     """(S,) of SPAN_DTYPE, start and stop counted from the row's first token; None by hand."""
+    row_weights: tuple[float, ...]
+    """What ``train`` of the spans counts from 2 on."""
     digest: bytes | None
     """The recorded digest of what was read; None by hand."""
 
@@ -139,15 +141,17 @@ def _view(
         spans["stop"] -= np.uint64(start)
     source = dataset.manifest.sources[shard.record.source]
     record, mask = dataset.manifest.mask, shard.mask
-    table = None if record is None else np.array(record.weights)
+    table = np.full(256, np.nan)  # of a byte that stands for no weight, nobody knows
+    table[: len(record.weights) if record else 0] = record.weights if record else ()
     return RowView(
         split=split,
         index=first + local,
         source=source.name,
         where=origin(shard, source, local),
         tokens=shard.tokens[start:stop],
-        weights=None if mask is None or table is None else table.take(mask[start:stop]),
+        weights=None if mask is None else table.take(mask[start:stop]),
         spans=spans,
+        row_weights=dataset.manifest.row_weights,
         digest=digest,
     )
 

@@ -25,11 +25,11 @@ from mypt.training.lineage import (
     EpochRecord,
     Extension,
     Lineage,
+    ParentRecord,
     RunContext,
 )
 from mypt.training.loader import Epoch
 from mypt.training.optim import learning_rate_at
-from mypt.training.plan import RunPlan
 
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
@@ -185,7 +185,9 @@ def _extension_note(before: Lineage, config: Preset) -> str:
 
 
 def begin_lineage(
-    plan: RunPlan,
+    model_name: str,
+    config: Preset,
+    parent: ParentRecord | None,
     dataset: Dataset,
     compute: Compute,
     epoch: Epoch,
@@ -195,21 +197,21 @@ def begin_lineage(
     """Return the lineage of a run's next checkpoint, but for its step and files."""
     maker = record_code(), compute.record(), context
     return Lineage(
-        model_name=plan.model_name,
+        model_name=model_name,
         step=0,
         tokens=0,
         supervised=0,
-        parent=plan.parent,
+        parent=parent,
         dataset=record_dataset(dataset.path, dataset.manifest),
         epoch=EpochRecord(
             steps=epoch.steps, tokens=epoch.tokens, skipped=epoch.skipped, accounts=epoch.accounts
         ),
-        config=plan.preset,
+        config=config,
         code=maker[0],
         compute=maker[1],
         context=context,
         earlier=() if found is None else record_earlier(found.lineage, *maker),
-        extended=() if found is None else record_extended(found.lineage, plan.preset),
+        extended=() if found is None else record_extended(found.lineage, config),
     )
 
 

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mypt.model.loss import MaskedLoss, supervised_positions
+from mypt.model.objectives import NLL
 from mypt.training.compute import seed_everything
 from mypt.training.distributed import Subtree, Sum
 from mypt.training.loader import Batch, send
@@ -67,10 +68,10 @@ def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedL
         supervised: What the batch's targets and mask say, where it is learned from. None scores
             it: plain nats, each supervised token the same, whatever training makes of them.
     """
-    how = {"objective": run.objective, "base": run.base}
+    objective, base = run.objective, run.base
     if supervised is None:
         supervised = supervised_positions(batch.targets, batch.loss_mask)
-        batch, how = batch._replace(loss_mask=None), {}
+        batch, objective, base = batch._replace(loss_mask=None), NLL, None
     device = run.compute.device
     batch, supervised = batch.to(device), send(supervised, device)
     with run.compute.autocast():
@@ -82,7 +83,8 @@ def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedL
             segments=batch.segments,
             supervised=supervised,
             prune_last_block=run.plan.preset.prune_last_block,
-            **how,
+            objective=objective,
+            base=base,
         )
 
 

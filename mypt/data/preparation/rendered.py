@@ -19,7 +19,7 @@ from mypt.data.conversations import Document, Message, Row
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import Unproved
 from mypt.data.rendering.written import Passage, Written, tiled, write_prompt, write_turns
-from mypt.data.spans import BY_POLICY, KIND, ROLE, spans_of
+from mypt.data.spans import KIND, ROLE, RowWeights, spans_of
 from mypt.data.tokenizer import Tokenizer
 
 _TEXT: Final = -1
@@ -31,6 +31,8 @@ class Rendered(NamedTuple):
     rows: list[Row]
     tokens: NDArray[np.uint32]
     spans: NDArray[np.void]
+    weights: tuple[float, ...]
+    """What ``train`` of the spans counts from 2 on."""
     refused: list[tuple[Row, str]]
     """Rows and why."""
     notes: Counter[str]
@@ -98,9 +100,9 @@ def _written(row: Row, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Writt
         begin, end = tokenizer.vocabulary.begin, tokenizer.vocabulary.end
         role, text = ROLE["text"], begin + row.text + end
         pieces = [
-            Passage(len(begin), role, KIND["header"], 0, BY_POLICY, False),
-            Passage(len(begin + row.text), role, KIND["content"], 0, BY_POLICY, True),
-            Passage(len(text), role, KIND["end"], 0, BY_POLICY, False),
+            Passage(len(begin), role, KIND["header"], 0, row.train, False),
+            Passage(len(begin + row.text), role, KIND["content"], 0, row.train, True),
+            Passage(len(text), role, KIND["end"], 0, row.train, False),
         ]
         return Written(text, tiled(pieces), [], False)
     template = tokenizer.template
@@ -226,7 +228,8 @@ def _rendered(
 ) -> Rendered:
     pieces = [piece for _, written, _, _ in found for piece in written.pieces]
     per_row = [len(written.pieces) for _, written, _, _ in found]
-    columns = np.array([piece[1:5] for piece in pieces], np.int64).reshape(-1, 4)
+    columns = np.array([piece[1:4] for piece in pieces], np.int64).reshape(-1, 3)
+    weights = RowWeights()
     counts = np.concatenate([np.empty(0, np.int64), *(one for *_, one in found)])
     spans = spans_of(
         counts,
@@ -235,13 +238,14 @@ def _rendered(
         role=columns[:, 0].astype(np.uint8),
         kind=columns[:, 1].astype(np.uint8),
         message=columns[:, 2],
-        train=columns[:, 3].astype(np.int8),
+        train=weights.numbered(piece.train for piece in pieces),
     )
     tokens = [tokens for _, _, tokens, _ in found]
     return Rendered(
         [row for row, *_ in found],
         np.concatenate([np.empty(0, np.uint32), *tokens]),
         spans,
+        weights.table,
         refused,
         notes,
     )

@@ -72,6 +72,7 @@ def _row_weights(
     assert rows is not None, "packing has looked"
     start, stop = rows["start"].astype(np.int64), rows["stop"].astype(np.int64)
     if mask is None or not use_loss_mask:
-        return np.maximum(stop - start - 1, 0).astype(np.float64)
+        return (stop - np.minimum(start + 1, stop)).astype(np.float64)
     until = np.concatenate([[0.0], np.cumsum(table[mask], dtype=np.float64)])
-    return until[stop] - until[np.minimum(start + 1, stop)]
+    weights: NDArray[np.float64] = until[stop] - until[np.minimum(start + 1, stop)]
+    return weights

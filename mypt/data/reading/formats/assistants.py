@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Role
-from mypt.data.conversations import Conversation, Message, Part, PartKind, say
+from mypt.data.conversations import Conversation, Message, Part, PartKind, Train, say
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.chats import frame
 from mypt.data.reading.formats.message import (
@@ -53,7 +53,7 @@ class _Piece(NamedTuple):
 
     role: Role
     parts: list[Part]
-    train: bool | None = None
+    train: Train = None
 
 
 def identify(fields: dict[str, Any]) -> Format | None:
