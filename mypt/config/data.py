@@ -50,6 +50,11 @@ class MaskPolicy(Frozen):
     """Supervise the token that ends such a turn; without it the model never stops."""
     reasoning: bool = True
     """Supervise reasoning parts."""
+    skip_empty_reasoning: bool | None = later(None)
+    """Leave out reasoning that is nothing but its tags, such as <think></think>; only false keeps
+    it. Where there is any, making masks records how long it is as ``reasoning_above``."""
+    reasoning_above: int = later(0)
+    """Supervise a stretch of reasoning only if it has more tokens than this."""
     tool_calls: bool = True
     """Supervise tool calls."""
     text: bool = True
@@ -76,6 +81,11 @@ class MaskPolicy(Frozen):
         if idle := sorted(off & self.weights.keys()):
             raise ValueError(f"weights: {idle[0]} is not supervised; supervise it, or leave it out")
         return self
+
+    @field_validator("skip_empty_reasoning")
+    @classmethod
+    def _skipping_is_unsaid(cls, skips: bool | None) -> bool | None:
+        return None if skips else skips  # as is the default
 
     @field_validator("weights")
     @classmethod

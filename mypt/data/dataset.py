@@ -149,6 +149,7 @@ def prepare(
     progress: Progress | None = None,
     *,
     preparation: Preparation = Preparation(),
+    as_asked: bool = False,
 ) -> DatasetRef:
     """Turn raw files into a dataset of tokens, spans and masks in one folder.
 
@@ -161,6 +162,7 @@ def prepare(
         out_dir: The new dataset's folder.
         progress: As for :func:`tokenize`.
         preparation: As for :func:`tokenize`.
+        as_asked: As for :func:`mypt.data.mask_files.write_masks`.
 
     Raises:
         ConfigError: As :func:`tokenize`.
@@ -173,7 +175,7 @@ def prepare(
             "recipe": masked_recipe(manifest.recipe, policy),
             "making": Making(config=config, policies=(policy,)),
         }
-        return write_masks(folder, manifest.model_copy(update=update), policy)
+        return write_masks(folder, manifest.model_copy(update=update), policy, as_asked=as_asked)
 
     return build(out_dir, make)
 
@@ -185,6 +187,7 @@ def mask(
     *,
     digest: str | None = None,
     reuse: bool = False,
+    as_asked: bool = False,
 ) -> DatasetRef:
     """Mask a dataset under a policy, in a new folder that shares its token shards.
 
@@ -194,6 +197,7 @@ def mask(
         out_dir: The new dataset's folder.
         digest: The digest that ``dataset`` must have.
         reuse: As for :func:`tokenize`.
+        as_asked: As for :func:`mypt.data.mask_files.write_masks`.
 
     Raises:
         ConfigError: If ``out_dir`` exists and may not be reused.
@@ -201,11 +205,12 @@ def mask(
         ManifestError: If the dataset is damaged or not the one that was meant.
     """
     parent = open_dataset(dataset, digest=digest)
-    return build(
-        out_dir,
-        lambda folder: write_masks(folder, _link(parent, folder, policy), policy),
-        masked_recipe(parent.manifest.digest, policy) if reuse else None,
-    )
+
+    def make(folder: Path) -> Manifest:
+        return write_masks(folder, _link(parent, folder, policy), policy, as_asked=as_asked)
+
+    recipe = masked_recipe(parent.manifest.digest, policy) if reuse else None
+    return build(out_dir, make, recipe)
 
 
 def masked_recipe(tokens: str, policy: MaskPolicy) -> str:

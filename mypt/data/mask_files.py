@@ -1,5 +1,6 @@
 """Masks on disk: made from the spans beside them, shard by shard, and counted."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from mypt import files
 from mypt.config import MaskPolicy
 from mypt.data.manifest import (
+    TOKENIZER_STATE,
     Density,
     Manifest,
     MaskRecord,
@@ -20,7 +22,8 @@ from mypt.data.manifest import (
 from mypt.data.masking import mask_from_spans, weight_table
 from mypt.data.policies import policy_words
 from mypt.data.shards import MASK, ShardView, origin, shard_name, view_shard
-from mypt.data.spans import ROLES
+from mypt.data.spans import KIND, ROLES
+from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MaskError
 
 
@@ -107,14 +110,27 @@ class _Groups:
         )
 
 
-def write_masks(folder: Path, manifest: Manifest, policy: MaskPolicy) -> Manifest:
+def write_masks(
+    folder: Path, manifest: Manifest, policy: MaskPolicy, *, as_asked: bool = False
+) -> Manifest:
     """Write a mask beside each shard of ``folder`` and return the metadata with them.
+
+    Args:
+        folder: The dataset.
+        manifest: Its metadata.
+        policy: Whose tokens are supervised.
+        as_asked: Learn reasoning that says nothing unless the policy says otherwise, as datasets
+            did before there was a choice.
 
     Raises:
         MaskError: If the shards have no spans, a row wants a tool's result supervised, the policy
             weighs a source that is not there or gives too many weights, or it supervises nothing in
             the whole dataset.
     """
+    keeps = policy.skip_empty_reasoning is False or policy.reasoning_above or not policy.reasoning
+    if not (as_asked or keeps):
+        above = _empty_reasoning(folder, manifest)
+        policy = policy.model_copy(update={"reasoning_above": above})
     names = [source.name for source in manifest.sources]
     for word in policy.weights:
         if word.startswith("source:") and word.removeprefix("source:") not in names:
@@ -130,6 +146,31 @@ def write_masks(folder: Path, manifest: Manifest, policy: MaskPolicy) -> Manifes
         )
     record = MaskRecord(policy=policy, stats=stats, weights=table)
     return manifest.model_copy(update={"shards": shards, "mask": record})
+
+
+def _empty_reasoning(folder: Path, manifest: Manifest) -> int:
+    """Return how many tokens reasoning has that is its tags alone; 0 where there is none.
+
+    Such a stretch is the shortest there is, since whatever is said adds a token.
+    """
+    shortest: tuple[int, bytes] | None = None
+    for shard in manifest.shards:
+        view = view_shard(folder, shard)
+        if view.spans is None:
+            continue
+        spans = view.spans[view.spans["kind"] == KIND["reasoning"]]
+        if not len(spans):
+            continue
+        lengths = (spans["stop"] - spans["start"]).astype(np.int64)
+        span = spans[int(lengths.argmin())]
+        if shortest is None or lengths.min() < shortest[0]:
+            tokens = np.asarray(view.tokens[span["start"] : span["stop"]])
+            shortest = int(lengths.min()), tokens.tobytes()
+    if shortest is None:
+        return 0
+    length, tokens_of = shortest
+    said = load_tokenizer(folder / TOKENIZER_STATE).decode(np.frombuffer(tokens_of, np.uint32))
+    return 0 if re.sub(r"<[^<>]*>|\[/?\w+\]|\s", "", said) else length
 
 
 def _write_mask(

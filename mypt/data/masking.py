@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
-from mypt.data.spans import BY_POLICY, KINDS, ROLE, ROLES
+from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLE, ROLES
 from mypt.errors import MaskError
 
 FIELDS: Final = {
     "role": ROLES,
-    "kind": KINDS,
+    "kind": (*KINDS, "empty_reasoning"),
     "train": ("unset", "0", "1", "weight"),
     "last_turn": ("no", "yes"),
 }
@@ -76,6 +76,8 @@ def _rules(policy: MaskPolicy, source: str) -> Iterator[Rule]:
     yield Rule(asked, None, "a tool's result is given to the model, never written by it")
     yield Rule((("role", ("tool",)),), 0, "a tool's result is context")
     yield Rule((("train", ("0",)),), 0, "the row says train: false")
+    if policy.reasoning_above:
+        yield Rule((("kind", ("empty_reasoning",)),), 0, "reasoning that says nothing is left out")
     if not policy.reasoning:
         yield Rule((("kind", ("reasoning",)),), 0, "the policy leaves reasoning out")
     if not policy.tool_calls:
@@ -228,7 +230,8 @@ def _decide(
     last = np.ones(len(spans), np.bool_) if every else last_turns(spans, policy)
     found = (spans["role"], spans["kind"], (spans["train"] - BY_POLICY).view(np.uint8), last)
     code = np.zeros(len(spans), dtype=np.uint16)
-    sizes = [len(ROLES), len(KINDS), len(index) // (2 * len(ROLES) * len(KINDS)), 2]
+    n_kinds = len(FIELDS["kind"])
+    sizes = [len(ROLES), len(KINDS), len(index) // (2 * len(ROLES) * n_kinds), 2]
     for field, size, strided in zip(FIELDS, sizes, found, strict=True):
         column = np.ascontiguousarray(strided)
         if column.max(initial=0) >= size:
@@ -236,6 +239,10 @@ def _decide(
                 f"spans: {field} number {column.max()}, expected 0 to {size - 1}; the spans"
                 " are damaged, prepare the dataset again"
             )
+        if field == "kind":
+            size = n_kinds
+            if policy.reasoning_above:
+                column = np.where(is_empty(spans, policy), np.uint8(n_kinds - 1), column)
         code *= np.uint16(size)
         code += column
     outcome = index.take(code)
@@ -280,9 +287,18 @@ def explain(span: np.void, policy: MaskPolicy, *, source: str = "", last_turn: b
         last_turn: What :func:`last_turns` says about the span.
     """
     train = min((int(span["train"]) - BY_POLICY) % 256, FIELDS["train"].index("weight"))
-    row = (int(span["role"]), int(span["kind"]), train, int(last_turn))
+    kind = len(KINDS) if is_empty(span, policy) else int(span["kind"])
+    row = (int(span["role"]), kind, train, int(last_turn))
     named = zip(FIELDS.items(), row, strict=True)
     return _first(policy, source, {field: values[index] for (field, values), index in named})
+
+
+def is_empty(spans: NDArray[np.void] | np.void, policy: MaskPolicy) -> NDArray[np.bool_]:
+    """Return which spans are reasoning that says nothing, by their length; (S,) or of one span."""
+    short = spans["stop"] - spans["start"] <= np.uint64(policy.reasoning_above)
+    found: NDArray[np.bool_] = (spans["kind"] == KIND["reasoning"]) & short
+    found &= policy.reasoning_above > 0
+    return found
 
 
 def last_turns(spans: NDArray[np.void], policy: MaskPolicy) -> NDArray[np.bool_]:

@@ -17,12 +17,14 @@ WORDS: Final[dict[str, dict[str, Any]]] = {
     "last_round": {"last_round_only": True},
     "no_stop": {"end_of_turn": False},
     "no_reasoning": {"reasoning": False},
+    "empty_reasoning": {"skip_empty_reasoning": False},
     "no_tool_calls": {"tool_calls": False},
     "no_text": {"text": False},
 }
 """Words beside the roles' names, and what each sets."""
 EVERY_TOKEN: Final = "every token"
 """What a training without masks learns, whatever masks its dataset has."""
+_ABOVE: Final = "reasoning_above"
 _LONGEST_PATH: Final = 4096
 
 
@@ -34,7 +36,8 @@ def policy_words(policy: MaskPolicy | None) -> str:
     on = [word for word, knobs in WORDS.items() if knobs.items() <= values.items()]
     weighed = {word: f"{word}={weight!r}" for word, weight in policy.weights.items()}
     named = [weighed.pop(role, role) for role in policy.roles]
-    return ",".join([*named, *on, *weighed.values()])
+    above = [f"{_ABOVE}={policy.reasoning_above}"] if policy.reasoning_above else []
+    return ",".join([*named, *on, *above, *weighed.values()])
 
 
 def policy_in_force(used: bool | None, mask: MaskRecord | None) -> str:
@@ -67,7 +70,9 @@ def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:
     words = [word.strip() for word in text.split(",")]
     for place, word in enumerate(words):
         name, is_weight, value = word.rpartition("=")
-        if is_weight:
+        if name == _ABOVE and value.isdigit():
+            values[name] = int(value)
+        elif is_weight:
             weights[name] = _weight(name, value, weights, flag)
             words[place] = name
         elif word not in TYPED_ROLES and word not in WORDS:

@@ -135,6 +135,8 @@ def _wanted(spans: NDArray[np.void], policy: MaskPolicy) -> Booleans:
     wanted &= (kind != KIND["header"]) & (role != ROLE["tool"])
     if not policy.reasoning:
         wanted &= kind != KIND["reasoning"]
+    short = (spans["stop"] - spans["start"]).astype(np.int64) <= policy.reasoning_above
+    wanted &= ~(short & (kind == KIND["reasoning"]))
     if not policy.tool_calls:
         wanted &= kind != KIND["tool_call"]
     return np.asarray(wanted, dtype=bool)

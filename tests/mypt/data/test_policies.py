@@ -17,6 +17,7 @@ POLICIES = [
     ("assistant,no_text", MaskPolicy(text=False)),
     ("no_role", MaskPolicy(roles=())),
     ("last_round", MaskPolicy(last_round_only=True)),
+    ("reasoning_above=4", MaskPolicy(reasoning_above=4)),
     ("stop=2", MaskPolicy(weights={"stop": 2.0})),
     (
         "assistant,stop=2,user=0.1",
@@ -34,9 +35,12 @@ def test_words_mean_a_policy(text, policy):
     assert parse_policy(text) == policy
 
 
+_OTHERS = ("roles", "weights", "reasoning_above")
+
+
 def test_every_policy_is_told_in_words_that_mean_it_again():
     roles = [some for count in range(4) for some in permutations(TYPED_ROLES, count)]
-    knobs = [name for name in MaskPolicy.model_fields if name not in ("roles", "weights")]
+    knobs = [name for name in MaskPolicy.model_fields if name not in _OTHERS]
     told = set()
     for some, *values in product(roles, *[(True, False)] * len(knobs)):
         given = dict(zip(knobs, values, strict=True))
