@@ -32,3 +32,7 @@ class BaseRecord(Frozen):
     """Its ``generation_config.json``, where it had one."""
     dtype: str = "float32"
     """Type of its numbers."""
+    tokenizer: str = ""
+    """Its ``tokenizer_config.json`` as JSON, without chat template and code, where it had one."""
+    flags: str = ""
+    """How added tokens of its ``tokenizer.json`` are read that are not as most, as JSON by name."""

@@ -26,6 +26,8 @@ from tasks.tracking.records import Params, flatten
 SUMMARY = "summary.json"
 NOT_ASKED = "not asked"
 """What a run says of the gate where its config does not ask it."""
+_APART = {"tokens": None, "answers": ()}
+"""What takes figures apart stands in the whole report."""
 REFUSED = "mypt.gate.refused"
 """Prefect event of a model that did not become the champion."""
 
@@ -57,7 +59,8 @@ def evaluate(
     """
     read = [base.digest, sft.digest, dataset.digest]
     read += [read_manifest(Path(place)).digest for place in config.sets.values()]
-    read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
+    named = (*config.harness, config.questions)
+    read += [files.digest_file(Path(name)) for name in named if Path(name).is_file()]
     measured = config.model_copy(update={"gate": False})  # which changes no figure
     folder = home() / "evaluations" / f"{name}-{stage_key(code, measured, *read)}"
     key = f"evaluate-{folder.name}"
@@ -95,10 +98,9 @@ def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
     assert report.base_plain
     tuned = read_lineage(Path(report.sft.checkpoint.path))
     return Summary(
-        # One page: what takes the loss apart stands in the whole report.
-        base=report.base.model_copy(update={"tokens": None}),
-        sft=report.sft.model_copy(update={"tokens": None}),
-        base_plain=report.base_plain.model_copy(update={"tokens": None}),
+        base=report.base.model_copy(update=_APART),
+        sft=report.sft.model_copy(update=_APART),
+        base_plain=report.base_plain.model_copy(update=_APART),
         policy=tuned.policy,
         supervised_tokens=tuned.supervised,
         mask_density=tuned.density,

@@ -38,6 +38,10 @@ def tokenize(
     key = f"tokenize-{folder.name}"
 
     def make() -> DatasetRef:
+        if plan.begins_with_base:
+            from mypt.inference.huggingface.imports import check_base  # loads torch
+
+            check_base(config.tokenization)
         with recorded(key, f"tokenize {what} {name}") as run:
             run.write(Params(values=flatten(config)))
             make_room(folder, whole_dataset)

@@ -34,7 +34,8 @@ def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Outpu
         MaskError: If training would learn other tokens than the masks say.
     """
     folder, block_size = Path(dataset.path), _block_size(preset)
-    length = [str(block_size), preset.length_policy, str(preset.max_lost)]
+    policy = preset.length_policy or "keep_system"  # as trained: where they differ, it is taken
+    length = [str(block_size), policy, str(preset.max_lost)]
     proves = preset.use_loss_mask
     if proves is None:
         proves = read_manifest(folder, dataset.digest).mask is not None
@@ -47,13 +48,13 @@ def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Outpu
             report = check(
                 folder,
                 block_size=block_size,
-                length_policy=preset.length_policy,
+                length_policy=policy,
                 max_lost=preset.max_lost,
             )
             report_validation(run, folder, report)
             _accept(folder, report)
             if proves:
-                report_proof(run, folder, prove_mask(folder, length_policy=preset.length_policy))
+                report_proof(run, folder, prove_mask(folder, length_policy=policy))
             files.write_sealed(place, report.model_dump(mode="json"))
         return dataset
 

@@ -47,7 +47,7 @@ ROWS = {
     "`mypt train --config_file C --model_name N --dataset_dir D`": [
         "train --config_file configs/small_chat.json --model_name new --dataset_dir data/chats"
     ],
-    "`mypt evaluate MODEL [--gate] [--out_dir DIR]`": [
+    "`mypt evaluate MODEL [--questions FILE] [--gate] [--out_dir DIR]`": [
         "evaluate mine --eval_iters 1 --out_dir new",
         "evaluate mine --eval_iters 1 --gate",
     ],

@@ -16,6 +16,8 @@ from mypt.training.circumstances import changes
 from mypt.training.lineage import read_lineage
 
 KEPT = Path(__file__).parent / "kept"
+HERE = {"PYTHONPATH": str(KEPT.parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+"""The code beside these tests is run, wherever another one is installed."""
 COMMIT = "654e3725d55eaddc3847b7b57b73e0a730cf671c"
 WEIGHTS = "65ff7dd20a0b"
 """The fine-tuned ones, by their first digits."""
@@ -30,7 +32,7 @@ def mypt(folder: Path, *words: str) -> str:
     done = subprocess.run(
         [str(Path(sys.executable).parent / "mypt"), *words],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "MYPT_HOME": "home", "OMP_NUM_THREADS": "1"},
+        env=HERE | {"MYPT_HOME": "home"},
         capture_output=True,
         text=True,
         check=False,

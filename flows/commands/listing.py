@@ -67,8 +67,9 @@ def _run(name: str) -> "Listed | None":
                     values |= {"name": title, "date": day(time / 1000), "about": "not ended"}
                 case Params(values={"policy": str(policy)}):
                     values["mask"] = policy
-                case Metrics(values={"val_loss": float(loss)}):
-                    values["loss"] = loss
+                case Metrics(values=figures):  # of the stage that trained last
+                    best = [of for key, of in figures.items() if key.endswith("best_val_loss")]
+                    values["loss"] = best[-1] if best else values["loss"]
                 case Ended(status=status):
                     values["about"] = status.lower()
     except (MyptError, OSError) as error:
@@ -88,7 +89,7 @@ def render(title: str, items: "tuple[Listed, ...]") -> "Table":
             "date": f"{one.date.astimezone():%Y-%m-%d %H:%M}" if one.date else "damaged",
             "": one.about,
             "size": "" if one.size is None else decimal(one.size),
-            "val loss": "" if one.loss is None else f"{one.loss:.4f}",
+            "best val loss": "" if one.loss is None else f"{one.loss:.4f}",
             "learned": one.mask,
             "parent": one.parent,
         }
@@ -97,7 +98,7 @@ def render(title: str, items: "tuple[Listed, ...]") -> "Table":
     used = [key for key in (rows or [{title: title}])[0] if any(row[key] for row in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in used or [f"{title}: none"]:
-        right = key in ("size", "val loss")
+        right = key in ("size", "best val loss")
         table.add_column(key, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(row[key])) for key in used))

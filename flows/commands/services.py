@@ -8,8 +8,8 @@ from cyclopts import Parameter
 
 from flows.commands.flags import Whole, check_kind
 from flows.console import Console, print_lines
-from mypt.config import load_pipeline
 from mypt.errors import ConfigError, MyptError
+from mypt.text import counted
 
 
 def run(
@@ -35,15 +35,18 @@ def run(
     changes = param or []
     if Path(config).suffix == ".json":
         check_kind(Path(config), "pipeline")
-        name = load_pipeline(Path(config)).name
-        print_lines([f"{name}: raw files -> base model -> chat model; Prefect starts, in seconds"])
+        from flows.forms import changed_config
+
+        asked = changed_config(Path(config), changes)
+        print_lines(
+            [f"{asked.name}: raw files -> base model -> chat model; Prefect starts, in seconds"]
+        )
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         start_temporary_api()
         from flows.pipeline import run_pipeline
-        from flows.service.parameters import changed_config
 
-        run_pipeline(changed_config(Path(config), changes))
+        run_pipeline(asked)
         return 0
     try:
         find_prefect()
@@ -99,6 +102,6 @@ def sync() -> int:
     from tasks.tracking.mirror import mirror_champion
     from tasks.tracking.mirror import sync as send
 
-    Console().print(f"sent {send()} records", markup=False)
+    Console().print(f"sent {counted(send(), 'record')}", markup=False)
     mirror_champion()
     return 0

@@ -57,6 +57,7 @@ def _export_model(source: str, out: Path) -> None:
         found.config,
         found.weights,
         found.tokenizer,
+        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
         policy=_marked(found.lineage),
         base=base_of(found.lineage),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
@@ -120,7 +121,7 @@ def _training(lineage: "Lineage") -> Iterator[str]:
     from mypt.provenance.trace import learned
 
     data, config = lineage.dataset, lineage.config
-    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.block_size}"
+    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.longest}"
     yield f"- architecture: {shape}, {config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
     yield f"- {lineage.tokens} tokens read, {learned(lineage)}, seed {config.seed}"
     yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"

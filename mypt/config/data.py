@@ -16,6 +16,7 @@ Format = Literal[
 Markup = Literal[
     "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
     "human_lines", "user", "vicuna", "glaive", "llama4", "oasst", "command", "deepseek",
+    "harmony", "human_ai", "angled", "bold", "bracketed", "instruction", "question", "qa",
 ]  # fmt: skip
 Voice = Literal[
     "system", "user", "assistant", "tool",
@@ -133,6 +134,8 @@ class Reading(Frozen):
     """Field that says which conversation a row of one message belongs to, where auto misses it."""
     strict: bool = False
     """Refuse a field that is neither read nor known to be without meaning, instead of counting."""
+    unread: str = ""
+    """Fields that may stay unread where reading is strict, joined by commas; they are counted."""
     reasoning_tags: str = Field(default="think", pattern=r"^\w+(,\w+)*$")
     """Names of the tags around reasoning at the beginning of an assistant's text, joined by
     commas; "none" leaves them and <tool_call> as text."""
@@ -155,6 +158,12 @@ class Reading(Frozen):
                     f" {', '.join(_VOICES)} and a field, as in user=question,assistant=answer"
                 )
         return turns
+
+    @model_validator(mode="after")
+    def _only_strict_reading_waives(self) -> Self:
+        if self.unread and not self.strict:
+            raise ValueError(f"unread {self.unread[:60]!r}: expected only where reading is strict")
+        return self
 
     @field_validator("encoding")
     @classmethod
@@ -204,6 +213,11 @@ class PrepareConfig(Frozen):
     """Dataset or model folder whose tokenizer and template are used instead."""
     template: str = "mypt"
     """mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a template file."""
+    train_as: Literal["whole", "inference"] = Field(
+        default="whole", exclude_if=lambda word: word == "whole"
+    )
+    """Template base: conversations whole, or each turn of the assistant in a row of its own, after
+    what inference would feed for it: for templates that write earlier turns otherwise."""
     val_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of rows that go to val, by the hash of their content, so twins never cross."""
     shard_tokens: int = Field(default=10_000_000, ge=1, le=10**12)

@@ -17,6 +17,8 @@ class EvaluateConfig(Frozen):
     """Held-out generated questions asked of each model, over all tasks; 0 asks none."""
     exercises_seed: int = 0
     """Seed of the exercises; the same as the sources'."""
+    questions: str = ""
+    """File of questions and their answers, in any format of data, asked as a chat; empty: none."""
     max_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
     prompts: tuple[str, ...] = ()

@@ -20,9 +20,10 @@ class TrainConfig(Frozen):
     a flow uses the masks, and any other training on data that have some is refused."""
     batching: Literal["windows", "packed"] = "windows"
     """Random windows, or whole conversations packed into rows, each once an epoch."""
-    length_policy: Literal["split", "keep_system", "drop", "keep_last_turns", "error"] = "split"
+    length_policy: Literal["split", "keep_system", "drop", "keep_last_turns", "error"] | None = None
     """Packed only: what becomes of a conversation longer than block_size; keep_system splits it
-    and lets each piece begin with its system message, which is read and not learned."""
+    and lets each piece begin with its system message, which is read and not learned. Left out:
+    keep_system where that repeats a message, else split, which then is the same."""
     max_lost: float = Field(default=0.05, ge=0.0, le=1.0)
     """Packed only: largest share of supervised tokens that length_policy may lose. A validation
     warns where more answers than this share lose their question."""
@@ -55,6 +56,10 @@ class TrainConfig(Frozen):
     """Share of the peak at which the schedule ends."""
     warmup_iters: int = Field(default=100, ge=0)
     """Steps of linear warm-up."""
+    warmup: float | None = Field(
+        default=None, ge=0.0, le=1.0, exclude_if=lambda share: share is None
+    )
+    """Share of max_iters that they take, instead of warmup_iters."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decay of matrices; vectors have none."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
@@ -102,11 +107,22 @@ class TrainConfig(Frozen):
     step_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds after which a process that waits for others, or that makes no step, is ended."""
 
+    def with_steps(self, steps: int) -> Self:
+        """Return this config for so many steps, with what it says as a share of them as steps."""
+        update: dict[str, object] = {}
+        if self.epochs is not None:
+            update = {"epochs": None, "max_iters": steps}
+        if self.warmup is not None:
+            update |= {"warmup": None, "warmup_iters": round(self.warmup * steps)}
+        return self.model_copy(update=update)
+
     @model_validator(mode="after")
-    def _length_is_said_once(self) -> Self:
-        default = type(self).model_fields["max_iters"].default  # what a form sends along
-        if self.epochs is not None and self.max_iters != default:
-            raise ValueError(f"epochs and max_iters {self.max_iters} are both given; leave one out")
+    def _lengths_are_said_once(self) -> Self:
+        for one, other in (("epochs", "max_iters"), ("warmup", "warmup_iters")):
+            default = type(self).model_fields[other].default  # what a form sends along
+            said = getattr(self, other)
+            if getattr(self, one) is not None and said != default:
+                raise ValueError(f"{one} and {other} {said} are both given; leave one out")
         return self
 
     @model_validator(mode="after")

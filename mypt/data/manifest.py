@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from mypt import files
 from mypt.config import UNWEIGHED, MaskPolicy, PrepareConfig, later
+from mypt.data.spans import ROLE
 from mypt.errors import ManifestError, MissingDatasetError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
@@ -89,12 +90,20 @@ class Density(Frozen):
         return self.supervised / self.tokens if self.tokens else 0.0
 
 
+def _as_in_the_table(found: dict[str, Density]) -> dict[str, Density]:
+    return dict(sorted(found.items(), key=lambda item: ROLE.get(item[0], len(ROLE))))
+
+
+ByRole = Annotated[dict[str, Density], AfterValidator(_as_in_the_table)]
+"""In the order of :data:`mypt.data.spans.ROLES`, whatever was met first."""
+
+
 class MaskStats(Frozen):
     """What a mask selects, over both splits unless the name says otherwise."""
 
     total: Density
     by_split: dict[str, Density]
-    by_role: dict[str, Density]
+    by_role: ByRole
     by_source: dict[str, Density]
     rows: int
     rows_unsupervised: int

@@ -81,6 +81,11 @@ class Tokenizer:
         """The token that ends an assistant turn."""
         return self.special_tokens[self.template.stop]
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends an assistant turn, :attr:`stop_id` first."""
+        return tuple(self.special_tokens[token] for token in self.template.stops)
+
     @cached_property
     def byte_sizes(self) -> NDArray[np.uint32]:
         """(n_vocab,) bytes that each id stands for, special tokens spelled out."""

@@ -17,7 +17,7 @@ from mypt.inspection.histograms import density_histogram, length_histogram
 from mypt.inspection.rowview import RowView, count_rows, read_row, reasons, token_texts
 from mypt.inspection.validation import validate
 from mypt.pages.render import render
-from mypt.text import visible
+from mypt.text import counted, visible
 
 MAX_ROWS = 300
 MAX_TOKENS = 4000
@@ -180,7 +180,7 @@ def _row(
             break
     if not spans:
         spans = [[len(tokens), *_NO_SPAN, 0, rules.setdefault("made by hand", len(rules))]]
-    count = f"{len(view.tokens):,} tokens"
+    count = counted(len(view.tokens), "token")
     if mask is not None:
         count += f" \u00b7 {int(mask.sum()):,} supervised"
     return {

@@ -12,6 +12,12 @@ WRITE_RATE = 1e9
 """Bytes a second that reach the disk, where nobody says otherwise or measured it."""
 
 
+LAUNCHES = 100
+"""Kernels that a block starts in the forward and backward pass of a micro-batch, roughly."""
+LAUNCH_SECONDS = 5e-6
+"""What starting a kernel takes, whatever it computes: no pass is quicker than its launches."""
+
+
 class Gpu(NamedTuple):
     """One kind of GPU, as its maker publishes it."""
 

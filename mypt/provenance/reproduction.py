@@ -13,6 +13,7 @@ from mypt.home import models_dir, moved_home, step_folder
 from mypt.parsing import Frozen
 from mypt.provenance.remaking import differences, make_again, missing_files
 from mypt.provenance.search import Search, ancestry
+from mypt.text import counted
 from mypt.training.base_import import import_base
 from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
@@ -257,7 +258,7 @@ class _Again:
         weights = read_lineage(made).weights
         same = parting.line is None and weights == lineage.weights
         stage = Stage(
-            name=f"training {lineage.model_name}, {lineage.step} steps",
+            name=f"training {lineage.model_name}, {counted(lineage.step, 'step')}",
             outcome=SAME if same else DIFFERS,
             recorded=lineage.weights,
             found=weights,

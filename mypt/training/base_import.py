@@ -49,7 +49,9 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
     )
     digest = files.digest_json([tokenizer.digest, *(source.sha256 for source in sources)])
     model_name = f"hf-{digest[:12]}"
-    config = Preset(**dict(read.architecture), name=name, use_loss_mask=False)
+    config = Preset(
+        **dict(read.architecture), name=name, use_loss_mask=False, length_policy="split"
+    )
     snapshot = Snapshot(
         state=TrainerState(),
         weights={n: tensor.contiguous() for n, tensor in read.weights.items()},

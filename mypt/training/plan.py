@@ -7,6 +7,7 @@ from mypt import files, home
 from mypt.config import Architecture, Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import Manifest, read_manifest
+from mypt.data.packing.layout import default_policy
 from mypt.data.policies import policy_in_force, policy_words
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.vocabularies.huggingface import PREFIX
@@ -20,6 +21,8 @@ _CIRCUMSTANCES = {
     "parallel", "processes", "activation_checkpointing", "max_restarts", "step_timeout",
 }  # fmt: skip
 """Who computes, and when they give up: a run may go on with others (DESIGN.md D90)."""
+
+_SCRATCH = ("no base model: fine-tuning starts from random weights (parent: none)",)
 
 
 class RunPlan(Frozen):
@@ -102,8 +105,13 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
+        if preset.kl_base:
+            raise ConfigError(
+                f"kl_base {preset.kl_base:g} holds a model to its base, and there is none; name one"
+                " with --init_from_model, or set kl_base to 0"
+            )
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
-        parent, resolved, lines = None, fitted, _from_scratch(fitted)
+        parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
         step_folder, news = _base(init_from, folder)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
@@ -128,23 +136,25 @@ def fit_to_data(
 ) -> tuple[Preset, tuple[str, ...]]:
     """Return a preset with its epochs as steps, and a line that says so; refuse a misfit.
 
-    It says whether masks are used, too; :func:`plan_run` has the arguments.
+    It says whether masks are used and what becomes of long conversations, too; :func:`plan_run`
+    has the arguments.
 
     Raises:
         ConfigError: If vocabulary or splits do not do.
         MaskError: If the preset wants masks that the dataset has not.
     """
     masked = _uses_masks(preset, folder, manifest, masks_by_default)
-    preset = preset.model_copy(update={"use_loss_mask": masked})
+    policy = preset.length_policy or default_policy(folder, preset, preset.block_size)
+    preset = preset.model_copy(update={"use_loss_mask": masked, "length_policy": policy})
     _check_sizes(preset, folder, manifest)
     if preset.epochs is None:
-        return preset, ()
+        return preset.with_steps(preset.max_iters), ()
     from mypt.training.loader import GPTDataLoader  # loads torch
 
     epoch = GPTDataLoader.of(preset, open_dataset(folder, verify=False)).epoch("train").steps
     steps = max(1, round(preset.epochs * epoch))
     line = f"epochs: {preset.epochs:g}, of {epoch} steps each: max_iters {steps}"
-    return preset.model_copy(update={"epochs": None, "max_iters": steps}), (line,)
+    return preset.with_steps(steps), (line,)
 
 
 def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
@@ -186,16 +196,6 @@ def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool 
             " token"
         )
     return bool(said)
-
-
-def _from_scratch(preset: Preset) -> tuple[str, ...]:
-    if preset.kl_base:
-        raise ConfigError(
-            f"kl_base {preset.kl_base:g} holds a model to its base, and there is none; name one"
-            " with --init_from_model, or set kl_base to 0"
-        )
-    line = "no base model: fine-tuning starts from random weights (parent: none)"
-    return (line,) if preset.use_loss_mask else ()
 
 
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:

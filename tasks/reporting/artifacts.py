@@ -11,15 +11,16 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+import httpx
 import pandas as pd
 from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
 from mypt.data.manifest import Density, MaskStats
-from mypt.inspection.checks.findings import ValidationReport
+from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.pages.render import plot
-from mypt.text import markdown, one_line
+from mypt.text import counted, markdown, one_line, shorten
 from tasks.tracking.records import Metrics, read
 
 _PATIENCE = 2.0
@@ -36,6 +37,8 @@ _PANELS = (
 )
 _DIGITS = 4
 """Of a figure, behind the point; MLflow has all of them."""
+_BUSY = 503
+_LONGEST = 160
 _POINTS = 500
 """Most points of a curve; a longer one is thinned evenly."""
 
@@ -75,9 +78,7 @@ def validation_findings(name: str, report: ValidationReport) -> None:
         ],
         columns=["level", "finding", "count", "meaning", "for example"],
     )
-    counts = ", ".join(
-        f"{report.count(level)} {level}s" for level in ("error", "warning", "notice")
-    )
+    counts = ", ".join(counted(report.count(level), level) for level in LEVELS)
     _table(f"validation-{name}", frame, f"{name}: {counts}.")
 
 
@@ -159,6 +160,18 @@ def _markdown(key: str, text: str, description: str) -> None:
     create_markdown_artifact(text, key=artifact_key(key), description=description)
 
 
+def away(error: Exception) -> str:
+    """Return in one line why Prefect's API did not take something, and that no harm is done."""
+    if isinstance(error, httpx.HTTPStatusError):
+        code = error.response.status_code
+        why = f"it answered {code}{', too busy' if code == _BUSY else ''}"
+    elif isinstance(error, httpx.HTTPError):
+        why = f"it did not answer ({type(error).__name__})"
+    else:
+        why = shorten(str(error), _LONGEST) or type(error).__name__
+    return f"{why}; the work goes on without"
+
+
 def artifact_key(text: str) -> str:
     """Return ``text`` as Prefect wants keys: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
@@ -174,7 +187,7 @@ def _publish(create: Callable[[], object], *, wait: bool = True) -> None:
         try:
             create()
         except Exception as error:  # a page that is not shown must not stop a training
-            sys.stderr.write(f"mypt: an artifact is not shown in Prefect ({error})\n")
+            sys.stderr.write(f"mypt: an artifact is not shown in Prefect: {away(error)}\n")
 
     thread = threading.Thread(target=copy_context().run, args=(attempt,), daemon=True)
     thread.start()

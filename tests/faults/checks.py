@@ -48,15 +48,16 @@ def survives_crash_of(kind, ending):
     return check
 
 
-def detects(what, kind):
-    """Return the check that one changed bit in the middle of such a file is refused."""
+def detects(what, kind, after=None):
+    """Return the check that one changed bit of such a file is refused: in its middle, or after
+    some words of it, where other parts of the file have checks of their own."""
 
     def check(made, **_):
         subject = Subject(made, what, kind)
         path = subject.files[0]
         whole = path.read_bytes()
         broken = bytearray(whole)
-        at = len(broken) // 2
+        at = whole.index(after) if after else len(broken) // 2
         while chr(broken[at]) not in "123456789" and path.suffix == ".json":
             at += 1  # another digit: still JSON
         broken[at] ^= 1

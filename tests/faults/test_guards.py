@@ -78,7 +78,7 @@ GUARDS = {
         detects("dataset", "tokens"), (dataset, "verify_files", nothing),
     ),
     "a dataset's metadata is sealed": (
-        detects("dataset", "metadata"),
+        detects("dataset", "metadata", after=b'"recipe"'),
         (manifest, "_digest_of", lambda values: values["digest"]),
         (manifest, "_seal_of", lambda values: values["seal"]),
     ),

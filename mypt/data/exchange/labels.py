@@ -158,7 +158,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise DataError(str(error)) from None
 
 
-def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> DatasetRef:
+def adopt_labels(
+    folder: Path, out: Path, tokenization: str | None = None, template: str | None = None
+) -> DatasetRef:
     """Make shards of the tables of a folder, one a file, then adopt them.
 
     The folder is what ``save_to_disk`` of ``datasets`` wrote, or holds ``train*.parquet`` and
@@ -169,6 +171,7 @@ def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> Da
         folder: Where the tables lie.
         out: A new folder.
         tokenization: What the ids mean; None takes a ``tokenizer_state.json`` beside the tables.
+        template: What wrote the turns, as :func:`mypt.data.exchange.adoption.adopt` has it.
 
     Raises:
         DataError: If there is no table, or one without the two columns of lists of ids.
@@ -185,7 +188,7 @@ def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> Da
         if tokenization is None and (folder / TOKENIZER_STATE).is_file():
             data = (folder / TOKENIZER_STATE).read_bytes()
             files.write_bytes(new / TOKENIZER_STATE, data)
-    return adopt(out, tokenization)
+    return adopt(out, tokenization, template)
 
 
 def _parquets(folder: Path) -> dict[Split, list[Path]]:

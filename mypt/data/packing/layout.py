@@ -15,13 +15,15 @@ row of 6 two are padding, a row of 8 holds two such pieces, and a third opens a 
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mypt.data.dataset import Dataset, ShardView
-from mypt.data.manifest import Split
+from mypt.config import TrainConfig
+from mypt.data.dataset import Dataset, ShardView, open_dataset
+from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount, account, check_budget, merge
 from mypt.data.packing.pieces import PIECE, Count, LengthPolicy, cut_rows, learnable
 from mypt.errors import DataError
@@ -211,6 +213,30 @@ def plan_rows(
             f" block_size {block_size}; look at it with 'mypt validate'"
         )
     return _pack(everything, np.concatenate(systems), block_size, merged)
+
+
+def default_policy(folder: Path, config: TrainConfig, block_size: int) -> LengthPolicy:
+    """Return what becomes of long conversations in a training that does not say it.
+
+    It is ``keep_system`` where a piece would lose its system message. Elsewhere ``split`` does the
+    same, and is what trainings of before have written down.
+
+    Args:
+        folder: The dataset's.
+        config: How it is trained on; only packed rows are cut.
+        block_size: Places of a row.
+
+    Raises:
+        DataError: If there is no row index.
+    """
+    if config.batching != "packed":
+        return "split"
+    dataset = open_dataset(folder, verify=False)
+    for shard in (shard for split in SPLITS for shard in dataset.shards(split)):
+        rows, spans = _index(dataset, shard)
+        if (cut_rows(rows, spans, block_size, "keep_system")["system"] > 0).any():
+            return "keep_system"
+    return "split"
 
 
 def places_of(pieces: NDArray[np.void], systems: NDArray[np.int64]) -> NDArray[np.int64]:

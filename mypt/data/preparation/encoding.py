@@ -190,8 +190,11 @@ def _normal(row: Row, normalised: Callable[[str], str]) -> Row:
 
 
 def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
-    turns = _collect(found.rows)
-    digests = _digests(turns, tokenizer.spelled(turns.texts))
+    """Return rows with their digests; turns of one conversation share the half that splits rows."""
+    wholes, turns = (_collect(rows) for rows in (found.whole, found.rows))
+    halves = _digests(wholes, tokenizer.spelled(wholes.texts))
+    own = _digests(turns, tokenizer.spelled(turns.texts))
+    digests = [whole[:8] + row[8:] for whole, row in zip(halves, own, strict=True)]
     table = _table(found.rows, found.spans, digests)
     return Encoded(found.tokens, found.spans, table, np.array(found.weights))
 

@@ -10,6 +10,7 @@ an author says.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ class Rendered(NamedTuple):
     """Rows as tokens and spans, but for those that were refused."""
 
     rows: list[Row]
+    whole: list[Row]
+    """What each of them is of: itself, or a conversation whose turns are rows of their own."""
     tokens: NDArray[np.uint32]
     spans: NDArray[np.void]
     weights: tuple[float, ...]
@@ -37,6 +40,15 @@ class Rendered(NamedTuple):
     """Rows and why."""
     notes: Counter[str]
     """What was noticed, and in how many rows."""
+
+
+class _Found(NamedTuple):
+    whole: Row
+    row: Row
+    written: Written
+    tokens: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    """Tokens that end in each piece."""
 
 
 class _Cut(NamedTuple):
@@ -52,10 +64,12 @@ class _Cut(NamedTuple):
 def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) -> Rendered:
     """Encode rows in the form of the base's own template; texts are in their normal form."""
     controls = controls_of(tokenizer)
-    kept: list[tuple[Row, Written, _Cut]] = []
+    kept: list[tuple[Row, Row, Written, _Cut]] = []
     refused: list[tuple[Row, str]] = []
     notes = Counter[str]()
-    for row in rows:
+    turns = [(whole, row) for whole in rows for row in _each_turn(whole, tokenizer)]
+    notes["turns in rows of their own, as inference sees them"] += len(turns) - len(rows)
+    for whole, row in turns:
         try:
             written = _written(row, tokenizer, controls)
             cut = _cut(written, tokenizer, controls)
@@ -64,15 +78,35 @@ def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) ->
             continue
         notes["reasoning of earlier turns left out by the base's template"] += written.stripped
         notes["text that spells a token of the base stays text"] += _spells(written, controls)
-        kept.append((row, written, cut))
+        kept.append((whole, row, written, cut))
     ids = _encode([cut for *_, cut in kept], tokenizer, many)
-    found: list[tuple[Row, Written, NDArray[np.uint32], NDArray[np.int64]]] = []
-    for (row, written, _), (tokens, fed) in zip(kept, ids, strict=True):
+    found: list[_Found] = []
+    for (whole, row, written, _), (tokens, fed) in zip(kept, ids, strict=True):
         try:
-            found.append((row, written, tokens, _counts(written, tokens, fed, tokenizer)))
+            counts = _counts(written, tokens, fed, tokenizer)
+            found.append(_Found(whole, row, written, tokens, counts))
         except Unproved as error:
             refused.append((row, str(error)))
     return _rendered(found, refused, +notes)
+
+
+def _each_turn(row: Row, tokenizer: Tokenizer) -> list[Row]:
+    """Return a row for each turn that may be learned, what stands before it being context."""
+    template = tokenizer.template
+    if isinstance(row, Document) or not (isinstance(template, BaseTemplate) and template.each_turn):
+        return [row]
+    answers = [n for n, turn in enumerate(row.messages) if turn.role == "assistant"]
+    learned = [n for n in answers if row.messages[n].train is not False] or answers[-1:]
+    rows: list[Row] = []
+    for last in learned:
+        before = (
+            replace(turn, train=False, parts=tuple(replace(p, train=None) for p in turn.parts))
+            if turn.role == "assistant"
+            else turn
+            for turn in row.messages[:last]
+        )
+        rows.append(replace(row, messages=(*before, row.messages[last])))
+    return rows or [row]
 
 
 def encode_prompt(turns: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -222,15 +256,13 @@ def _byte_offsets(text: str, data: bytes) -> NDArray[np.int64]:
 
 
 def _rendered(
-    found: Sequence[tuple[Row, Written, NDArray[np.uint32], NDArray[np.int64]]],
-    refused: list[tuple[Row, str]],
-    notes: Counter[str],
+    found: Sequence[_Found], refused: list[tuple[Row, str]], notes: Counter[str]
 ) -> Rendered:
-    pieces = [piece for _, written, _, _ in found for piece in written.pieces]
-    per_row = [len(written.pieces) for _, written, _, _ in found]
+    pieces = [piece for one in found for piece in one.written.pieces]
+    per_row = [len(one.written.pieces) for one in found]
     columns = np.array([piece[1:4] for piece in pieces], np.int64).reshape(-1, 3)
     weights = RowWeights()
-    counts = np.concatenate([np.empty(0, np.int64), *(one for *_, one in found)])
+    counts = np.concatenate([np.empty(0, np.int64), *(one.counts for one in found)])
     spans = spans_of(
         counts,
         np.zeros(len(pieces)),
@@ -240,10 +272,10 @@ def _rendered(
         message=columns[:, 2],
         train=weights.numbered(piece.train for piece in pieces),
     )
-    tokens = [tokens for _, _, tokens, _ in found]
     return Rendered(
-        [row for row, *_ in found],
-        np.concatenate([np.empty(0, np.uint32), *tokens]),
+        [one.row for one in found],
+        [one.whole for one in found],
+        np.concatenate([np.empty(0, np.uint32), *(one.tokens for one in found)]),
         spans,
         weights.table,
         refused,

@@ -25,7 +25,7 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
-from mypt.data.rendering.base_template import BASE, AnyTemplate, find_source
+from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate, find_source
 from mypt.data.spans import ROLE, RowWeights
 from mypt.data.template import Template
 from mypt.data.tokenizer import (
@@ -66,18 +66,31 @@ class DatasetPlan:
     @cached_property
     def template(self) -> AnyTemplate:
         """What renders the conversations."""
-        inherited = self.inherited
-        if inherited is not None:
-            return inherited.template
-        return find_template(self.config.template, self.config.tokenization)
+        inherited, asked = self.inherited, self.config.train_as == "inference"
+        if inherited is None:
+            found = find_template(self.config.template, self.config.tokenization)
+        else:
+            found = inherited.template
+        if not asked or (isinstance(found, BaseTemplate) and found.each_turn):
+            return found
+        if inherited is not None or not isinstance(found, BaseTemplate):
+            raise ConfigError(
+                f"train_as inference with template {found.name}: expected --template base with"
+                " --tokenization hf:FOLDER, whose own chat template feeds other than it writes"
+            )
+        return BaseTemplate(**found.model_dump() | {"each_turn": True})
+
+    @property
+    def begins_with_base(self) -> bool:
+        """Whether the tokenizer is one that lies beside a base's weights."""
+        return self.inherited is None and self.config.tokenization.startswith(PREFIX)
 
     @cached_property
     def passed_over(self) -> bool:
         """Whether the base has a chat template of its own, and another is used."""
-        asked = self.config.tokenization
-        if self.inherited is not None or not asked.startswith(PREFIX):
+        if not self.begins_with_base or self.config.template == BASE:
             return False
-        return self.config.template != BASE and find_source(hf_folder(asked)) is not None
+        return find_source(hf_folder(self.config.tokenization)) is not None
 
     @property
     def trains(self) -> bool:
@@ -99,7 +112,7 @@ class DatasetPlan:
             values["tokenization"] = self.inherited.digest
         else:
             values["template"] = self.template.digest
-        if self.config.tokenization.startswith(PREFIX) and self.inherited is None:
+        if self.begins_with_base:
             # A folder keeps its name when its files change.
             values["tokenization"] = load_tokenizer(self.config.tokenization, self.template).digest
         return files.digest_json({"version": VERSION, "sources": sources} | values)

@@ -41,11 +41,11 @@ def read_json(
     layout: _Layout = "items"
     path = tuple(rows_at.split(".")) if rows_at else ()
     if not rows_at:
-        outline = _outline(raw)
-        layout, path = _layout(raw, outline, is_row)
-        if tally and path:
-            beside = {key: value for key, value in outline.items() if key not in path}
-            tally.check_fields(beside, frozenset(), raw.place(1, "item"), "the file")
+        layout, path = _layout(raw, _outline(raw), is_row)
+    if tally:
+        for depth, key in enumerate(path):
+            outline, of = _outline(raw, path[:depth]), ".".join(path[:depth]) or "the file"
+            tally.check_fields(outline, {key}, raw.place(1, "item"), of)
     if layout == "items":
         yield from _items(raw, path)
     elif layout == "columns":
@@ -55,17 +55,21 @@ def read_json(
         yield Record(_whole(raw), raw.place(1, "item"), raw.size)
 
 
-def _outline(raw: RawFile) -> dict[str, Any]:
-    """Return what the object of a file holds, of long lists the first item; of an array nothing."""
+def _outline(raw: RawFile, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what the object at ``path`` holds, of long lists the first item; of an array nothing.
+
+    Raises:
+        DataError: If a field stands twice, or the path leads nowhere.
+    """
     outline: dict[str, Any] = {}
     n_bytes = 0
-    for number, member in enumerate(members(raw), 1):
+    for number, member in enumerate(members(raw, path), 1):
         if member.key in outline:
             raise DataError(
                 f"{raw.place(number, 'item')}: no JSON; the field {shown(member.key)} stands twice;"
                 " remove one"
             )
-        outline[member.key] = _sketch(raw, member)
+        outline[member.key] = _sketch(raw, member, path)
         n_bytes += len(member.data or b"")
         by_id = number == _ENOUGH_IDS and all(isinstance(v, dict) for v in outline.values())
         if by_id or number > _MOST_FIELDS or n_bytes > raw.limits.row_bytes:
@@ -73,12 +77,12 @@ def _outline(raw: RawFile) -> dict[str, Any]:
     return outline
 
 
-def _sketch(raw: RawFile, member: Member) -> Any:
+def _sketch(raw: RawFile, member: Member, path: tuple[str, ...]) -> Any:
     place = raw.place(1, "item")
     if member.data is not None:
         return strict_json.parse(member.data, 0, place, raw.limits)
     if member.head[:1] == b"[":
-        first = next(items(raw, (member.key,)))
+        first = next(items(raw, (*path, member.key)))
         return _Cut([strict_json.parse(first.data, first.offset, place, raw.limits)])
     if member.head[:1] == b"{":
         return {"0" if _ROW_ZERO.match(member.head) else "": None}
@@ -93,7 +97,7 @@ def _layout(
     raw: RawFile, outline: dict[str, Any], is_row: IsRow
 ) -> tuple[_Layout, tuple[str, ...]]:
     values = list(outline.values())
-    if _are_columns(values):
+    if _are_columns(values) or _are_columns_of_rows(outline, is_row):
         return "columns", ()
     if outline and is_row(outline):
         return "alone", ()
@@ -138,6 +142,13 @@ def _are_columns(values: list[Any]) -> bool:
         return False
     lengths = {len(value) for value in values if not isinstance(value, _Cut)}
     return len(lengths) < 2 and not any(isinstance(value[0], dict) for value in values)
+
+
+def _are_columns_of_rows(outline: dict[str, Any], is_row: IsRow) -> bool:
+    """Whether the first items of all lists are a row: then all lists must have one length."""
+    first = {key: value[0] for key, value in outline.items() if isinstance(value, list) and value}
+    alone = any(isinstance(value, dict) for value in first.values())
+    return 1 < len(first) == len(outline) and not alone and is_row(first)
 
 
 def _rows_of_columns(raw: RawFile, columns: dict[str, Any]) -> Iterator[dict[str, Any]]:

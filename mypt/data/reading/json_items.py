@@ -41,15 +41,18 @@ class Member(NamedTuple):
     """The value; None if it is longer than most."""
 
 
-def members(raw: RawFile) -> Iterator[Member]:
-    """Yield what the object of a JSON file holds, in bounded memory; of an array nothing.
+def members(raw: RawFile, path: Sequence[str] = ()) -> Iterator[Member]:
+    """Yield what the object of a JSON file, or the one at ``path``, holds; of an array nothing.
+
+    The memory is bounded.
 
     Raises:
         DataError: If there is no array or object, or it ends early.
     """
     window = _Window(raw)
-    at = 1
-    if window.opening() != b"{":
+    window.opening()
+    at = window.enter(path)
+    if window.data[at - 1 : at] != b"{":
         return
     for number in count(1):
         place = raw.place(number, "item")

@@ -17,11 +17,11 @@ from mypt.data.reading.formats.markups import (
     read_rendered_file,
     refuse_rendered,
 )
-from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge
+from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge, parse_turns
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import Limits, RawFile, lines
-from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
+from mypt.data.reading.records import BLANK, WHOLE, Dropped, Place, Record, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -36,6 +36,8 @@ FROM_TEXT = ("text", "tagged", "rendered", "whatsapp")
 """Formats that text files have, whatever their names."""
 _ROLES = {"role", "from"}
 _LISTS = ("messages", "conversations")
+_PLAIN = ("text", "columns", "alpaca", "prompt_completion")
+"""Formats whose rows need no list of objects but those that their shape names."""
 _TAGGED = tuple(f"<{tag}>" for tag in texts.TAGS)
 
 
@@ -66,7 +68,7 @@ def _common_format(raws: Sequence[RawFile], how: Reading) -> Format:
         if other != first and {first, other} != {"messages", "sharegpt"}:
             raise DataError(
                 f"{raw.name}: format {other!r}, but {raws[0].name} has {first!r}; expected one for"
-                " all files of a source; name each after --input_files, so that each is a source"
+                " all files of a source; name each by itself, so that each is a source"
             )
     return first
 
@@ -135,7 +137,19 @@ def _is_row(value: Any, how: Reading) -> bool:
     if how.mapping:
         turns = how.mapping.turns
         return turns in value or turns.partition(".")[0] in value
-    return identify(value) is not None
+    format = identify(value)
+    return format is not None and not (format in _PLAIN and _holds_rows(value))
+
+
+def _holds_rows(fields: dict[str, Any]) -> bool:
+    """Whether a field that no shape reads is a list of rows."""
+    shape = find_shape(fields)
+    read = parse_turns(shape.turns).fields if shape else frozenset[str]()
+    lists = (value for key, value in fields.items() if key not in read | chats.ROW)
+    return any(
+        isinstance(value, list) and value and isinstance(value[0], dict) and identify(value[0])
+        for value in lists
+    )
 
 
 def values_of(raw: RawFile, how: Reading) -> Iterator[Record]:
@@ -194,7 +208,9 @@ def read_rows(
         DataError: For the first row that is wrong; the rows before it were given.
     """
     for row in _read_rows([raw, *more], how, tally):
+        tally.refuse_unread()  # all that the row has at once, whatever holds them
         yield mark_parts(row, how.reasoning_tags, tally)
+    tally.refuse_unread()
 
 
 def together(raws: Iterable[RawFile], format: Format) -> Iterator[list[RawFile]]:
@@ -224,7 +240,8 @@ def _read_rows(raws: Sequence[RawFile], how: Reading, tally: Tally) -> Iterator[
         records = read_records(raw, container, how, partial(_is_row, how=how), tally)
         if format == "chat":
             table = container in ("csv", "parquet", "arrow")
-            yield from read_flat(records, tally, raw.limits, how.group_by, table)
+            part = raw.stretch != WHOLE
+            yield from read_flat(records, tally, raw.limits, how.group_by, table, part)
         else:
             yield from _read_each(records, _row_reader(how, raw.limits), how, tally)
 

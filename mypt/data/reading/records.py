@@ -35,6 +35,11 @@ MEANINGLESS: Final = frozenset(
     }
 )
 """Names of fields that say nothing a model could learn or need: ids, dates, scores, licences."""
+MOST_FIELDS: Final = 100
+"""How many fields that are not read are named; the others are counted as one."""
+_MOST_NOTES: Final = 1000
+_MOST_SPEAKERS: Final = 100_000
+_REST: Final = "'others' beyond the first names by the alphabet"
 WEIGHTS: Final = ("train", "training", "weight", "loss_weight")
 """Names of fields that say whether something is learned: a row, a message or a part."""
 
@@ -110,27 +115,59 @@ class Unread(NamedTuple):
 class _Met:
     """A field that was not read, while rows are taken: its value is compared, not yet summed."""
 
-    __slots__ = ("rows", "value", "varies")
+    __slots__ = ("name", "rows", "value", "varies")
 
-    def __init__(self, value: Any) -> None:
-        self.rows, self.value, self.varies = 1, value, False
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.rows, self.value, self.varies = name, 1, value, False
+
+
+class _Counts(Counter[str]):
+    """Counts of so many names at most, those that come first by the alphabet; the rest as one.
+
+    Which those are does not depend on the order in which names are met or counts are added.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, name: str, count: int) -> None:
+        super().__setitem__(name, count)
+        if len(self) > self._most + (_REST in self):
+            last = max(self.keys() - {_REST})
+            super().__setitem__(_REST, self[_REST] + self.pop(last))
 
 
 class Tally:
     """Rows that were left out, changes that were made, and fields that were not read."""
 
-    def __init__(self, strict: bool = False) -> None:
-        """Count; ``strict`` refuses a field that is not read, instead of counting it."""
+    def __init__(self, strict: bool = False, unread: str = "") -> None:
+        """Count.
+
+        Args:
+            strict: Refuse fields that are not read, instead of counting them.
+            unread: Names of those that are counted all the same, joined by commas.
+        """
         self.strict = strict
+        self._allowed = frozenset(unread.split(",") if unread else ())
+        self._refused: list[str] = []
+        self._refused_at: Place | None = None
         self.dropped: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()
+        self.notes: Counter[str] = _Counts(_MOST_NOTES)
         self._met: dict[tuple[str, str], _Met] = {}
+        self.meaningless: set[str] = set()
+        """Fields that were met and known to say nothing."""
         self._added: dict[str, Unread] = {}
-        self.speakers: Counter[str] = Counter()
+        self.speakers: Counter[str] = _Counts(_MOST_SPEAKERS)
         """How often each person spoke, where nobody is named the assistant in the file."""
 
     def check_fields(
-        self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
+        self,
+        fields: Mapping[str, Any],
+        read: Set[str],
+        place: Place,
+        of: str = "the row",
+        beside: Set[str] = frozenset(),
     ) -> None:
         """Count the fields that hold something and are neither read nor without meaning.
 
@@ -139,9 +176,7 @@ class Tally:
             read: Names of those that were read.
             place: For errors.
             of: Whose they are, such as "a message".
-
-        Raises:
-            DataError: If there is one and the reading is strict.
+            beside: Names of those that a format has and that have no meaning for a model.
         """
         for name in fields:
             if name in read:
@@ -155,22 +190,39 @@ class Tally:
                 if not met.varies and value != met.value:
                     met.varies = True
                 continue
-            if name in MEANINGLESS or name.lower() in MEANINGLESS:
+            if name in beside or name in MEANINGLESS or name.lower() in MEANINGLESS:
+                self.meaningless.add(name)
                 continue
-            if self.strict:
-                raise DataError(
-                    f"{place}: {name!r} of {of} is not read; expected no such field where reading"
-                    " is strict; say what it means, remove it, or leave strict out"
-                )
-            self._met[of, name] = _Met(value)
+            if self.strict and name not in self._allowed:
+                self._refused.append(f"{name!r} of {of}")
+                self._refused_at = self._refused_at or place
+            self._met[of, name] = _Met(f"{name!r} of {of}", value)
+            if len(self._met) > MOST_FIELDS:  # such as keys that are ids
+                key, last = max(self._met.items(), key=lambda item: item[1].name)
+                self.add_unread({_REST: Unread(last.rows, 0, False)})
+                del self._met[key]
+
+    def refuse_unread(self) -> None:
+        """Refuse, where reading is strict, all fields of the rows so far that were not read.
+
+        Raises:
+            DataError: If there are any.
+        """
+        if self._refused:
+            are, them = ("are", "them") if len(self._refused) > 1 else ("is", "it")
+            raise DataError(
+                f"{self._refused_at}: {', '.join(self._refused)} {are} not read; expected no such"
+                f" field where reading is strict; remove {them}, name {them} after --unread, or"
+                " leave strict out"
+            )
 
     @property
     def unread(self) -> dict[str, Unread]:
         """The fields that were not read, as people call them."""
         found = dict(self._added)
-        for (of, name), met in self._met.items():
+        for met in self._met.values():
             first = zlib.crc32(repr(met.value).encode())
-            _join(found, f"{name!r} of {of}", Unread(met.rows, first, met.varies))
+            _join(found, met.name, Unread(met.rows, first, met.varies))
         return found
 
     def unread_notes(self) -> Counter[str]:
@@ -199,3 +251,6 @@ def _join(known: dict[str, Unread], name: str, found: Unread) -> None:
     before = known.get(name, Unread(0, found.first, False))
     varies = before.varies or found.varies or before.first != found.first
     known[name] = Unread(before.rows + found.rows, before.first, varies)
+    if len(known) > MOST_FIELDS + (_REST in known):
+        last = max(known.keys() - {_REST})
+        _join(known, _REST, Unread(known.pop(last).rows, 0, False))

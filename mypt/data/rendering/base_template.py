@@ -39,6 +39,10 @@ class BaseTemplate(Frozen):
     """What it calls the tokenizer's tokens, such as ``bos_token``."""
     stop: str
     """The token that it makes the model write last."""
+    also_stops: tuple[str, ...] = Field(default=(), exclude_if=lambda tokens: not tokens)
+    """Others that end a turn, before a tool's result or another turn, and stand in none."""
+    each_turn: bool = Field(default=False, exclude_if=lambda said: not said)
+    """Whether each turn is trained on as inference sees it: the last one of a row of its own."""
     eats_before: tuple[str, ...] = ()
     """Tokens that swallow white space before them."""
     eats_after: tuple[str, ...] = ()
@@ -48,6 +52,11 @@ class BaseTemplate(Frozen):
     def special_tokens(self) -> tuple[str, ...]:
         """None of its own: they are the base's."""
         return ()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Every token that ends an assistant turn."""
+        return (self.stop, *self.also_stops)
 
     @cached_property
     def digest(self) -> str:
@@ -71,21 +80,28 @@ class BaseTemplate(Frozen):
         return ""
 
     def write(
-        self, messages: Sequence[dict[str, Any]], *, prompt: bool = False, shows: bool = False
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        prompt: bool = False,
+        shows: bool = False,
     ) -> str:
         """Return what the template makes of messages as ``transformers`` has them.
 
         Args:
             messages: ``role``, ``content`` and perhaps ``reasoning_content``, ``tool_calls``.
+            tools: Schemas of what may be called.
             prompt: Whether the header of an answer follows.
             shows: As :func:`mypt.data.rendering.sandbox.render`.
 
         Raises:
             DataError: If it refuses them.
         """
-        size = sum(len(str(value)) for message in messages for value in message.values())
+        said = (value for message in messages for value in message.values())
+        size = sum(len(str(value)) for value in (*said, *(tools or ())))
         variables = {
-            "messages": messages, "tools": None, "documents": None,
+            "messages": messages, "tools": tools, "documents": None,
             "add_generation_prompt": prompt,
         }  # fmt: skip
         return render(self.source, self.variables | variables, size, shows=shows)
@@ -132,7 +148,8 @@ def base_template(folder: Path) -> BaseTemplate:
         eats_after=tuple(token["content"] for token in tokens if token.get("rstrip")),
     )
     controls = [token["content"] for token in tokens if token["content"].strip()]
-    return found.model_copy(update={"stop": _stop(found, controls, folder)})
+    stop, *others = _stops(found, controls, folder)
+    return found.model_copy(update={"stop": stop, "also_stops": tuple(others)})
 
 
 def find_source(folder: Path, config: dict[str, Any] | None = None) -> str | None:
@@ -154,24 +171,61 @@ def find_source(folder: Path, config: dict[str, Any] | None = None) -> str | Non
     return found if isinstance(found, str) else None
 
 
-def _stop(template: BaseTemplate, controls: Sequence[str], folder: Path) -> str:
-    """Return the first token after the last answer, or else after the one before it.
+def _stops(template: BaseTemplate, controls: Sequence[str], folder: Path) -> list[str]:
+    """Return the tokens that end a turn, first the one after the last answer.
 
-    A template that writes none at its end stops at the header of the next message.
+    A template that writes none at its end stops at the header of the next message. What ends an
+    earlier turn, or one that calls a tool, ends turns too if it stands inside of none.
     """
     try:
         text = template.write([plain_message(turn) for turn in _PROBE])
     except DataError as error:
         raise DataError(f"{folder}: {error}; choose another --template") from None
     between, ending = text.partition("B2")[2].partition("C3")[0], text.rpartition("D4")[2]
-    pattern = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True))
-    found = (re.search(pattern, ending) or re.search(pattern, between)) if controls else None
-    if found is None:
+    longest_first = sorted(filter(None, controls), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    earlier, last = pattern.search(between), pattern.search(ending)
+    stop = last or earlier
+    if stop is None:
         raise DataError(
             f"{folder}: its chat template writes {between!r:.60} after an answer; expected a token"
             " that ends it, since the model would never stop; choose another --template"
         )
-    return found.group()
+    others = [earlier.group()] if earlier else []
+    others += _after_call(template, pattern, {stop.group(), *others})
+    thought = _probed(template, [{"reasoning_content": "H9", "thinking": "H9", "content": "D4"}])
+    inside = pattern.findall(thought.partition("H9")[2].partition("D4")[0])
+    return list(dict.fromkeys([stop.group(), *(one for one in others if one not in inside)]))
+
+
+def _after_call(template: BaseTemplate, pattern: re.Pattern[str], known: set[str]) -> list[str]:
+    """Return the token that ends a turn that calls a tool, if a known one does not.
+
+    It is the first behind the call that does not stand between two calls of one turn; where none
+    is, the header of the tool's result stops.
+    """
+    one, other = ({"function": {"name": "add", "arguments": {"a": a}}, "type": "function",
+                   "id": f"call0000{n}"} for n, a in enumerate(("E6", "G8")))  # fmt: skip
+    result = {"role": "tool", "content": "F7", "tool_call_id": one["id"], "name": "add"}
+    called = {"content": "", "tool_calls": [one]}
+    ending = pattern.findall(_probed(template, [called]).partition("E6")[2])
+    twice = _probed(template, [{"content": "", "tool_calls": [one, other]}])
+    within = pattern.findall(twice.partition("E6")[2].partition("G8")[0])
+    whole = _probed(template, [called, result]).partition("E6")[2].partition("F7")[0]
+    follows = pattern.findall(whole)
+    if known.intersection(ending) or ending != follows[: len(ending)]:
+        return []
+    own = [token for token in ending if token not in within]
+    return own[:1] or follows[len(ending) :][:1]
+
+
+def _probed(template: BaseTemplate, turns: Sequence[dict[str, Any]]) -> str:
+    """Return a question and turns after it as the template writes them; empty if it refuses."""
+    asked = [{"role": "user", "content": "A1"}, *({"role": "assistant"} | turn for turn in turns)]
+    try:
+        return template.write(asked)
+    except DataError:
+        return ""
 
 
 def plain_message(turn: Message) -> dict[str, Any]:

@@ -41,7 +41,8 @@ _SENSELESS: Final = (
     regex.error,
 )  # fmt: skip
 """What a file of another kind meets."""
-_LARGEST: Final = 1 << 27
+LARGEST: Final = 1 << 27
+"""Bytes of a ``tokenizer.json``."""
 _MOST_IDS: Final = 1 << 24
 _MOST_REPEATS: Final = 1000
 _PROBE: Final = 40
@@ -91,11 +92,11 @@ def hf_vocabulary(folder: Path) -> Vocabulary:
     path = folder / TOKENIZER
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+            data = file.read(LARGEST + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); expected it there") from None
-    if len(data) > _LARGEST:
-        raise DataError(f"{path}: more than {_LARGEST >> 20} MiB; expected a tokenizer.json")
+    if len(data) > LARGEST:
+        raise DataError(f"{path}: more than {LARGEST >> 20} MiB; expected a tokenizer.json")
     try:
         return _read(json.loads(data), PREFIX + hashlib.sha256(data).hexdigest()[:8], path)
     except ImportError:
@@ -113,7 +114,8 @@ def _read(values: dict[str, Any], name: str, path: Path) -> Vocabulary:
     added = {a["content"]: a["id"] for a in values["added_tokens"]}
     text = {a["content"] for a in values["added_tokens"] if _is_text(a)}
     controls = {t: i for t, i in added.items() if t not in text and not _is_filler(t)}
-    words = {t: i for t, i in values["model"]["vocab"].items() if t not in added}
+    known = values["model"]["vocab"].items()
+    words = {t: i for t, i in known if t not in added and not _is_filler(t)}
     words |= {t: added[t] for t in text}
     tokens = _tokens(words, kind, path, text)
     _check_specials(controls, tokens, path)

@@ -1,19 +1,36 @@
 """Checkpoints of ``transformers`` as models of ours, from safetensors alone."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
+from mypt import files
 from mypt.config import Architecture
 from mypt.data.tokenizer import Tokenizer
+from mypt.data.vocabularies.engine import SPACE
+from mypt.data.vocabularies.huggingface import (
+    LARGEST,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    hf_folder,
+)
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError
 from mypt.inference.huggingface.layouts import read_layout
-from mypt.inference.huggingface.tensors import Tensors, inside, read_json
-from mypt.inference.huggingface.weights import Weights, from_hf
+from mypt.inference.huggingface.tensors import INDEX, INSTEAD, ONE, Tensors, inside, read_json
+from mypt.inference.huggingface.weights import Weights, check_weights, from_hf
 from mypt.references import BaseRecord
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+COMMON: Final = {
+    "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True,
+}  # fmt: skip
+"""How a control token is read unless its tokenizer says otherwise."""
+_NOT_KEPT: Final = frozenset({
+    "added_tokens_decoder", "auto_map", "chat_template", "name_or_path", "tokenizer_file",
+})  # fmt: skip
 
 
 class Imported(NamedTuple):
@@ -44,9 +61,80 @@ def read_hf(folder: Path) -> Imported:
         read_json(folder, GENERATION)
         paths.append(folder / GENERATION)
         generation = (folder / GENERATION).read_text(encoding="utf-8")
-    text = inside(folder, CONFIG).read_text(encoding="utf-8")
-    base = BaseRecord(config=text, generation=generation, dtype=tensors.dtype)
+    base = BaseRecord(
+        config=inside(folder, CONFIG).read_text(encoding="utf-8"),
+        generation=generation,
+        dtype=tensors.dtype,
+        **_tokenizer(folder),
+    )
     return Imported(architecture, weights, tuple(paths), base)
+
+
+def check_base(tokenization: str) -> None:
+    """Refuse a base that a training would refuse, before anything is prepared for it.
+
+    Only headers are read. A folder with a tokenizer alone holds no base, and may serve any model.
+
+    Args:
+        tokenization: ``hf:`` and a folder, as ``mypt prepare`` has it.
+
+    Raises:
+        CheckpointError: As :func:`read_hf`, or if its tokenizer has ids that no row is for.
+        ConfigError: If a size is none, or there is no such folder.
+    """
+    folder = hf_folder(tokenization)
+    if not any((folder / name).exists() for name in (ONE, INDEX, *INSTEAD)):
+        return
+    name, architecture = read_layout(read_json(folder, CONFIG), folder / CONFIG)
+    check_weights(name, architecture, Tensors(folder))
+    values = read_json(folder, TOKENIZER, LARGEST)
+    ids = [token["id"] for token in values["added_tokens"]]
+    _check_ids(folder / CONFIG, architecture.vocab_size, [*values["model"]["vocab"].values(), *ids])
+
+
+def _check_ids(config: Path, held: int, ids: Iterable[int]) -> None:
+    last = max(ids, default=0)
+    if last >= held:
+        raise CheckpointError(
+            f"{config}: vocab_size is {held}; expected more than {last}, the last id of its"
+            " tokenizer"
+        )
+
+
+def _tokenizer(folder: Path) -> dict[str, str]:
+    """Return what an export of the tokenizer keeps beside what a vocabulary holds."""
+    found: dict[str, str] = {}
+    if (folder / TOKENIZER_CONFIG).exists():
+        values = read_json(folder, TOKENIZER_CONFIG)
+        kept = {key: value for key, value in values.items() if key not in _NOT_KEPT}
+        found["tokenizer"] = files.canonical_json(kept).decode()
+    if (folder / TOKENIZER).exists():
+        added = read_json(folder, TOKENIZER, LARGEST).get("added_tokens", [])
+        found["flags"] = files.canonical_json(_flags(added)).decode()
+    return found
+
+
+def _flags(added: Iterable[dict[str, Any]]) -> dict[str, dict[str, bool]]:
+    """Return how tokens are read that are not as most, by name; numbered ones that are alike once.
+
+    A base may have thousands of unused ones.
+    """
+    flags = {one["content"]: {key: one.get(key, COMMON[key]) for key in COMMON} for one in added}
+    alike: dict[str, list[dict[str, bool]]] = {}
+    for token, own in flags.items():
+        alike.setdefault(unnumbered(token), []).append(own)
+    return {
+        (
+            unnumbered(token) if all(own == other for other in alike[unnumbered(token)]) else token
+        ): own
+        for token, own in flags.items()
+        if own != COMMON and token.strip(f" \n\t\r{SPACE}")
+    }
+
+
+def unnumbered(token: str) -> str:
+    """Return a token with ``#`` in place of each number."""
+    return re.sub(r"\d+", "#", token)
 
 
 def with_new_tokens(read: Imported, known: Vocabulary, tokenizer: Tokenizer) -> Imported:
@@ -63,11 +151,7 @@ def with_new_tokens(read: Imported, known: Vocabulary, tokenizer: Tokenizer) -> 
     ids = [*range(len(known.tokens)), *known.special_tokens.values()]
     new = [i for token, i in tokenizer.special_tokens.items() if token not in known.special_tokens]
     held = read.architecture.vocab_size
-    if max(ids) >= held:
-        raise CheckpointError(
-            f"{read.files[0]}: vocab_size is {held}; expected more than {max(ids)}, the last id of"
-            " its tokenizer"
-        )
+    _check_ids(read.files[0], held, ids)
     rows = max(held, tokenizer.n_vocab)
     weights = dict(read.weights)
     for name in ("transformer.wte.weight", "lm_head.weight"):

@@ -50,14 +50,23 @@ def from_hf(name: str, model: Architecture, tensors: Tensors) -> Weights:
         CheckpointError: If a tensor is missing, left over or of another shape, or a head of its own
             stands beside a config that ties it.
     """
-    rows = rows_of(name, model)
-    found = _aliases(FAMILIES[name], tensors)
-    _check(name, model, rows, tensors, found)
+    rows, found = rows_of(name, model), check_weights(name, model, tensors)
     heads = model.n_head
     return {
         row.ours: read_row(row, heads, [tensors.read(found[one]) for one in row.theirs])
         for row in rows
     }
+
+
+def check_weights(name: str, model: Architecture, tensors: Tensors) -> dict[str, str]:
+    """Return the names in the files by those of the family's table; only headers are read.
+
+    Raises:
+        CheckpointError: As :func:`from_hf`.
+    """
+    found = _aliases(FAMILIES[name], tensors)
+    _check(name, model, rows_of(name, model), tensors, found)
+    return found
 
 
 def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) -> Weights:

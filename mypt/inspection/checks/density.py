@@ -37,6 +37,8 @@ class TokenCounts:
     rows: Counter[str] = field(default_factory=Counter)
     rows_unsupervised: int = 0
     longest: int = 0
+    stops: int = 0
+    """Supervised tokens at which generation stops."""
 
     def add(self, check: ShardCheck) -> None:
         """Count one shard, and report rows that teach nothing."""
@@ -57,6 +59,9 @@ class TokenCounts:
     def _add_tokens(self, check: ShardCheck) -> None:
         source = check.dataset.manifest.sources[check.shard.record.source].name
         spans, mask = check.shard.spans, check.shard.mask
+        if mask is not None:
+            ends = np.array(check.dataset.tokenizer.stop_ids, np.uint32)
+            self.stops += int((np.isin(check.shard.tokens, ends) & (mask > 0)).sum())
         if spans is None:
             group = (check.split, source, "")
             self.tokens[group] += len(check.shard.tokens)
@@ -165,8 +170,12 @@ def check_density(
     for source, density in chat.items():
         if density.tokens and not (supervised == tokens and expect_single_role):
             _check_bounds(source, density, findings)
-    if manifest.mask.policy is not None and manifest.kind == "chat":
-        for role in manifest.mask.policy.roles:
+    policy = manifest.mask.policy
+    ends = policy is None or (policy.end_of_turn and "assistant" in policy.roles)
+    if manifest.kind == "chat" and ends and not tally.stops:
+        findings.add("never_stops", expected=policy is None)
+    if policy is not None and manifest.kind == "chat":
+        for role in policy.roles:
             if not tally.density(role=role).tokens:
                 findings.add("role_absent", Where(detail=role))
 

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from mypt.data.manifest import Density, Split
+from mypt.data.manifest import ByRole, Density, Split
 from mypt.data.packing.accounts import LengthAccount, merge
 from mypt.parsing import Frozen
 
@@ -50,6 +50,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "reasoning_supervised": ("error", "reasoning or tool calls supervised against the policy"),
     "turn_supervised": ("error", "turns supervised that the policy or the row excludes"),
     "stop_unsupervised": ("error", "ends of turns unsupervised: the model would never stop"),
+    "never_stops": ("error", "no token at which generation stops is learned: no answer would end"),
     "answer_unsupervised": ("error", "content unsupervised that the policy supervises"),
     "weight_differs": ("error", "tokens whose weight is another than the policy and their row say"),
     "mask_differs": ("error", "mask bytes differ from what the recorded policy gives"),
@@ -151,7 +152,7 @@ class ValidationStats(Frozen):
     longest: int = 0
     """Tokens of the longest row."""
     total: Density = Density()
-    by_role: dict[str, Density] = Field(default_factory=dict)
+    by_role: ByRole = Field(default_factory=dict)
     by_source: dict[str, Density] = Field(default_factory=dict)
     rendered: int = 0
     """Rows that were rendered and encoded once more and compared token by token."""

@@ -42,6 +42,7 @@ class Batching(NamedTuple):
     def of(cls, config: Preset) -> "Batching":
         """Return how a training of this config, as it was planned, draws its batches."""
         assert config.use_loss_mask is not None, "a plan says whether masks are used"
+        assert config.length_policy is not None, "a plan says what becomes of long conversations"
         return cls(*(getattr(config, name) for name in cls._fields))
 
     def rows(self, dataset: Dataset, split: Split) -> Windows | PackedRows:

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from flows.service.parameters import FLOWS, PIPELINE, change, changed_config
+from flows.forms import changed_config
+from flows.service.parameters import FLOWS, PIPELINE, change
 from mypt.config import load_pipeline
 from mypt.errors import ConfigError
 

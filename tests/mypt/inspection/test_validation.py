@@ -59,7 +59,7 @@ def hand(folder, tokens, mask, **val):
         np.array(ids, np.uint32).tofile(place / split / "shard_000.bin")
         np.array(bits, np.uint8).tofile(place / split / "shard_000_mask.bin")
     (place / "val").mkdir(exist_ok=True)
-    adopt(place, "byte")
+    adopt(place, "byte", "mypt")
     return place
 
 
@@ -207,6 +207,9 @@ PROVOKED = {
         lambda folder: damaged(
             chat(folder, ("q", "a"), policy=MaskPolicy(end_of_turn=False)),
             on_masks(painted(1, of("assistant", "end"))))),
+    "never_stops": fresh(
+        lambda folder: damaged(
+            chat(folder, ("q", "a")), on_masks(painted(0, of("assistant", "end"))))),
     "stats_differ": edited(lambda manifest: forget_stats(manifest)),
     "density_low": fresh(lambda folder: chat(folder, ("q" * 200, "a"))),
     "density_high": fresh(lambda folder: chat(folder, ("q", "a" * 200))),

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Role
-from mypt.data.conversations import Conversation, Message, Part, PartKind, Train, say
+from mypt.data.conversations import Conversation, Message, Part, Train, say
 from mypt.data.reading import strict_json
+from mypt.data.reading.formats.calls import CALL_IDS, Turn, link_results
 from mypt.data.reading.formats.chats import frame
 from mypt.data.reading.formats.message import (
     fields_of,
@@ -19,7 +20,7 @@ from mypt.data.reading.formats.message import (
     to_message,
 )
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import Dropped, Place, Tally, first_of
+from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -30,22 +31,35 @@ def fields_named(text: str) -> frozenset[str]:
 
 
 # Fields that are read, or that say nothing a model could learn, by whose they are.
-_CHATGPT: Final = fields_named(
-    "mapping current_node title conversation_id conversation_template_id default_model_slug"
+_CHATGPT: Final = fields_named("mapping current_node")
+_BESIDE_CHATGPT: Final = fields_named(
+    "title conversation_id conversation_template_id default_model_slug"
     " is_archived is_starred is_read_only is_study_mode is_do_not_remember moderation_results"
     " safe_urls blocked_urls gizmo_id gizmo_type plugin_ids disabled_tool_ids voice async_status"
     " conversation_origin memory_scope sugar_item_id sugar_item_visible pinned_time owner"
 )
 _NODE: Final = fields_named("author content metadata recipient status weight end_turn channel")
-_CLAUDE: Final = fields_named("chat_messages name account current_leaf_message_uuid")
+_CLAUDE: Final = fields_named("chat_messages current_leaf_message_uuid")
+_BESIDE_CLAUDE: Final = fields_named("name account")
 _TURN: Final = fields_named(
     "sender text content parent_message_uuid stop_reason input_mode truncated"
 )
-_WEIGHTS: Final = ("train", "weight", "loss_weight")
-_GEMINI: Final = fields_named(
-    "contents systemInstruction system_instruction tools train weight loss_weight"
-    " generationConfig generation_config safetySettings safety_settings"
+_BLOCK: Final = fields_named(
+    "type text thinking name input content tool_use_id is_error flags start_timestamp"
+    " stop_timestamp summaries cut_off message integration_name integration_icon_url"
+    " display_content approval_key approval_options"
 )
+_GEMINI: Final = fields_named(
+    "contents systemInstruction system_instruction tools train training weight loss_weight"
+)
+_BESIDE_GEMINI: Final = fields_named(
+    "generationConfig generation_config safetySettings safety_settings"
+)
+_PARTS: Final = fields_named(
+    "text functioncall functionresponse executablecode codeexecutionresult"
+)
+"""Fields of a part of Gemini's, in either spelling, that hold what it says."""
+_RUN: Final = "code_execution"
 
 
 class _Piece(NamedTuple):
@@ -54,6 +68,8 @@ class _Piece(NamedTuple):
     role: Role
     parts: list[Part]
     train: Train = None
+    links: tuple[dict[str, Any], ...] = ()
+    """Id and name of each call that it makes; of a result, those of the call that it answers."""
 
 
 def identify(fields: dict[str, Any]) -> Format | None:
@@ -85,14 +101,14 @@ def read_chatgpt(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _CHATGPT, place, "a conversation")
+    tally.check_fields(fields, _CHATGPT, place, "a conversation", _BESIDE_CHATGPT)
     nodes = fields_of(fields.get("mapping"), place)
     path = _branch(nodes, _end(nodes, fields.get("current_node"), place), place)
     said = sum(isinstance(n, dict) and n.get("message") is not None for n in nodes.values())
     messages = [node["message"] for node in path if node.get("message") is not None]
     _count(tally, "message of another branch left out", said - len(messages))
     pieces = [piece for message in messages for piece in _of_node(message, place, tally)]
-    yield Conversation(_turns(pieces, tally), place.origin)
+    yield Conversation(_turns(pieces, place, tally), place.origin)
 
 
 def _end(nodes: dict[str, Any], current: Any, place: Place) -> str:
@@ -189,7 +205,7 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _CLAUDE, place, "a conversation")
+    tally.check_fields(fields, _CLAUDE, place, "a conversation", _BESIDE_CLAUDE)
     messages = [fields_of(one, place) for one in listed(fields, "chat_messages", place)]
     pieces: list[_Piece] = []
     branch = _last_branch(messages, fields.get("current_leaf_message_uuid"), place)
@@ -197,15 +213,19 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     for message in branch:
         tally.check_fields(message, _TURN, place, "a message")
         role = read_role(message.get("sender"), place)
-        flat = [{"type": "text", "text": message.get("text")}]
+        text = message.get("text")
+        flat = [{"type": "text", "text": text}]
         blocks = listed(message, "content", place) if message.get("content") else flat
         parts = [_of_block(fields_of(block, place), role, place, tally) for block in blocks]
         said = _merged(filter(None, parts))
+        told = "".join(str(block["text"]) for block in blocks if block.get("type") == "text")
+        if isinstance(text, str) and "".join(text.split()) != "".join(told.split()):
+            tally.notes["'text' of a message differs from its blocks, which are read"] += 1
         if not any(part.text.strip() for piece in said for part in piece.parts):
             tally.notes["empty message left out"] += 1
             continue
         pieces += said
-    yield Conversation(_turns(pieces, tally), place.origin)
+    yield Conversation(_turns(pieces, place, tally), place.origin)
 
 
 def _last_branch(messages: list[dict[str, Any]], last: Any, place: Place) -> list[dict[str, Any]]:
@@ -224,14 +244,17 @@ def _last_branch(messages: list[dict[str, Any]], last: Any, place: Place) -> lis
 def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> _Piece | None:
     """Return what a block of Claude's says; None where it is no text."""
     kind = block.get("type")
+    tally.check_fields(block, _BLOCK, place, "a block")
     if kind == "text":
         return _Piece(role, [Part("text", read_text(block, "text", place))])
     if kind == "thinking":
         return _Piece(role, [Part("reasoning", read_text(block, "thinking", place))])
     if kind == "tool_use":
-        return _Piece(role, [_call(block.get("name"), block.get("input"), place)])
+        call = _call(block.get("name"), block.get("input"), place)
+        return _Piece(role, [call], None, (_link(block),))
     if kind == "tool_result":
-        return _Piece("tool", list(_of_result(block.get("content"), place, tally)))
+        given = list(_of_result(block.get("content"), place, tally))
+        return _Piece("tool", given, None, (_link(block),))
     _leave(kind, place, tally)
     return None
 
@@ -254,74 +277,81 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _GEMINI, place)
+    tally.check_fields(fields, _GEMINI, place, beside=_BESIDE_GEMINI)
     pieces: list[_Piece] = []
     for content in (fields_of(one, place) for one in listed(fields, "contents", place)):
-        tally.check_fields(content, {"role", "parts", *_WEIGHTS}, place, "a content")
+        tally.check_fields(content, {"role", "parts", *WEIGHTS}, place, "a content")
         role = read_role(content.get("role") or "user", place)
         train = read_train(content, place)
         parts = [fields_of(part, place) for part in listed(content, "parts", place)]
         said = _merged(filter(None, (_of_part(part, role, place, tally) for part in parts)))
         pieces += [piece._replace(train=train) for piece in said]
     system = first_of(fields, ("systemInstruction", "system_instruction"))
-    messages = list(_turns(pieces, tally))
+    messages = list(_turns(pieces, place, tally))
     if system is not None:
         parts = listed(fields_of(system, place), "parts", place)
         text = "".join(read_text(fields_of(part, place), "text", place) for part in parts)
         messages = [say("system", text), *messages] if text.strip() else messages
-    kept: dict[str, Any] = {key: fields.get(key) for key in ("tools", *_WEIGHTS)}
+    kept: dict[str, Any] = {key: fields.get(key) for key in ("tools", *WEIGHTS)}
     yield Conversation(frame(messages, kept, place), place.origin)
 
 
 def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> _Piece | None:
     """Return what a part of Gemini's says; None where it is no text."""
-    call = first_of(part, ("functionCall", "function_call"))
-    answer = first_of(part, ("functionResponse", "function_response"))
-    code = first_of(part, ("executableCode", "executable_code"))
-    output = first_of(part, ("codeExecutionResult", "code_execution_result"))
-    if isinstance(part.get("text"), str):
-        kind: PartKind = "reasoning" if part.get("thought") is True else "text"
-        return _Piece(role, [Part(kind, part["text"])])
-    if call is not None:
-        called = fields_of(call, place)
-        return _Piece(role, [_call(called.get("name"), called.get("args"), place)])
-    if code is not None:
-        return _Piece(role, [_call("code_execution", fields_of(code, place), place)])
-    if answer is not None:
-        given = fields_of(answer, place).get("response")
-        text = given if isinstance(given, str) else strict_json.spell(given, place)
-        return _Piece("tool", [Part("text", text)])
-    if output is not None:
-        return _Piece("tool", [Part("text", str(fields_of(output, place).get("output") or ""))])
-    _leave(" and ".join(part) or "nothing", place, tally)
-    return None
+    found = ((key, key.replace("_", "").lower()) for key in part if part[key] is not None)
+    key, kind = next(((key, kind) for key, kind in found if kind in _PARTS), ("", ""))
+    if not key:
+        _leave(" and ".join(part) or "nothing", place, tally)
+        return None
+    tally.check_fields(part, {key, "thought"}, place, "a part of the content")
+    if kind == "text":
+        thinks = part.get("thought") is True
+        return _Piece(role, [Part("reasoning" if thinks else "text", read_text(part, key, place))])
+    held = fields_of(part[key], place)
+    name = held.get("name") if kind.startswith("function") else _RUN
+    link = _link(held) | {"name": name}
+    if kind in ("functioncall", "executablecode"):
+        arguments = held.get("args") if kind == "functioncall" else held
+        return _Piece(role, [_call(name, arguments, place)], None, (link,))
+    given = held.get("response") if kind == "functionresponse" else held.get("output") or ""
+    text = given if isinstance(given, str) else strict_json.spell(given, place)
+    return _Piece("tool", [Part("text", text)], None, (link,))
 
 
-def _turns(pieces: Iterable[_Piece], tally: Tally) -> tuple[Message, ...]:
-    """Return messages; consecutive pieces of one speaker and weight are one turn.
+def _link(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return by what a call and its result, both as they are written, find each other."""
+    key = first_of(fields, ("id", *CALL_IDS))
+    return {"id": key, "tool_call_id": key, "name": fields.get("name")}
 
-    Raises:
-        Dropped: If there is none.
-    """
+
+def _turns(pieces: Iterable[_Piece], place: Place, tally: Tally) -> tuple[Message, ...]:
+    """Return messages, of which there must be one; pieces of one speaker in a row are one turn."""
     found = list(pieces)
-    turns = _merged(found, "\n")
-    if not turns:
+    merged = _merged(found, "\n")
+    if not merged:
         raise Dropped("a conversation without text")
-    _count(tally, "message joined to the one before", len(found) - len(turns))
-    return tuple(to_message(turn.role, turn.parts, turn.train) for turn in turns)
+    _count(tally, "message joined to the one before", len(found) - len(merged))
+    turns = [to_message(one.role, one.parts, one.train) for one in merged]
+    if not any(one.role == "tool" and one.links for one in merged):
+        return tuple(turns)
+    links = (one.links[0] if one.role == "tool" else {"tool_calls": one.links} for one in merged)
+    told = zip(links, turns, strict=True)
+    return tuple(link_results([Turn(fields, turn, place) for fields, turn in told], tally))
 
 
 def _merged(pieces: Iterable[_Piece], between: str = "") -> list[_Piece]:
     """Return pieces of one speaker and weight as one; each result of a tool stays alone."""
     merged: list[_Piece] = []
-    for role, parts, train in pieces:
-        before = merged[-1] if merged and role != "tool" else None
-        if before is None or (before.role, before.train) != (role, train):
-            merged.append(_Piece(role, list(parts), train))
+    for piece in pieces:
+        before = merged[-1] if merged and piece.role != "tool" else None
+        if before is None or (before.role, before.train) != (piece.role, piece.train):
+            merged.append(piece)
             continue
-        if between and before.parts[-1].kind == parts[0].kind == "text":
-            before.parts.append(Part("text", between))
-        before.parts.extend(parts)
+        is_text = before.parts[-1].kind == piece.parts[0].kind == "text"
+        joint = [Part("text", between)] if between and is_text else []
+        merged[-1] = before._replace(
+            parts=[*before.parts, *joint, *piece.parts], links=before.links + piece.links
+        )
     return merged
 
 

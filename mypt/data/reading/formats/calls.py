@@ -154,13 +154,19 @@ def _are_in_order(turns: list[Turn]) -> bool:
     waiting: list[Any] = []
     for fields, message, _ in turns:
         if message.role == "tool":
-            if not waiting or fields.get("tool_call_id") != waiting.pop():
+            if not waiting:
+                return False
+            key, name = waiting.pop()
+            if fields.get("tool_call_id") != key or fields.get("name") not in (None, name):
                 return False
         elif waiting:
             return False
         elif calls := fields.get("tool_calls"):
-            waiting = [call.get("id") for call in reversed(calls)]
-            if not all(waiting) or len(set(map(str, waiting))) < len(waiting):
+            waiting = [
+                (call.get("id"), call.get("function", call).get("name")) for call in reversed(calls)
+            ]
+            ids = {str(key) for key, _ in waiting if key}
+            if len(ids) < len(waiting):
                 return False
     return not waiting
 
@@ -171,6 +177,7 @@ class _Calls:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._by_id: dict[str, int] = {}
+        self._names: list[Any] = []
         self._answered: list[int] = []
         """How many results each call has."""
         self._turn: list[int] = []
@@ -195,6 +202,7 @@ class _Calls:
             index = len(self._answered)
             if isinstance(key, str | int):
                 self._by_id[str(key)] = index
+            self._names.append(name)
             self._answered.append(0)
             self._turn.append(self._n_turns)
             self._waiting.append((index, name))
@@ -221,9 +229,10 @@ class _Calls:
             if isinstance(name, str):
                 by_name[name].append(index)
         for fields, _, place in results:
-            at = self._by_its_id(fields, place)
+            at, name = self._by_its_id(fields, place), fields.get("name")
+            if at is not None and name not in (None, self._names[at]):
+                self._tally.notes["a result whose name is not that of the call with its id"] += 1
             if at is None:
-                name = fields.get("name")
                 at = self._first(by_name[name] if isinstance(name, str) else by_turn)
                 if at is None and self._waiting and isinstance(name, str):
                     self._tally.notes["a result with a name that no waiting call has"] += 1

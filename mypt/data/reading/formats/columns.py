@@ -86,6 +86,11 @@ def advise(fields: Mapping[str, Any]) -> str:
     lists = [key for key, value in _inside(fields) if _is_conversation(value)]
     asked, answered = texts[:2] if len(texts) > 1 else ("QUESTION", "ANSWER")
     turns = f"turns={lists[0]}" if lists else f"user={asked},assistant={answered}"
+    if lists and not holds_messages(at_path(fields, lists[0])):
+        return (
+            f"where the texts of {lists[0]} are questions alone, they teach nothing: leave the file"
+            f" out; where user and assistant speak in turn, say --turns {shlex.quote(turns)}"
+        )
     return f"say what its fields are, as in --turns {shlex.quote(turns)}"
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from mypt.config import Markup
 from mypt.data.conversations import Conversation, Message
 from mypt.data.reading.formats.chats import ROW, frame, read_list
-from mypt.data.reading.formats.message import fields_of, read_text
+from mypt.data.reading.formats.message import ROLE_NAMES, fields_of, read_text
 from mypt.data.reading.raw import RawFile, decode, lines
 from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
@@ -29,6 +29,17 @@ class RenderedForm(NamedTuple):
     """What begins another conversation in a text file, as a regular expression."""
     lacks: tuple[str, ...] = ()
     """Texts of which none stands in what was rendered so."""
+    sign: str = ""
+    """What stands in it besides, as a regular expression; empty: the opening of a turn."""
+
+
+def _labels(*names: str, around: str = "{}:", where: str = "^") -> RenderedForm:
+    """Return the form of turns that begin with a label alone: who asks, who answers, others."""
+    asks, answers = (where + re.escape(around.format(name)) for name in names[:2])
+    opening = where + re.escape(around).replace(r"\{\}", f"({'|'.join(names)})")
+    needs = tuple(around.format(name) for name in names[:2])
+    sign = rf"{asks}[\s\S]*?{answers}"
+    return RenderedForm(needs, opening, ("<|endoftext|>", "</s>"), sign=sign)
 
 
 MARKUPS: Final[dict[Markup, RenderedForm]] = {
@@ -42,6 +53,11 @@ MARKUPS: Final[dict[Markup, RenderedForm]] = {
     ),
     "gemma": RenderedForm(
         ("<start_of_turn>",), r"<start_of_turn>(\w+)\r?\n", ("<end_of_turn>",), True, "<bos>",
+    ),
+    "harmony": RenderedForm(
+        ("<|start|>", "<|message|>"),
+        r"<\|start\|>([\w.]+)([^<]*(?:<\|(?:channel|constrain)\|>[^<]*)*)<\|message\|>",
+        ("<|end|>", "<|return|>", "<|call|>"), True, r"<\|start\|>system\b",
     ),
     "zephyr": RenderedForm(
         ("<|user|>", "<|assistant|>"), r"<\|(system|user|assistant)\|>\n?", ("</s>", "<|end|>"),
@@ -81,9 +97,19 @@ MARKUPS: Final[dict[Markup, RenderedForm]] = {
     "vicuna": RenderedForm(
         ("USER:", "ASSISTANT:"), r"(?:^|(?<=[\s>]))(SYSTEM|USER|ASSISTANT):", ("</s>",),
     ),
-    "user": RenderedForm(
-        ("User:", "\nAssistant:"), r"^(User|Assistant|System):", ("<|endoftext|>", "</s>"),
+    "user": _labels("User", "Assistant", "System"),
+    "human_ai": _labels("Human", "AI", "System"),
+    "angled": _labels("human", "bot", around="<{}>:", where=""),
+    "bold": RenderedForm(
+        ("**User", "\n**Assistant"), r"^\*\*(User|Assistant|System)(?::\*\*|\*\*:)",
     ),
+    "bracketed": RenderedForm(
+        ("[USER]", "[ASSISTANT]"), r"\[(SYSTEM|USER|ASSISTANT)\]",
+        ("[/SYSTEM]", "[/USER]", "[/ASSISTANT]", "</s>"),
+    ),
+    "instruction": _labels("Instruction", "Response", "Input"),
+    "question": _labels("Question", "Answer"),
+    "qa": _labels("Q", "A"),
     "human_lines": RenderedForm(
         ("Human:", "\nAssistant:"), r"^(Human|Assistant|System):", ("<|endoftext|>", "</s>"),
         lacks=("\n\nHuman:", "\n\nAssistant:"),
@@ -96,12 +122,14 @@ _ROLES: Final = {
     "Instruction": "user", "Input": "user", "Response": "assistant", "SYSTEM": "system",
     "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool", "Human": "user",
     "Assistant": "assistant", "System": "system", "ipython": "tool", "User": "user",
-    "CHATBOT": "assistant",
+    "CHATBOT": "assistant", "AI": "assistant", "Question": "user", "Answer": "assistant",
+    "Q": "user", "A": "assistant",
 }  # fmt: skip
 _AROUND: Final = re.compile(
     r"<\|begin_of_text\|>|<\|endoftext\|>|</?s>|<bos>|<eos>|<BOS_TOKEN>"
     "|<\uff5cbegin\u2581of\u2581sentence\uff5c>"
 )
+_TO: Final = re.compile(r"\bto=([\w.]+)")
 _CALL: Final = re.compile(
     r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"(?:\s*,\s*"arguments":\s*\'(.*)\')?\s*\}\s*',
     re.DOTALL,
@@ -111,8 +139,9 @@ _CALL: Final = re.compile(
 def markup_of(text: str) -> Markup | None:
     """Return how a text was rendered; None if it holds no role tags."""
     for name, form in MARKUPS.items():
-        signs = all(sign in text for sign in form.needs)
-        if signs and not any(sign in text for sign in form.lacks) and _opening(form).search(text):
+        if not all(sign in text for sign in form.needs) or any(sign in text for sign in form.lacks):
+            continue
+        if re.search(form.sign or form.opening, text, re.MULTILINE):
             return name
     return None
 
@@ -181,8 +210,24 @@ def _turns(text: str, place: Place, tally: Tally, markup: Markup | None) -> list
         if tag[1] == "Input" and turns:
             turns[-1]["content"] += f"\n\n{content[0]}"
         elif tag[1] != "[INST]" or content[0]:
-            turns.append(_turn(_ROLES.get(tag[1], tag[1]), content[0]))
+            turn = _turn(_ROLES.get(tag[1], tag[1]), content[0])
+            turn = _of_channel(tag, content[0]) if name == "harmony" else turn
+            if turns and turns[-1].keys() == {"role", "reasoning_content"}:
+                turn = turns.pop() | turn if turn["role"] == "assistant" else turn
+            turns.append(turn)
     return turns
+
+
+def _of_channel(tag: re.Match[str], content: str) -> dict[str, Any]:
+    """Return the turn of a harmony header, which names a channel and who is called."""
+    role, header = tag[1], tag[2]
+    called, thinks = _TO.search(header), "<|channel|>analysis" in header
+    if role not in ROLE_NAMES:
+        return {"role": "tool", "name": role.removeprefix("functions."), "content": content}
+    if role == "assistant" and called:
+        call = {"name": called[1].removeprefix("functions."), "arguments": content}
+        return {"role": role, "tool_calls": [call]}
+    return {"role": role, "reasoning_content" if thinks else "content": content}
 
 
 def _opening(form: RenderedForm) -> re.Pattern[str]:

@@ -60,7 +60,7 @@ _MESSAGE = frozenset(
     }
 )
 """Fields that are read of every message, or need not be."""
-_RESULT = _MESSAGE | {"name", *CALL_IDS}
+RESULT = _MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
 _PART = frozenset({"type", "format", "thought", "call_id", *_HELD, *WEIGHTS})
@@ -104,7 +104,7 @@ def read_message(
             return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
     else:
-        read = _RESULT if role == "tool" else _MESSAGE
+        read = RESULT if role == "tool" else _MESSAGE
         tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:
@@ -302,7 +302,8 @@ def _read_part(
         found = f"type {shown(part['type'])}" if named else shown(part)
         raise DataError(
             f"{place}: a part of the content is {found}; expected type text, reasoning or"
-            " tool_call; only text can be learned here"
+            " tool_call, since only text can be learned here; write what it shows as a text, or"
+            " remove the row"
         )
     train = read_train(part, place)
     value = call_in(part, kind) if is_call else first_of(part, (*_HELD, kind))

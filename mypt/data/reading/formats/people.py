@@ -117,8 +117,8 @@ _PROGRAMS: Final[dict[Format, _Program]] = {
 }
 
 
-_CHAT: Final = fields_named("messages name type guild channel dateRange exportedAt messageCount")
-"""Fields of a channel or chat, beside its messages without meaning for a model."""
+_BESIDE: Final = fields_named("name type guild channel dateRange exportedAt messageCount")
+"""Fields of a channel or chat that have no meaning for a model."""
 FORMATS: Final[frozenset[Format]] = frozenset({*_PROGRAMS, "whatsapp"})
 """Formats in which nobody is named the assistant."""
 
@@ -151,7 +151,7 @@ def read_talk(
     fields = fields_of(row, place)
     chats = [chat for key in ("chats", "left_chats") for chat in _chats_of(fields.get(key), place)]
     for chat in chats or [fields]:
-        tally.check_fields(chat, _CHAT, place, "a chat")
+        tally.check_fields(chat, {"messages"}, place, "a chat", _BESIDE)
         talk = Talk(tally, limits)
         for turn in listed(chat, "messages", place):
             add_message(talk, turn, how.format, place)

@@ -197,6 +197,8 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts
         return value is None and null_counts
     if one.voice == "label":
         return verdict_of(value) is not None
+    if one.voice in ("chosen", "rejected"):
+        return not isinstance(value, int | float)
     if one.voice == "turns":
         listed = isinstance(value, list) and bool(value)
         listed = listed and (not only_texts or isinstance(value[0], str))
@@ -207,7 +209,7 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts
 def verdict_of(value: Any) -> bool | None:
     """Return whether a value calls an answer good or bad, as KTO rows do; None if neither."""
     if isinstance(value, str):
-        return _VERDICTS.get(value.strip().lower())
+        return _VERDICTS.get(value.strip().lower()) if len(value) < _LONGEST_VERDICT else None
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
@@ -217,20 +219,24 @@ def judge(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Dropped: If it calls the answer bad.
     """
-    if LABELS.isdisjoint(fields) or find_guarded(fields):
+    if LABELS.isdisjoint(fields):
         return fields
     said = {key: verdict_of(fields[key]) for key in fields if key in LABELS}
+    if not any(verdict is not None for verdict in said.values()) or find_guarded(fields):
+        return fields
     for key, verdict in said.items():
-        if verdict is False:
-            raise Dropped(f"a rejected answer ({key} is false)")
+        if verdict is (key == "rejected"):
+            raise Dropped(f"a rejected answer ({key} is {'true' if verdict else 'false'})")
     return {key: value for key, value in fields.items() if said.get(key) is None}
 
 
 _VERDICTS: Final = {
     "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
 }  # fmt: skip
-LABELS: Final = frozenset({"label", "kto_tag", "desirable", "accepted"})
-"""Fields that say of a row's answer whether it is good, whatever its other columns."""
+_LONGEST_VERDICT: Final = 20
+LABELS: Final = frozenset({"label", "kto_tag", "desirable", "accepted", "chosen", "rejected"})
+"""Fields that say of a row's answer whether it is good, whatever its other columns; "rejected",
+where it is no answer itself, says the opposite."""
 
 
 _GUARDED: Final = ("label", "chosen", "rejected")

@@ -14,8 +14,15 @@ from mypt.data.reading.records import Tally
 
 _CALL = "tool_call"
 _OFF = "none"
-_OTHERS = ("thinking", "reasoning", "thought", "function_call", "functioncall", "tool_calls")
-"""Names of tags that may mean the same elsewhere; they stay text."""
+_OTHERS = (
+    "<thinking>", "<reasoning>", "<thought>", "<function_call>", "<functioncall>", "<tool_calls>",
+    "<function=", "<invoke", "<parameter=", "<tool_response>", "<seed:think>", "<|python_tag|>",
+    "<|channel|>", "<|tool_call|>", "<|tool_call_start|>", "<|tool_call_begin|>",
+    "<|tool_calls_section_begin|>", "<\uff5ctool\u2581calls\u2581begin\uff5c>",
+    "<\uff5ctool\u2581call\u2581begin\uff5c>", "[THINK]", "[/THINK]", "[TOOL_CALLS]",
+    "[TOOL_RESULTS]",
+)  # fmt: skip
+"""What begins reasoning, a call or a result elsewhere; it stays text."""
 _DEFAULT = Reading().reasoning_tags
 
 
@@ -38,7 +45,8 @@ def mark_parts(row: Row, tags: str, tally: Tally) -> Row:
         if message.role != "assistant":
             continue
         for part in message.parts:
-            if "<" in part.text:
+            text = part.text
+            if "<" in text or ("[" in text and ("[T" in text or "[/T" in text)):
                 marked = marked or list(row.messages)
                 marked[index] = mark_message(message, tags, tally)
                 break
@@ -65,7 +73,7 @@ def _names(tags: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of tags around reasoning, and every tag that is looked for."""
     names = tuple((_DEFAULT if tags == _OFF else tags).split(","))
     told = (f"<{slash}{name}>" for name in (*names, _CALL) for slash in ("", "/"))
-    return names, (*told, *(f"<{name}>" for name in _OTHERS if name not in names))
+    return names, tuple(dict.fromkeys((*told, *_OTHERS)))
 
 
 def _mark_reasoning(parts: list[Part], names: Iterable[str], tally: Tally) -> list[Part]:

@@ -5,19 +5,23 @@ brought together while they are read: about ``WINDOW_BYTES`` of unfinished conve
 so rows of one conversation may lie apart within that; one that comes back later is refused.
 """
 
+import hashlib
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from mypt.data.conversations import Conversation
 from mypt.data.reading.formats.chats import read_chat, read_tree
-from mypt.data.reading.formats.message import fields_of
+from mypt.data.reading.formats.message import RESULT, fields_of
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally
+from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -38,9 +42,41 @@ _ORDERS: Final = (
 _TIMES: Final = (
     "created_at", "create_time", "created_date", "created", "timestamp", "time", "ts", "date",
 )  # fmt: skip
+_NAMES: Final = frozenset({"id", "ids", "_id", "uuid", "row_id", "hash", "key", "prompt_id"})
+"""Columns that name something: a message or, where two roles share a name, a conversation."""
 _DEEPEST: Final = 200
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_FEW: Final = 10_000
 _BETWEEN_WORDS: Final = str.maketrans("", "", "_- ")
+
+
+class _Ended:
+    """Names of conversations that were given away, in about eight bytes each.
+
+    Two of a hundred million names have one digest with a chance of 1 in 3,000.
+    """
+
+    def __init__(self) -> None:
+        self._new: set[int] = set()
+        self._sorted = np.empty(0, np.uint64)
+
+    def add(self, name: str) -> None:
+        self._new.add(_digest(name))
+        if len(self._new) > max(_FEW, len(self._sorted) // 8):
+            found = np.fromiter(self._new, np.uint64, len(self._new))
+            self._sorted = np.union1d(self._sorted, found)
+            self._new = set()
+
+    def __contains__(self, name: str) -> bool:
+        digest = _digest(name)
+        at = int(np.searchsorted(self._sorted, np.uint64(digest)))
+        return digest in self._new or bool(
+            at < len(self._sorted) and self._sorted[at] == np.uint64(digest)
+        )
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 class _Links(NamedTuple):
@@ -82,7 +118,12 @@ def _found(known: Iterable[str], keys: Mapping[str, str]) -> Iterator[str]:
 
 
 def read_flat(
-    records: Iterable[Record], tally: Tally, limits: Limits, group_by: str = "", table: bool = False
+    records: Iterable[Record],
+    tally: Tally,
+    limits: Limits,
+    group_by: str = "",
+    table: bool = False,
+    part: bool = False,
 ) -> Iterator[Conversation]:
     """Yield the conversations of rows that hold a message each.
 
@@ -92,10 +133,12 @@ def read_flat(
         limits: How long a conversation may be.
         group_by: The column that names the conversation; empty: a known one, if there is any.
         table: Whether the rows come from a table, in which nothing else could part them.
+        part: Whether they are a part of a file, cut at an empty line.
 
     Raises:
-        DataError: If nothing parts the rows of a table, if a conversation comes back too late,
-            if a link leads nowhere, or for a row that is no message.
+        DataError: If nothing parts the rows of a table, or only a column that nothing is known
+            of seems to part lines, if a conversation comes back too late, if a link leads
+            nowhere, or for a row that is no message.
     """
     rows = iter(records)
     leading = next((record for record in rows if record.value is not BLANK), None)
@@ -105,7 +148,8 @@ def read_flat(
     links = links_of(leading.value, group_by)
     if links is None:
         rows = _unlinked(rows)
-        yield from read_chat(_parted(rows, limits) if table else rows, tally, limits)
+        rows = _parted(rows, limits) if table else rows if part else _alone(rows)
+        yield from read_chat(rows, tally, limits)
         return
     for group in _groups(rows, links, limits):
         by = links.group or links.parent
@@ -147,11 +191,49 @@ def _parted(rows: Iterable[Record], limits: Limits) -> Iterator[Record]:
     )
 
 
+def _alone(rows: Iterator[Record]) -> Iterator[Record]:
+    """Yield rows that are one conversation, unless an empty line parts them.
+
+    Raises:
+        DataError: If they end, and a column that nothing is known of has several values, most of
+            which are held by several roles, as the names of conversations would be.
+    """
+    said: dict[str, dict[str | int, set[str]]] | None = None
+    for record in rows:
+        yield record
+        if record.value is BLANK:
+            yield from rows
+            return
+        fields = record.value if isinstance(record.value, dict) else {}
+        if len(fields) == 2 or said == {}:
+            said = {}
+            continue
+        if said is None:
+            said = {key: {} for key in fields if key not in RESULT or key.lower() in _NAMES}
+        for key in list(said):
+            value = fields.get(key)
+            if isinstance(value, str | int):
+                said[key].setdefault(value, set()).add(str(first_of(fields, ("role", "from"))))
+            else:
+                del said[key]
+    for key, values in (said or {}).items():
+        n_shared = sum(len(roles) > 1 for roles in values.values())
+        if len(values) > 1 and 2 * n_shared > len(values):
+            raise DataError(
+                f"{record.place}: single messages whose {key!r} is {', then '.join(_some(values))},"
+                f" and nothing says where a conversation ends; say --group_by {shlex.quote(key)}"
+                ' if it names it, or write those of one conversation as a row, {"messages": [...]}'
+            )
+
+
+def _some(values: Iterable[Any]) -> list[str]:
+    return [shown(value) for value in islice(values, 2)]
+
+
 def _groups(rows: Iterable[Record], links: _Links, limits: Limits) -> Iterator[list[Record]]:
     """Yield the rows of each conversation, the one that grew longest ago first."""
     held: dict[str, tuple[list[Record], int]] = {}
-    ended: set[str] = set()
-    roots: dict[str, str] = {}
+    ended, roots = _Ended(), dict[str, str]()
     n_held = 0
     for record in rows:
         if record.value is BLANK:
@@ -176,7 +258,12 @@ def _groups(rows: Iterable[Record], links: _Links, limits: Limits) -> Iterator[l
             oldest = next(iter(held))
             group, n_bytes = held.pop(oldest)
             n_held -= n_bytes
-            ended.add(oldest)
+            if links.group:
+                ended.add(oldest)
+            else:  # whoever answers one of these later finds no root
+                for name in (str(one.value[links.own]) for one in group):
+                    if roots.get(name) == oldest:
+                        del roots[name]
             yield group
     yield from (group for group, _ in held.values())
 
@@ -199,8 +286,9 @@ def _group_key(record: Record, links: _Links, roots: dict[str, str]) -> str:
     if root is None:
         raise DataError(
             f"{record.place}: {links.parent} {shown(parent)} is no {links.own} of a row before;"
-            " expected a message behind the one that it answers; sort the file so, or name a"
-            " column of conversations by --group_by COLUMN"
+            f" expected a message behind the one that it answers, less than {WINDOW_BYTES:,} bytes"
+            " of others between; sort the file so, or name a column of conversations by --group_by"
+            " COLUMN"
         )
     roots[str(own)] = root
     return root

@@ -185,7 +185,7 @@ def test_a_flag_that_does_not_belong_to_a_file_is_to_be_left_out(tmp_path, name)
 def test_a_folder_of_two_formats_is_read_file_by_file(tmp_path):
     write(tmp_path / "a.jsonl", BOTH)
     write(tmp_path / "b.jsonl", jsonl({"prompt": "é", "completion": "é!"}))
-    with pytest.raises(DataError, match="name each after --input_files"):
+    with pytest.raises(DataError, match="name each by itself"):
         read(tmp_path)
     assert [turns(row) for row in read(tmp_path / "a.jsonl")[1]] == meant()
     assert [turns(row) for row in read(tmp_path / "b.jsonl")[1]] == meant(1)
@@ -267,3 +267,16 @@ def test_the_flags_that_an_error_names_read_the_file_as_they_stand(tmp_path, nam
     mapping = {ours: given.pop(flag) for flag, ours in fields.items() if flag in given}
     _, rows = read(path, **given, **({"mapping": mapping} if mapping else {}))
     assert turns(rows[0]) == [("user", "a"), ("assistant", "b")]
+
+
+def test_of_a_list_of_texts_both_that_it_may_be_are_said(tmp_path):
+    row = {"question_id": 81, "category": "writing", "turns": ["Write", "Rewrite"]}
+    path = write(tmp_path / "a.jsonl", jsonl(row))
+    with pytest.raises(
+        DataError, match=r"questions alone, .* leave the file out; where .* in turn"
+    ):
+        read(path)
+    assert turns(read(path, turns="turns=turns")[1][0]) == [
+        ("user", "Write"),
+        ("assistant", "Rewrite"),
+    ]

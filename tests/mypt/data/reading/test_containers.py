@@ -20,7 +20,7 @@ from mypt.data.reading.containers import container_of, read_records
 from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.records import BLANK, Tally
 from mypt.errors import DataError
-from tests.mypt.data.rawfiles import memory_below, write
+from tests.mypt.data.rawfiles import ASK, TELL, chat, memory_below, notes, read, turns, write
 
 
 def has_messages(value):
@@ -273,8 +273,9 @@ def test_what_stands_beside_the_rows_is_counted_or_refused(tmp_path):
     tally = Tally()
     assert len(records(path, tally=tally)) == 2
     assert tally.unread_notes() == {"'system' of the file was not read": 1}
+    records(path, tally=(strict := Tally(strict=True)))
     with pytest.raises(DataError, match="'system' of the file is not read"):
-        records(path, tally=Tally(strict=True))
+        strict.refuse_unread()
 
 
 @pytest.mark.parametrize(
@@ -427,3 +428,55 @@ def test_damaged_arrow_is_refused(tmp_path, name):
 def test_what_holds_no_rows_is_named_whatever_it_is_called(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         records(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": ["a", "b"], "completion": ["c", "d", "e"]},
+        {"messages": [chat(ASK, TELL), chat(ASK, TELL)], "id": [1]},
+        {"text": ["a", "b"], "source": ["x"]},
+    ],
+)
+def test_columns_of_unequal_length_are_refused_and_an_array_of_rows_is_read(tmp_path, columns):
+    path = write(tmp_path / "a.json", json.dumps(columns))
+    with pytest.raises(DataError, match=r"a.json: columns of . to . rows; .* an array of rows"):
+        read(path)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
+    assert len(read(write(path, json.dumps(rows)))[1]) == len(rows)
+
+
+def test_an_object_of_lists_that_are_one_row_stays_one(tmp_path):
+    answers = {"chosen": chat(TELL), "rejected": chat(TELL)}
+    for row in (
+        {"messages": chat(ASK, TELL), "tools": [{"name": "f"}]},
+        {"prompt": chat(ASK)} | answers,
+        {"prompt": chat(ASK, TELL, ASK)} | answers,
+    ):
+        assert len(read(write(tmp_path / "a.json", json.dumps(row)))[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "about", [{"text": "About"}, {"prompt": "About", "completion": "these"}, {"instruction": "?"}]
+)
+def test_rows_beside_what_could_be_a_row_are_found_and_it_is_named(tmp_path, about):
+    rows = [{"messages": chat(ASK, TELL)}, {"messages": chat(ASK, TELL)}]
+    path = write(tmp_path / "a.json", json.dumps(about | {"data": rows}))
+    reader, found = read(path)
+    assert [turns(row) for row in found] == [[ASK, TELL]] * 2
+    assert notes(reader) == {f"{key!r} of the file was not read": 1 for key in about}
+
+
+def test_what_stands_beside_the_rows_that_rows_at_leads_to_is_named_at_every_level(tmp_path):
+    rows = [{"messages": chat(ASK, TELL)}] * 3
+    data = {"items": rows, "note": "x", "long": [{"a": "b" * 100}] * 2000, "none": None}
+    path = write(tmp_path / "a.json", json.dumps({"about": {"by": "me"}, "data": data, "n": ""}))
+    reader, found = read(path, rows_at="data.items")
+    assert len(found) == 3
+    assert notes(reader) == {
+        "'about' of the file was not read": 1,
+        "'note' of data was not read": 1,
+        "'long' of data was not read": 1,
+    }
+    with pytest.raises(DataError, match=r"'about' of the file, 'note' of data, .* are not"):
+        read(path, rows_at="data.items", strict=True)

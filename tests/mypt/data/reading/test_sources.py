@@ -3,7 +3,9 @@
 import hashlib
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from mypt.config import FieldMapping, Source
 from mypt.data.conversations import Document
 from mypt.data.manifest import Count
 from mypt.data.reading.portions import read_portion
-from mypt.data.reading.records import Place, Tally
+from mypt.data.reading.records import MOST_FIELDS, Place, Tally
 from mypt.data.reading.sources import find_files, open_source, source_name
 from mypt.errors import ConfigError, DataError
 from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, notes, read, turns, write
@@ -211,8 +213,10 @@ def test_fields_that_are_not_read_are_counted_and_merge_in_any_order():
     assert other.unread_notes() == whole.unread_notes()
     assert whole.unread_notes() == {"'context' of the row was not read, and it varies": 2}
     assert one.unread_notes() == {"'context' of the row was not read": 1}
+    strict = Tally(strict=True)
+    strict.check_fields(rows[0], {"text"}, place)
     with pytest.raises(DataError, match=r"a.jsonl:1: 'context' of the row is not read"):
-        Tally(strict=True).check_fields(rows[0], {"text"}, place)
+        strict.refuse_unread()
 
 
 ROW = jsonl({"messages": chat(ASK, TELL)})
@@ -302,3 +306,37 @@ def test_an_encoding_is_read_by_every_reader_and_no_part_of_other_recipes(tmp_pa
     for unknown in ("latin-99", "base64", "", "a\0b"):
         with pytest.raises(ValueError, match="expected one such as utf-8"):
             Source(path="x", encoding=unknown)
+
+
+def test_fields_without_end_are_named_up_to_a_bound_whoever_reads_them():
+    rows = [{f"id {Random(n).randrange(400)}": n, "known": 1} for n in range(1200)]
+    place, whole, parts = Place("a", 0, 1), Tally(), Tally()
+    for row in rows:
+        whole.check_fields(row, set(), place)
+    for start in range(0, 1200, 300):
+        part = Tally()
+        for row in rows[start : start + 300]:
+            part.check_fields(row, set(), place)
+        parts.add(part)
+    counts = Counter(f"{key!r} of the row" for row in rows for key in row)
+    named = sorted(counts)[:MOST_FIELDS]
+    rest = counts.total() - sum(counts[name] for name in named)
+    assert {name: found.rows for name, found in whole.unread.items()} == {
+        name: counts[name] for name in named
+    } | {"'others' beyond the first names by the alphabet": rest}
+    assert parts.unread == whole.unread
+    assert parts.unread_notes() == whole.unread_notes()
+
+
+def test_notes_without_end_are_named_up_to_a_bound():
+    tally, other = Tally(), Tally()
+    for n in range(5000):
+        tally.notes[f"part {n % 3000:04}"] += 1
+        other.notes[f"part {n:04}"] += 1
+    assert len(tally.notes) == 1001
+    assert tally.notes.total() == 5000
+    assert tally.notes["part 0000"] == 2
+    tally.add(other)
+    assert len(tally.notes) == 1001
+    assert tally.notes.total() == 10000
+    assert tally.notes["part 0999"] == 3

@@ -11,6 +11,9 @@ from mypt.config import GPTConfig, MaskPolicy
 from mypt.data.conversations import Conversation, Message, Part, say
 from mypt.data.masking import mask_from_spans
 from mypt.data.preparation.encoding import encode_rows
+from mypt.data.reading.formats.chats import read_messages
+from mypt.data.reading.formats.message import read_message
+from mypt.data.reading.records import Place, Tally
 from mypt.data.template import load_template
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
 from mypt.errors import ConfigError, DataError, MaskError
@@ -206,6 +209,37 @@ def test_fields_that_transformers_people_write_are_read(pair):
     spelled = '{"name": "add", "arguments": {"a": "é"}}'
     parts = (Part("reasoning", "so"), Part("text", "ok"), Part("tool_call", spelled))
     row = Conversation((say("user", "hi"), Message("assistant", parts)), HERE)
+    ids = found.apply_chat_template(written)["input_ids"]
+    assert ids == ours(tokenizer, row, MaskPolicy())[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spelled"),
+    [
+        ({"b": [1, 2.0, None], "a": 'é"<'}, '{"b": [1, 2.0, null], "a": "é\\"<"}'),
+        ({}, "{}"),
+        (None, "{}"),
+        (" ", "{}"),
+        ('{"a":1}', None),
+        ('{"a": 1}', None),
+        ([1], None),
+        (7, None),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_call_are_written_as_training_reads_them_or_refused(
+    pair, arguments, spelled
+):
+    tokenizer, found = pair("byte", "mypt")
+    call = {"function": {"name": "f", "arguments": arguments}}
+    written = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    if spelled is None:
+        with pytest.raises(Exception, match=r"arguments as an object, .* json\.loads"):
+            found.apply_chat_template(written)
+        return
+    assert read_message(written[1], Place("a", 0, 1), Tally()).text == (
+        f'{{"name": "f", "arguments": {spelled}}}'
+    )
+    (row,) = read_messages({"messages": written}, Place("a", 0, 1), Tally())
     ids = found.apply_chat_template(written)["input_ids"]
     assert ids == ours(tokenizer, row, MaskPolicy())[0]
 

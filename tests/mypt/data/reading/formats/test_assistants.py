@@ -23,6 +23,7 @@ def tree(*nodes, current="last", **more):
     return {"title": "t", "mapping": mapping, "current_node": current} | more
 
 
+MOVED = "results of parallel calls put into the order of the calls"
 HIDDEN = {"metadata": {"is_visually_hidden_from_conversation": True}}
 TRIP = [
     node("root", None),
@@ -117,8 +118,9 @@ def test_a_tree_in_which_nothing_is_said_is_dropped(tmp_path):
     assert dropped(reader) == {"a conversation without text": 1}
 
 
-def block(sender, *content, **more):
-    return {"uuid": "u", "sender": sender, "text": "flat", "content": list(content)} | more
+def block(sender, *content, text_is=None, **more):
+    said = "".join(one.get("text", "") for one in content) if text_is is None else text_is
+    return {"uuid": "u", "sender": sender, "text": said, "content": list(content)} | more
 
 
 def claude(path, *messages, **more):
@@ -143,7 +145,7 @@ def test_of_a_claude_export_blocks_are_learned_as_what_they_are(tmp_path):
             text("3."),
         ),
         block("human", text(" ")),
-        block("human"),
+        block("human", text_is="flat"),
         block("assistant", {"type": "token_budget"}, text("Ok.")),
     )
     assert reader.format == "claude"
@@ -237,3 +239,77 @@ def test_gemini_rows_are_masked_by_role(tmp_path):
 def test_what_an_export_does_not_hold_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=f"a.jsonl:1: {message}"):
         read(write(tmp_path / "a.jsonl", jsonl(row)))
+
+
+def called(*calls):
+    return [{"functionCall": {"name": name, "args": {}} | more} for name, more in calls]
+
+
+def answered(*answers):
+    given = ({"name": name, "response": {"r": name}} | more for name, more in answers)
+    return [{"functionResponse": one} for one in given]
+
+
+def gemini(path, calls, answers, **more):
+    contents = [
+        {"role": "user", "parts": [{"text": "q"}]},
+        {"role": "model", "parts": calls},
+        {"role": "user", "parts": answers},
+    ]
+    return read(write(path / "a.jsonl", jsonl({"contents": contents} | more)))
+
+
+@pytest.mark.parametrize(
+    ("calls", "answers", "counted"),
+    [
+        ([("f", {}), ("g", {})], [("g", {}), ("f", {})], {MOVED: 1}),
+        ([("f", {"id": "1"}), ("g", {"id": "2"})], [("g", {"id": "2"}), ("f", {"id": "1"})],
+         {MOVED: 1}),
+        ([("f", {}), ("g", {})], [("f", {}), ("g", {})], {}),
+        ([("f", {}), ("g", {}), ("h", {})], [("f", {}), ("g", {})],
+         {"a call without a result beside calls that have one": 1}),
+    ],
+)  # fmt: skip
+def test_gemini_answers_stand_in_the_order_of_their_calls(tmp_path, calls, answers, counted):
+    reader, (row,) = gemini(tmp_path, called(*calls), answered(*answers))
+    assert turns(row)[2:] == [("tool", '{"r": "f"}'), ("tool", '{"r": "g"}')]
+    assert notes(reader) == counted
+
+
+def test_a_gemini_answer_of_a_call_that_nobody_made_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"a result of the call '9', .* expected one of 1;"):
+        gemini(tmp_path, called(("f", {"id": "1"})), answered(("f", {"id": "9"})))
+
+
+def test_results_in_a_claude_export_stand_in_the_order_of_their_calls(tmp_path):
+    def use(name):
+        return {"type": "tool_use", "id": name, "name": name, "input": {}}
+
+    def result(name):
+        return {"type": "tool_result", "tool_use_id": name, "content": [text(name)]}
+
+    said = (use("a"), use("b"), result("b"), result("a"), text("done"))
+    reader, (row,) = claude(tmp_path, block("human", text("q"), text_is="q"), block(
+        "assistant", *said, text_is="done"))  # fmt: skip
+    assert turns(row)[2:] == [("tool", "a"), ("tool", "b"), ("assistant", "done")]
+    assert notes(reader) == {MOVED: 1}
+
+
+def test_text_of_a_claude_message_that_is_not_that_of_its_blocks_is_counted(tmp_path):
+    said = [block("human", text("q"), text_is="q"), block("assistant", text("a"), text_is="other")]
+    reader, (row,) = claude(tmp_path, *said)
+    assert turns(row) == [("user", "q"), ("assistant", "a")]
+    assert notes(reader) == {"'text' of a message differs from its blocks, which are read": 1}
+    said[1] = block("assistant", text("a\n"), text(" b"), text_is="a b")
+    assert notes(claude(tmp_path, *said)[0]) == {}
+
+
+def test_what_stands_beside_the_text_of_a_part_is_counted(tmp_path):
+    parts = {
+        "user": {"text": "q", "inlineData": {"data": "x"}},
+        "model": {"text": "a", "thoughtSignature": "s"},
+    }
+    row = {"contents": [{"role": role, "parts": [part]} for role, part in parts.items()]}
+    reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found) == [("user", "q"), ("assistant", "a")]
+    assert notes(reader) == {"'inlineData' of a part of the content was not read": 1}

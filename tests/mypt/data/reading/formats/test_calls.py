@@ -6,6 +6,7 @@ from mypt.errors import DataError
 from tests.mypt.data.rawfiles import jsonl, notes, read, turns, write
 
 MOVED = "results of parallel calls put into the order of the calls"
+MISNAMED = "a result whose name is not that of the call with its id"
 MISSING = "a call without a result beside calls that have one"
 
 
@@ -77,6 +78,16 @@ NAMELESS = calling(call("f"), call("g"))
             [AB, result("1", tool_call_id="a"), result("3", tool_call_id="a")],
             ["1", "3"],
             {"a call with several results": 1, MISSING: 1},
+        ),
+        (
+            [AB, result("1", tool_call_id="a", name="f"), result("2", tool_call_id="b", name="f")],
+            ["1", "2"],
+            {MISNAMED: 1},
+        ),
+        (
+            [AB, result("2", tool_call_id="b", name="h"), result("1", tool_call_id="a", name="g")],
+            ["1", "2"],
+            {MOVED: 1, MISNAMED: 2},
         ),
     ],
 )

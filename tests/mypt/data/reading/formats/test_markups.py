@@ -3,7 +3,8 @@
 import pytest
 
 from mypt.data.conversations import Document
-from mypt.data.reading.formats.markups import MARKUPS
+from mypt.data.reading.formats.markups import MARKUPS, read_turns_of
+from mypt.data.reading.records import Place, Tally
 from mypt.errors import DataError
 from tests.mypt.data.marks import asked, marked
 from tests.mypt.data.rawfiles import dropped, jsonl, notes, read, write
@@ -56,6 +57,18 @@ RENDERED = {
         "<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>c<\uff5cAssistant\uff5c>d\n\ne",
         asked("a", "b", "s") + asked("c", "d\n\ne"),
     ),
+    "harmony": (
+        "<|start|>system<|message|>s<|end|><|start|>user<|message|>a<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>b<|return|>",
+        asked("a", "b", "s"),
+    ),
+    "human_ai": ("Human: a\nAI: b\n\nHuman: c\nAI: d\n\ne", TWICE),
+    "angled": ("<human>: a\n<bot>: b\n<human>: c\n<bot>: d\n\ne", TWICE),
+    "bold": ("**User:** a\n\n**Assistant:** b\n\n**User**: c\n\n**Assistant**: d\n\ne", TWICE),
+    "bracketed": ("[USER] a [ASSISTANT] b [USER]c[/USER][ASSISTANT] d\n\ne [/ASSISTANT]", TWICE),
+    "instruction": ("Instruction: a\nResponse: b", asked("a", "b")),
+    "question": ("Question: a\nAnswer: b\n\nQuestion: c\nAnswer: d\n\ne", TWICE),
+    "qa": ("Q: a\nA: b\n\nQ: c\nA: d\n\ne", TWICE),
     "user": ("User: a\nAssistant: b\n\nUser: c\n\nAssistant: d\n\ne", TWICE),
     "human_lines": ("Human: a\nAssistant: b\nHuman: c\nAssistant: d\n\ne", TWICE),
     "human": ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\n\ne", TWICE),
@@ -98,6 +111,9 @@ def test_rendered_text_is_refused_and_both_ways_out_work(tmp_path, markup, name)
         "Human rights",
         "The assistant said to the User: go.",
         "Manager: Ann\nAssistant: Bob",
+        "See the FAQ: all is there.\nA: first of the list",
+        "A: an article\nQ: a letter",
+        "**User** guide of the **Assistant**",
     ],
 )
 def test_text_that_only_mentions_a_tag_is_plain(tmp_path, text):
@@ -138,6 +154,31 @@ def test_the_conversations_of_a_text_file_end_at_an_empty_line_behind_a_closed_t
         asked("a\n\na", "b"), asked("a\n\na", "b"), asked("a\n\na", "b", "s"),
     ]  # fmt: skip
     assert [row.origin.line for row in rows] == [1, 9, 15]
+
+
+def test_the_channels_of_a_harmony_turn_are_one_message():
+    tag = "<|start|>{}<|message|>{}"
+    text = "".join(
+        tag.format(*said)
+        for said in (
+            ("user", "q<|end|>"),
+            ("assistant<|channel|>analysis", "hm<|end|>"),
+            (
+                "assistant<|channel|>commentary to=functions.f <|constrain|>json",
+                '{"x":1}<|call|>',
+            ),
+            ("functions.f to=assistant<|channel|>commentary", "2<|end|>"),
+            ("assistant<|channel|>analysis", "so<|end|>"),
+            ("assistant<|channel|>final", "two<|return|>"),
+        )
+    )
+    said = read_turns_of(text, Place("a", 0, 1), Tally(), None)
+    assert [(m.role, [(part.kind, part.text) for part in m.parts]) for m in said] == [
+        ("user", [("text", "q")]),
+        ("assistant", [("reasoning", "hm"), ("tool_call", '{"name": "f", "arguments": {"x": 1}}')]),
+        ("tool", [("text", "2")]),
+        ("assistant", [("reasoning", "so"), ("text", "two")]),
+    ]
 
 
 def test_a_turn_that_is_not_ended_or_says_nothing_is_counted(tmp_path):

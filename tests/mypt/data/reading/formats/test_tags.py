@@ -6,7 +6,7 @@ from mypt.config import MaskPolicy
 from mypt.data.conversations import Conversation, Document, Message, Origin, Part, say
 from mypt.data.masking import mask_from_spans
 from mypt.data.preparation.encoding import encode_rows
-from mypt.data.reading.formats.tags import mark_message, mark_parts
+from mypt.data.reading.formats.tags import _names, mark_message, mark_parts
 from mypt.data.reading.records import Tally
 from mypt.data.tokenizer import load_tokenizer
 from tests.mypt.data.rawfiles import jsonl, notes, read, write
@@ -68,6 +68,13 @@ def marked(text, tags="think"):
             )
         ),
         ("<thought>a</thought>b", [("text", "<thought>a</thought>b")], stays("<thought>")),
+        *(
+            (f"{tag} a", [("text", f"{tag} a")], stays(tag))
+            for tag in (
+                *("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[TOOL_RESULTS]"),
+                *("<|python_tag|>", "<function=", "<invoke", "<|tool_call_begin|>"),
+            )
+        ),
         ("1 < 2", [("text", "1 < 2")], {}),
     ],
 )
@@ -75,6 +82,14 @@ def test_text_between_tags_is_the_part_that_it_is_and_what_stays_text_is_counted
     text, parts, counted
 ):
     assert marked(text) == (parts, counted)
+
+
+def test_no_tag_that_is_looked_for_is_passed_over_in_a_row():
+    for tag in _names("think,why")[1]:
+        row = Conversation((say("assistant", f"a {tag} b"),), Origin(0, 1))
+        tally = Tally()
+        mark_parts(row, "think,why", tally)
+        assert tally.notes == stays(tag)
 
 
 def test_other_tags_may_be_named_and_none_leaves_all_text():

@@ -1,5 +1,6 @@
 """Rows of single messages: brought together by a column, put in order, or refused."""
 
+import json
 import random
 
 import pyarrow as pa
@@ -10,7 +11,19 @@ from mypt.data.reading import portions
 from mypt.data.reading.formats import threads
 from mypt.errors import DataError
 from tests.mypt.data.marks import asked, marked
-from tests.mypt.data.rawfiles import chat, jsonl, leaf, notes, read, trains, turns, write
+from tests.mypt.data.rawfiles import (
+    ASK,
+    TELL,
+    chat,
+    jsonl,
+    leaf,
+    memory_below,
+    notes,
+    read,
+    trains,
+    turns,
+    write,
+)
 
 TALKS = ["ab", "cd", "efgh"]
 
@@ -174,3 +187,69 @@ def test_a_row_without_the_conversation_that_others_name_is_refused(tmp_path, un
     rows = [*rows, *flat()] if first else [*flat(), *rows]
     with pytest.raises(DataError, match=r"expected (its conversation in every|the name of its)"):
         read(write(tmp_path / "a.jsonl", jsonl(*rows)))
+
+
+NAMELESS = [message | {"talk": name} for name in "ab" for message in chat(ASK, TELL)]
+
+
+@pytest.mark.parametrize("column", ["talk", "id", "Nr", "uuid"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_lines_that_an_unknown_column_seems_to_part_are_refused_and_both_ways_out_work(
+    tmp_path, column, name
+):
+    rows = [chat(turn)[0] | {column: n} for n in (1, 2) for turn in (ASK, TELL)]
+    content = jsonl(*rows) if name == "a.jsonl" else json.dumps(rows)
+    path = write(tmp_path / name, content)
+    ways = f"{column!r} is the number 1, then the number 2, .* --group_by {column} if it names it"
+    with pytest.raises(DataError, match=ways):
+        read(path)
+    _, found = read(path, group_by=column)
+    assert [turns(row) for row in found] == [[ASK, TELL]] * 2
+    whole = write(tmp_path / "b.jsonl", jsonl({"messages": rows}))
+    assert [turns(row) for row in read(whole)[1]] == [[ASK, TELL] * 2]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        [{"talk": "a"}] * 4,
+        [{"id": n} for n in range(4)],
+        [{"name": name} for name in ("Ann", "Bob", "Ann", "Bob")],
+        [{"date": f"2024-01-0{day}"} for day in (1, 1, 2, 2)],
+        [{"tokens": n} for n in (3, 5, 9, 3)],
+        [{"talk": "a"}, {"talk": "a"}, {}, {"talk": "b"}],
+    ],
+)
+def test_lines_that_no_column_parts_are_one_conversation(tmp_path, beside):
+    rows = [message | more for message, more in zip(chat(ASK, TELL) * 2, beside, strict=True)]
+    (found,) = read(write(tmp_path / "a.jsonl", jsonl(*rows)))[1]
+    assert turns(found) == [ASK, TELL] * 2
+
+
+def test_an_empty_line_says_that_no_column_parts_the_messages(tmp_path):
+    (found,) = read(write(tmp_path / "a.jsonl", jsonl(*NAMELESS) + "\n"))[1]
+    assert turns(found) == [ASK, TELL] * 2
+
+
+def test_what_is_kept_of_conversations_that_ended_is_small(monkeypatch):
+    monkeypatch.setattr(threads, "_FEW", 100)
+    names = [f"0123456789abcdef-{n}" for n in range(20_000)]
+    with memory_below(2 << 20):
+        ended = threads._Ended()
+        for name in names:
+            assert name not in ended
+            ended.add(name)
+        assert all(name in ended for name in names)
+
+
+def test_an_answer_to_what_was_given_away_long_ago_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "WINDOW_BYTES", 200)
+    rows = [
+        chat(turn)[0] | {"message_id": f"{n}{turn[0]}", "parent_id": parent}
+        for n in range(9)
+        for turn, parent in ((ASK, None), (TELL, f"{n}user"))
+    ]
+    late = chat(ASK)[0] | {"message_id": "x", "parent_id": "0assistant"}
+    assert len(read(write(tmp_path / "a.jsonl", jsonl(*rows)))[1]) == 9
+    with pytest.raises(DataError, match=r"a.jsonl:19: parent_id '0assistant' is no message_id of"):
+        read(write(tmp_path / "a.jsonl", jsonl(*rows, late)))

@@ -6,7 +6,18 @@ import pytest
 
 from mypt.data.conversations import Conversation
 from mypt.errors import DataError
-from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, leaf, read, trains, write
+from tests.mypt.data.rawfiles import (
+    ASK,
+    TELL,
+    chat,
+    dropped,
+    jsonl,
+    leaf,
+    notes,
+    read,
+    trains,
+    write,
+)
 
 WEIGHED = {
     "messages": {"messages": [chat(ASK)[0], chat(TELL, weight=0)[0]]},
@@ -48,3 +59,25 @@ def test_the_weight_of_a_csv_row_is_heard(tmp_path):
     _, rows = read(write(tmp_path / "a.csv", content))
     assert [trains(row) for row in rows] == [[None, False], [None, None], [None, 0.25]]
     assert isinstance(rows[0], Conversation)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"prompt": "hi", "completion": "yo"},
+        {"question": "hi", "response": "yo"},
+        {"messages": chat(ASK, TELL)},
+        {"instruction": "hi", "output": "yo"},
+    ],
+)
+def test_a_row_that_says_it_was_not_chosen_is_left_out(tmp_path, answer):
+    said = [{"chosen": False}, {"chosen": True}, {"rejected": True}, {"rejected": 0}]
+    said += [{"chosen": True, "rejected": False}, {"chosen": "no label"}]
+    content = jsonl(*(answer | one for one in said))
+    reader, rows = read(write(tmp_path / "a.jsonl", content))
+    assert [row.origin.line for row in rows] == [2, 4, 5, 6]
+    assert dropped(reader) == {
+        "a rejected answer (chosen is false)": 1,
+        "a rejected answer (rejected is true)": 1,
+    }
+    assert notes(reader).get("'chosen' of the row was not read") == 1
