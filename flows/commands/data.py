@@ -56,10 +56,10 @@ def prepare(
             two rows with their mask. Nothing is written.
         input_files: Files, folders or globs; .gz, .xz and .zst are unpacked on the way.
         config: A JSON file of the same knobs with sources, weights and mappings, instead.
-        tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, or hf:FOLDER.
+        tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, hf:FOLDER or gguf:FILE.
         format: What the files are; auto decides by content and says so.
         mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
-        template: mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a file.
+        template: mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a file.
         train_as: Of template base: conversations whole, or each turn as inference sees it.
         tokenizer_from: Dataset or model whose tokenizer is used instead.
         val_fraction: Share of rows for validation, by the hash of their content.

@@ -57,7 +57,7 @@ def train(
         config_file: A preset such as configs/tiny_sft.json.
         model_name: The model's name under MYPT_HOME/models.
         dataset_dir: A dataset that mypt prepared or adopted.
-        init_from_model: Base model whose weights and architecture are kept, or hf:FOLDER.
+        init_from_model: Base model, hf:FOLDER or gguf:FILE; its weights and architecture are kept.
         max_iters: Optimizer steps, instead of the preset's, or of its epochs.
         epochs: Passes over the training rows, instead of the preset's, or of its max_iters.
         learning_rate: Peak learning rate, instead of the preset's.

@@ -212,7 +212,7 @@ class PrepareConfig(Frozen):
     tokenizer_from: str | None = None
     """Dataset or model folder whose tokenizer and template are used instead."""
     template: str = "mypt"
-    """mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a template file."""
+    """mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a template file."""
     train_as: Literal["whole", "inference"] = Field(
         default="whole", exclude_if=lambda word: word == "whole"
     )

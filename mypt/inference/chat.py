@@ -85,7 +85,7 @@ def answer_prompts(
     )
     return [
         Answer(
-            text=tokenizer.decode(ids[:-1] if ids[-1:] and ids[-1] in ends else ids),
+            text=tokenizer.decode_part(ids[:-1] if ids[-1:] and ids[-1] in ends else ids),
             stopped=bool(ids) and ids[-1] in stops,
             n_tokens=len(ids),
             ids=tuple(ids),

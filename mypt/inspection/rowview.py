@@ -45,9 +45,9 @@ class RowView:
     def said(self, tokenizer: Tokenizer) -> list[str]:
         """Return what was said, a text a span, without headers and ends."""
         if self.spans is None:
-            return [tokenizer.decode(self.tokens)]
+            return [tokenizer.decode_part(self.tokens)]
         said = self.spans[~np.isin(self.spans["kind"], (KIND["header"], KIND["end"]))]
-        return [tokenizer.decode(self.tokens[span["start"] : span["stop"]]) for span in said]
+        return [tokenizer.decode_part(self.tokens[span["start"] : span["stop"]]) for span in said]
 
 
 def reasons(view: RowView, policy: MaskPolicy | None) -> list[Rule | None]:

@@ -10,7 +10,7 @@ from mypt.data.manifest import Manifest, read_manifest
 from mypt.data.packing.layout import default_policy
 from mypt.data.policies import policy_in_force, policy_words
 from mypt.data.tokenizer import load_tokenizer
-from mypt.data.vocabularies.huggingface import PREFIX
+from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
@@ -88,8 +88,8 @@ def plan_run(
         preset: Architecture and training values; with ``init_from`` the architecture is not used.
         model_name: Name under ``models/``.
         dataset_dir: The dataset's folder.
-        init_from: Base model: a name, a model folder, a step folder, or ``hf:`` and a folder in
-            transformers' layout, which is read into ``models/`` first.
+        init_from: Base model: a name, a model folder, a step folder, ``hf:`` and a folder in
+            transformers' layout, or ``gguf:`` and a file, which is read into ``models/`` first.
         dataset_digest: Digest that the dataset must have; None takes it as it is.
         masks_by_default: Whether a preset that does not say uses masks; None refuses to guess
             where the dataset has some.
@@ -159,7 +159,7 @@ def fit_to_data(
 
 def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
     """Return the step folder to begin with; what comes from elsewhere is read into one first."""
-    if not str(init_from).startswith(PREFIX):
+    if not str(init_from).startswith(PREFIXES):
         return home.checkpoint_to_use(init_from), ()
     from mypt.training.base_import import import_base  # loads torch
 

@@ -122,7 +122,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         weights.numbered([one.train, *one.trains])
     slots = _compile(shapes, shaped, tokenizer, weights)
     texts = tokenizer.spelled(turns.texts)
-    text_tokens, text_lengths = tokenizer.encode_each(texts, many=many)
+    begun = tokenizer.spelled(_begun(turns, tokenizer)) if tokenizer.vocabulary.prefix else texts
+    text_tokens, text_lengths = tokenizer.encode_each(begun, many=many)
 
     per_turn = slots.per_shape[shape]
     slot = _ranges(_starts(slots.per_shape)[shape], per_turn)
@@ -154,13 +155,15 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
 def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> Encoded:
     """Encode rows, count those whose text was changed, and leave out those that are refused.
 
-    Only a base's own template refuses rows, where it rewrites what they say.
+    A base refuses rows where its template rewrites what they say, or its tokenizer has no token for
+    a character.
     """
     normal = _normal_rows(rows, tokenizer)
     changed = sum(new is not old for new, old in zip(normal, rows, strict=True))
     if changed:
         form = tokenizer.vocabulary.normal_form
         tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
+    normal = _writable(normal, tokenizer, tally)
     if not isinstance(tokenizer.template, BaseTemplate):
         return encode_rows(normal, tokenizer)
     found = encode_rendered(normal, tokenizer, many=True)
@@ -176,6 +179,34 @@ def _normal_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Row]:
     if not tokenizer.vocabulary.normal_form:
         return list(rows)
     return [_normal(row, tokenizer.vocabulary.normalised) for row in rows]
+
+
+def _begun(turns: _Turns, tokenizer: Tokenizer) -> list[str]:
+    """Return the parts of all turns, documents with the space that the base writes before them."""
+    parts = iter(turns.texts)
+    return [
+        next(parts) if kind else tokenizer.vocabulary.prefixed(next(parts))
+        for kind in turns.kind
+        for _ in turns.kinds[kind].parts
+    ]
+
+
+def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
+    """Leave out rows that would not come back from their ids."""
+    if not (tokenizer.vocabulary.lacking or tokenizer.vocabulary.prefix):
+        return rows
+    kept = []
+    for row in rows:
+        reason = tokenizer.unspelled(utf8(_collect([row]).texts))
+        if isinstance(row, Document):
+            reason = reason or tokenizer.lost_space(row.text)
+        if reason and tally.strict:
+            raise _of_line(row, reason)
+        if reason:
+            tally.dropped[reason] += 1
+        else:
+            kept.append(row)
+    return kept
 
 
 def _normal(row: Row, normalised: Callable[[str], str]) -> Row:
@@ -309,7 +340,7 @@ def _compile(
     fixed = [
         np.array([tokenizer.special_id(slot.special)], np.uint32)
         if slot.special is not None
-        else tokenizer.encode(slot.text or "")
+        else tokenizer.encode_part(slot.text or "")
         for slot in slots
     ]
     return _Slots(

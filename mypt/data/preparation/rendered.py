@@ -8,6 +8,7 @@ an author says.
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,7 +72,7 @@ def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) ->
     notes["turns in rows of their own, as inference sees them"] += len(turns) - len(rows)
     for whole, row in turns:
         try:
-            written = _written(row, tokenizer, controls)
+            written = _begun(_written(row, tokenizer, controls), tokenizer, controls)
             cut = _cut(written, tokenizer, controls)
         except Unproved as error:
             refused.append((row, str(error)))
@@ -118,7 +119,8 @@ def encode_prompt(turns: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     template = tokenizer.template
     assert isinstance(template, BaseTemplate), "the caller has looked"
     controls = controls_of(tokenizer)
-    cut = _cut(write_prompt(template, turns, controls), tokenizer, controls)
+    written = _begun(write_prompt(template, turns, controls), tokenizer, controls)
+    cut = _cut(written, tokenizer, controls)
     ((tokens, _),) = _encode([cut], tokenizer, many=False)
     return list(tokens.tolist())
 
@@ -132,10 +134,11 @@ def controls_of(tokenizer: Tokenizer) -> re.Pattern[str]:
 def _written(row: Row, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Written:
     if isinstance(row, Document):
         begin, end = tokenizer.vocabulary.begin, tokenizer.vocabulary.end
-        role, text = ROLE["text"], begin + row.text + end
+        said = tokenizer.vocabulary.prefixed(row.text)
+        role, text = ROLE["text"], begin + said + end
         pieces = [
             Passage(len(begin), role, KIND["header"], 0, row.train, False),
-            Passage(len(begin + row.text), role, KIND["content"], 0, row.train, True),
+            Passage(len(begin + said), role, KIND["content"], 0, row.train, True),
             Passage(len(text), role, KIND["end"], 0, row.train, False),
         ]
         return Written(text, tiled(pieces), [], False)
@@ -156,15 +159,47 @@ def _spells(written: Written, controls: re.Pattern[str]) -> bool:
     return False
 
 
-def _cut(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> _Cut:
-    """Cut what was written at the special tokens that the template wrote."""
-    template = tokenizer.template
+def _begun(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Written:
+    """Write the spaces that the base's tokenizer puts before stretches of text.
+
+    A space belongs to what follows it; where an answer begins with one, the model writes it.
+    """
+    vocabulary = tokenizer.vocabulary
+    if not vocabulary.prefix or (written.pieces and written.pieces[0].role == ROLE["text"]):
+        return written
+    spaced, at, spaces = list[str](), 0, list[int]()
+    for start, stop in [*_places(written, controls), (len(written.text), len(written.text))]:
+        stretch = vocabulary.prefixed(written.text[at:start], at)
+        if len(stretch) > start - at:
+            spaces.append(at)
+        spaced += [stretch, written.text[start:stop]]
+        at = stop
+
+    def moved(place: int) -> int:
+        return place + bisect_left(spaces, place)
+
+    return written._replace(
+        text="".join(spaced),
+        pieces=[piece._replace(stop=moved(piece.stop)) for piece in written.pieces],
+        begins=[moved(begin) for begin in written.begins],
+    )
+
+
+def _places(written: Written, controls: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Return where the template wrote special tokens."""
     places: list[tuple[int, int]] = []
     at = 0
     for own, stop in _runs(written.pieces):
         if not own:
             places += [match.span() for match in controls.finditer(written.text, at, stop)]
         at = stop
+    return places
+
+
+def _cut(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> _Cut:
+    """Cut what was written at the special tokens that the template wrote."""
+    template = tokenizer.template
+    places = _places(written, controls)
     cut = _Cut([], [], [])
     begins, at = iter(written.begins), 0
     begin = next(begins, None)

@@ -25,7 +25,7 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
-from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate, find_source
+from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate
 from mypt.data.spans import ROLE, RowWeights
 from mypt.data.template import Template
 from mypt.data.tokenizer import (
@@ -35,7 +35,7 @@ from mypt.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from mypt.data.vocabularies.huggingface import PREFIX, hf_folder
+from mypt.data.vocabularies.base_files import PREFIXES, base_path, find_source
 from mypt.errors import ConfigError, DataError
 
 _LATER = frozenset(Reading.model_fields) - {"format", "mapping"}
@@ -83,14 +83,14 @@ class DatasetPlan:
     @property
     def begins_with_base(self) -> bool:
         """Whether the tokenizer is one that lies beside a base's weights."""
-        return self.inherited is None and self.config.tokenization.startswith(PREFIX)
+        return self.inherited is None and self.config.tokenization.startswith(PREFIXES)
 
     @cached_property
     def passed_over(self) -> bool:
         """Whether the base has a chat template of its own, and another is used."""
         if not self.begins_with_base or self.config.template == BASE:
             return False
-        return find_source(hf_folder(self.config.tokenization)) is not None
+        return find_source(base_path(self.config.tokenization)) is not None
 
     @property
     def trains(self) -> bool:

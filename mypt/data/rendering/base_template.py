@@ -1,6 +1,5 @@
 """A base's own chat template: Jinja, as it came, with what its tokenizer's tokens are called."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,12 +12,12 @@ from mypt import files
 from mypt.data.conversations import Message, say
 from mypt.data.rendering.sandbox import render
 from mypt.data.template import Shape, Slot, Template
+from mypt.data.vocabularies.base_files import find_source, read_tokenizer, read_tokenizer_config
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen
 
 BASE: Final = "base"
 """What people type for it."""
-_FILE: Final = "chat_template.jinja"
 _PROBE: Final = (
     say("user", "A1"),
     say("assistant", "B2"),
@@ -119,21 +118,22 @@ AnyTemplate = Template | BaseTemplate
 """A template of ours, or a base's own."""
 
 
-def base_template(folder: Path) -> BaseTemplate:
-    """Read the chat template that lies beside a base's ``tokenizer.json``.
+def base_template(base: Path) -> BaseTemplate:
+    """Read the chat template that lies beside a base's ``tokenizer.json``, or in its GGUF.
 
     Raises:
         ConfigError: If it has none.
         DataError: If it cannot be read, or no token ends an assistant's turn in it.
     """
-    config = _json(folder / "tokenizer_config.json")
-    source = find_source(folder, config)
+    config = read_tokenizer_config(base)
+    source = find_source(base, config)
     if source is None:
         raise ConfigError(
-            f"{folder}: no chat template ({_FILE}, or chat_template in tokenizer_config.json), as"
-            " a base that was only pretrained has none; choose --template chatml or another"
+            f"{base}: no chat template (chat_template.jinja, or chat_template in"
+            " tokenizer_config.json), as a base that was only pretrained has none; choose"
+            " --template chatml or another"
         )
-    added = _json(folder / "tokenizer.json").get("added_tokens", [])
+    added = read_tokenizer(base).values.get("added_tokens", [])
     tokens = [token for token in added if isinstance(token, dict)]
     found = BaseTemplate(
         source=source,
@@ -148,30 +148,11 @@ def base_template(folder: Path) -> BaseTemplate:
         eats_after=tuple(token["content"] for token in tokens if token.get("rstrip")),
     )
     controls = [token["content"] for token in tokens if token["content"].strip()]
-    stop, *others = _stops(found, controls, folder)
+    stop, *others = _stops(found, controls, base)
     return found.model_copy(update={"stop": stop, "also_stops": tuple(others)})
 
 
-def find_source(folder: Path, config: dict[str, Any] | None = None) -> str | None:
-    """Return the Jinja of a base's chat template, or None where it has none.
-
-    Raises:
-        DataError: If a file cannot be read.
-    """
-    path = folder / _FILE
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); expected Jinja") from None
-    values = _json(folder / "tokenizer_config.json") if config is None else config
-    found = values.get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
-
-
-def _stops(template: BaseTemplate, controls: Sequence[str], folder: Path) -> list[str]:
+def _stops(template: BaseTemplate, controls: Sequence[str], base: Path) -> list[str]:
     """Return the tokens that end a turn, first the one after the last answer.
 
     A template that writes none at its end stops at the header of the next message. What ends an
@@ -180,7 +161,7 @@ def _stops(template: BaseTemplate, controls: Sequence[str], folder: Path) -> lis
     try:
         text = template.write([plain_message(turn) for turn in _PROBE])
     except DataError as error:
-        raise DataError(f"{folder}: {error}; choose another --template") from None
+        raise DataError(f"{base}: {error}; choose another --template") from None
     between, ending = text.partition("B2")[2].partition("C3")[0], text.rpartition("D4")[2]
     longest_first = sorted(filter(None, controls), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -188,7 +169,7 @@ def _stops(template: BaseTemplate, controls: Sequence[str], folder: Path) -> lis
     stop = last or earlier
     if stop is None:
         raise DataError(
-            f"{folder}: its chat template writes {between!r:.60} after an answer; expected a token"
+            f"{base}: its chat template writes {between!r:.60} after an answer; expected a token"
             " that ends it, since the model would never stop; choose another --template"
         )
     others = [earlier.group()] if earlier else []
@@ -231,13 +212,3 @@ def _probed(template: BaseTemplate, turns: Sequence[dict[str, Any]]) -> str:
 def plain_message(turn: Message) -> dict[str, Any]:
     """Return a message of text alone as ``transformers`` has it."""
     return {"role": turn.role, "content": turn.text}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error!r:.80}); expected JSON") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: no JSON object")
-    return values

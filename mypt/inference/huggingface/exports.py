@@ -17,8 +17,9 @@ from mypt.data.conversations import Form
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.template import Template
 from mypt.data.tokenizer import Tokenizer
+from mypt.data.vocabularies.base_files import TOKENIZER
 from mypt.data.vocabularies.engine import SPACE, flat
-from mypt.data.vocabularies.huggingface import TOKENIZER
+from mypt.data.vocabularies.huggingface import SCHEMES
 from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
 from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
 from mypt.inference.huggingface.imports import COMMON, unnumbered
@@ -32,21 +33,21 @@ CONFIG: Final = "config.json"
 _BYTE_LEVEL: Final = {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
 }  # fmt: skip
-_CHARACTERS: Final = {
-    "type": "Sequence",
-    "decoders": [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ],
-}
+_CHARACTERS: Final = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
 
 
-def tokenizer_json(tokenizer: Tokenizer, base: BaseRecord | None = None) -> dict[str, Any]:
+def tokenizer_json(
+    tokenizer: Tokenizer, form: Form = "chat", base: BaseRecord | None = None
+) -> dict[str, Any]:
     """Return ``tokenizer.json``.
 
     Args:
         tokenizer: A model's own.
+        form: What the model reads: our templates write no space that nobody said, a base does.
         base: What the model came from, whose tokens keep their flags.
     """
     vocabulary, specials = tokenizer.vocabulary, tokenizer.special_tokens
@@ -59,6 +60,15 @@ def tokenizer_json(tokenizer: Tokenizer, base: BaseRecord | None = None) -> dict
     glue = [{"type": "Replace", "pattern": {"String": GLUE}, "content": ""}] if marked else []
     cut = [_split({"String": CUT}, "Removed")] if marked else []
     normal = [{"type": "NFC"}] if vocabulary.normal_form == "NFC" else []
+    space = "" if marked and form == "chat" else vocabulary.prefix
+    if space == "always":
+        normal.append({"type": "Prepend", "prepend": SPACE})
+    cuts = [
+        stage | {"prepend_scheme": SCHEMES[space]}
+        if stage["type"] == "Metaspace" and space in SCHEMES
+        else stage
+        for stage in flat(run["pre_tokenizer"], "pretokenizers")
+    ]
     flags = json.loads(base.flags or "{}") if base else {}
     added = [
         {"id": number, "content": token} | flags.get(token, flags.get(unnumbered(token), COMMON))
@@ -71,13 +81,18 @@ def tokenizer_json(tokenizer: Tokenizer, base: BaseRecord | None = None) -> dict
         "normalizer": _sequence(
             "normalizers", [*glue, *normal, *flat(run["normalizer"], "normalizers")]
         ),
-        "pre_tokenizer": _sequence(
-            "pretokenizers", [*cut, *flat(run["pre_tokenizer"], "pretokenizers")]
-        ),
+        "pre_tokenizer": _sequence("pretokenizers", [*cut, *cuts]),
         "post_processor": _begun(vocabulary, specials),
-        "decoder": _CHARACTERS if vocabulary.normal_form == "spaces" else _BYTE_LEVEL,
+        "decoder": _decoder(vocabulary, bool(space)),
         "model": run["model"] | {"vocab": dict(sorted(words.items(), key=_by_id))},
     }
+
+
+def _decoder(vocabulary: Vocabulary, spaced: bool) -> dict[str, Any]:
+    if vocabulary.normal_form != "spaces":
+        return _BYTE_LEVEL
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
+    return {"type": "Sequence", "decoders": [*_CHARACTERS, *strip]}
 
 
 def _byte_level(vocabulary: Vocabulary, held: dict[str, int]) -> dict[str, Any]:
@@ -250,7 +265,9 @@ def export_hf(
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         for file, values in written.items():
             files.write_json(new / file, values)
-        files.write_bytes(new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer, base)))
+        files.write_bytes(
+            new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer, form, base))
+        )
         files.write_bytes(new / "chat_template.jinja", jinja.encode())
         files.write_bytes(new / "README.md", card.encode())
 

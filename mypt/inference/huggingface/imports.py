@@ -1,5 +1,6 @@
-"""Checkpoints of ``transformers`` as models of ours, from safetensors alone."""
+"""Checkpoints from elsewhere as models of ours, from safetensors or GGUF alone."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any, Final, NamedTuple
 from mypt import files
 from mypt.config import Architecture
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.engine import SPACE
-from mypt.data.vocabularies.huggingface import (
-    LARGEST,
+from mypt.data.vocabularies.base_files import (
     TOKENIZER,
-    TOKENIZER_CONFIG,
-    hf_folder,
+    base_path,
+    read_tokenizer,
+    read_tokenizer_config,
 )
+from mypt.data.vocabularies.engine import SPACE
+from mypt.data.vocabularies.gguf_header import read_header
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError
-from mypt.inference.huggingface.layouts import read_layout
+from mypt.inference.huggingface.families import FAMILIES
+from mypt.inference.huggingface.gguf_layouts import GGUFTensors, gguf_config, gguf_family
+from mypt.inference.huggingface.layouts import read_layout, write_layout
 from mypt.inference.huggingface.tensors import INDEX, INSTEAD, ONE, Tensors, inside, read_json
 from mypt.inference.huggingface.weights import Weights, check_weights, from_hf
 from mypt.references import BaseRecord
@@ -45,6 +49,35 @@ class Imported(NamedTuple):
     """What an export gives back."""
 
 
+def read_base(base: Path) -> Imported:
+    """Read a folder in the layout of ``transformers``, or a GGUF file.
+
+    Raises:
+        CheckpointError: As :func:`read_hf`.
+        ConfigError: If a size is none, or a package that reads it is not installed.
+        DataError: If a GGUF cannot be read.
+    """
+    return read_gguf(base) if base.is_file() else read_hf(base)
+
+
+def read_gguf(path: Path) -> Imported:
+    """Read a GGUF file, its numbers as the float32 that they stand for.
+
+    Raises:
+        CheckpointError: If the model has parts that are not ours.
+        ConfigError: If a size is none, or the package ``gguf`` is not installed.
+        DataError: If the file is damaged.
+    """
+    header = read_header(path)
+    name, architecture = read_layout(gguf_config(header), path)
+    tensors = GGUFTensors(header)
+    weights = from_hf(gguf_family(header), architecture, tensors)
+    config = json.dumps(gguf_config(header) | write_layout(name, architecture))
+    words = _tokenizer(path) if "tokenizer.ggml.model" in header.values else {}
+    base = BaseRecord(config=config, dtype=tensors.dtype, **words)
+    return Imported(architecture, weights, (path,), base)
+
+
 def read_hf(folder: Path) -> Imported:
     """Read a folder in the layout of ``transformers``; no pickle is ever read, and no code run.
 
@@ -55,7 +88,7 @@ def read_hf(folder: Path) -> Imported:
     config = read_json(folder, CONFIG)
     name, architecture = read_layout(config, folder / CONFIG)
     tensors = Tensors(folder)
-    weights = from_hf(name, architecture, tensors)
+    weights = from_hf(FAMILIES[name], architecture, tensors)
     paths, generation = [folder / CONFIG, *tensors.paths], ""
     if (folder / GENERATION).exists():
         read_json(folder, GENERATION)
@@ -76,20 +109,27 @@ def check_base(tokenization: str) -> None:
     Only headers are read. A folder with a tokenizer alone holds no base, and may serve any model.
 
     Args:
-        tokenization: ``hf:`` and a folder, as ``mypt prepare`` has it.
+        tokenization: ``hf:`` and a folder, or ``gguf:`` and a file, as ``mypt prepare`` has it.
 
     Raises:
-        CheckpointError: As :func:`read_hf`, or if its tokenizer has ids that no row is for.
-        ConfigError: If a size is none, or there is no such folder.
+        CheckpointError: As :func:`read_base`, or if its tokenizer has ids that no row is for.
+        ConfigError: If a size is none, or there is no such base.
+        DataError: If a GGUF or a tokenizer cannot be read.
     """
-    folder = hf_folder(tokenization)
-    if not any((folder / name).exists() for name in (ONE, INDEX, *INSTEAD)):
+    base = base_path(tokenization)
+    if base.is_file():
+        header = read_header(base)
+        where, (_, architecture) = base, read_layout(gguf_config(header), base)
+        check_weights(gguf_family(header), architecture, GGUFTensors(header))
+    elif any((base / name).exists() for name in (ONE, INDEX, *INSTEAD)):
+        where = base / CONFIG
+        name, architecture = read_layout(read_json(base, CONFIG), where)
+        check_weights(FAMILIES[name], architecture, Tensors(base))
+    else:
         return
-    name, architecture = read_layout(read_json(folder, CONFIG), folder / CONFIG)
-    check_weights(name, architecture, Tensors(folder))
-    values = read_json(folder, TOKENIZER, LARGEST)
+    values = read_tokenizer(base).values
     ids = [token["id"] for token in values["added_tokens"]]
-    _check_ids(folder / CONFIG, architecture.vocab_size, [*values["model"]["vocab"].values(), *ids])
+    _check_ids(where, architecture.vocab_size, [*values["model"]["vocab"].values(), *ids])
 
 
 def _check_ids(config: Path, held: int, ids: Iterable[int]) -> None:
@@ -101,17 +141,16 @@ def _check_ids(config: Path, held: int, ids: Iterable[int]) -> None:
         )
 
 
-def _tokenizer(folder: Path) -> dict[str, str]:
+def _tokenizer(base: Path) -> dict[str, str]:
     """Return what an export of the tokenizer keeps beside what a vocabulary holds."""
-    found: dict[str, str] = {}
-    if (folder / TOKENIZER_CONFIG).exists():
-        values = read_json(folder, TOKENIZER_CONFIG)
-        kept = {key: value for key, value in values.items() if key not in _NOT_KEPT}
-        found["tokenizer"] = files.canonical_json(kept).decode()
-    if (folder / TOKENIZER).exists():
-        added = read_json(folder, TOKENIZER, LARGEST).get("added_tokens", [])
-        found["flags"] = files.canonical_json(_flags(added)).decode()
-    return found
+    config = {k: value for k, value in read_tokenizer_config(base).items() if k not in _NOT_KEPT}
+    held = base.is_file() or (base / TOKENIZER).exists()
+    flags = _flags(read_tokenizer(base).values.get("added_tokens", [])) if held else {}
+    return {
+        name: files.canonical_json(values).decode()
+        for name, values in (("tokenizer", config), ("flags", flags))
+        if values
+    }
 
 
 def _flags(added: Iterable[dict[str, Any]]) -> dict[str, dict[str, bool]]:

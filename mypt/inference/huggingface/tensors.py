@@ -54,6 +54,7 @@ class Tensors:
                 type that no weight has.
         """
         names, weights = _files(folder)
+        self.place = folder
         self.paths = tuple(inside(folder, name) for name in names)
         self.held: dict[str, Held] = {}
         for path in self.paths:

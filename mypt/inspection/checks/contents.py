@@ -242,7 +242,7 @@ def _check_specials(check: ShardCheck) -> None:
         wrong |= (kind == KIND[name]) & ~np.isin(tokens[special], around)
     inside = special[wrong]
     for position in inside[:EXAMPLES]:
-        text = tokenizer.decode(tokens[position : position + 1])
+        text = tokenizer.decode_part(tokens[position : position + 1])
         check.findings.add("special_in_content", check.place_token(int(position), repr(text)), 0)
     if len(inside):
         check.findings.add("special_in_content", count=len(inside))

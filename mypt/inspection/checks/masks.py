@@ -76,7 +76,7 @@ def _check_by_hand(check: ShardCheck, mask: NDArray[np.uint8]) -> None:
     wrong = np.flatnonzero(np.isin(check.shard.tokens, headers) & (mask > 0))
     if len(wrong):
         first = int(wrong[0])
-        text = check.dataset.tokenizer.decode(check.shard.tokens[first : first + 1])
+        text = check.dataset.tokenizer.decode_part(check.shard.tokens[first : first + 1])
         check.findings.add("header_supervised", check.place_token(first, repr(text)), len(wrong))
 
 
@@ -208,7 +208,7 @@ def _add_spans(check: ShardCheck, spans: NDArray[np.void], code: str, wrong: Boo
     for index in np.flatnonzero(wrong)[:EXAMPLES]:
         span = spans[index]
         tokens = check.shard.tokens[span["start"] : span["stop"]][:12]
-        text = check.dataset.tokenizer.decode(tokens)
+        text = check.dataset.tokenizer.decode_part(tokens)
         detail = f"turn {span['message']}, {ROLES[span['role']]} {KINDS[span['kind']]} {text!r}"
         check.findings.add(code, check.place(int(span["conversation"]), detail), 0)
     if wrong.any():

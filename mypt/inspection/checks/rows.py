@@ -71,7 +71,7 @@ def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
     """
     origin = Origin(0, 1)
     if view.spans is None or not len(view.spans):
-        return Document(tokenizer.decode(view.tokens), origin)
+        return Document(tokenizer.decode_part(view.tokens), origin)
     turns: dict[int, tuple[int, list[Train], list[Part]]] = {}
     said_of = {-1: None, 0: False, 1: True} | {
         int(np.uint8(number).view(np.int8)): weight
@@ -84,7 +84,8 @@ def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
         if kind not in PARTS:
             whole.append(said_of[train])
         else:
-            said, form = tokenizer.decode(view.tokens[start:stop]), forms.get(PARTS[kind])
+            read = tokenizer.decode if role == ROLE["text"] else tokenizer.decode_part
+            said, form = read(view.tokens[start:stop]), forms.get(PARTS[kind])
             if form is not None:
                 said = said.removeprefix(form.open).removesuffix(form.close)
             parts.append(Part(PARTS[kind], said, said_of[train]))

@@ -6,7 +6,7 @@ from functools import cache
 import tokenizers
 import transformers
 
-from tests.mypt.data.vocabularies.test_huggingface import digits, split, trained
+from tests.mypt.data.vocabularies.test_huggingface import digits, sentencepiece, split, trained
 
 CHATML = """\
 {%- if messages[0].role != 'system' %}
@@ -189,14 +189,16 @@ STOPS = {
 
 
 @cache
-def _trained(special_digits):
+def _trained(special_digits, scheme):
+    if scheme:
+        return sentencepiece(scheme, CONTROLS).to_str()
     return trained(digits() if special_digits else split(), specials=CONTROLS).to_str()
 
 
-def write_base(folder, template, *, special_digits=False, **config):
+def write_base(folder, template, *, special_digits=False, scheme="", **config):
     """Write a base's tokenizer and template; return what transformers makes of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = tokenizers.Tokenizer.from_str(_trained(special_digits))
+    made = tokenizers.Tokenizer.from_str(_trained(special_digits, scheme))
     made.save(str(folder / "tokenizer.json"))
     values = {"bos_token": "<bos>", "eos_token": "</s>"} | config
     (folder / "tokenizer_config.json").write_text(json.dumps(values))

@@ -41,6 +41,8 @@ from tests.mypt.data.rendering.bases import (
 
 PLAIN = ["Hello", "two words", "a\nb", "1 + 1 = 2", "\xfcml\xe4ut \u2713", "```py\nx=1\n```"]
 NASTY = ["  two  spaces", "\n\nlead", "trail \n", "</think>", "<|im_end|>", "x<think>y", "[/INST]"]
+SCHEMES = ("prepend", "first", "always")
+"""Whether SentencePiece's space stands before texts, as a normalizer or as Metaspace puts it."""
 HERE = Origin(0, 1)
 CALL = '{"name": "add", "arguments": {"a": 1, "b": "two \\u00e9"}}'
 
@@ -83,10 +85,16 @@ def theirs_of(fast, turns, monkeypatch, **options):
     return found["input_ids"]
 
 
-@pytest.fixture(params=STYLES)
+SPACES = [(name, how) for name in ("chatml", "llama", "mistral") for how in SCHEMES]
+
+
+@pytest.fixture(
+    params=[*((name, "") for name in STYLES), *SPACES], ids=lambda one: " ".join(filter(None, one))
+)
 def base(request, tmp_path):
-    fast = write_base(tmp_path, STYLES[request.param])
-    return request.param, fast, load_tokenizer(f"hf:{tmp_path}", "base")
+    name, scheme = request.param
+    fast = write_base(tmp_path, STYLES[name], scheme=scheme)
+    return name, fast, load_tokenizer(f"hf:{tmp_path}", "base")
 
 
 def spells(row):

@@ -14,7 +14,14 @@ from mypt.inference.huggingface.imports import read_hf
 from mypt.model.gpt import GPT
 from tests.mypt.data.rendering.bases import CHATML, LLAMA, write_base
 from tests.mypt.data.rows import HERE
-from tests.mypt.data.vocabularies.test_huggingface import FAMILIES, NASTY, folder_of, samples
+from tests.mypt.data.vocabularies.test_huggingface import (
+    FAMILIES,
+    NASTY,
+    PREFIXES,
+    folder_of,
+    lost,
+    samples,
+)
 from tests.mypt.inference.huggingface.families import make
 from tests.mypt.inference.huggingface.messages import hf_messages
 
@@ -36,21 +43,25 @@ def export(folder, tokenizer, **how):
 def test_an_exported_tokenizer_has_our_ids_and_gives_texts_and_itself_back(tmp_path, name):
     (tmp_path / "in").mkdir()
     ours = load_tokenizer(f"hf:{folder_of(tmp_path / 'in', FAMILIES[name]())}", "chatml")
-    found = export(tmp_path / "out", ours)
+    found = export(tmp_path / "chat", ours)
+    # Parts of our templates have no space that nobody said; the texts of a base do.
+    plain = export(tmp_path / "out", ours, form="plain" if name in PREFIXES else "chat")
     for text in TEXTS:
         row = Conversation((say("user", text), say("assistant", text)), HERE)
         ids = found.apply_chat_template(hf_messages(row))["input_ids"]
         assert ids == encode_rows([row], ours).tokens.tolist(), repr(text)
         if not any(token in text for token in ours.special_tokens):
-            alone = found.encode(text, add_special_tokens=False)
+            if lost(ours, text):
+                continue
+            alone = plain.encode(text, add_special_tokens=False)
             assert alone == ours.encode(text).tolist(), repr(text)
-            assert found.decode(alone) == ours.decode(alone)
+            assert plain.decode(alone) == ours.decode(alone)
     for token, number in ours.special_tokens.items():
         assert found.convert_tokens_to_ids(token) == number
     again = load_tokenizer(f"hf:{tmp_path / 'out'}", "chatml")
     assert again.special_tokens == ours.special_tokens
     assert again.vocabulary.tokens == ours.vocabulary.tokens
-    for text in TEXTS:
+    for text in (text for text in TEXTS if not lost(ours, text)):
         assert again.encode(text).tolist() == ours.encode(text).tolist()
 
 
