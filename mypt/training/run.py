@@ -165,9 +165,7 @@ def open_run(
         saved_step=None if found is None else state.step,
         notes=notes + begin_notes(config, compute, dataset, found),
         ranks=ranks,
-        base=_load_base(plan, GPT(config.gpt())).to(compute.device).requires_grad_(False).eval()
-        if config.kl_base
-        else None,
+        base=_base_to_hold_to(plan, compute),
     )
 
 
@@ -179,6 +177,12 @@ def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
     elif plan.parent is not None:
         _load_base(plan, model)
     return model
+
+
+def _base_to_hold_to(plan: RunPlan, compute: Compute) -> GPT | None:
+    if not plan.preset.kl_base:
+        return None
+    return _load_base(plan, GPT(plan.preset.gpt())).to(compute.device).requires_grad_(False).eval()
 
 
 def _load_base(plan: RunPlan, model: GPT) -> GPT:
