@@ -36,6 +36,8 @@ MISSING = [
     "lineage gone",
     "lineage --uses gone",
     "reproduce gone",
+    "sign gone --key k.pem",
+    "verify gone --key k.pub",
     "diff gone gone",
     "run gone.json",
 ]
