@@ -54,7 +54,14 @@ STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
     "Data": (data.prepare, data.mask, data.adopt, data.validate, data.show),
     "Training": (planning.plan, models.train, models.evaluate),
     "Use": (answers.generate, answers.chat, answers.serve, transfer.export),
-    "Proof": (listing.list_, provenance.lineage, provenance.reproduce, comparison.diff),
+    "Proof": (
+        listing.list_,
+        provenance.lineage,
+        provenance.reproduce,
+        provenance.sign,
+        provenance.verify,
+        comparison.diff,
+    ),
     "Pipelines and services": (services.run, services.up, services.sync),
 }
 """Commands by stage, in the order of the README's table and of the help."""

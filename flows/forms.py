@@ -5,7 +5,7 @@ file is named beside it. So every knob is empty, which is "as in the file", and 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,11 +14,13 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
-from mypt.errors import MyptError
-from mypt.parsing import Config, override, parse_config
+from mypt.errors import ConfigError, MyptError
+from mypt.parsing import LENGTHS, Config, override, parse_config
 from mypt.text import shorten
 
 Values = dict[str, Any]
+Models = dict[str, type[BaseModel] | None]
+"""The config model of each parameter of a flow, None where it is a plain value."""
 PIPELINE_FILE = "configs/demo.json"
 BASE_FILE = "configs/tiny.json"
 CHAT_FILE = "configs/tiny_sft.json"
@@ -126,6 +128,104 @@ def difference(values: Any, start: Any) -> Any:
 
 def _word(value: object) -> object:
     return (NO, YES)[value] if isinstance(value, bool) else value
+
+
+def changed_config(path: Path, changes: Sequence[str]) -> PipelineConfig:
+    """Return a pipeline config with knobs changed, such as ``sft.max_iters=50``.
+
+    Raises:
+        ConfigError: If the file or a change is wrong.
+    """
+    models: Models = {"config": PipelineConfig, "overrides": None}
+    values = changed({"config": str(path)}, changes, models, PIPELINE_FILE)
+    return asked_pipeline(values["config"], values.get("overrides", AS_IN_FILE))
+
+
+def changed(
+    values: Values, changes: Sequence[str], models: Models, file: str | None = None
+) -> Values:
+    """Return the parameters of a flow with some changed, each checked by its model.
+
+    Args:
+        values: Parameters so far.
+        changes: ``NAME=VALUE``, the value as JSON or else as text. A dotted name reaches into a
+            parameter; one that is no parameter is a knob of ``config``, and overrides it where
+            that is a file.
+        models: The parameters.
+        file: The config of a flow that reads one from a file, unless another is named.
+
+    Raises:
+        ConfigError: If there is no such knob, or it cannot have that value.
+    """
+    values = json.loads(json.dumps(values))
+    knobs: list[tuple[list[str], str]] = []
+    for text in changes:
+        name, equals, _ = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--param {text!r}: expected NAME=VALUE, such as sft.max_iters=50")
+        first, *rest = parts = name.split(".")
+        if first in models and not (rest and first in ("config", "overrides")):
+            _put(values, parts, text)
+        else:
+            knobs.append((rest if first in models else parts, text))
+    if file is not None:
+        checked = knobs or any(text.startswith("config=") for text in changes)
+        return values | (_overrides(values, knobs, models, file) if checked else {})
+    for parts, text in knobs:
+        _put(values, ["config", *parts], text)
+    for name, value in values.items():
+        model = models.get(name)
+        if isinstance(value, dict) and model is not None:
+            values[name] = parse_config(value, model, f"--param {name}").model_dump(
+                mode="json", exclude_unset=True
+            )
+    return values
+
+
+def _overrides(
+    values: Values, knobs: Sequence[tuple[list[str], str]], models: Models, file: str
+) -> Values:
+    """Return the config's overrides with ``knobs`` among them, as a parameter of the flow."""
+    asked = asked_pipeline if models["config"] is PipelineConfig else asked_preset
+    file = values.get("config", file)
+    if not isinstance(file, str):
+        raise ConfigError("the deployment's config is no file's path; deploy it again")
+    start, whole = (
+        written(asked(file, overrides))
+        for overrides in (AS_IN_FILE, values.get("overrides", AS_IN_FILE))
+    )
+    for parts, text in knobs:
+        _put(whole, parts, text)
+    overrides = difference(whole, start)
+    asked(file, overrides, "--param")
+    return {"overrides": overrides}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _put(place: Any, path: Sequence[str], said: str) -> None:
+    """Set what ``path`` leads to, through objects by name and through lists by number."""
+    first, *rest = path
+    listed = isinstance(place, list) and first.isdecimal() and int(first) < len(place)
+    if not listed and not isinstance(place, dict):
+        raise ConfigError(
+            f"--param {said!r}: there is no {first!r} in {json.dumps(place)[:_SHOWN]}; expected a"
+            " knob by its dotted name"
+        )
+    key: Any = int(first) if listed else first
+    if not rest:
+        place[key] = _value(said.partition("=")[2])
+        if key in LENGTHS:
+            place.pop(LENGTHS[key], None)
+        return
+    if isinstance(place, dict):
+        place.setdefault(key, {})
+    _put(place[key], rest, said)
 
 
 def _optional(

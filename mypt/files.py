@@ -11,7 +11,9 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO
 
 from blake3 import blake3
@@ -19,6 +21,8 @@ from filelock import FileLock
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK = 1 << 20
+_LARGEST = 64 << 20
+_DEEPEST = 200
 DAMAGED = "damaged-"
 """How the name of a folder begins that was set aside."""
 
@@ -31,7 +35,7 @@ def digest_bytes(data: bytes) -> str:
 def digest_file(path: Path) -> str:
     """Return the blake3 digest of a file's bytes as 64 hexadecimal digits."""
     hasher = blake3()
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         while chunk := file.read(_CHUNK):
             hasher.update(chunk)
     return hasher.hexdigest()
@@ -39,8 +43,33 @@ def digest_file(path: Path) -> str:
 
 def sha256_file(path: Path) -> str:
     """Return a file's sha256: the digest of raw sources, so that ``sha256sum`` can check it."""
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_ordinary(path: Path) -> BufferedReader:
+    """Open a file for reading; a pipe or a device, which may have no end, is not opened.
+
+    Raises:
+        OSError: If it is one, is missing or cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not S_ISREG(mode) and not S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "no ordinary file", str(path))
+    return path.open("rb")
+
+
+def read_bytes(path: Path, most: int = _LARGEST) -> bytes:
+    """Return what an ordinary file holds, unless it is larger than any of its kind would be.
+
+    Raises:
+        OSError: As :func:`open_ordinary`, or if it holds more than ``most`` bytes.
+    """
+    with open_ordinary(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
+    return data
 
 
 def canonical_json(value: Any) -> bytes:
@@ -120,16 +149,36 @@ def read_sealed(path: Path) -> dict[str, Any]:
         ValueError: If the file is no JSON object or was changed.
         OSError: If it cannot be read.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         values = json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_depth(values)
     if not isinstance(values, dict) or indented_json(values) != data:
         raise ValueError("its bytes changed since it was written")
     if values.get("digest") != digest_json({k: v for k, v in values.items() if k != "digest"}):
         raise ValueError("its digest does not match its content")
     return values
+
+
+def check_depth(value: Any) -> None:
+    """Refuse JSON that is nested so deeply that walking it down ends a program.
+
+    Raises:
+        ValueError: If arrays and objects stand in each other more than 200 deep.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested too deeply, more than {_DEEPEST} levels")
 
 
 def indented_json(value: Any) -> bytes:
@@ -219,12 +268,21 @@ def new_folder(final: Path, token: str = "") -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _share(temporary)
         sync_tree(temporary)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(final.parent)
+
+
+def _share(folder: Path) -> None:
+    """Let who may read the folder read its files; some libraries write for their user alone."""
+    mode = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
+            path.chmod(path.stat().st_mode | mode)
 
 
 def temporary_folder(final: Path, token: str = "") -> Path:

@@ -4,6 +4,7 @@ The operating system frees the locks of a process that dies.
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -46,6 +47,26 @@ def datasets_dir() -> Path:
 def models_dir() -> Path:
     """Return the folder that holds one folder a model name."""
     return home() / "models"
+
+
+def place_now(recorded: str) -> str:
+    """Return where a path lies that a record names: there, or at the same place in this home.
+
+    A home may be moved or copied to another machine; what its records name is moved along.
+    """
+    old = Path(recorded)
+    if not old.is_absolute() or _exists(old):
+        return recorded
+    moved = (home().joinpath(*old.parts[start:]) for start in range(1, len(old.parts) - 1))
+    return next((str(place) for place in moved if _exists(place)), recorded)
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a path is there; what can be no path is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def check_name(name: str, what: str) -> str:
@@ -124,7 +145,17 @@ def checkpoint_to_use(name_or_path: str | Path) -> Path:
     latest = find_checkpoint(name_or_path)
     if latest == Path(name_or_path) or not (latest.parent / "best").is_file():
         return latest
-    return find_checkpoint(latest.parent, "best")
+    best = find_checkpoint(latest.parent, "best")
+    try:
+        step = json.loads(files.read_bytes(latest / "trainer_state.json"))["best_step"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return best  # nobody knows better
+    if step is not None and best.name != step_folder(step):
+        raise CheckpointError(
+            f"{latest.parent / 'best'} names {best.name}, {latest.name} knows {step_folder(step)}"
+            " as the best; run the same training again, which mends it, or name a step folder"
+        )
+    return best
 
 
 def lock(name: str) -> FileLock:

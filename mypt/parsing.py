@@ -10,10 +10,13 @@ import json5
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from mypt import files
 from mypt.errors import ConfigError
 from mypt.text import shown
 
 Config = TypeVar("Config", bound=BaseModel)
+_COMMENTED = 1 << 17
+"""Characters of JSON that may have comments; reading them takes seconds."""
 LENGTHS = {"epochs": "max_iters", "max_iters": "epochs"}
 """Knobs of which one alone says how long to train; a change of one ends the other."""
 
@@ -51,7 +54,10 @@ def parse_config(values: dict[str, Any], model: type[Config], where: str) -> Con
     try:
         return model.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        found = [e for e in error.errors() if not _follows(e, error.errors())]
+        errors = error.errors(include_url=False)
+        # Of a list whose item is wrong, only the item is named.
+        outer = {e["loc"][:n] for e in errors for n in range(len(e["loc"]))}
+        found = [e for e in errors if e["loc"] not in outer]
         first, *others = sorted(found, key=lambda e: e["type"] != "extra_forbidden")
         more = f" (and {len(others)} more)" if others else ""
         raise ConfigError(f"{where}: {_describe(first, model)}{more}") from None
@@ -64,9 +70,12 @@ def read_json(path: Path, example: str = "") -> dict[str, Any]:
         ConfigError: If it is missing or is none.
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8"), str(path))
+        return parse_json(files.read_bytes(path).decode(), str(path))
     except FileNotFoundError:
-        wanted = f"a file such as {example}" if example else "a file of one JSON object"
+        beside = {one.name: one for one in path.parent.glob("*.json")}
+        near = [beside[name] for name in difflib.get_close_matches(path.name, beside, n=1)]
+        such = next(map(str, near), example)
+        wanted = f"a file such as {such}" if such else "a file of one JSON object"
         raise ConfigError(f"{path}: no such file; expected {wanted}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file") from None
@@ -87,7 +96,7 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
         ConfigError: If it is none.
     """
     try:
-        values = json5.loads(text, allow_duplicate_keys=False)
+        values = _loads(text)
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply; expected one JSON object") from None
     except ValueError as error:
@@ -98,11 +107,21 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _follows(error: ErrorDetails, errors: list[ErrorDetails]) -> bool:
-    """Whether ``error`` only says of a list that an item of it, named by another, is wrong."""
-    place = error["loc"]
-    inside = (other["loc"] for other in errors if len(other["loc"]) > len(place))
-    return any(deeper[: len(place)] == place for deeper in inside)
+def _loads(text: str) -> Any:
+    """Return the value of JSON, quickly where it has no comments."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return values
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except ValueError as error:
+        if len(text) > _COMMENTED:
+            raise ValueError(f"{error}; comments may stand in {_COMMENTED:,} characters") from None
+        return json5.loads(text, allow_duplicate_keys=False)
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -44,6 +44,11 @@ def shorten(text: str, length: int) -> str:
     return line if len(line) <= length else line[: length - 1] + "\u2026"
 
 
+def counted(n: int, thing: str) -> str:
+    """Return a number with its noun, ``1 row`` or ``2,000 rows``."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def markdown(text: str) -> str:
     """Return ``text`` as one visible line that Markdown shows as it is: no link, image or HTML."""
     return _MARKS.sub(r"\\\g<0>", one_line(text))

@@ -62,6 +62,17 @@ def make_whole(
             _build(path, build, before_new)
 
 
+def replace_text(path: Path, old: str, new: str) -> None:
+    """Replace a text wherever it stands in a database, everywhere or, if that fails, nowhere."""
+    with closing(sqlite3.connect(path)) as opened, opened:
+        tables = opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            for _, column, kind, *_ in opened.execute(f'PRAGMA table_info("{table}")').fetchall():
+                if "CHAR" in kind or "TEXT" in kind:
+                    where = f'"{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'
+                    opened.execute(f'UPDATE "{table}" SET {where}', (old, new, old))
+
+
 def revisions_in(folder: Path, versions: Path | None = None) -> tuple[str, ...]:
     """Return the revisions that a program knows, as alembic calls them, the newest first.
 

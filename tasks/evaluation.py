@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 
 from mypt import files
 from mypt.config import EvaluateConfig
@@ -18,7 +17,7 @@ from mypt.training.lineage import read_lineage
 from tasks.keys import stage_key
 from tasks.reporting.evaluations import report_evaluation
 from tasks.reporting.inputs import dataset_input
-from tasks.stages import Output, make_room, stage, tell
+from tasks.stages import Output, announce, make_room, stage, tell
 from tasks.stopping import StoppableTask
 from tasks.tracking.recording import note_work, recorded
 from tasks.tracking.records import Params, flatten
@@ -26,8 +25,10 @@ from tasks.tracking.records import Params, flatten
 SUMMARY = "summary.json"
 NOT_ASKED = "not asked"
 """What a run says of the gate where its config does not ask it."""
-REFUSED = "mypt.gate.refused"
-"""Prefect event of a model that did not become the champion."""
+_APART = {"tokens": None, "answers": ()}
+"""What takes figures apart stands in the whole report."""
+PROMOTED, REFUSED = "mypt.gate.promoted", "mypt.gate.refused"
+"""Prefect events of a model that became the champion, or did not."""
 
 
 def whole_evaluation(folder: Path) -> None:
@@ -57,7 +58,8 @@ def evaluate(
     """
     read = [base.digest, sft.digest, dataset.digest]
     read += [read_manifest(Path(place)).digest for place in config.sets.values()]
-    read += [files.digest_file(Path(task)) for task in config.harness if Path(task).is_file()]
+    named = (*config.harness, config.questions)
+    read += [files.digest_file(Path(name)) for name in named if Path(name).is_file()]
     measured = config.model_copy(update={"gate": False})  # which changes no figure
     folder = home() / "evaluations" / f"{name}-{stage_key(code, measured, *read)}"
     key = f"evaluate-{folder.name}"
@@ -95,10 +97,9 @@ def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
     assert report.base_plain
     tuned = read_lineage(Path(report.sft.checkpoint.path))
     return Summary(
-        # One page: what takes the loss apart stands in the whole report.
-        base=report.base.model_copy(update={"tokens": None}),
-        sft=report.sft.model_copy(update={"tokens": None}),
-        base_plain=report.base_plain.model_copy(update={"tokens": None}),
+        base=report.base.model_copy(update=_APART),
+        sft=report.sft.model_copy(update=_APART),
+        base_plain=report.base_plain.model_copy(update=_APART),
         policy=tuned.policy,
         supervised_tokens=tuned.supervised,
         mask_density=tuned.density,
@@ -118,8 +119,8 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
     """Let a model that is better than the champion replace it, and return what was decided.
 
     The answer hangs on who is champion just now, so it is never taken from a cache; only the
-    champion itself is not measured again. Who is refused is told to Prefect as an event, which
-    an automation may pass on; the run completes either way.
+    champion itself is not measured again. The verdict is told to Prefect as an event, which an
+    automation may pass on; the run completes either way.
 
     Args:
         model: The fine-tuned model.
@@ -139,14 +140,17 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
         note_work("gate")
         verdict = judge(model, dataset, config.model_copy(update={"harness": ()}))
     reasons = "; ".join(verdict.reasons)
-    if verdict.promoted:
-        return _told(name, f"promoted: {reasons}")
-    resource = {
-        "prefect.resource.id": f"mypt.model.{verdict.candidate.model}",
-        "prefect.resource.name": verdict.candidate.model,
-    }
-    emit_event(REFUSED, resource, payload={"reasons": reasons, "rule": RULE})
-    return _told(name, f"refused: {reasons}")
+    announce(
+        PROMOTED if verdict.promoted else REFUSED,
+        verdict.candidate.model,
+        reasons=reasons,
+        rule=RULE,
+        digest=model.digest,
+        path=model.path,
+        dataset=dataset.digest,
+        champion=held.digest if held else None,
+    )
+    return _told(name, f"{'promoted' if verdict.promoted else 'refused'}: {reasons}")
 
 
 def _told(name: str, decided: str) -> str:

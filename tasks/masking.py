@@ -10,7 +10,7 @@ from mypt.references import DatasetRef
 from tasks.keys import stage_key
 from tasks.reporting.datasets import report_masks
 from tasks.reporting.inputs import dataset_input
-from tasks.stages import Output, make_room, stage, whole_dataset
+from tasks.stages import DATASET_MADE, Output, announce, make_room, stage, whole_dataset
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Params
 
@@ -36,6 +36,14 @@ def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> Outpu
             make_room(folder, whole_dataset)
             masked = datasets.mask(dataset.path, policy, folder, digest=dataset.digest, reuse=True)
             report_masks(run, folder)
+        announce(
+            DATASET_MADE,
+            folder.name,
+            digest=masked.digest,
+            path=masked.path,
+            parent=dataset.digest,
+            policy=policy_words(policy),
+        )
         return masked
 
     return Output(folder, key, make)

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mypt.home import step_folder
+from mypt.text import counted
 from mypt.training.events import EvalReport, Event, Finished, Sample, Started, StepReport
 from mypt.training.plan import RunPlan
 
@@ -29,7 +30,11 @@ Move = Callable[[float, str], None]
 Progressed = Callable[[int, int, int, int], None]
 
 _INTERVAL = 10.0
-"""Seconds between two lines about work that goes on."""
+"""Seconds between two lines about work that goes on; between lines about steps the first time."""
+_SELDOM = 120.0
+"""The longest between those, which grows twofold from line to line: a log is read at its end."""
+_STRETCH = 600.0
+"""Seconds of work from which a bar tells how much is left."""
 _console = Console()
 
 
@@ -44,7 +49,7 @@ def watch(events: Iterable[Event], plan: RunPlan, log: Log = lambda _: None) -> 
     Args:
         events: What the training loop yields.
         plan: What is being trained.
-        log: Gets every line besides, and one every ten seconds.
+        log: Gets every line besides, and those about steps.
     """
     bar = _bar(plan.model_name, MofNCompleteColumn(), _TokenRate(), "{task.fields[loss]}")
     with bar:
@@ -122,7 +127,7 @@ def reading(
             now = time.monotonic()
             share = done / max(total, 1)
             line = (
-                f"{what}: {share:.0%} read, {rows:,} rows, {tokens:,} tokens,"
+                f"{what}: {share:.0%} read, {counted(rows, 'row')}, {counted(tokens, 'token')},"
                 f" {tokens / max(now - start, 1e-3):,.0f} tokens/s"
             )
             move(share, line)
@@ -136,29 +141,36 @@ def reading(
 
 
 class _Pace:
-    """Steps and tokens since the last line about them."""
+    """Steps and tokens since the last line about them, and the time of all steps."""
 
     def begin(self) -> None:
+        self._wait = _INTERVAL
+        self._worked, self._done = 0.0, 0
+        self._rest()
+
+    def _rest(self) -> None:
         self._since = time.monotonic()
         self._seconds = 0.0
-        self._steps = self._tokens = self._supervised = 0
+        self._tokens = self._supervised = 0
 
     def line(self, event: StepReport, max_iters: int) -> str | None:
-        self._steps += 1
+        self._done += 1
+        self._worked += event.seconds
         self._tokens += event.tokens
         self._supervised += event.supervised
         self._seconds += event.seconds
-        if time.monotonic() - self._since < _INTERVAL:
+        if time.monotonic() - self._since < self._wait:
             return None
         seconds = self._seconds  # of steps alone: evaluations are no measure of the next steps
-        left = int((max_iters - event.step) * seconds / self._steps)
+        left = int((max_iters - event.step) * self._worked / self._done)
         text = (
             f"step {event.step} of {max_iters}: loss {event.loss:.4f},"
             f" {self._tokens / seconds:,.0f} tokens/s,"
             f" {self._supervised / seconds:,.0f} supervised tokens/s,"
             f" {left // 60} min {left % 60:02} s left"
         )
-        self.begin()
+        self._wait = min(2 * self._wait, _SELDOM)
+        self._rest()
         return text
 
 
@@ -177,6 +189,7 @@ def _bar(title: str, *columns: ProgressColumn | str) -> Progress:
         *columns,
         TimeRemainingColumn(),
         console=_console,
+        speed_estimate_period=_STRETCH,
         transient=True,
         disable=not _console.is_terminal,
     )

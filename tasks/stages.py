@@ -1,6 +1,7 @@
 """What every stage of the pipeline has in common as a Prefect task (D42)."""
 
 import errno
+import json
 import logging
 from collections.abc import Callable
 from functools import wraps
@@ -10,6 +11,8 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args, get_t
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import task_run
@@ -19,9 +22,10 @@ from pydantic import TypeAdapter
 from mypt import files
 from mypt.data.manifest import read_manifest, verify_files
 from mypt.errors import MyptError
-from mypt.home import checkpoint_to_use, lock
+from mypt.home import checkpoint_to_use, home, lock
 from mypt.training.lineage import verify_folder
 from tasks.progress import print_line
+from tasks.reporting.artifacts import MadeBy, collected
 from tasks.stopping import StoppableTask
 from tasks.tracking.journal import is_finished
 from tasks.tracking.recording import reuse
@@ -30,8 +34,12 @@ from tasks.tracking.records import journals_dir
 P = ParamSpec("P")
 R = TypeVar("R")
 _DELAYS = [1.0, 10.0]
+_JITTER = 0.5
+"""Share by which a delay differs: runs that met the same busy disk come back one by one."""
 _OURS = "mypt_says_it"
 """Attribute of a log record by which a handler knows it."""
+DATASET_MADE = "mypt.dataset.made"
+"""Prefect event of a dataset that was tokenized or masked; one that is found again makes none."""
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -70,14 +78,19 @@ def stage(
             with lock(output.key):
                 if is_present(output.path, is_whole):
                     if (kept := made.read()) is not None:
+                        result, making = kept
                         tell(f"reused: {name}")
+                        log(f"{name} was {making}")
                         reuse(output.key, name)
+                        making.show_again()
                         _show_as_cached()
-                        return kept
+                        return result
                     if is_finished(output.key):  # only its result is lost
                         reuse(output.key, name)
                 tell(name)
-                return made.write(output.make())
+                with collected() as shown:
+                    result = output.make()
+                return made.write(result, MadeBy(shown=tuple(shown)))
 
         return StoppableTask(
             run,
@@ -87,6 +100,7 @@ def stage(
             persist_result=False,
             retries=len(_DELAYS),
             retry_delay_seconds=_DELAYS,
+            retry_jitter_factor=_JITTER,
             retry_condition_fn=_may_pass,
         )
 
@@ -102,22 +116,27 @@ class Made(Generic[R]):
     """
 
     def __init__(self, output: Output[R], function: Callable[..., Output[R]]) -> None:
-        place = files.digest_bytes(bytes(output.path))[:8]
+        inside = output.path.is_relative_to(home())  # then it moves with the home
+        named = output.path.relative_to(home()) if inside else output.path
+        place = files.digest_bytes(bytes(named))[:8]
         self._path = journals_dir() / f"{output.key}-{place}.result.json"
         kind = get_args(get_type_hints(function).get("return"))
         self._kind: TypeAdapter[R] = TypeAdapter(kind[0] if kind else Any)
 
-    def read(self) -> R | None:
-        """Return it; None if it is not there, was changed, or is of another type."""
+    def read(self) -> tuple[R, MadeBy] | None:
+        """Return it and how it was made; None if it is not there, was changed, or is no result."""
         try:
-            return self._kind.validate_python(files.read_sealed(self._path)["result"])
+            kept = files.read_sealed(self._path)
+            making = MadeBy.model_validate_json(json.dumps(kept["made"]))
+            return self._kind.validate_python(kept["result"]), making
         except (OSError, ValueError, KeyError):
             return None
 
-    def write(self, result: R) -> R:
-        """Keep it and return it."""
+    def write(self, result: R, making: MadeBy) -> R:
+        """Keep it, with how it was made, and return it."""
+        said = {"result": self._kind.dump_python(result, mode="json")}
         files.make_folder(self._path.parent)
-        files.write_sealed(self._path, {"result": self._kind.dump_python(result, mode="json")})
+        files.write_sealed(self._path, said | {"made": making.model_dump(mode="json")})
         return result
 
 
@@ -167,6 +186,21 @@ def log(line: str) -> None:
         if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(_is_of_others)
     logger.info(line, extra={_OURS: True})
+
+
+def announce(event: str, name: str, **facts: object) -> None:
+    """Tell Prefect of something, so that an automation may follow; outside of a run, nobody.
+
+    Args:
+        event: Its name, such as ``mypt.model.made``: the second word is what it is about.
+        name: What people call that.
+        facts: What else is known, such as its digest.
+    """
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    kind = event.split(".")[1].replace("gate", "model")
+    resource = {"prefect.resource.id": f"mypt.{kind}.{name}", "prefect.resource.name": name}
+    emit_event(event, resource, payload=facts)
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:

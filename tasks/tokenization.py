@@ -9,7 +9,7 @@ from tasks import progress
 from tasks.keys import stage_key
 from tasks.reporting.datasets import report_dataset
 from tasks.reporting.live import live_progress
-from tasks.stages import Output, log, make_room, stage, whole_dataset
+from tasks.stages import DATASET_MADE, Output, announce, log, make_room, stage, whole_dataset
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Params, flatten
 
@@ -38,6 +38,10 @@ def tokenize(
     key = f"tokenize-{folder.name}"
 
     def make() -> DatasetRef:
+        if plan.begins_with_base:
+            from mypt.inference.huggingface.imports import check_base  # loads torch
+
+            check_base(config.tokenization)
         with recorded(key, f"tokenize {what} {name}") as run:
             run.write(Params(values=flatten(config)))
             make_room(folder, whole_dataset)
@@ -49,6 +53,7 @@ def tokenize(
                     plan, folder, progress=shown, reuse=True, preparation=preparation
                 )
             report_dataset(run, folder)
+        announce(DATASET_MADE, folder.name, digest=made.digest, path=made.path)
         return made
 
     return Output(folder, key, make)

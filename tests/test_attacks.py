@@ -380,9 +380,10 @@ EVIL = "\x1b[2J\u202e[link=http://evil]x[/link]"
 @pytest.mark.parametrize(
     "command",
     ["lineage m", "lineage m --verify", "list", "diff m n", "plan tiny.json", "reproduce m",
-     "lineage m --rows", "evaluate m", "generate m --prompt hi --max_tokens 2"],
+     "lineage m --rows", "evaluate m", "generate m --prompt hi --max_tokens 2",
+     "lineage m --html page.html", "evaluate m --out_dir report"],
 )  # fmt: skip
-def test_what_a_lineage_says_steers_no_terminal(data, capsys, command):
+def test_what_a_lineage_says_steers_no_terminal_and_no_page(data, capsys, command):
     assert data.is_dir()
     assert train() == 0
     assert train("n", seed=1) == 0
@@ -397,5 +398,6 @@ def test_what_a_lineage_says_steers_no_terminal(data, capsys, command):
     main(command.split())
     said = "".join(capsys.readouterr())
     assert said
+    said += "".join(path.read_text() for path in Path().rglob("*.html"))
     assert "\x1b" not in said
     assert "\u202e" not in said

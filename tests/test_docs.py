@@ -47,7 +47,7 @@ ROWS = {
     "`mypt train --config_file C --model_name N --dataset_dir D`": [
         "train --config_file configs/small_chat.json --model_name new --dataset_dir data/chats"
     ],
-    "`mypt evaluate MODEL [--gate] [--out_dir DIR]`": [
+    "`mypt evaluate MODEL [--questions FILE] [--gate] [--out_dir DIR]`": [
         "evaluate mine --eval_iters 1 --out_dir new",
         "evaluate mine --eval_iters 1 --gate",
     ],
@@ -73,7 +73,7 @@ ROWS = {
     "`mypt run CONFIG.json [--param KNOB=VALUE]`": ["run configs/smoke.json --param sft.seed=1"],
     "`mypt run DEPLOYMENT [--param KNOB=VALUE] [--detach]`": ["run --help"],
     "`mypt up [--auth USER:PASSWORD] [--host ADDRESS]`": ["up --help"],
-    "`mypt sync`": ["sync"],
+    "`mypt sync [--forget RUN]`": ["sync"],
 }
 """A short way to do what each row of the README's table says. What serves until somebody ends it,
 or asks such a server, only says what it would do; it is tested in tests/flows."""

@@ -15,6 +15,7 @@ import pytest
 from flows.cli import STAGES
 from tests.flows.conftest import CONFIG
 from tests.flows.processes import free_ports, soon_alone
+from tests.mypt.provenance.keys import key_pair
 
 MYPT = Path(sys.executable).with_name("mypt")
 NAMES = (
@@ -44,6 +45,8 @@ EVERY = [
     "list",
     "lineage m --verify --html m.html",
     "reproduce m",
+    "sign d --key key.pem",
+    "verify d --key key.pub",
     "diff d e",
     "run small.json",
     "sync",
@@ -63,6 +66,8 @@ def folder(tmp_path_factory):
     ]
     (folder / "chats.jsonl").write_text("".join(rows))
     (folder / "big.txt").write_text("a line of text, one of many\n\n" * 1_200_000)
+    for number, end in enumerate(("pem", "pub")):
+        (folder / f"key.{end}").write_bytes(key_pair()[number])
     (folder / "tiny.json").write_text(json.dumps(TRAINING | {"parallel": "ddp", "processes": 2}))
     (folder / "small.json").write_text(json.dumps(CONFIG))
     return folder

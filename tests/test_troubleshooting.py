@@ -110,7 +110,7 @@ def test_4_supervised_headers_are_named_by_the_validator(tmp_path):
     tag = tokenizer.special_id("<Assistant>")
     tokens = [*tokenizer.encode("hi").tolist(), tag, *tokenizer.encode("ho").tolist()] * 40
     folder = by_hand(tmp_path / "data", tokens, [0, 0, 1, 1, 1] * 40)
-    adopt(folder, "byte")
+    adopt(folder, "byte", "mypt")
     report = validate(folder)
     assert not report.ok
     assert any("header" in finding.code for finding in report.findings)

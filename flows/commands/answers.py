@@ -176,6 +176,7 @@ def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
     from mypt.training.checkpoints.checkpoint import load_model
 
     gpt, tokenizer, checkpoint = load_model(full_name(model))
+    _tell_if_unfinished(Path(checkpoint.ref.path).parent)
     if compiled or checkpoint.preset.compile:
         missing = missing_compiler(gpt.lm_head.weight.device)
         if missing and compiled:
@@ -185,6 +186,22 @@ def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
         else:
             compile_reading(gpt)
     return gpt, tokenizer, checkpoint
+
+
+def _tell_if_unfinished(folder: Path) -> None:
+    """Say on standard error how far the training of a model came, if it has not ended."""
+    from mypt.home import find_checkpoint
+    from mypt.training.checkpoints.state import read_state
+    from mypt.training.lineage import read_lineage
+
+    if not (folder / "latest").is_file():  # a step folder that was taken elsewhere
+        return
+    last = find_checkpoint(folder)
+    if (state := read_state(last)).finished is None:
+        steps = read_lineage(last).config.max_iters
+        sys.stderr.write(
+            f"{folder.name}: its training is not finished, step {state.step:,} of {steps:,}\n"
+        )
 
 
 def _read_line() -> str:

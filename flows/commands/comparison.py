@@ -124,6 +124,8 @@ def _table(
 
 
 def _number(value: float | None) -> str:
+    from mypt.inspection.terminal import ABSENT
+
     if value is None:
-        return ""
+        return ABSENT
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 1 else f"{value:.4f}"

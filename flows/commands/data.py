@@ -38,6 +38,7 @@ def prepare(
     format: Format = "auto",
     mask_role: str = "assistant",
     template: str = "mypt",
+    train_as: Literal["whole", "inference"] = "whole",
     tokenizer_from: str | None = None,
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
@@ -55,10 +56,11 @@ def prepare(
             two rows with their mask. Nothing is written.
         input_files: Files, folders or globs; .gz, .xz and .zst are unpacked on the way.
         config: A JSON file of the same knobs with sources, weights and mappings, instead.
-        tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, or hf:FOLDER.
+        tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, hf:FOLDER or gguf:FILE.
         format: What the files are; auto decides by content and says so.
         mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
-        template: mypt, chatml, llama3, alpaca, plain, base (that of hf:FOLDER), or a file.
+        template: mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a file.
+        train_as: Of template base: conversations whole, or each turn as inference sees it.
         tokenizer_from: Dataset or model whose tokenizer is used instead.
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
@@ -71,9 +73,10 @@ def prepare(
     knobs = {
         "tokenization": tokenization, "val_fraction": val_fraction, "shard_tokens": shard_tokens,
         "tokenizer_from": tokenizer_from and full_name(tokenizer_from), "template": template,
+        "train_as": train_as,
     }  # fmt: skip
     how = parse_reading(format, mapping, rows, held)
-    asked = _asked(config, look or input_files, how, knobs)
+    asked = _asked({"--input_files": input_files, "--look": look}, config, how, knobs)
     preparation = parse_engine(asked.preparation, engine or EngineFlags())
     policy = None if mask_role == "none" else parse_policy(mask_role, "--mask_role")
     if look:
@@ -91,8 +94,13 @@ def _make(
     json: bool,
 ) -> int:
     from mypt.data import dataset
+    from mypt.data.preparation.tokenization import DatasetPlan
     from tasks.progress import reading
 
+    if DatasetPlan(data).begins_with_base:
+        from mypt.inference.huggingface.imports import check_base  # loads torch
+
+        check_base(data.tokenization)
     with reading("prepare") as progress:
         if policy is None:
             made = dataset.tokenize(data, out_dir, progress=progress, preparation=preparation)
@@ -117,15 +125,16 @@ def _look(data: PrepareConfig, policy: MaskPolicy | None) -> int:
 
 
 def _asked(
-    config: Path | None, input_files: Files, how: dict[str, Any], knobs: dict[str, Any]
+    named: dict[str, Files], config: Path | None, how: dict[str, Any], knobs: dict[str, Any]
 ) -> PrepareFile:
     """Return what a file asks for, or what the flags do."""
-    if bool(config) == bool(input_files):
-        given = "both were given" if config else "neither was given"
-        raise ConfigError(f"prepare wants --input_files or --config, and one of them; {given}")
+    given = [flag for flag, files in named.items() if files] + ["--config"] * bool(config)
+    if len(given) != 1:
+        said = f"{' and '.join(given)} were given" if given else "none was given"
+        raise ConfigError(f"prepare wants one of {', '.join(named)} and --config; {said}")
     if config:
         return read_config(config, PrepareFile)
-    sources = [{"path": path} | how for path in input_files or ()]
+    sources = [{"path": path} | how for files in named.values() for path in files or ()]
     return parse_config({"sources": sources} | knobs, PrepareFile, "the command line")
 
 
@@ -156,6 +165,7 @@ def adopt(
     *,
     out_dir: Path | None = None,
     tokenization: str | None = None,
+    template: str | None = None,
     expect_single_role: bool = False,
     json: bool = False,
 ) -> int:
@@ -167,19 +177,20 @@ def adopt(
             save_to_disk of datasets wrote.
         out_dir: The new dataset's folder, for such tables.
         tokenization: What the ids mean; default: the tokenizer_state.json beside them, else gpt2.
+        template: What wrote the turns: a name, base (that of hf:FOLDER), or a file.
         expect_single_role: All of it is to be learned; else a mask of nothing but 1 is an error.
         json: Print the result as JSON.
     """
     from mypt.data.exchange import adoption
 
     if out_dir is None:
-        made = adoption.adopt(directory, tokenization)
+        made = adoption.adopt(directory, tokenization, template)
     elif out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
     else:
         from mypt.data.exchange import labels
 
-        made = labels.adopt_labels(directory, out_dir, tokenization)
+        made = labels.adopt_labels(directory, out_dir, tokenization, template)
     _print_dataset(Path(made.path), json)
     from mypt.inspection import terminal, validation
 

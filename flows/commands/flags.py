@@ -89,6 +89,8 @@ class ReadingFlags:
     """Name of who is the assistant, in an export of a chat between people."""
     strict: bool = False
     """Refuse fields that are neither read nor known to say nothing; else they are counted."""
+    unread: str = ""
+    """With --strict: fields that may stay unread, joined by commas; they are counted."""
     reasoning_tags: str = "think"
     """Tags around reasoning at the beginning of an assistant's text, joined by commas; none leaves
     them, and <tool_call>, as text."""

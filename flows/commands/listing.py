@@ -48,7 +48,7 @@ def runs() -> "tuple[Listed, ...]":
 def _run(name: str) -> "Listed | None":
     from mypt.errors import MyptError
     from mypt.provenance.inventory import Listed, day
-    from tasks.tracking.records import Ended, Metrics, Opened, Params, journal_path, read
+    from tasks.tracking.records import Ended, Metrics, Opened, Params, Tags, journal_path, read
 
     path = journal_path(name)
     values: dict[str, Any] = {
@@ -67,12 +67,17 @@ def _run(name: str) -> "Listed | None":
                     values |= {"name": title, "date": day(time / 1000), "about": "not ended"}
                 case Params(values={"policy": str(policy)}):
                     values["mask"] = policy
-                case Metrics(values={"val_loss": float(loss)}):
-                    values["loss"] = loss
+                case Metrics(values=figures):  # of the stage that trained last
+                    best = [of for key, of in figures.items() if key.endswith("best_val_loss")]
+                    values["loss"] = best[-1] if best else values["loss"]
+                case Tags(values={"reused": str()}):
+                    values |= {"reused": True, "loss": None}
                 case Ended(status=status):
                     values["about"] = status.lower()
     except (MyptError, OSError) as error:
         values["problem"] = str(error)
+    if values.pop("reused", False):
+        values |= {"about": "nothing new: all of it was reused", "loss": None}
     return Listed.model_validate({"kind": "run", "path": str(path)} | values)
 
 
@@ -88,7 +93,7 @@ def render(title: str, items: "tuple[Listed, ...]") -> "Table":
             "date": f"{one.date.astimezone():%Y-%m-%d %H:%M}" if one.date else "damaged",
             "": one.about,
             "size": "" if one.size is None else decimal(one.size),
-            "val loss": "" if one.loss is None else f"{one.loss:.4f}",
+            "best val loss": "" if one.loss is None else f"{one.loss:.4f}",
             "learned": one.mask,
             "parent": one.parent,
         }
@@ -97,7 +102,7 @@ def render(title: str, items: "tuple[Listed, ...]") -> "Table":
     used = [key for key in (rows or [{title: title}])[0] if any(row[key] for row in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in used or [f"{title}: none"]:
-        right = key in ("size", "val loss")
+        right = key in ("size", "best val loss")
         table.add_column(key, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(row[key])) for key in used))

@@ -1,5 +1,6 @@
 """Commands that train a model and measure it. None starts Prefect."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def train(
         config_file: A preset such as configs/tiny_sft.json.
         model_name: The model's name under MYPT_HOME/models.
         dataset_dir: A dataset that mypt prepared or adopted.
-        init_from_model: Base model whose weights and architecture are kept, or hf:FOLDER.
+        init_from_model: Base model, hf:FOLDER or gguf:FILE; its weights and architecture are kept.
         max_iters: Optimizer steps, instead of the preset's, or of its epochs.
         epochs: Passes over the training rows, instead of the preset's, or of its max_iters.
         learning_rate: Peak learning rate, instead of the preset's.
@@ -119,6 +120,7 @@ def evaluate(
     dataset_dir: Path | None = None,
     form: Form = "auto",
     exercises: Whole = 0,
+    questions: Path | None = None,
     eval_iters: Whole = 50,
     harness: Sequence[str] = (),
     out_dir: Path | None = None,
@@ -132,6 +134,7 @@ def evaluate(
         dataset_dir: Dataset to score; default: the one it was trained on.
         form: How questions are asked; auto follows the training data.
         exercises: Held-out generated questions to ask.
+        questions: File of questions and their answers, in any format that prepare reads, to ask.
         eval_iters: Batches of the validation split to score; 0 scores all of it.
         harness: Task of lm-evaluation-harness to ask: a name or a YAML file; may be given again.
         out_dir: A new folder for evaluation.json and evaluation.html, in which the model that the
@@ -142,7 +145,12 @@ def evaluate(
     """
     from mypt.evaluation import report
 
-    config = EvaluateConfig(exercises=exercises, eval_iters=eval_iters, harness=tuple(harness))
+    config = EvaluateConfig(
+        exercises=exercises,
+        questions=str(questions or ""),
+        eval_iters=eval_iters,
+        harness=tuple(harness),
+    )
     if gate and out_dir:
         raise ConfigError("--gate and --out_dir: the gate writes its own verdict; give one of them")
     if out_dir and out_dir.exists():
@@ -226,6 +234,8 @@ class _Stop:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self._code = 128 + number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            os.write(2, b"\nmypt: stopping after this step; Ctrl-C again ends at once\n")
 
     def __call__(self) -> bool:
         return self._code != 0
@@ -242,7 +252,9 @@ def render(scores: "ModelScores") -> "Table":
     table.add_row("validation loss", f"{scores.val_loss:.4f} nats", scored)
     table.add_row("perplexity", f"{scores.perplexity:.3f}", "")
     for task, share in scores.exact_match.items():
-        table.add_row(f"exact match, {task}", f"{share:.1%}", f"asked as {scores.form}")
+        low, high = scores.between.get(task, (share, share))
+        sure = f", 95 % between {low:.1%} and {high:.1%}" if task in scores.between else ""
+        table.add_row(f"exact match, {task}", f"{share:.1%}", f"asked as {scores.form}{sure}")
     if scores.stop_recall is not None:
         table.add_row("answers that stop", f"{scores.stop_recall:.1%}", f"of {scores.asked}")
         table.add_row("answers that leak role tags", _share(scores.leak_rate), "")

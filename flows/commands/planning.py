@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from flows.commands.flags import MaybeWhole, Whole
 from flows.console import Console, print_json
 from mypt.errors import ConfigError
+from mypt.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +94,7 @@ def render(found: "Forecast") -> "Table":
     _add_work(table, found)
     saved = found.checkpoints
     table.add_row("a checkpoint", _bytes(saved.bytes), f"{_time(saved.write_seconds)} to write")
-    steps = f", {saved.interval_steps:,} steps" if saved.interval_steps else ""
+    steps = f", {counted(saved.interval_steps, 'step')}" if saved.interval_steps else ""
     table.add_row(
         "best time between two",
         _time(saved.interval_seconds) + steps,
@@ -106,11 +107,12 @@ def render(found: "Forecast") -> "Table":
 
 
 def _add_work(table: "Table", found: "Forecast") -> None:
-    table.add_row("tokens a step", f"{found.tokens_per_step:,}", f"{found.density:.1%} supervised")
+    learned = f"{found.density:.1%} supervised" if found.steps_per_epoch else "supervised: unknown"
+    table.add_row("tokens a step", f"{found.tokens_per_step:,}", learned)
     if found.steps_per_epoch is not None and found.steps is not None:
         epochs = found.steps / found.steps_per_epoch
         said = f"{found.tokens_per_epoch:,} tokens; {found.steps:,} steps are {epochs:.2f} epochs"
-        table.add_row("an epoch", f"{found.steps_per_epoch:,} steps", said)
+        table.add_row("an epoch", counted(found.steps_per_epoch, "step"), said)
     work = found.operations
     said = f"{found.operations_per_token:.3g} a token; head {work.head / work.total:.0%}"
     if work.again:
@@ -132,8 +134,9 @@ def _add_time(table: "Table", found: "Forecast") -> None:
 
 
 def _parts(memory: "Memory") -> str:
-    parts = memory.model_dump(exclude={"peak"})
-    return ", ".join(f"{name} {_bytes(n)}" for name, n in parts.items())
+    parts = memory.model_dump(exclude={"peak", "snapshot"})
+    held = ", ".join(f"{name} {_bytes(n)}" for name, n in parts.items() if n)
+    return f"{held}; beside it, on the CPU, {_bytes(memory.snapshot)} while a checkpoint is written"
 
 
 def _bytes(n: float) -> str:

@@ -106,6 +106,36 @@ def reproduce(checkpoint: str, *, out_dir: Path | None = None, json: bool = Fals
     return 0 if made.ok else 1
 
 
+def sign(directory: str, *, key: Path) -> int:
+    """Sign a checkpoint or dataset, so that whoever has your public key can believe it.
+
+    Args:
+        directory: A model's name, a model folder, a step folder or a dataset.
+        key: Your private key as PEM, such as 'openssl genpkey -algorithm ed25519' writes; the
+            password of one that has one stands in the variable MYPT_KEY_PASSWORD.
+    """
+    from mypt.provenance import signing
+
+    print_lines([f"signed: {signing.sign(signing.place_of(full_name(directory)), key)}"])
+    return 0
+
+
+def verify(directory: str, *, key: Path) -> int:
+    """Check who signed a checkpoint or dataset, and all of its chain that lies here.
+
+    Args:
+        directory: A model's name, a model folder, a step folder or a dataset.
+        key: The signer's public key as PEM.
+    """
+    from mypt.provenance import signing
+
+    folder = signing.place_of(full_name(directory))
+    absent = signing.verify(folder, key)
+    print_lines([f"{folder}: signed with {key}, every byte that is here as it was signed"])
+    print_lines(f"not here, so not hashed: {line}" for line in absent)
+    return 0
+
+
 def _unused(folder: Path) -> Path:
     """Return the folder, or the first of name-2, name-3, ... where it is taken."""
     names = (folder.with_name(f"{folder.name}-{number}") for number in count(2))

@@ -1,5 +1,6 @@
 """Commands that start Prefect or MLflow: the pipeline, the two servers, the sending of journals."""
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,8 @@ from cyclopts import Parameter
 
 from flows.commands.flags import Whole, check_kind
 from flows.console import Console, print_lines
-from mypt.config import load_pipeline
 from mypt.errors import ConfigError, MyptError
+from mypt.text import counted
 
 
 def run(
@@ -33,17 +34,20 @@ def run(
 
     check_folder()
     changes = param or []
-    if Path(config).suffix == ".json":
+    if _is_file(Path(config)):
         check_kind(Path(config), "pipeline")
-        name = load_pipeline(Path(config)).name
-        print_lines([f"{name}: raw files -> base model -> chat model; Prefect starts, in seconds"])
+        from flows.forms import changed_config
+
+        asked = changed_config(Path(config), changes)
+        print_lines(
+            [f"{asked.name}: raw files -> base model -> chat model; Prefect starts, in seconds"]
+        )
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         start_temporary_api()
         from flows.pipeline import run_pipeline
-        from flows.service.parameters import changed_config
 
-        run_pipeline(changed_config(Path(config), changes))
+        run_pipeline(asked)
         return 0
     try:
         find_prefect()
@@ -53,6 +57,12 @@ def run(
         return ask(config, changes, wait=not detach)
     except MyptError as error:
         raise _with_file(error, config) from None
+
+
+def _is_file(named: Path) -> bool:
+    """Return whether the name of a config file was meant, be it mistyped, and no deployment."""
+    endings = difflib.get_close_matches(named.suffix, [".json"])
+    return bool(endings) or named.is_file() or (named.parent.name != "" and named.parent.is_dir())
 
 
 def _with_file(error: MyptError, word: str) -> MyptError:
@@ -91,14 +101,20 @@ def up(
     return start(resolve(host, prefect_port, mlflow_port, auth))
 
 
-def sync() -> int:
-    """Send to MLflow what could not be sent while training; sending twice changes nothing."""
+def sync(*, forget: str | None = None) -> int:
+    """Send to MLflow what could not be sent while training; sending twice changes nothing.
+
+    Args:
+        forget: A run that MLflow does not take any more, since it or its experiment was deleted
+            there: its id, its name, or the experiment for all of them. It is sent no more, and
+            stays in the journals.
+    """
     from flows.environment import prepare_environment
 
     prepare_environment()
     from tasks.tracking.mirror import mirror_champion
     from tasks.tracking.mirror import sync as send
 
-    Console().print(f"sent {send()} records", markup=False)
+    Console().print(f"sent {counted(send(forget), 'record')}", markup=False)
     mirror_champion()
     return 0

@@ -35,10 +35,13 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
         export_labels(Path(source), out)
     elif to == "mlflow":
         from mypt.home import checkpoint_to_use
-        from mypt.training.checkpoints.checkpoint import load_checkpoint
-        from tasks.pyfunc import export_mlflow
+        from mypt.training.checkpoints.folder import checkpoint_ref
+        from mypt.training.lineage import verify_folder
+        from tasks.tracking.models import export_mlflow
 
-        export_mlflow(load_checkpoint(checkpoint_to_use(full_name(source))), out)
+        step = checkpoint_to_use(full_name(source))
+        name = verify_folder(step).model_name
+        export_mlflow(step, out, checkpoint_ref(step), name, weights=True)
     else:
         _export_model(source, out)
     Console().print(f"written: {out}", markup=False)
@@ -57,6 +60,7 @@ def _export_model(source: str, out: Path) -> None:
         found.config,
         found.weights,
         found.tokenizer,
+        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
         policy=_marked(found.lineage),
         base=base_of(found.lineage),
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
@@ -120,7 +124,7 @@ def _training(lineage: "Lineage") -> Iterator[str]:
     from mypt.provenance.trace import learned
 
     data, config = lineage.dataset, lineage.config
-    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.block_size}"
+    shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.longest}"
     yield f"- architecture: {shape}, {config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
     yield f"- {lineage.tokens} tokens read, {learned(lineage)}, seed {config.seed}"
     yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"

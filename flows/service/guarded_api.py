@@ -14,16 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
-from prefect.server import database
-from prefect.server.api.server import create_app
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from flows.service.internals import database_revisions, server_application
 from mypt.children import SAFE, python
-from tasks.databases import make_whole, revisions_in
+from tasks.databases import make_whole
 from tasks.tracking.destination import MLFLOW_PATH, ui_page
 
 
@@ -82,21 +81,20 @@ def make_database() -> None:
         command = python("-m", "prefect", "server", "database", "upgrade", "--yes")
         subprocess.run(command, env=os.environ | SAFE | url, check=True, stdout=subprocess.DEVNULL)
 
-    migrations = Path(database.__file__).with_name("_migrations")
-    make_whole(path, revisions_in(migrations, migrations / "versions" / "sqlite"), build)
+    make_whole(path, database_revisions(), build)
 
 
 def main(host: str, port: int, mlflow: str, origins: Sequence[str], hosts: Sequence[str]) -> None:
     """Serve the API and the UI until a signal comes."""
     make_database()
-    app = guarded(WayToMlflow(create_app(final=True), mlflow), origins, hosts)
+    app = guarded(WayToMlflow(server_application(), mlflow), origins, hosts)
     uvicorn.run(app, host=host, port=port, timeout_keep_alive=5, log_level="error")
 
 
 def temporary(handle: int) -> None:
     """Serve the API alone, to programs of this machine, on a socket that listens already."""
     make_database()
-    app = guarded(create_app(ephemeral=True, final=True), (), ("127.0.0.1",))
+    app = guarded(server_application(ephemeral=True), (), ("127.0.0.1",))
     config = uvicorn.Config(app, timeout_keep_alive=5, log_level="error")
     with socket.socket(fileno=handle) as listener:
         uvicorn.Server(config).run([listener])

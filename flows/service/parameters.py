@@ -3,7 +3,6 @@
 Parameters are checked by the config models before a run exists; a run is followed to its end.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,22 +18,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel
 
 from flows import stages
-from flows.forms import (
-    AS_IN_FILE,
-    BASE_FILE,
-    CHAT_FILE,
-    PIPELINE_FILE,
-    Values,
-    asked_pipeline,
-    asked_preset,
-    difference,
-    written,
-)
+from flows.forms import BASE_FILE, CHAT_FILE, PIPELINE_FILE, Models, Values, changed
 from flows.outcome import show_training
 from flows.pipeline import sft_pipeline
-from mypt.config import PipelineConfig
 from mypt.errors import ConfigError, MyptError
-from mypt.parsing import LENGTHS, parse_config
 from tasks.progress import print_line
 from tasks.tracking.records import Tags, names, read
 
@@ -47,81 +34,18 @@ FILES = {PIPELINE: PIPELINE_FILE, stages.pretrain.name: BASE_FILE, stages.sft.na
 """The config of each flow that reads one from a file, unless another is named."""
 TAGS = dict(zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation"), strict=True))
 """By which deployments and runs are found, wherever the flows are deployed."""
-_SHOWN = 60
 _SECONDS = 1.0
 _LATE = 3.0
 """Prefect sends log lines every two seconds."""
 _LOGS = 200
 
 
-def changed_config(path: Path, changes: Sequence[str]) -> PipelineConfig:
-    """Return a pipeline config with knobs changed, such as ``sft.max_iters=50``.
-
-    Raises:
-        ConfigError: If the file or a change is wrong.
-    """
-    values = change({"config": str(path)}, changes, FLOWS[PIPELINE])
-    return asked_pipeline(values["config"], values.get("overrides", AS_IN_FILE))
-
-
 def change(values: Values, changes: Sequence[str], flow: Flow[..., Any]) -> Values:
-    """Return the parameters of a flow with some changed, each checked by its model.
-
-    Args:
-        values: Parameters so far.
-        changes: ``NAME=VALUE``, the value as JSON or else as text. A dotted name reaches into a
-            parameter; one that is no parameter is a knob of ``config``, and overrides it where
-            that is a file.
-        flow: Whose parameters they are.
-
-    Raises:
-        ConfigError: If there is no such knob, or it cannot have that value.
-    """
-    models = _models(flow)
-    values = json.loads(json.dumps(values))
-    knobs: list[tuple[list[str], str]] = []
-    for text in changes:
-        name, equals, _ = text.partition("=")
-        if not name or not equals:
-            raise ConfigError(f"--param {text!r}: expected NAME=VALUE, such as sft.max_iters=50")
-        first, *rest = parts = name.split(".")
-        if first in models and not (rest and first in ("config", "overrides")):
-            _put(values, parts, text)
-        else:
-            knobs.append((rest if first in models else parts, text))
-    if flow.name in FILES:
-        return values | (_overrides(values, knobs, flow) if knobs else {})
-    for parts, text in knobs:
-        _put(values, ["config", *parts], text)
-    for name, value in values.items():
-        model = models.get(name)
-        if isinstance(value, dict) and model is not None:
-            values[name] = parse_config(value, model, f"--param {name}").model_dump(
-                mode="json", exclude_unset=True
-            )
-    return values
+    """Return the parameters of a flow with some changed, as :func:`flows.forms.changed` does."""
+    return changed(values, changes, _models(flow), FILES.get(flow.name))
 
 
-def _overrides(
-    values: Values, knobs: Sequence[tuple[list[str], str]], flow: Flow[..., Any]
-) -> Values:
-    """Return the config's overrides with ``knobs`` among them, as a parameter of the flow."""
-    asked = asked_pipeline if flow.name == PIPELINE else asked_preset
-    file = values.get("config", FILES[flow.name])
-    if not isinstance(file, str):
-        raise ConfigError("the deployment's config is no file's path; deploy it again")
-    start, whole = (
-        written(asked(file, overrides))
-        for overrides in (AS_IN_FILE, values.get("overrides", AS_IN_FILE))
-    )
-    for parts, text in knobs:
-        _put(whole, parts, text)
-    overrides = difference(whole, start)
-    asked(file, overrides, "--param")
-    return {"overrides": overrides}
-
-
-def _models(flow: Flow[..., Any]) -> dict[str, type[BaseModel] | None]:
+def _models(flow: Flow[..., Any]) -> Models:
     """Return the config model of each parameter of a flow, None where it is a plain value."""
     hints = get_type_hints(flow.fn)
     hints.pop("return", None)
@@ -130,33 +54,6 @@ def _models(flow: Flow[..., Any]) -> dict[str, type[BaseModel] | None]:
         name: next((k for k in found if isinstance(k, type) and issubclass(k, BaseModel)), None)
         for name, found in kinds.items()
     }
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _put(place: Any, path: Sequence[str], said: str) -> None:
-    """Set what ``path`` leads to, through objects by name and through lists by number."""
-    first, *rest = path
-    listed = isinstance(place, list) and first.isdecimal() and int(first) < len(place)
-    if not listed and not isinstance(place, dict):
-        raise ConfigError(
-            f"--param {said!r}: there is no {first!r} in {json.dumps(place)[:_SHOWN]}; expected a"
-            " knob by its dotted name"
-        )
-    key: Any = int(first) if listed else first
-    if not rest:
-        place[key] = _value(said.partition("=")[2])
-        if key in LENGTHS:
-            place.pop(LENGTHS[key], None)
-        return
-    if isinstance(place, dict):
-        place.setdefault(key, {})
-    _put(place[key], rest, said)
 
 
 def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:

@@ -70,12 +70,16 @@ class ServerProcess:
             why = f"{tail[0].strip()}; see {self.log}" if tail else "see its output above"
             raise MyptError(f"{self.name} ended by itself with code {code}: {why}")
 
-    def stop(self, seconds: float = GRACE_SECONDS) -> None:
-        """Ask the process to end, then make it and all its children end."""
+    def ask_to_end(self) -> None:
+        """Ask the process to end, and do not wait for it."""
         if self._child.poll() is None:
             self._child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(seconds)
+
+    def stop(self, seconds: float = GRACE_SECONDS) -> None:
+        """Ask the process to end, then make it and all its children end."""
+        self.ask_to_end()
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(seconds)
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()

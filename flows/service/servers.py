@@ -58,9 +58,19 @@ def up(at: Addresses) -> int:
                     keep(processes, asked)
             console.print("stopping ...")
         finally:
-            for process in reversed(processes):  # a run that ends must still reach its server
-                process.stop()
+            _stop(processes)
+        console.print(f"stopped: everything is kept in {home()}", markup=False, soft_wrap=True)
         return ENDS.get(signal.Signals(asked[0]), 0) if asked else 0
+
+
+def _stop(processes: Sequence[ServerProcess]) -> None:
+    """Stop who serves the flows, whose runs must still reach their server, then both servers."""
+    for last in processes[-1:]:
+        last.stop()
+    for server in processes[:-1]:
+        server.ask_to_end()  # both at once: each takes seconds
+    for server in processes[:-1]:
+        server.stop()
 
 
 def _welcome(at: Addresses) -> str:

@@ -7,7 +7,6 @@ import asyncio
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -16,10 +15,10 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
-from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
+from flows.service.internals import patient_runner
 from flows.service.parameters import FILES, FLOWS, TAGS
 from tasks.slot import LIMIT
 from tasks.tracking.mirror import follow_prefect
@@ -76,22 +75,13 @@ def dead_runs_crash() -> AutomationCore:
     )
 
 
-class _Runner(Runner):
-    """A runner whose SIGTERM ends its flow runs as cancelled, with time to save."""
-
-    def handle_sigterm(self, *_: Any, **__: Any) -> None:
-        """Stop within the event loop; Prefect's own handler forgets to wait for it."""
-        loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(lambda: loop.create_task(self.astop()))
-
-
 def serve(ready: Path) -> None:
     """Register the deployments, make the file ``ready``, and start flow runs until told to stop.
 
     One run at a time: two trainings on one machine are slower than one after the other.
     """
     set_up()
-    runner = _Runner(limit=1, pause_on_shutdown=False)
+    runner = patient_runner()
     for name, flow in FLOWS.items():
         file = Path(FILES.get(name, "")).absolute()
         deployment = RunnerDeployment.from_flow(

@@ -6,6 +6,7 @@ A file of its own: it must run before Prefect is imported, which what starts ser
 import atexit
 import os
 import secrets
+import shutil
 import socket
 import time
 
@@ -13,10 +14,12 @@ from flows.environment import answers
 from flows.service.server_process import ServerProcess
 from mypt.children import python
 from mypt.errors import MyptError
+from mypt.home import home
 
 _START_SECONDS = 600.0
 """A first start makes a database, and a busy machine takes its time; a death is noticed at once."""
 _END_SECONDS = 5.0
+_ROOM = 16 << 20
 
 
 def start_temporary_api() -> None:
@@ -31,6 +34,12 @@ def start_temporary_api() -> None:
     """
     if os.environ.get("PREFECT_API_URL"):
         return
+    room = shutil.disk_usage(home()).free
+    if room < _ROOM:
+        raise MyptError(
+            f"{home()}: {room >> 20} MiB are free; expected {_ROOM >> 20} for the databases of"
+            " Prefect and MLflow alone; make room, or set MYPT_HOME to another disk"
+        )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = f"http://127.0.0.1:{listener.getsockname()[1]}"
         password = f"mypt:{secrets.token_urlsafe()}"
@@ -41,9 +50,7 @@ def start_temporary_api() -> None:
         }
         command = python("-m", "flows.service.guarded_api", str(listener.fileno()))
         handles = (listener.fileno(),)
-        process = ServerProcess(
-            "temporary-prefect", command, dict(os.environ), quiet=False, pass_fds=handles
-        )
+        process = ServerProcess("temporary-prefect", command, dict(os.environ), pass_fds=handles)
     atexit.register(process.stop, _END_SECONDS)
     _wait(process, f"{server}/api/health")
 

@@ -1,9 +1,9 @@
 """The stages together, what both models are asked, and the file that says it all."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mypt.config.data import MaskPolicy, Preparation, PrepareConfig
 from mypt.config.training import Preset
@@ -17,6 +17,8 @@ class EvaluateConfig(Frozen):
     """Held-out generated questions asked of each model, over all tasks; 0 asks none."""
     exercises_seed: int = 0
     """Seed of the exercises; the same as the sources'."""
+    questions: str = ""
+    """File of questions and their answers, in any format of data, asked as a chat; empty: none."""
     max_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
     prompts: tuple[str, ...] = ()
@@ -31,6 +33,13 @@ class EvaluateConfig(Frozen):
     """Flows only: let the fine-tuned model become the champion where the gate finds it better."""
     gate_first: Literal["promote", "refuse"] = "promote"
     """What becomes of a model whose pipeline has champions, but none that reads its tokenizer."""
+
+
+class Tracking(Frozen):
+    """What MLflow holds of a run."""
+
+    upload: Literal["references", "weights"] = "references"
+    """The weights of both models themselves, or only where they lie in MYPT_HOME."""
 
 
 class PipelineConfig(Frozen):
@@ -52,6 +61,18 @@ class PipelineConfig(Frozen):
     """What is asked of both models."""
     preparation: Preparation = Preparation()
     """Who prepares the data of both."""
+    tracking: Tracking = Tracking()
+    """What MLflow holds of the run."""
+
+    @model_validator(mode="after")
+    def _evaluation_has_data(self) -> Self:
+        for name in ("base", "chat"):
+            if not getattr(self, name).val_fraction:
+                raise ValueError(
+                    f"{name}.val_fraction is 0, so nothing would be left to evaluate on; expected"
+                    " a share above 0, such as 0.1"
+                )
+        return self
 
     def tuning(self) -> Preset:
         """Return what fine-tuning has: own values, the base's architecture, masks by default."""

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from mypt import files
-from mypt.config import MaskPolicy, PrepareConfig
+from mypt.config import UNWEIGHED, MaskPolicy, PrepareConfig, later
+from mypt.data.spans import ROLE
 from mypt.errors import ManifestError, MissingDatasetError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
@@ -89,12 +90,20 @@ class Density(Frozen):
         return self.supervised / self.tokens if self.tokens else 0.0
 
 
+def _as_in_the_table(found: dict[str, Density]) -> dict[str, Density]:
+    return dict(sorted(found.items(), key=lambda item: ROLE.get(item[0], len(ROLE))))
+
+
+ByRole = Annotated[dict[str, Density], AfterValidator(_as_in_the_table)]
+"""In the order of :data:`mypt.data.spans.ROLES`, whatever was met first."""
+
+
 class MaskStats(Frozen):
     """What a mask selects, over both splits unless the name says otherwise."""
 
     total: Density
     by_split: dict[str, Density]
-    by_role: dict[str, Density]
+    by_role: ByRole
     by_source: dict[str, Density]
     rows: int
     rows_unsupervised: int
@@ -107,6 +116,8 @@ class MaskRecord(Frozen):
     policy: MaskPolicy | None
     """None where masks were made by hand."""
     stats: MaskStats
+    weights: tuple[float, ...] = later(UNWEIGHED)
+    """What each byte of a mask means, by index; the first is 0."""
 
 
 class Making(Frozen):
@@ -136,6 +147,8 @@ class Manifest(Frozen):
     """Digest of all that decided the content; empty for shards made by hand."""
     sources: tuple[SourceRecord, ...]
     shards: tuple[Shard, ...]
+    row_weights: tuple[float, ...] = later(())
+    """What rows, messages and parts say of themselves beside 0 and 1; spans count from 2 on."""
     mask: MaskRecord | None = None
     making: Making | None = None
     """None for shards made by hand. It names paths and so is no part of the digest, which
@@ -213,13 +226,15 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
     """
     path = folder / METADATA
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
         manifest = Manifest.model_validate_json(data)
     except FileNotFoundError:
         raise MissingDatasetError(
             f"{path} is missing, so {folder.name} is no complete dataset; make it with"
             " 'mypt prepare', or with 'mypt adopt' from shards made by hand"
         ) from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); prepare again") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

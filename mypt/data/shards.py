@@ -1,5 +1,8 @@
 """How a shard lies on disk: its files' names, and its arrays mapped from them."""
 
+import ctypes
+import os
+import signal
 from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
@@ -8,10 +11,16 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from mypt import files
 from mypt.data.manifest import METADATA, FileRecord, Shard, SourceRecord, Split
 from mypt.data.spans import ROW_DTYPE, SPAN_DTYPE
 from mypt.errors import DataError, ManifestError
+from mypt.text import one_line
 
+_MAPPED: dict[Path, int] = {}
+"""Size of each file that was ever mapped."""
+_KEPT: list[object] = []
+"""What the system calls and so must not go."""
 TOKENS, MASK, SPANS, ROWS = ".bin", "_mask.bin", "_spans.npy", "_rows.npy"
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -28,7 +37,7 @@ class ShardView(NamedTuple):
     tokens: NDArray[np.uint32]
     """(N,) ids."""
     mask: NDArray[np.uint8] | None
-    """(N,) of 0 and 1; None before masking."""
+    """(N,) indices into the dataset's weights, 0 where unsupervised; None before masking."""
     spans: NDArray[np.void] | None
     """(S,) of ``SPAN_DTYPE``; None for shards made by hand."""
     rows: NDArray[np.void] | None
@@ -88,6 +97,31 @@ def check_ids(folder: Path, shard: ShardView, n_vocab: int) -> None:
         )
 
 
+@cache
+def _end_by_a_line() -> None:
+    """Let a process that reads beyond the end of a file that shrank say so before it ends.
+
+    The system sends it SIGBUS, of which Python's own handlers never hear.
+    """
+
+    def end(_: int) -> None:
+        cut = [p for p, size in _MAPPED.items() if not p.exists() or p.stat().st_size < size]
+        named = ", ".join(map(one_line, map(str, cut))) or "a file that is read"
+        os.write(2, f"mypt: {named}: shrank while it was read; put a copy back\n".encode())
+        os._exit(1)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    _KEPT.append(handler)
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, type(handler)), ctypes.c_void_p
+    libc.signal(signal.SIGBUS, handler)
+
+
+def _map(path: Path, size: int) -> None:
+    _MAPPED[path.absolute()] = size
+    _end_by_a_line()
+
+
 def map_flat(path: Path, dtype: np.dtype[Scalar], length: int) -> NDArray[Scalar]:
     """Map a file that is nothing but ``length`` values.
 
@@ -104,6 +138,7 @@ def map_flat(path: Path, dtype: np.dtype[Scalar], length: int) -> NDArray[Scalar
         )
     if length == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
+    _map(path, size)
     return np.memmap(path, dtype, "r", shape=(length,))
 
 
@@ -115,11 +150,13 @@ def open_table(path: Path) -> NDArray[np.void]:
         OSError: If it cannot be read.
     """
     try:
+        files.open_ordinary(path).close()
         table: NDArray[np.void] = npy.open_memmap(path, mode="r")
     except OSError:
         raise
     except Exception as error:  # numpy parses the header as Python, and damage raises anything
         raise ValueError(str(error) or type(error).__name__) from None
+    _map(path, path.stat().st_size)
     return table
 
 

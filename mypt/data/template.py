@@ -109,6 +109,11 @@ class Template(Frozen):
         return self.turns["assistant"].end
 
     @property
+    def stops(self) -> tuple[str, ...]:
+        """Every token that ends an assistant turn: there is one."""
+        return (self.stop,)
+
+    @property
     def text_headers(self) -> tuple[str, ...]:
         """Headers that hold no special token, so that any text can spell them."""
         headers = (form.header for form in self.turns.values())

@@ -13,9 +13,10 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate, base_template
 from mypt.data.spans import KIND
 from mypt.data.template import Shape, Slot, load_template
+from mypt.data.vocabularies.base_files import PREFIXES, base_path
 from mypt.data.vocabularies.encoder import TextEncoder, encode_each, encoding_of, utf8
 from mypt.data.vocabularies.engine import TokenizersEngine, engine_of
-from mypt.data.vocabularies.huggingface import PREFIX, hf_folder, hf_vocabulary
+from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.published import PUBLISHED, published_vocabulary
 from mypt.data.vocabularies.vocabulary import (
     ADVICE,
@@ -81,6 +82,11 @@ class Tokenizer:
         """The token that ends an assistant turn."""
         return self.special_tokens[self.template.stop]
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends an assistant turn, :attr:`stop_id` first."""
+        return tuple(self.special_tokens[token] for token in self.template.stops)
+
     @cached_property
     def byte_sizes(self) -> NDArray[np.uint32]:
         """(n_vocab,) bytes that each id stands for, special tokens spelled out."""
@@ -129,12 +135,31 @@ class Tokenizer:
         return self.special_tokens[text]
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        """Return the ids of ordinary text, (N,); what looks like a special token is text.
+        """Return the ids of an ordinary text, (N,); what looks like a special token is text.
 
         Raises:
-            DataError: If the text holds a lone surrogate, which no bytes can stand for.
+            DataError: If the text holds a lone surrogate, which no bytes can stand for, or a
+                character that the base has no token for, or would not come back.
+        """
+        said = self.vocabulary.normalised(text)
+        if lost := self.lost_space(said):
+            raise DataError(lost)
+        return self.encode_part(self.vocabulary.prefixed(said))
+
+    def encode_part(self, text: str) -> NDArray[np.uint32]:
+        """Return the ids of part of a text, (N,), before which no base writes a space.
+
+        Raises:
+            DataError: If the text has no ids.
         """
         return self.encode_each(self.spelled([text]), many=False)[0].copy()
+
+    def lost_space(self, text: str) -> str:
+        """Say that a whole text would come back without its first space; empty: it would not."""
+        lost = text[:1] == " " and self.vocabulary.prefixed(text) == text != ""
+        if not (lost and self.vocabulary.prefix):
+            return ""
+        return f"tokenizer {self.name} takes the space that a text begins with for its own"
 
     def spelled(self, texts: Iterable[str]) -> list[bytes]:
         """Return texts in the vocabulary's normal form, as UTF-8.
@@ -142,9 +167,27 @@ class Tokenizer:
         Raises:
             DataError: As :meth:`encode`.
         """
-        if not self.vocabulary.normal_form:
-            return utf8(texts)
-        return utf8(map(self.vocabulary.normalised, texts))
+        form = self.vocabulary.normal_form
+        found = utf8(map(self.vocabulary.normalised, texts) if form else texts)
+        if self._lacking and (lost := self.unspelled(found)):
+            raise DataError(f"{lost}; leave it out of the text")
+        return found
+
+    def unspelled(self, texts: Iterable[bytes]) -> str:
+        """Say which character of texts, in UTF-8, has no token; empty: all have."""
+        for text in texts:
+            if self._lacking and text.translate(None, self._held):
+                lost = next(c for c in text.decode() if c.encode().translate(None, self._held))
+                return f"tokenizer {self.name} has no token for U+{ord(lost):04X}"
+        return ""
+
+    @cached_property
+    def _lacking(self) -> bytes:
+        return self.vocabulary.lacking
+
+    @cached_property
+    def _held(self) -> bytes:
+        return bytes(set(range(256)).difference(self._lacking))
 
     def encode_each(
         self, texts: Sequence[bytes], *, many: bool = True
@@ -180,7 +223,16 @@ class Tokenizer:
             ) from None
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """Return the text that ids stand for; bytes that are no UTF-8 become U+FFFD.
+        """Return the text that :meth:`encode` gave these ids for.
+
+        Raises:
+            DataError: As :meth:`decode_bytes`.
+        """
+        text = self.decode_part(ids)
+        return text.removeprefix(" ") if self.vocabulary.prefix else text
+
+    def decode_part(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """Return all that ids stand for; bytes that are no UTF-8 become U+FFFD.
 
         Raises:
             DataError: As :meth:`decode_bytes`.
@@ -201,9 +253,9 @@ def load_tokenizer(
     Args:
         name_or_path: gpt2, byte, cl100k_base or o200k_base; a dataset, a model (name or
             folder) or one of its step folders; a ``tokenizer_state.json``; ``hf:`` and a folder
-            with a ``tokenizer.json``.
-        template: Template of a tokenizer by name, ``base`` the one beside a ``tokenizer.json``;
-            what is loaded brings its own.
+            with a ``tokenizer.json``; ``gguf:`` and a file.
+        template: Template of a tokenizer by name, ``base`` a base's own; what is loaded brings
+            its own.
 
     Raises:
         ConfigError: If the name means nothing, or a tokenizer that must be trained first.
@@ -211,8 +263,8 @@ def load_tokenizer(
         CheckpointError: If a model has no complete checkpoint.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if name.startswith(PREFIX):
-        return Tokenizer(hf_vocabulary(hf_folder(name)), find_template(template, name))
+    if name.startswith(PREFIXES):
+        return Tokenizer(hf_vocabulary(base_path(name)), find_template(template, name))
     if name == "byte":
         return Tokenizer(byte_vocabulary(), find_template(template, name))
     if name in PUBLISHED:
@@ -242,7 +294,7 @@ def load_tokenizer(
 
 
 def find_template(name_or_path: str | Path | AnyTemplate, tokenization: str) -> AnyTemplate:
-    """Return a template by name; ``base`` is the one that the tokenizer's folder holds.
+    """Return a template by name; ``base`` is the one that the tokenizer's folder or file holds.
 
     Raises:
         ConfigError: If there is no such template, or the tokenizer comes from no base.
@@ -252,12 +304,12 @@ def find_template(name_or_path: str | Path | AnyTemplate, tokenization: str) -> 
         return name_or_path
     if name_or_path != BASE:
         return load_template(name_or_path)
-    if not tokenization.startswith(PREFIX):
+    if not tokenization.startswith(PREFIXES):
         raise ConfigError(
-            f"--template base with --tokenization {tokenization}: expected {PREFIX}FOLDER, whose"
-            " chat template it is; or choose a template by name"
+            f"--template base with --tokenization {tokenization}: expected hf:FOLDER or gguf:FILE,"
+            " whose chat template it is; or choose a template by name"
         )
-    return base_template(hf_folder(tokenization))
+    return base_template(base_path(tokenization))
 
 
 def is_trained(tokenization: str) -> bool:

@@ -24,7 +24,7 @@ _LENGTHS = (64, 256, 1024)
 def describe(scores: TokenScores, dataset: Dataset) -> TokenReport:
     """Return loss, perplexity and accuracy by class, role, turn, source and length."""
     places = scores.places
-    stops = places["token"] == dataset.tokenizer.stop_id
+    stops = np.isin(places["token"], dataset.tokenizer.stop_ids)
     n_bytes = int(places["n_bytes"].sum(dtype=np.int64))
     names = [source.name for source in dataset.manifest.sources]
     turns = np.minimum(places["turn"], _LATER)

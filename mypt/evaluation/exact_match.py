@@ -1,24 +1,38 @@
-"""The generated exercises, asked of a model: right to the letter, or not."""
+"""Generated exercises and questions of a file, asked of a model: right to the letter, or not."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
-from mypt.data.conversations import Form
+from mypt.config import Source
+from mypt.data.conversations import Conversation, Form
 from mypt.data.reading.exercises import TASKS, Exercise
+from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import Tokenizer
+from mypt.errors import DataError
+from mypt.evaluation.scores import AskedQuestion
 from mypt.inference.chat import Answer, answer_prompts, prompt_of
 from mypt.model.gpt import GPT
 from mypt.parsing import Frozen
+from mypt.text import counted
 
 FULL_STOP = "."
 """Ends a statement of plain text; no answer holds one."""
+QUESTIONS = "questions"
+"""The task of what a file asks."""
 _STRETCH = 4
+_SIGMAS = 1.96
+"""Of 95 %."""
 
 
 class ExerciseScores(Frozen):
-    """How a model did on held-out exercises."""
+    """How a model did on held-out exercises, and on questions of a file."""
 
     exact_match: dict[str, float]
     """Share of exactly right answers by task, and "overall": the mean over the counted tasks."""
+    between: dict[str, tuple[float, float]]
+    """Wilson's 95 % interval of each task's share."""
+    answers: tuple[AskedQuestion, ...]
+    """Those to questions of a file, in its order."""
     stop_recall: float
     """Share of answers that ended by themselves: with the stop token of an assistant turn, or
     for plain text with a full stop."""
@@ -47,12 +61,40 @@ def ask_exercises(
         exercises: At least one.
         form: "chat" asks the question as a user; "plain" gives the beginning of the statement
             and reads the answer up to the full stop, as a base model has learned it.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer; what an expected one takes there is always room for.
     """
+    longest = max(len(tokenizer.encode(exercise.answer)) for exercise in exercises) + 1
     asked = [exercise.question if form == "chat" else exercise.stem for exercise in exercises]
     prompts = [prompt_of(tokenizer, text, form) for text in asked]
-    answers = answer_prompts(model, tokenizer, prompts, form=form, max_tokens=max_tokens)
+    answers = answer_prompts(
+        model, tokenizer, prompts, form=form, max_tokens=max(max_tokens, longest)
+    )
     return score(exercises, answers, form, tokenizer)
+
+
+def read_questions(path: str) -> Iterator[Exercise]:
+    """Yield the questions of a file of any format that data may have, each with its answer.
+
+    Raises:
+        DataError: If the file cannot be read, or a row is more or less than one question and its
+            answer.
+    """
+    reader = open_source(Source(path=path))
+    for row in reader:
+        turns = row.messages if isinstance(row, Conversation) else ()
+        kinds = [part.kind for turn in turns for part in turn.parts]
+        if [turn.role for turn in turns] != ["user", "assistant"] or set(kinds) != {"text"}:
+            raise DataError(
+                f"{path}:{row.origin.line}: no question and its answer; expected rows such as"
+                ' {"question": "2+2?", "answer": "4"}'
+            )
+        question, answer = (turn.text for turn in turns)
+        yield Exercise(QUESTIONS, question, question, answer, stem=question)
+    for count in reader.record().dropped:
+        raise DataError(
+            f"{path}: {counted(count.rows, 'row')} left out ({count.reason}); expected a question"
+            " and its answer in each"
+        )
 
 
 def score(
@@ -63,24 +105,41 @@ def score(
 ) -> ExerciseScores:
     """Compare ``answers`` with what the exercises expect; a right text that goes on is wrong."""
     right: dict[str, list[bool]] = {}
-    ended = []
+    ended, shown = [], []
     for exercise, answer in zip(exercises, answers, strict=True):
         text, stopped = answer.text, answer.stopped
         if form == "plain":
             text, full_stop, _ = text.partition(FULL_STOP)
             stopped = bool(full_stop)
         ended.append(stopped)
-        right.setdefault(exercise.task, []).append(stopped and text == exercise.answer)
+        hit = stopped and text == exercise.answer
+        right.setdefault(exercise.task, []).append(hit)
+        if exercise.task == QUESTIONS:
+            shown.append(
+                AskedQuestion(
+                    question=exercise.question, expected=exercise.answer, said=text, right=hit
+                )
+            )
     by_task = {task: _share(found) for task, found in right.items()}
-    counted = [by_task[name] for name, task in TASKS.items() if task.counted and name in by_task]
+    counted = [found for name, found in by_task.items() if name not in TASKS or TASKS[name].counted]
     overall = sum(counted) / len(counted) if counted else 0.0
     return ExerciseScores(
         exact_match=by_task | {"overall": overall},
+        between={task: interval(sum(found), len(found)) for task, found in right.items()},
+        answers=tuple(shown),
         stop_recall=_share(ended),
         asked=len(ended),
         leak_rate=_share([_leaks(answer, tokenizer) for answer in answers]),
         repetition=_repetition(answers),
     )
+
+
+def interval(hits: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share: ``hits`` of ``n``."""
+    z = _SIGMAS**2 / n
+    middle = (hits / n + z / 2) / (1 + z)
+    reach = math.sqrt(hits / n * (1 - hits / n) * z + z**2 / 4) / (1 + z)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def _leaks(answer: Answer, tokenizer: Tokenizer | None) -> bool:

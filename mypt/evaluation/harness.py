@@ -128,14 +128,14 @@ class MyptLM(LM):
         known = dict(choices)
         until = known.pop("until", None) or []
         names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-        longest = [found for name in names if (found := known.pop(name, None)) is not None]
+        asked = [found for name in names if (found := known.pop(name, None)) is not None]
         sampled = known.pop("do_sample", None)
         sampling = sampling_of(**known if sampled or sampled is None else {})
         before, begun = self._prompt(context)
         prompt = before + self._ids(begun)
-        block_size = self._model.config.block_size
-        tokens = int((longest or [_LONGEST])[0])
-        kept = block_size - min(tokens, block_size // 2)
+        longest = self._model.config.longest
+        tokens = int((asked or [_LONGEST])[0])
+        kept = longest - min(tokens, longest // 2)
         reply = Reply(
             self._model,
             self._tokenizer,
@@ -164,24 +164,24 @@ class MyptLM(LM):
         return ids[-room:]
 
     def _rolling(self, ids: list[int]) -> float:
-        block_size = self._model.config.block_size
+        longest = self._model.config.longest
         windows = []
-        for start in range(1, len(ids), block_size):
-            stop = min(start + block_size, len(ids))
-            begin = max(0, stop - block_size - 1)
+        for start in range(1, len(ids), longest):
+            stop = min(start + longest, len(ids))
+            begin = max(0, stop - longest - 1)
             windows.append((ids[begin:start], ids[start:stop]))
         return sum(found for found, _ in self._score(windows))
 
     @torch.no_grad()
     def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Return for (context, continuation) in ids the latter's log-probability and greediness."""
-        longest = self._model.config.block_size
+        longest = self._model.config.longest
         fitting = []
         for context, wanted in rows:
             if len(wanted) > longest or not wanted:
                 raise ConfigError(
                     f"a continuation has {len(wanted)} tokens, expected 1 to {longest}, the model's"
-                    " block_size; leave its task out"
+                    " longest context; leave its task out"
                 )
             ids = self._fitting(context + wanted, longest + 1)
             fitting.append((ids, min(len(wanted), len(ids) - 1)))

@@ -11,7 +11,7 @@ from mypt.data.reading.exercises import test_exercises
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import CheckpointError, ConfigError, ManifestError
 from mypt.evaluation.breakdown import describe
-from mypt.evaluation.exact_match import ask_exercises
+from mypt.evaluation.exact_match import ask_exercises, read_questions
 from mypt.evaluation.scores import ModelScores
 from mypt.evaluation.token_scores import TokenScores, score_tokens
 from mypt.inference.chat import answer_prompts, prompt_of
@@ -61,14 +61,24 @@ def evaluate_model(
     subject = load_subject(checkpoint)
     if dataset is None:
         dataset = training_data(subject.checkpoint.path)
-    return score(subject, open_data(dataset), config, form_of(subject.checkpoint.lineage, form))
+    asked = form_of(subject.checkpoint.lineage, form, config)
+    return score(subject, open_data(dataset), config, asked)
 
 
-def form_of(lineage: Lineage, form: Form | Literal["auto"]) -> Form:
-    """Return how a model is asked: as is said, else as the data were that it was trained on."""
-    if form != "auto":
-        return form
-    return "chat" if lineage.dataset.kind == "chat" else "plain"
+def form_of(lineage: Lineage, form: Form | Literal["auto"], config: EvaluateConfig) -> Form:
+    """Return how a model is asked: as is said, else as the data were that it was trained on.
+
+    Raises:
+        ConfigError: If it would be asked the questions of a file in plain text.
+    """
+    if form == "auto":
+        form = "chat" if lineage.dataset.kind == "chat" else "plain"
+    if config.questions and form == "plain":
+        raise ConfigError(
+            f"questions {config.questions} are asked as a chat, and {lineage.model_name} as plain"
+            " text; give --form chat, or leave them out"
+        )
+    return form
 
 
 def load_subject(checkpoint: CheckpointRef | str | Path) -> Subject:
@@ -166,12 +176,18 @@ def score_answers(
 
     Raises:
         ConfigError: If tasks of the harness are asked for and it is not installed.
+        DataError: If the file of questions cannot be read.
     """
     found: dict[str, Any] = {"form": form}
-    if exercises := test_exercises(config.exercises, config.exercises_seed):
-        found |= ask_exercises(
-            subject.model, subject.tokenizer, exercises, form=form, max_tokens=config.max_tokens
-        ).model_dump()
+    exercises = test_exercises(config.exercises, config.exercises_seed)
+    if config.questions and form == "chat":
+        exercises += tuple(read_questions(config.questions))
+    if exercises:
+        found |= dict(
+            ask_exercises(
+                subject.model, subject.tokenizer, exercises, form=form, max_tokens=config.max_tokens
+            )
+        )
     if config.harness:
         found["harness"] = _ask_harness(subject, config, form)
     return scores.model_copy(update=found)

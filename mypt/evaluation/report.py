@@ -109,7 +109,7 @@ def report_on(
     """
     folder = checkpoint_to_use(model)
     lineage = read_lineage(folder)
-    form, dataset = form_of(lineage, form), dataset or training_data(folder)
+    form, dataset = form_of(lineage, form, config), dataset or training_data(folder)
     if parent := lineage.parent:
         place = Search(folder).checkpoint(parent.path, parent.digest)
         if place is None:

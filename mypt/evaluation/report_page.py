@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mypt.data.manifest import MaskStats, read_manifest
+from mypt.evaluation.exact_match import QUESTIONS
 from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
 from mypt.pages.render import COLOURS, plot, render
-from mypt.text import shorten
+from mypt.text import shorten, visible
 from mypt.training.checkpoints.state import read_history
 
 if TYPE_CHECKING:
@@ -132,7 +133,27 @@ def render_page(report: EvaluationReport) -> str:
         group_headings=_group_headings(report),
         groups=_groups(report),
         plots=plots(report),
+        **_asked(report.sft),
     )
+
+
+def _asked(model: ModelScores) -> dict[str, Any]:
+    """Return the questions of a file with what was said, wrong answers first."""
+    if not model.answers:
+        return {"asked": ()}
+    low, high = model.between[QUESTIONS]
+    right = sum(answer.right for answer in model.answers)
+    return {
+        "asked_summary": f"{right} of {len(model.answers)} right, word for word:"
+        f" {right / len(model.answers):.1%}, 95 % between {low:.1%} and {high:.1%}.",
+        "asked": [
+            (
+                found.question,
+                [*map(visible, (found.expected, found.said)), "" if found.right else "wrong"],
+            )
+            for found in sorted(model.answers, key=lambda found: found.right)
+        ],
+    }
 
 
 def _tiles(model: ModelScores) -> dict[str, str]:

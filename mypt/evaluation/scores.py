@@ -6,7 +6,17 @@ from pydantic import Field
 
 from mypt.data.conversations import Form
 from mypt.parsing import Frozen
-from mypt.references import CheckpointRef, DatasetRef
+from mypt.references import CheckpointRef, DatasetRef, HomePath
+
+
+class AskedQuestion(Frozen):
+    """A question of a file, and what the model said."""
+
+    question: str
+    expected: str
+    said: str
+    right: bool
+    """Word for word, and the answer ended there."""
 
 
 class GroupScore(Frozen):
@@ -79,6 +89,10 @@ class ModelScores(Frozen):
     """Supervised tokens of the split; more than that where not all were scored."""
     exact_match: dict[str, float] = Field(default_factory=dict)
     """Share of exactly right answers by task, and "overall"; empty if nothing was asked."""
+    between: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Wilson's 95 % interval of each task's share."""
+    answers: tuple[AskedQuestion, ...] = ()
+    """To the questions of a file, in its order."""
     stop_recall: float | None = None
     """Share of answers that ended with their stop token; None if nothing was asked."""
     asked: int = 0
@@ -144,9 +158,9 @@ class Summary(Frozen):
     """How many it learned."""
     mask_density: float
     """Their share of the tokens that it read."""
-    checkpoint: str
+    checkpoint: HomePath
     """Folder of the fine-tuned model's checkpoint."""
-    evaluation: str
+    evaluation: HomePath
     """The whole report, as a file."""
     digests: dict[str, str]
     """What the run made, by name: datasets and checkpoints."""

@@ -1,6 +1,7 @@
 """Every supervised token of a validation split, scored one by one and remembered with its place."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
@@ -52,7 +53,7 @@ class TokenScores:
     hit: NDArray[np.bool_]
     """(N,) whether the likeliest token was the right one."""
     said_stop: NDArray[np.bool_]
-    """(N,) whether the likeliest token was the stop token."""
+    """(N,) whether the likeliest token was one that ends a turn."""
     confidence: NDArray[np.float32]
     """(N,) probability of the likeliest token."""
     places: NDArray[np.void]
@@ -109,7 +110,7 @@ def score_tokens(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> Token
         batch = loader.batch_at("val", index)
         chosen = _supervised(batch)
         places = tables.places(loader.places_at("val", index), batch)[chosen.cpu().numpy()]
-        found.append((*_score(model, batch, chosen, dataset.tokenizer.stop_id), places))
+        found.append((*_score(model, batch, chosen, dataset.tokenizer.stop_ids), places))
     if not found or not sum(len(scores[0]) for scores in found):
         raise DataError(
             f"{dataset.path}: nothing of val is supervised, so there is no loss; prepare it with"
@@ -129,10 +130,11 @@ def _supervised(batch: Batch) -> Tensor:
 
 
 def _score(
-    model: GPT, batch: Batch, chosen: Tensor, stop: int
+    model: GPT, batch: Batch, chosen: Tensor, stop_ids: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float32]]:
     states = model.hidden(batch.input_ids, positions=batch.positions, segments=batch.segments)
     states, targets = states.flatten(0, 1)[chosen], batch.targets.flatten()[chosen]
+    stops = torch.tensor(stop_ids, device=targets.device)
     parts = []
     size = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     lots = zip(torch.split(states, size), torch.split(targets, size), strict=True)
@@ -140,7 +142,7 @@ def _score(
         sure = torch.log_softmax(model.lm_head(some).float(), dim=-1)
         best, likeliest = sure.max(dim=-1)
         loss = -sure.gather(1, wanted[:, None]).squeeze(1)
-        parts.append((loss, likeliest == wanted, likeliest == stop, best.exp()))
+        parts.append((loss, likeliest == wanted, torch.isin(likeliest, stops), best.exp()))
     if not parts:
         nothing = np.empty(0, np.float32)
         return nothing, nothing.astype(bool), nothing.astype(bool), nothing
@@ -228,6 +230,6 @@ def _only_val_once(dataset: Dataset) -> Dataset:
 def _supervised_in(dataset: Dataset) -> int:
     """Return the supervised tokens of val."""
     return sum(
-        shard.record.n_tokens if shard.mask is None else int(shard.mask.sum(dtype="int64"))
+        shard.record.n_tokens if shard.mask is None else int(np.count_nonzero(shard.mask))
         for shard in dataset.shards("val")
     )

@@ -71,10 +71,10 @@ def answer_prompts(
         sampling: How each token is chosen.
 
     Raises:
-        ConfigError: If a prompt does not fit the model's block_size.
+        ConfigError: If a prompt does not fit the model's longest context.
     """
-    stop = tokenizer.stop_id if form == "chat" else tokenizer.end_of_text
-    ends = (stop, tokenizer.end_of_text)
+    stops = tokenizer.stop_ids if form == "chat" else (tokenizer.end_of_text,)
+    ends = (*stops, tokenizer.end_of_text)
     written = generate_batch(
         model,
         prompts,
@@ -85,8 +85,8 @@ def answer_prompts(
     )
     return [
         Answer(
-            text=tokenizer.decode(ids[:-1] if ids[-1:] and ids[-1] in ends else ids),
-            stopped=ids[-1:] == [stop],
+            text=tokenizer.decode_part(ids[:-1] if ids[-1:] and ids[-1] in ends else ids),
+            stopped=bool(ids) and ids[-1] in stops,
             n_tokens=len(ids),
             ids=tuple(ids),
         )
@@ -126,11 +126,11 @@ def fitting_prompt(
     messages stay, and so does the last turn, even where it does not fit by itself.
 
     Args:
-        model: Whose block_size holds prompt and answer.
+        model: Whose longest context holds prompt and answer.
         tokenizer: The model's own.
         messages: The conversation so far.
-        max_tokens: Longest answer. It gets room for it, but never more than half of block_size,
-            or else a generous limit would cost the whole history; None gets a quarter.
+        max_tokens: Longest answer. It gets room for it, but never more than half of
+            the context, or else a generous limit would cost the whole history; None gets a quarter.
 
     Returns:
         The prompt, and how many turns were left out.
@@ -138,8 +138,8 @@ def fitting_prompt(
     Raises:
         DataError: If the template has no form for one of the messages.
     """
-    block_size = model.config.block_size
-    room = block_size // 4 if max_tokens is None else min(max_tokens, block_size // 2)
+    longest = model.config.longest
+    room = longest // 4 if max_tokens is None else min(max_tokens, longest // 2)
     starts = [index for index, message in enumerate(messages) if message.role == "user"]
 
     def prompt_without(n_turns: int) -> list[int]:
@@ -148,7 +148,7 @@ def fitting_prompt(
         return chat_prompt(tokenizer, [*stays, *messages[start:]])
 
     def fits(n_turns: int) -> bool:
-        return len(prompt_without(n_turns)) + room <= block_size
+        return len(prompt_without(n_turns)) + room <= longest
 
     left_out = bisect_left(range(len(starts) - 1), True, key=fits)  # the fewest that make it fit
     return prompt_without(left_out), left_out

@@ -1,7 +1,7 @@
 """Token by token from a model: streamed, many prompts at once, or as text.
 
-A model with learned positions knows block_size places and no more. When a row has filled them
-it ends there, as it does at ``max_tokens``; nothing slides out of its sight unnoticed.
+A model holds the places of its longest context and no more. When a row has filled them it ends
+there, as it does at ``max_tokens``; nothing slides out of its sight unnoticed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ def generate(
 
     Args:
         model: On any device.
-        ids: The prompt, at least one token and at most block_size.
+        ids: The prompt, at least one token and at most the longest context.
         max_tokens: The most to write.
         stop_ids: Tokens that end the writing.
         temperature: As the other choices, see :class:`mypt.inference.sampling.Sampling`.
@@ -49,7 +49,7 @@ def generate(
 
     Returns:
         New tokens only. The last one is in ``stop_ids`` if the model stopped by itself; else
-        ``max_tokens`` or block_size was reached.
+        ``max_tokens`` or the longest context was reached.
 
     Raises:
         ConfigError: If the prompt is empty or too long, or a choice out of range.
@@ -161,7 +161,7 @@ def _write(
     lengths = torch.tensor([len(row) for row in rows], device=model.lm_head.weight.device)
     width = int(lengths.max())
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lengths.device)
-    cache = model.new_cache(len(rows), min(width + max_tokens, model.config.block_size))
+    cache = model.new_cache(len(rows), min(width + max_tokens, model.config.longest))
     places = torch.arange(width, device=lengths.device).expand_as(ids)
     with _answering(model):
         logits = model.step(ids, cache, places, last=lengths - 1)
@@ -192,24 +192,24 @@ def room_for(model: GPT, length: int, max_tokens: int) -> int:
     """Return how many tokens may follow a prompt; the last of them is never read itself.
 
     Args:
-        model: Whose block_size bounds them.
+        model: Whose longest context bounds them.
         length: Tokens of the prompt.
         max_tokens: The most that are wanted.
 
     Raises:
         ConfigError: If the prompt is empty or too long, or ``max_tokens`` negative.
     """
-    block_size = model.config.block_size
+    longest = model.config.longest
     if not length:
         raise ConfigError("the prompt is empty; a model goes on from at least one token")
     if max_tokens < 0:
         raise ConfigError(f"max_tokens {max_tokens}: expected 0 or more")
-    if length > block_size:
+    if length > longest:
         raise ConfigError(
-            f"the prompt has {length} tokens, the model reads at most {block_size}"
-            " (block_size); shorten it or begin a new conversation"
+            f"the prompt has {length} tokens, the model reads at most {longest}"
+            " (its longest context); shorten it or begin a new conversation"
         )
-    return min(max_tokens, block_size - length + 1)
+    return min(max_tokens, longest - length + 1)
 
 
 @contextmanager

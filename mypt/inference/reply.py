@@ -37,9 +37,9 @@ class Reply:
             sampling: How each token is chosen.
 
         Raises:
-            ConfigError: If the prompt does not fit the model's block_size.
+            ConfigError: If the prompt does not fit the model's longest context.
         """
-        context = model.config.block_size
+        context = model.config.longest
         self._room = room_for(model, len(prompt), context if max_tokens is None else max_tokens)
         self._at_end: Ending = "length" if self._room == max_tokens else "context"
         self._model, self._tokenizer, self._prompt = model, tokenizer, prompt
@@ -67,14 +67,14 @@ class Reply:
     def note(self) -> str:
         """Why the whole answer was cut off; empty where the model ended it itself."""
         if self.ending == "context":
-            return f"cut off: the model's context of {self._model.config.block_size} tokens is full"
+            return f"cut off: the model's context of {self._model.config.longest} tokens is full"
         if self.ending == "length":
             return f"cut off after {self.n_tokens} tokens"
         return ""
 
     def _texts(self) -> Iterator[str]:
         """Yield what each token adds; a character's bytes may lie in several tokens."""
-        ends = (self._tokenizer.stop_id, self._tokenizer.end_of_text)
+        ends = (*self._tokenizer.stop_ids, self._tokenizer.end_of_text)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         written = stream(
             self._model,

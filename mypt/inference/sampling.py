@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mypt.parsing import Frozen
 
-_COLDEST = 1e-30
+COLDEST = 1e-30
 """Lowest temperature that logits are divided by; below, the likeliest token is what is meant."""
 
 
@@ -32,8 +32,8 @@ class Sampling(Frozen):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if 0 < self.temperature < _COLDEST:
-            raise ValueError(f"temperature {self.temperature} is below {_COLDEST}; set 0")
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(f"temperature {self.temperature} is below {COLDEST}; set 0")
         return self
 
 

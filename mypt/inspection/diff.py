@@ -34,12 +34,14 @@ class DatasetDiff(Frozen):
     """Rows that come from the same file and line and say something else."""
     moved: int
     """Rows that stand in the other split."""
+    masked_anew: int | None = None
+    """Rows of which other tokens are supervised; None unless both hold the same rows in order."""
     settings: tuple[str, ...] = ()
     """What differs besides rows: tokenizer, template, mask policy."""
     density: dict[str, tuple[Density, Density]] = Field(default_factory=dict)
     """In all, by role and by source: in a and in b."""
     examples: tuple[Where, ...] = ()
-    """The first rows that were added, removed or changed."""
+    """The first rows that were added, removed or changed, else of those that were masked anew."""
 
 
 def diff(a: Path, b: Path) -> DatasetDiff:
@@ -56,6 +58,9 @@ def diff(a: Path, b: Path) -> DatasetDiff:
     places = {_origin(old, row) for row in gone}
     changed = [row for row in come if _origin(new, row) in places]
     origins = {_origin(new, row) for row in changed}
+    masks = _masked_anew(old, new, before, after)
+    shown = () if masks is None else masks[:EXAMPLES]
+    examples = tuple(_examples(old, new, gone, come, origins))
     return DatasetDiff(
         a=old.manifest.digest,
         b=new.manifest.digest,
@@ -64,10 +69,33 @@ def diff(a: Path, b: Path) -> DatasetDiff:
         removed=len(gone) - len(origins),
         changed=len(changed),
         moved=moved,
+        masked_anew=None if masks is None else len(masks),
         settings=tuple(_settings(old.manifest, new.manifest)),
         density=_density(old.manifest, new.manifest),
-        examples=tuple(_examples(old, new, gone, come, origins)),
+        examples=examples or tuple(_place(new, row, "masked anew") for row in shown),
     )
+
+
+def _masked_anew(
+    old: Dataset, new: Dataset, before: NDArray[np.void], after: NDArray[np.void]
+) -> NDArray[np.void] | None:
+    """Return the rows whose weights differ; None unless the two have the same tokens and masks."""
+    if old.manifest.mask is None or new.manifest.mask is None:
+        return None
+    if old.tokenizer.digest != new.tokenizer.digest or not np.array_equal(before, after):
+        return None
+    found = []
+    then, now = (np.array(one.manifest.mask.weights) for one in (old, new) if one.manifest.mask)
+    for number, split in enumerate(SPLITS):
+        pairs = zip(old.shards(split), new.shards(split), strict=True)
+        for index, (one, other) in enumerate(pairs):
+            if other.rows is None or one.mask is None:
+                return None
+            places = np.flatnonzero(then[one.mask] != now[np.asarray(other.mask)])
+            hit = np.unique(np.searchsorted(other.rows["start"], places, side="right")) - 1
+            rows = after[(after["split"] == number) & (after["shard"] == index)]
+            found.append(rows[hit])
+    return np.concatenate(found)
 
 
 def _rows(dataset: Dataset) -> NDArray[np.void]:
@@ -161,14 +189,19 @@ def _examples(
 ) -> Iterator[Where]:
     for dataset, rows, what in ((new, come, "added"), (old, gone, "removed")):
         for row in rows[:EXAMPLES]:
-            source, where = found = _origin(dataset, row)
+            found = _origin(dataset, row)
             if found in changed and what == "removed":
                 continue
-            split: Split = SPLITS[row["split"]]
-            before = sum(s.record.n_rows for s in dataset.shards(split)[: row["shard"]])
-            yield Where(
-                split=split,
-                row=before + int(row["row"]),
-                where=where,
-                detail=f"{'changed' if found in changed else what}, source {source}",
-            )
+            yield _place(dataset, row, "changed" if found in changed else what)
+
+
+def _place(dataset: Dataset, row: np.void, what: str) -> Where:
+    source, where = _origin(dataset, row)
+    split: Split = SPLITS[row["split"]]
+    before = sum(s.record.n_rows for s in dataset.shards(split)[: row["shard"]])
+    return Where(
+        split=split,
+        row=before + int(row["row"]),
+        where=where,
+        detail=f"{what}, source {source}",
+    )

@@ -12,6 +12,7 @@ from mypt.data.spans import ROLE
 from mypt.inspection.checks.findings import DENSITY_BOUNDS
 from mypt.inspection.checks.masks import supervised_in
 from mypt.pages.render import COLOURS, plot
+from mypt.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def density_histogram(dataset: Dataset) -> Histogram:
     shares = chats if len(chats) else texts
     low, high = DENSITY_BOUNDS
     median = f", median {np.median(shares):.0%}" if len(shares) else ""
-    left_out = f"; {len(texts):,} documents left out" if len(chats) and len(texts) else ""
+    left_out = f"; {counted(len(texts), 'document')} left out" if len(chats) and len(texts) else ""
 
     def finish(axes: "Axes") -> None:
         axes.axvspan(low, high, color=COLOURS["accent"], alpha=0.1, linewidth=0, zorder=0)
@@ -47,7 +48,7 @@ def density_histogram(dataset: Dataset) -> Histogram:
 
     return _histogram(
         "Supervised share of each row",
-        f"{len(shares):,} rows{median}; shaded: {low:.0%} to {high:.0%}{left_out}",
+        f"{counted(len(shares), 'row')}{median}; shaded: {low:.0%} to {high:.0%}{left_out}",
         shares,
         np.linspace(0, 1, DENSITY_BINS + 1),
         finish,
@@ -70,7 +71,7 @@ def length_histogram(dataset: Dataset) -> Histogram:
         axes.set_xticks(ticks, [f"{min(tick, longest):,}" for tick in ticks])
 
     median = int(np.median(lengths))
-    note = f"{len(lengths):,} rows, median {median:,} tokens, longest {longest:,}"
+    note = f"{counted(len(lengths), 'row')}, median {median:,} tokens, longest {longest:,}"
     return _histogram(title, note, np.maximum(lengths, low), edges, finish)
 
 

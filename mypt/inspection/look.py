@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
 from mypt.config import MaskPolicy, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceRecord
-from mypt.data.masking import mask_from_spans
+from mypt.data.masking import mask_from_spans, weight_table
 from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.containers import container_of
 from mypt.data.reading.raw import RawFile
@@ -24,6 +25,8 @@ from mypt.inspection.terminal import render_view
 from mypt.text import names, visible
 
 _ROWS = 2
+_LONGEST = 500
+"""Characters of a stretch that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Look:
     """Fields of the first row; none where it has none."""
     unread: dict[str, Unread]
     """Fields that were not read, such as "'context' of the row"."""
+    meaningless: frozenset[str]
+    """Names of fields that say nothing a model could learn."""
     rows: tuple[RowView, ...]
 
 
@@ -59,7 +64,8 @@ def look_at(source: Source, tokenizer: Tokenizer, policy: MaskPolicy | None) -> 
         pass
     fields = _first_fields(reader, first[0].origin.file)
     views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
-    return Look(reader.record(), _why(source, fields), fields, reader.unread, views)
+    why = _why(source, fields)
+    return Look(reader.record(), why, fields, reader.unread, reader.meaningless, views)
 
 
 def _first_fields(reader: SourceReader, file: int) -> tuple[str, ...]:
@@ -85,15 +91,22 @@ def _view(
 ) -> RowView:
     encoded = encode_rows([row], tokenizer, many=False)
     name = Path(reader.files[row.origin.file].path).name
-    mask = None if policy is None else mask_from_spans(encoded.spans, len(encoded.tokens), policy)
+    weights, said = None, tuple(encoded.weights.tolist())
+    if policy is not None:
+        n_tokens = len(encoded.tokens)
+        mask = mask_from_spans(
+            encoded.spans, n_tokens, policy, source=reader.name, row_weights=said
+        )
+        weights = np.array(weight_table(policy, [reader.name], said)).take(mask)
     return RowView(
         split="train",
         index=index,
         source=reader.name,
         where=f"{name}:{row.origin.line}",
         tokens=encoded.tokens,
-        mask=mask,
+        weights=weights,
         spans=encoded.spans,
+        row_weights=said,
         digest=None,
     )
 
@@ -114,13 +127,17 @@ def render_look(
         *(("dropped", f"{count.rows:,}: {count.reason}") for count in record.dropped),
         *(("changed", f"{n.rows:,}: {n.reason}") for n in record.notes if not unread_note(n)),
     ]
-    if look.fields:
-        known = [name for name in look.fields if name not in unread]
-        lines.append(("known", f"{', '.join(known)}: read, or without meaning for a model"))
+    aside = look.meaningless - unread
+    kinds = {
+        "read": [name for name in look.fields if name not in unread | aside],
+        "aside": [name for name in look.fields if name in aside],
+    }
+    said = {"read": "", "aside": ": without meaning for a model"}
+    lines += [(kind, f"{', '.join(some)}{said[kind]}") for kind, some in kinds.items() if some]
     for name, found in sorted(look.unread.items()):
         varies = "varies" if found.varies else "is always the same"
         lines.append(("not read", f"{name}: held by {found.rows:,}, {varies}"))
     for word, text in lines:
         yield Text(f"{word:<10}{visible(text)}")
     for view in look.rows:
-        yield from render_view(view, tokenizer, policy)
+        yield from render_view(view, tokenizer, policy, longest=_LONGEST)

@@ -21,15 +21,19 @@ from mypt.errors import DataError
 from mypt.inspection.checks.findings import DENSITY_BOUNDS, LengthPreview, Level, ValidationReport
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.rowview import RowView, iter_rows, read_row, reasons, token_texts
-from mypt.text import shown, visible
+from mypt.text import counted, shown, visible
 
 __all__ = ["render_diff", "render_manifest", "render_report", "render_rows"]
 
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
+ABSENT = "\u2013"
+"""Stands for the figure of what is not there."""
 SHOWN = 3
 """Places printed for each finding; the JSON report has more."""
 SUPERVISED = "bold green"
+LIGHTER, HEAVIER = "green", "bold magenta"
+"""Styles of what weighs less than 1, and more."""
 UNSUPERVISED = ""
 PROGRAM = "dim"
 """Style of headers and ends that are not supervised."""
@@ -41,13 +45,11 @@ def render_report(report: ValidationReport) -> RenderableType:
     parts: list[RenderableType] = [_line("dataset", report.dataset[:12])]
     for split in SPLITS:
         if split in stats.rows:
-            parts.append(
-                _line(split, f"{stats.rows[split]:,} rows, {stats.tokens[split]:,} tokens")
-            )
+            parts.append(_line(split, _size(stats.rows[split], stats.tokens[split])))
     if stats.total.tokens:
         low, high = DENSITY_BOUNDS
         parts += [
-            _line("rendered", f"{stats.rendered:,} rows written and encoded once more, compared"),
+            _line("rendered", f"{counted(stats.rendered, 'row')} encoded once more, compared"),
             _density_table({"in all": stats.total, **stats.by_role, **stats.by_source}),
         ]
         if set(stats.by_role) != {"text"}:
@@ -67,13 +69,14 @@ def render_report(report: ValidationReport) -> RenderableType:
 
 
 def _verdict(report: ValidationReport) -> Text:
-    counts = ", ".join(
-        f"{report.count(level)} {level}{'' if report.count(level) == 1 else 's'}"
-        for level in STYLES
-    )
+    counts = ", ".join(counted(report.count(level), level) for level in STYLES)
     if report.ok:
         return Text(f"ok: {counts}", style="bold green")
     return Text(f"broken: {counts}", style="bold red")
+
+
+def _size(rows: int, tokens: int) -> str:
+    return f"{counted(rows, 'row')}, {counted(tokens, 'token')}"
 
 
 def _line(name: str, value: str) -> Text:
@@ -135,10 +138,10 @@ def render_manifest(folder: Path, manifest: Manifest) -> RenderableType:
     ]
     for split in SPLITS:
         rows = sum(shard.n_rows for shard in manifest.split(split))
-        parts.append(_line(split, f"{rows:,} rows, {manifest.tokens(split):,} tokens"))
+        parts.append(_line(split, _size(rows, manifest.tokens(split))))
     parts.append(_line("shards", f"{shards:,}"))
     for source in manifest.sources:
-        said = f"{source.name}: {source.format}, {source.rows_read:,} rows read"
+        said = f"{source.name}: {source.format}, {counted(source.rows_read, 'row')} read"
         parts.append(_line("source", said))
         for what, counts in (("dropped", source.dropped), ("changed", source.notes)):
             parts += [_line("", f"{what} {count.rows:,}: {count.reason}") for count in counts]
@@ -156,15 +159,22 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
     rows = Table(box=None, pad_edge=False, header_style="dim")
     rows.add_column("rows")
     rows.add_column("", justify="right")
-    for name in ("same", "added", "removed", "changed", "moved"):
-        rows.add_row(name, f"{getattr(diff, name):,}")
+    counts = {
+        name: getattr(diff, name) for name in ("same", "added", "removed", "changed", "moved")
+    }
+    if diff.masked_anew is not None:
+        counts["masked anew"] = diff.masked_anew
+    for name, count in counts.items():
+        rows.add_row(name, f"{count:,}")
     density = Table(box=None, pad_edge=False, header_style="dim")
     density.add_column("density")
     for name in ("a", "b", "moved by"):
         density.add_column(name, justify="right")
     for name, (a, b) in diff.density.items():
-        move = f"{100 * (b.density - a.density):+.1f} points"
-        density.add_row(Text(visible(name)), f"{a.density:.1%}", f"{b.density:.1%}", move)
+        shares = (f"{one.density:.1%}" if one.tokens else ABSENT for one in (a, b))
+        both = a.tokens and b.tokens
+        move = f"{100 * (b.density - a.density):+.1f} points" if both else ""
+        density.add_row(Text(visible(name)), *shares, move)
     parts: list[RenderableType] = [
         _line("a", diff.a),
         _line("b", diff.b),
@@ -173,6 +183,9 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
         density,
         *(Text(visible(str(place)), style="dim") for place in diff.examples),
     ]
+    differing = diff.added + diff.removed + diff.changed or diff.masked_anew or 0
+    if differing > len(diff.examples):
+        parts.append(Text(f"and {differing - len(diff.examples):,} more", style="dim"))
     return Group(*parts)
 
 
@@ -221,12 +234,17 @@ def render_rows(
 
 
 def render_view(
-    view: RowView, tokenizer: Tokenizer, policy: MaskPolicy | None, *, why: bool = False
+    view: RowView,
+    tokenizer: Tokenizer,
+    policy: MaskPolicy | None,
+    *,
+    why: bool = False,
+    longest: int | None = None,
 ) -> Iterator[RenderableType]:
-    """Yield one row, its title first; see :func:`render_rows`."""
+    """Yield one row, its title first; see :func:`render_rows` and :class:`RowText`."""
     tokens = shown_tokens(view, tokenizer, policy)
     yield _title(view)
-    yield _why_table(tokens) if why else RowText(tuple(tokens))
+    yield _why_table(tokens) if why else RowText(tuple(tokens), longest)
 
 
 def search_rows(dataset: Dataset, split: Split, text: str | None = None) -> Iterator[RowView]:
@@ -248,9 +266,14 @@ class ShownToken:
     role: str
     kind: str
     message: int
-    supervised: bool | None
-    """None before masking."""
+    weight: float | None
+    """0 where it is unsupervised; None before masking."""
     rule: Rule | None
+
+    @property
+    def supervised(self) -> bool | None:
+        """Whether it is learned at all; None before masking."""
+        return None if self.weight is None else self.weight > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,24 +281,30 @@ class RowText:
     """A row as running text, a turn a paragraph."""
 
     tokens: tuple[ShownToken, ...]
+    longest: int | None = None
+    """Characters shown of a stretch; what is left out is counted. None shows all."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Give the text its colours, or brackets where there are none."""
         colours = console.color_system is not None
         text, before = Text(), 0
-        for (message, style), run in groupby(self.tokens, lambda t: (t.message, _style(t))):
+        alike = groupby(self.tokens, lambda t: (t.message, _style(t), t.weight))
+        for (message, style, weight), run in alike:
             said = "".join(token.text for token in run)
-            marked = style == SUPERVISED and not colours
+            more = len(said) - (len(said) if self.longest is None else self.longest)
+            said = f"{said[: self.longest]} \u2026 {more:,} characters more" if more > 0 else said
             text.append("\n" * (message != before))
-            text.append(f"{OPEN}{said}{CLOSE}" if marked else said, style=style)
+            if weight and not colours:
+                said = f"{OPEN}{said}{CLOSE}{'' if weight == 1 else f'*{weight:g}'}"
+            text.append(said, style=style)
             before = message
         yield text
         yield Text()
 
 
 def _style(token: ShownToken) -> str:
-    if token.supervised:
-        return SUPERVISED
+    if token.weight:
+        return SUPERVISED if token.weight == 1 else LIGHTER if token.weight < 1 else HEAVIER
     return PROGRAM if token.kind in ("header", "end") else UNSUPERVISED
 
 
@@ -299,7 +328,7 @@ def shown_tokens(
                 role="" if span is None else ROLES[span["role"]],
                 kind="" if span is None else KINDS[span["kind"]],
                 message=0 if span is None else int(span["message"]),
-                supervised=None if view.mask is None else bool(view.mask[position]),
+                weight=None if view.weights is None else float(view.weights[position]),
                 rule=rule,
             )
         )
@@ -307,9 +336,10 @@ def shown_tokens(
 
 
 def _title(view: RowView) -> Text:
-    count = f"{len(view.tokens)} tokens"
-    if view.mask is not None:
-        count += f", {int(view.mask.sum())} supervised ({view.mask.mean():.0%})"
+    count = counted(len(view.tokens), "token")
+    if view.weights is not None:
+        supervised = view.weights > 0
+        count += f", {int(supervised.sum())} supervised ({supervised.mean():.0%})"
     return Text(f"{view.split} row {view.index}", style="bold").append(
         f"  {visible(view.source)}  {visible(view.where)}  {count}", style="not bold dim"
     )
@@ -318,12 +348,12 @@ def _title(view: RowView) -> Text:
 def _why_table(tokens: list[ShownToken]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("role", "left"),
-                          ("kind", "left"), ("mask", "right"), ("rule", "left")):  # fmt: skip
+                          ("kind", "left"), ("weight", "right"), ("rule", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=name != "rule")  # type: ignore[arg-type]
     for token in tokens:
         text = token.text.replace("\n", "\\n").replace(" ", "\u00b7")
         rule = "" if token.supervised is None else str(token.rule or "made by hand")
-        mask = "" if token.supervised is None else str(int(token.supervised))
-        cells = (str(token.position), str(token.id), text, token.role, token.kind, mask, rule)
+        weight = "" if token.weight is None else f"{token.weight:g}"
+        cells = (str(token.position), str(token.id), text, token.role, token.kind, weight, rule)
         table.add_row(*(Text(cell) for cell in cells), style=_style(token))
     return table

@@ -57,8 +57,8 @@ def render(template: str, *, styles: Sequence[str] = (), script: str = "", **val
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters["visible"] = visible
     if styles:  # not escaped, nor is the script: both are files of this package
         values["style"] = Markup("".join(map(_read, styles)))
     if script:
@@ -89,7 +89,7 @@ def plot(title: str, size: tuple[float, float], draw: "Callable[[Figure], object
         draw(figure)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(said, format="svg", metadata=nothing)
-    _, _, element = said.getvalue().partition("<svg ")
+    _, _, element = visible(said.getvalue()).partition("<svg ")
     # Ids that nothing refers to would stand twice in a page of two plots.
     element = re.sub(r'<g id="[^"]*"', "<g", element)
     for name, colour in COLOURS.items():

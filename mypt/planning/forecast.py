@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 from mypt.config import Preset
 from mypt.parsing import Frozen
-from mypt.planning.machines import FAILURE_HOURS, WRITE_RATE, Machine
+from mypt.planning.machines import (
+    FAILURE_HOURS,
+    LAUNCH_SECONDS,
+    LAUNCHES,
+    WRITE_RATE,
+    Machine,
+)
 from mypt.planning.sizes import (
     Memory,
     Operations,
@@ -185,8 +191,14 @@ def _step_seconds(preset: Preset, machine: Machine, step: Operations) -> float |
         return micros * machine.probe.micro_seconds + machine.probe.update_seconds
     if machine.gpu is not None:
         speed = machine.processes * machine.gpu.peak * machine.utilisation
-        return (step.total + step.again) / speed
+        return max((step.total + step.again) / speed, _launching(preset, machine))
     return None
+
+
+def _launching(preset: Preset, machine: Machine) -> float:
+    """Return seconds that starting the kernels of a step takes, below which no GPU comes."""
+    micros = preset.grad_accumulation // machine.processes
+    return micros * preset.n_layer * LAUNCHES * LAUNCH_SECONDS
 
 
 def _steps_worth(preset: Preset, step: Operations) -> float:
@@ -238,6 +250,11 @@ def _assumed(preset: Preset, machine: Machine, data: Data | None) -> tuple[str, 
         lines.append(
             f"{machine.utilisation:.0%} of the peak that is published,"
             f" {machine.gpu.peak / 1e12:.4g} TFLOP/s"
+        )
+        floor = _launching(preset, machine) * 1000
+        lines.append(
+            f"no step is quicker than {floor:.3g} ms: {LAUNCHES} kernels a block and micro-batch,"
+            f" {LAUNCH_SECONDS * 1e6:g} \u00b5s to start each"
         )
     if machine.probe is not None and machine.processes > 1:
         lines.append("processes do not slow each other down")

@@ -1,5 +1,6 @@
 """What a training may run on: this machine, measured, or GPUs as their makers publish them."""
 
+import difflib
 from typing import NamedTuple
 
 from mypt.errors import ConfigError
@@ -10,6 +11,12 @@ FAILURE_HOURS = 50_000.0
 """Hours a GPU between failures: 419 interruptions of 16,384 GPUs in 54 days (Llama 3, 2024)."""
 WRITE_RATE = 1e9
 """Bytes a second that reach the disk, where nobody says otherwise or measured it."""
+
+
+LAUNCHES = 100
+"""Kernels that a block starts in the forward and backward pass of a micro-batch, roughly."""
+LAUNCH_SECONDS = 5e-6
+"""What starting a kernel takes, whatever it computes: no pass is quicker than its launches."""
 
 
 class Gpu(NamedTuple):
@@ -78,6 +85,6 @@ def find_gpu(name: str) -> Gpu:
     try:
         return GPUS[name.lower()]
     except KeyError:
-        raise ConfigError(
-            f"gpu {name[:60]!r} is not in the table; expected one of {', '.join(GPUS)}"
-        ) from None
+        near = difflib.get_close_matches(name.lower(), GPUS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(GPUS)}"
+        raise ConfigError(f"gpu {name[:60]!r} is not in the table; {meant}") from None

@@ -140,18 +140,23 @@ def _mlp_weights(model: Architecture) -> int:
 
 
 class Memory(Frozen):
-    """Bytes of one process, without what the runtime takes for itself (about 1 GB on a GPU)."""
+    """Bytes of one process, without what the runtime takes for itself (about 1 GB on a GPU).
+
+    They are those of the moment at which most is held: gradients grow while activations go.
+    """
 
     weights: int
     """With what fsdp gathers of the others' parts while it computes."""
-    gradients: int
     optimizer: int
+    gradients: int
+    """Of micro-batches before, or of all weights where that moment is the update."""
     activations: int
     """What the blocks of one micro-batch keep for the backward pass."""
-    head: int
-    """Logits, their gradients and the vocabulary's, while the loss is made."""
+    working: int
+    """What the loss is made with (logits, their gradients, the vocabulary's), or a block's
+    gradients: the greater."""
     peak: int
-    """The most at once: gradients grow while activations go."""
+    """All of these."""
     snapshot: int
     """On the CPU beside it, while a checkpoint is written."""
 
@@ -194,13 +199,14 @@ def estimate(
     head = _head(preset, round(rows * density), width)
     back = _FLOAT * preset.vocab_size * preset.n_embd + rows * _way_back(preset, width, on_cpu)
     stands = sums if micros > 1 or parallel == "ddp" else 0
+    most = max((stands, activations, max(head, back)), (sums, 0, 0), key=sum)
     return Memory(
         weights=own + gathered,
-        gradients=sums,
         optimizer=2 * own,
-        activations=activations,
-        head=head,
-        peak=3 * own + gathered + max(activations + max(head, back) + stands, sums),
+        gradients=most[0],
+        activations=most[1],
+        working=most[2],
+        peak=3 * own + gathered + sum(most),
         snapshot=3 * own,
     )
 

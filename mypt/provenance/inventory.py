@@ -28,11 +28,13 @@ class Listed(Frozen):
     size: int | None = None
     """Bytes on the disk."""
     loss: float | None = None
-    """The lowest validation loss, in nats a supervised token."""
+    """The lowest that validation gave in training, in nats a supervised token."""
     mask: str = ""
     """What is learned, and its share of the tokens."""
     parent: str = ""
-    """What it began with, or re-masks."""
+    """What it began with, or re-masks: a name, or the digest of what is not listed."""
+    digest: str = ""
+    """A dataset's."""
     problem: str = ""
     """Why nothing else is known of it."""
 
@@ -54,16 +56,28 @@ def models() -> tuple[Listed, ...]:
 
 
 def datasets() -> tuple[Listed, ...]:
-    """Return what pipelines prepared and what models here were trained on, newest first."""
+    """Return every dataset that is known of, newest first.
+
+    Those are what pipelines prepared, what models here were trained on, what lies beside that, and
+    what lies in the working folder or in a folder of it, such as ``data/``.
+    """
     folders = {path for path in datasets_dir().glob("[!.]*") if path.is_dir()}
+    beside = {Path.cwd(), *(path for path in Path.cwd().glob("[!.]*") if path.is_dir())}
     for path in models_dir().glob("*/latest"):
         try:
             folder = Path(read_lineage(find_checkpoint(path.parent)).dataset.path)
         except (MyptError, OSError):  # the list of models says so
             continue
-        folders |= {folder} if (folder / METADATA).is_file() else set()
-    found = [_item("dataset", folder, _dataset) for folder in folders]
-    return newest_first(found)
+        beside.add(folder.parent)
+    folders |= {path.parent for place in beside for path in place.glob(f"[!.]*/{METADATA}")}
+    found = [_item("dataset", place, _dataset) for place in {path.resolve() for path in folders}]
+    names = {item.digest: item.name for item in found}
+    return newest_first(
+        item.model_copy(update={"parent": names.get(item.parent, item.parent[:12])})
+        if item.parent
+        else item
+        for item in found
+    )
 
 
 def _item(
@@ -117,7 +131,8 @@ def _dataset(folder: Path) -> Listed:
         about=f"{tokens:,} tokens of {manifest.tokenizer_name}",
         size=sum(file.size for file in manifest.files()),
         mask=_masked(manifest),
-        parent=manifest.parent[:12] if manifest.parent else "",
+        parent=manifest.parent or "",
+        digest=manifest.digest,
     )
 
 

@@ -7,13 +7,14 @@ from typing import Final, Literal
 
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import read_manifest, verify_files
-from mypt.data.vocabularies.huggingface import PREFIX
+from mypt.data.vocabularies.base_files import base_name
 from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.home import models_dir, moved_home, step_folder
 from mypt.parsing import Frozen
 from mypt.provenance.remaking import differences, make_again, missing_files
 from mypt.provenance.search import Search, ancestry
-from mypt.training.base_import import import_base
+from mypt.text import counted
+from mypt.training.base_import import GGUF_FORMAT, import_base
 from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
 from mypt.training.claim import extend
@@ -219,16 +220,18 @@ class _Again:
             for source in record.sources
             for file in source.files
         }
-        folders = {None if place is None else place.parent for place in places.values()}
-        folder = folders.pop()
+        one = record.sources[0].format == GGUF_FORMAT
+        bases = {p if p is None or one else p.parent for p in places.values()}
+        base = bases.pop()
         details = tuple(
             f"{path}: gone, or its bytes changed since they were read"
             for path, place in places.items()
-            if place is None or folders
+            if place is None or bases
         )
         if not details:
             dataset = self._datasets[self._lineages[number + 1].dataset.digest]
-            made, _ = import_base(f"{PREFIX}{folder}", open_dataset(dataset, verify=False))
+            assert base is not None, "no file is missing"
+            made, _ = import_base(base_name(base), open_dataset(dataset, verify=False))
             found = read_lineage(made).weights
         stage = Stage(
             name=f"base {Path(record.path).name}",
@@ -257,7 +260,7 @@ class _Again:
         weights = read_lineage(made).weights
         same = parting.line is None and weights == lineage.weights
         stage = Stage(
-            name=f"training {lineage.model_name}, {lineage.step} steps",
+            name=f"training {lineage.model_name}, {counted(lineage.step, 'step')}",
             outcome=SAME if same else DIFFERS,
             recorded=lineage.weights,
             found=weights,

@@ -6,15 +6,30 @@ from typing import NamedTuple
 
 from mypt import files
 from mypt.data.manifest import METADATA, Manifest, SourceFile, read_manifest
-from mypt.errors import MyptError
+from mypt.errors import CheckpointError, MyptError
 from mypt.home import home
-from mypt.training.lineage import Lineage, ParentRecord, read_lineage
+from mypt.training.lineage import MOST_PARENTS, Lineage, ParentRecord, read_lineage
 
 
 class Search:
     """Looks at the recorded place, then beside the checkpoint, in ``MYPT_HOME`` and around."""
 
-    def __init__(self, step_folder: Path) -> None:
+    def __init__(self, step_folder: Path, depth: int = 0) -> None:
+        """Begin at a checkpoint.
+
+        Args:
+            step_folder: The checkpoint.
+            depth: How many trainings lie between it and the one whose chain is followed.
+
+        Raises:
+            CheckpointError: If that is more than mypt ever writes.
+        """
+        if depth > MOST_PARENTS:
+            raise CheckpointError(
+                f"{step_folder}: a chain of more than {MOST_PARENTS} parents, which mypt never"
+                " writes; do not use it"
+            )
+        self.depth = depth
         around = (step_folder.parent.parent.parent, home(), home().parent, Path.cwd())
         self.roots = tuple(dict.fromkeys(around))
 
@@ -87,6 +102,7 @@ def ancestry(step_folder: Path) -> Ancestry:
         if before is None:
             return Ancestry(tuple(found), parent)
         found.append(before)
+        search = Search(folder, len(found) - 1)
     return Ancestry(tuple(found), None)
 
 

@@ -9,7 +9,7 @@ from mypt.data.manifest import METADATA, SourceFile, SourceRecord
 from mypt.data.policies import policy_words
 from mypt.parsing import Frozen
 from mypt.provenance.search import Search
-from mypt.text import visible
+from mypt.text import counted, visible
 from mypt.training.lineage import (
     IMPORTED,
     DatasetRecord,
@@ -63,8 +63,12 @@ def trace(step_folder: Path, *, verify: bool = False) -> Link:
         CheckpointError: If its own lineage cannot be read.
     """
     folder = step_folder.absolute()
+    return _traced(folder, Search(folder), verify)
+
+
+def _traced(folder: Path, search: Search, verify: bool) -> Link:
     lineage = read_lineage(folder)
-    link = _checkpoint(lineage, Search(folder), verify)
+    link = _checkpoint(lineage, search, verify)
     link = link.model_copy(update={"path": str(folder)})
     return _judged(link, problems(folder, lineage)) if verify else link
 
@@ -105,7 +109,7 @@ def _checkpoint(lineage: Lineage, search: Search, verify: bool) -> Link:
 def _parent(parent: ParentRecord, search: Search, verify: bool) -> Link:
     place = search.checkpoint(parent.path, parent.digest)
     if place is not None:
-        return trace(place, verify=verify)
+        return _traced(place, Search(place, search.depth + 1), verify)
     if parent.lineage is not None:
         link = _checkpoint(parent.lineage, search, verify)
     else:
@@ -153,7 +157,7 @@ def _source(source: SourceRecord, search: Search, verify: bool) -> Link:
         facts=(
             f"format {source.format}, weight {source.weight:g},"
             f" licence {source.licence or 'not stated'}",
-            f"{source.rows_read} rows read{reasons}",
+            f"{counted(source.rows_read, 'row')} read{reasons}",
         ),
         links=tuple(_file(file, search, verify) for file in source.files),
     )
@@ -184,7 +188,7 @@ def _checkpoint_facts(lineage: Lineage) -> tuple[str, ...]:
     ids = ", ".join(f"{k} {v}" for k, v in lineage.context.model_dump().items() if v)
     lines = (
         f"weights {lineage.weights[:12]}",
-        f"{lineage.tokens} tokens read, {learned(lineage)}, in {lineage.step} steps",
+        f"{lineage.tokens} tokens read, {learned(lineage)}, in {counted(lineage.step, 'step')}",
         *_epoch_facts(lineage),
         f"config {lineage.config.name}, seed {lineage.config.seed}",
         _made_by(lineage),
@@ -220,7 +224,7 @@ def _epoch_facts(lineage: Lineage) -> Iterator[str]:
         return
     passes = f", {lineage.step / epoch.steps:.1f} times" if epoch.steps else ""
     skipped = f"; {epoch.skipped} tokens in shards too short to draw from" * (epoch.skipped > 0)
-    yield f"once through is {epoch.steps} steps{passes}{skipped}"
+    yield f"once through is {counted(epoch.steps, 'step')}{passes}{skipped}"
     for found in epoch.accounts:
         for what, entries in (("dropped", found.dropped), ("cut", found.cut)):
             for lost in entries:
@@ -244,5 +248,6 @@ def _dataset_facts(record: DatasetRecord, masked: bool) -> tuple[str, ...]:
     facts.append(f"mask: {policy_words(record.mask.policy)}")
     shares = {"all": stats.total} | stats.by_role | stats.by_source
     facts.append("supervised: " + ", ".join(f"{k} {v.density:.1%}" for k, v in shares.items()))
-    facts.append(f"{stats.rows} rows, {stats.rows_unsupervised} without a supervised token")
+    rows = counted(stats.rows, "row")
+    facts.append(f"{rows}, {stats.rows_unsupervised} without a supervised token")
     return tuple(facts)

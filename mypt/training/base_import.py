@@ -1,4 +1,4 @@
-"""A model of ``transformers`` as a checkpoint of ours, with a lineage down to its files."""
+"""A model from elsewhere as a checkpoint of ours, with a lineage down to its files."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ from mypt.config import Preset
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
 from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.huggingface import TOKENIZER, hf_folder, hf_vocabulary
+from mypt.data.vocabularies.base_files import TOKENIZER, base_path
+from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
-from mypt.inference.huggingface.imports import read_hf, with_new_tokens
+from mypt.inference.huggingface.imports import read_base, with_new_tokens
 from mypt.references import BaseRecord
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point
@@ -19,12 +20,15 @@ from mypt.training.circumstances import record_code
 from mypt.training.compute import resolve
 from mypt.training.lineage import IMPORTED, DatasetRecord, Lineage
 
+GGUF_FORMAT = "gguf"
+"""What a lineage calls the format of a base that is one file."""
+
 
 def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
-    """Return the step folder of a model read from ``hf:PATH``, made where it is not there yet.
+    """Return the step folder of a model read from its files, made where it is not there yet.
 
     Args:
-        name: ``hf:`` and a folder, or a name in huggingface's cache.
+        name: ``hf:`` and a folder, or a name in huggingface's cache; or ``gguf:`` and a file.
         dataset: What will be trained on; its tokenizer is the model's with a template's tokens.
 
     Returns:
@@ -32,23 +36,23 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
 
     Raises:
         ConfigError: If the dataset was made with another tokenizer.
-        CheckpointError: If the folder cannot be read.
+        CheckpointError: If its files cannot be read.
         DataError: If its tokenizer cannot be read here.
     """
-    folder = hf_folder(name)
-    known, tokenizer = hf_vocabulary(folder), dataset.tokenizer
+    base = base_path(name)
+    known, tokenizer = hf_vocabulary(base), dataset.tokenizer
     if Tokenizer(known, tokenizer.template).digest != tokenizer.digest:
         raise ConfigError(
             f"{name} reads tokenizer {known.name}, dataset {dataset.path} was made with"
             f" {tokenizer.name}; prepare the dataset again with --tokenization {name}"
         )
-    read = with_new_tokens(read_hf(folder), known, tokenizer)
+    read = with_new_tokens(read_base(base), known, tokenizer)
     sources = tuple(
         SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
-        for p in (*read.files, folder / TOKENIZER)
+        for p in (*read.files, *([] if base.is_file() else [base / TOKENIZER]))
     )
     digest = files.digest_json([tokenizer.digest, *(source.sha256 for source in sources)])
-    model_name = f"hf-{digest[:12]}"
+    model_name = f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
     config = Preset(
         **dict(read.architecture), name=name, use_loss_mask=False, length_policy="split"
     )
@@ -65,7 +69,7 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
             supervised=0,
             parent=None,
             base=read.base,
-            dataset=_record(folder, digest, tokenizer, dataset, sources),
+            dataset=_record(base, digest, tokenizer, dataset, sources),
             config=config,
             code=record_code(),
             compute=resolve(config, config.gpt()).record(),
@@ -79,19 +83,22 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
 
 
 def _record(
-    folder: Path,
+    base: Path,
     digest: str,
     tokenizer: Tokenizer,
     dataset: Dataset,
     sources: tuple[SourceFile, ...],
 ) -> DatasetRecord:
     """Return what stands where a training has its dataset: the files, and no rows."""
-    name = folder.absolute().name
     source = SourceRecord(
-        name=name, format="transformers", weight=1.0, files=sources, rows_read=0
-    )  # fmt: skip
+        name=base.absolute().name,
+        format=GGUF_FORMAT if base.is_file() else "transformers",
+        weight=1.0,
+        files=sources,
+        rows_read=0,
+    )
     return DatasetRecord(
-        path=str(folder.absolute()),
+        path=str(base.absolute()),
         digest=digest,
         parent=None,
         kind=IMPORTED,
@@ -112,7 +119,9 @@ def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[st
         for token, number in new.items():
             here = shard.tokens == number
             seen[token] += int(here.sum())
-            learned[token] += int(here.sum() if shard.mask is None else shard.mask[here].sum())
+            learned[token] += int(
+                here.sum() if shard.mask is None else (shard.mask[here] != 0).sum()
+            )
     if not new:
         return ()
     counts = ", ".join(f"{t} read {seen[t]}, learned {learned[t]}" for t in new if seen[t])

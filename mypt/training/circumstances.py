@@ -22,15 +22,20 @@ from mypt.training.lineage import (
     ComputeRecord,
     DatasetRecord,
     EarlierSteps,
+    EpochRecord,
     Extension,
     Lineage,
+    ParentRecord,
     RunContext,
 )
+from mypt.training.loader import Epoch
 from mypt.training.optim import learning_rate_at
 
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
 )  # fmt: skip
+_UNKNOWN = ("isa", "")
+"""What an older mypt has not written differs from nothing."""
 _SAME_BITS_AS_TREE = {"processes", "parallel"}
 
 
@@ -157,7 +162,7 @@ def between(
     before = then.code.libraries | then.compute.model_dump(mode="json")
     after = code.libraries | compute.model_dump(mode="json")
     for key, value in before.items():
-        if after.get(key) != value:
+        if after.get(key) != value and (key, value) != _UNKNOWN:
             yield f"{who}: {key} {value} then, {after.get(key)} now"
 
 
@@ -181,6 +186,37 @@ def _extension_note(before: Lineage, config: Preset) -> str:
     )
 
 
+def begin_lineage(
+    model_name: str,
+    config: Preset,
+    parent: ParentRecord | None,
+    dataset: Dataset,
+    compute: Compute,
+    epoch: Epoch,
+    context: RunContext,
+    found: Checkpoint | None,
+) -> Lineage:
+    """Return the lineage of a run's next checkpoint, but for its step and files."""
+    maker = record_code(), compute.record(), context
+    return Lineage(
+        model_name=model_name,
+        step=0,
+        tokens=0,
+        supervised=0,
+        parent=parent,
+        dataset=record_dataset(dataset.path, dataset.manifest),
+        epoch=EpochRecord(
+            steps=epoch.steps, tokens=epoch.tokens, skipped=epoch.skipped, accounts=epoch.accounts
+        ),
+        config=config,
+        code=maker[0],
+        compute=maker[1],
+        context=context,
+        earlier=() if found is None else record_earlier(found.lineage, *maker),
+        extended=() if found is None else record_extended(found.lineage, config),
+    )
+
+
 def begin_notes(
     config: Preset, compute: Compute, dataset: Dataset, found: Checkpoint | None
 ) -> tuple[str, ...]:
@@ -197,6 +233,7 @@ def begin_notes(
             " the last bits can differ from an undisturbed run"
             for key, value in now.model_dump().items()
             if value != getattr(before, key)
+            and (key, getattr(before, key)) != _UNKNOWN
             and not (config.reduction == "tree" and key in _SAME_BITS_AS_TREE)
         ]
     return tuple(notes)

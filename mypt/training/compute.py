@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 
 from mypt.config import GPTConfig, Preset, TrainConfig
 from mypt.errors import ConfigError, TrainingError
+from mypt.model.gpt import GPT
 from mypt.training.lineage import ComputeRecord
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_BLOCKS = "transformer.h."
 _WIDE = 128
 """Width from which a CPU step is quicker in bfloat16; below, casting costs what products save."""
 
@@ -46,6 +49,35 @@ class Compute:
             threads=self.threads,
             processes=self.processes,
             parallel=self.parallel,
+            isa=torch.backends.cpu.get_cpu_capability(),
+        )
+
+
+def shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
+    with torch.device("meta"):
+        first = GPT(config.model_copy(update={"n_layer": 1}))
+    found = {name: weight.shape for name, weight in first.named_parameters()}
+    block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
+    return found | {
+        name.replace(f"{_BLOCKS}0.", f"{_BLOCKS}{number}.", 1): shape
+        for number in range(config.n_layer)
+        for name, shape in block.items()
+    }
+
+
+def check_room(config: GPTConfig) -> None:
+    """Refuse weights that this machine has no memory for, before any is taken.
+
+    Raises:
+        ConfigError: If there are such.
+    """
+    n_bytes = 4 * sum(shape.numel() for shape in shapes(config).values())
+    room = psutil.virtual_memory().total
+    if n_bytes > room:
+        raise ConfigError(
+            f"n_layer {config.n_layer}, n_embd {config.n_embd}: weights of {n_bytes >> 30:,} GiB,"
+            f" and this machine has {room >> 30:,} GiB of memory; choose smaller sizes"
         )
 
 

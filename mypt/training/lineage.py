@@ -21,6 +21,8 @@ WEIGHTS = "model.safetensors"
 IMPORTED = "import"
 """Kind of what stands where a dataset would, in the lineage of a model that came from elsewhere."""
 VERSION = 1
+MOST_PARENTS = 64
+"""Trainings, each on top of the one before; a lineage holds those of all its parents."""
 PICKLES = frozenset({
     ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".npy", ".distcp", ".metadata",
 })  # fmt: skip
@@ -116,6 +118,8 @@ class ComputeRecord(Frozen):
     """How many shared each step; of reduction tree, any number gives the same bits."""
     parallel: str = "none"
     """What they hold: "none" and "ddp" the whole model, "fsdp" a part."""
+    isa: str = ""
+    """Widest instructions of the processor that torch uses; empty where an older mypt wrote it."""
 
 
 class EarlierSteps(Frozen):
@@ -172,6 +176,14 @@ class Lineage(Frozen):
     digest: str = Field(default="", repr=False)
 
     @property
+    def parents(self) -> int:
+        """How many trainings lie before this one, as far as it says itself."""
+        parent, n = self.parent, 0
+        while parent is not None:
+            n, parent = n + 1, None if parent.lineage is None else parent.lineage.parent
+        return n
+
+    @property
     def policy(self) -> str:
         """Whose tokens were learned, in words, whatever masks the dataset has."""
         return policy_in_force(self.config.use_loss_mask, self.dataset.mask)
@@ -224,9 +236,10 @@ def read_lineage(folder: Path) -> Lineage:
         raise CheckpointError(
             f"{path}: {where} is not what mypt writes; the file is damaged"
         ) from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: damaged: {error}; use an earlier step or a copy of this one"
+            f"{path}: damaged: {said}; use an earlier step or a copy of this one"
         ) from None
 
 

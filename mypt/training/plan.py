@@ -10,11 +10,17 @@ from mypt.data.manifest import Manifest, read_manifest
 from mypt.data.packing.layout import default_policy
 from mypt.data.policies import policy_in_force, policy_words
 from mypt.data.tokenizer import load_tokenizer
-from mypt.data.vocabularies.huggingface import PREFIX
+from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
-from mypt.training.lineage import IMPORTED, Lineage, ParentRecord, read_lineage
+from mypt.training.lineage import (
+    IMPORTED,
+    MOST_PARENTS,
+    Lineage,
+    ParentRecord,
+    read_lineage,
+)
 
 _LABELS = {"name"}
 _CIRCUMSTANCES = {
@@ -88,8 +94,8 @@ def plan_run(
         preset: Architecture and training values; with ``init_from`` the architecture is not used.
         model_name: Name under ``models/``.
         dataset_dir: The dataset's folder.
-        init_from: Base model: a name, a model folder, a step folder, or ``hf:`` and a folder in
-            transformers' layout, which is read into ``models/`` first.
+        init_from: Base model: a name, a model folder, a step folder, ``hf:`` and a folder in
+            transformers' layout, or ``gguf:`` and a file, which is read into ``models/`` first.
         dataset_digest: Digest that the dataset must have; None takes it as it is.
         masks_by_default: Whether a preset that does not say uses masks; None refuses to guess
             where the dataset has some.
@@ -105,6 +111,11 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
+        if preset.kl_base:
+            raise ConfigError(
+                f"kl_base {preset.kl_base:g} holds a model to its base, and there is none; name one"
+                " with --init_from_model, or set kl_base to 0"
+            )
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
@@ -143,18 +154,18 @@ def fit_to_data(
     preset = preset.model_copy(update={"use_loss_mask": masked, "length_policy": policy})
     _check_sizes(preset, folder, manifest)
     if preset.epochs is None:
-        return preset, ()
+        return preset.with_steps(preset.max_iters), ()
     from mypt.training.loader import GPTDataLoader  # loads torch
 
     epoch = GPTDataLoader.of(preset, open_dataset(folder, verify=False)).epoch("train").steps
     steps = max(1, round(preset.epochs * epoch))
     line = f"epochs: {preset.epochs:g}, of {epoch} steps each: max_iters {steps}"
-    return preset.model_copy(update={"epochs": None, "max_iters": steps}), (line,)
+    return preset.with_steps(steps), (line,)
 
 
 def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
     """Return the step folder to begin with; what comes from elsewhere is read into one first."""
-    if not str(init_from).startswith(PREFIX):
+    if not str(init_from).startswith(PREFIXES):
         return home.checkpoint_to_use(init_from), ()
     from mypt.training.base_import import import_base  # loads torch
 
@@ -171,6 +182,11 @@ def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
 
 
 def _parent(folder: Path, base: Lineage) -> ParentRecord:
+    if base.parents >= MOST_PARENTS:
+        raise ConfigError(
+            f"{folder}: {base.parents} trainings lie before it, expected fewer than {MOST_PARENTS};"
+            " begin with one nearer to the first"
+        )
     return ParentRecord(
         path=str(folder.absolute()),
         model_name=base.model_name,

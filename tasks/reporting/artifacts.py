@@ -2,25 +2,33 @@
 
 import base64
 import io
+import math
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import httpx
 import pandas as pd
 from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.runtime import flow_run
+from pydantic import Field
 
 from mypt.data.manifest import Density, MaskStats
-from mypt.inspection.checks.findings import ValidationReport
+from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.pages.render import plot
-from mypt.text import markdown, one_line
-from tasks.tracking.records import Metrics, read
+from mypt.parsing import Frozen
+from mypt.text import counted, markdown, one_line, shorten, visible
+from tasks.tracking.destination import mlflow_url
+from tasks.tracking.records import Metrics, now, read
 
 _PATIENCE = 2.0
 """Seconds that all artifacts of a process wait in all for a Prefect API that does not answer."""
@@ -36,8 +44,62 @@ _PANELS = (
 )
 _DIGITS = 4
 """Of a figure, behind the point; MLflow has all of them."""
+_BUSY = 503
+_LONGEST = 160
 _POINTS = 500
 """Most points of a curve; a longer one is thinned evenly."""
+
+
+class Shown(Frozen):
+    """One part of a run's page in Prefect."""
+
+    key: str
+    """By which Prefect finds the same part of other runs."""
+    description: str
+    rows: tuple[dict[str, Any], ...] = ()
+    """Of a table."""
+    text: str = ""
+    """Markdown; empty for a table."""
+    page: tuple[str, str] | None = None
+    """A journal, and the file of its run in MLflow that a link below the text leads to."""
+
+
+class MadeBy(Frozen):
+    """When a stage was made and by which flow run, and what that run's page showed of it."""
+
+    time: int = Field(default_factory=now)
+    flow_run: str | None = Field(default_factory=lambda: flow_run.id)
+    """Its id; None outside of Prefect."""
+    name: str = Field(default_factory=lambda: flow_run.name or "")
+    shown: tuple[Shown, ...] = ()
+
+    def __str__(self) -> str:
+        return self._said(self.name)
+
+    def show_again(self) -> None:
+        """Show on the page of this run what that one showed, and say so."""
+        note = self._said(f"[{markdown(self.name)}](/runs/flow-run/{self.flow_run})")
+        for part in self.shown:
+            show(part, f"Reused, {note}. ")  # first, since lists cut descriptions
+
+    def _said(self, run: str) -> str:
+        when = datetime.fromtimestamp(self.time / 1000, UTC)
+        by = f" by flow run {run}" if self.flow_run else ""
+        return f"made {when:%Y-%m-%d %H:%M} UTC{by}"
+
+
+_kept: ContextVar[list[Shown] | None] = ContextVar("shown", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[Shown]]:
+    """Yield the list of what the block shows, in Prefect or not."""
+    shown: list[Shown] = []
+    token = _kept.set(shown)
+    try:
+        yield shown
+    finally:
+        _kept.reset(token)
 
 
 def mask_statistics(name: str, stats: MaskStats) -> None:
@@ -75,9 +137,7 @@ def validation_findings(name: str, report: ValidationReport) -> None:
         ],
         columns=["level", "finding", "count", "meaning", "for example"],
     )
-    counts = ", ".join(
-        f"{report.count(level)} {level}s" for level in ("error", "warning", "notice")
-    )
+    counts = ", ".join(counted(report.count(level), level) for level in LEVELS)
     _table(f"validation-{name}", frame, f"{name}: {counts}.")
 
 
@@ -105,7 +165,8 @@ def loss_curves(name: str, curves: Mapping[str, Curve]) -> None:
     figure.savefig(buffer, format="png", dpi=90)
     image = base64.b64encode(buffer.getvalue()).decode()
     text = f"![losses of {name}](data:image/png;base64,{image})"
-    _publish(partial(_markdown, f"loss-{name}", text, f"Losses of {name} over optimizer steps."))
+    about = f"Losses of {name} over optimizer steps."
+    show(Shown(key=artifact_key(f"loss-{name}"), description=about, text=text))
 
 
 def mlflow_link(title: str, where: str, url: Link) -> None:
@@ -115,22 +176,46 @@ def mlflow_link(title: str, where: str, url: Link) -> None:
         found = _awaited(url)
         if found is not None:  # else MLflow is away; whoever waits for it says so
             text = f"[{markdown(title)} in MLflow]({found}), kept in `{where}`"
-            _markdown("mlflow-run", text, "The way to the same run in MLflow.")
+            about = "The way to the same run in MLflow."
+            create_markdown_artifact(visible(text), key="mlflow-run", description=about)
 
     _publish(link, wait=False)
 
 
-def preview(name: str, text: str, page: Link) -> None:
-    """Show some rows of a dataset, and where all of its preview page is, as soon as it is known."""
+def preview(name: str, text: str, page: tuple[str, str]) -> None:
+    """Show some rows of a dataset, and where all of its preview page is, as soon as it is known.
 
-    def show() -> None:
-        found = _awaited(page)
-        link = (
-            f"\n\n[More rows, with the reason for each token, in MLflow]({found})" if found else ""
-        )
-        _markdown(f"preview-{name}", text + link, f"Rows of {name}.")
+    Args:
+        name: The dataset's.
+        text: The rows.
+        page: The journal of the run in MLflow that has the whole page, and the page's name there.
+    """
+    about = f"Rows of {name}."
+    show(Shown(key=artifact_key(f"preview-{name}"), description=about, text=text, page=page))
 
-    _publish(show, wait=False)
+
+def show(part: Shown, note: str = "") -> None:
+    """Show a part on the page of the Prefect run that is open.
+
+    Args:
+        part: What to show.
+        note: What is said before its description.
+    """
+    if (kept := _kept.get()) is not None:
+        kept.append(part)
+
+    def create() -> None:
+        # Every value in it was made plain where it stands; what steers a terminal is none anywhere.
+        described, text = visible(f"{note}{part.description}"), visible(part.text)
+        if not part.text:
+            create_table_artifact(list(part.rows), key=part.key, description=described)
+            return
+        found = _awaited(partial(mlflow_url, *part.page)) if part.page else None
+        more = f"\n\n[More rows, with the reason for each token, in MLflow]({found})"
+        text += more if found else ""
+        create_markdown_artifact(text, key=part.key, description=described)
+
+    _publish(create, wait=part.page is None)
 
 
 def _awaited(url: Link) -> str | None:
@@ -150,13 +235,26 @@ def _density(group: str, density: Density) -> dict[str, Any]:
 
 
 def _table(key: str, frame: pd.DataFrame, description: str) -> None:
-    shown = frame.map(lambda cell: one_line(cell) if isinstance(cell, str) else cell)
-    rows = shown.astype(object).where(frame.notna(), None).to_dict("records")
-    _publish(lambda: create_table_artifact(rows, key=artifact_key(key), description=description))
+    rows = frame.map(_cell).astype(object).where(frame.notna(), None).to_dict("records")
+    show(Shown(key=artifact_key(key), description=description, rows=tuple(rows)))
 
 
-def _markdown(key: str, text: str, description: str) -> None:
-    create_markdown_artifact(text, key=artifact_key(key), description=description)
+def _cell(value: Any) -> Any:
+    """Return what JSON can hold of a figure, and a line of a text."""
+    infinite = isinstance(value, float) and math.isinf(value)
+    return one_line(str(value)) if infinite or isinstance(value, str) else value
+
+
+def away(error: Exception) -> str:
+    """Return in one line why Prefect's API did not take something, and that no harm is done."""
+    if isinstance(error, httpx.HTTPStatusError):
+        code = error.response.status_code
+        why = f"it answered {code}{', too busy' if code == _BUSY else ''}"
+    elif isinstance(error, httpx.HTTPError):
+        why = f"it did not answer ({type(error).__name__})"
+    else:
+        why = shorten(str(error), _LONGEST) or type(error).__name__
+    return f"{why}; the work goes on without"
 
 
 def artifact_key(text: str) -> str:
@@ -174,7 +272,7 @@ def _publish(create: Callable[[], object], *, wait: bool = True) -> None:
         try:
             create()
         except Exception as error:  # a page that is not shown must not stop a training
-            sys.stderr.write(f"mypt: an artifact is not shown in Prefect ({error})\n")
+            sys.stderr.write(f"mypt: an artifact is not shown in Prefect: {away(error)}\n")
 
     thread = threading.Thread(target=copy_context().run, args=(attempt,), daemon=True)
     thread.start()

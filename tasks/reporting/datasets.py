@@ -1,7 +1,6 @@
 """What each stage of the data tells the terminal, MLflow and Prefect about its result."""
 
 import re
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from mypt.inspection.preview import render_preview
 from mypt.inspection.rowview import RowView, iter_rows
 from mypt.inspection.terminal import ShownToken, shown_tokens
 from mypt.inspection.validation import REPORT
-from mypt.text import visible
+from mypt.text import counted, visible
 from tasks.reporting import artifacts
 from tasks.stages import tell
-from tasks.tracking.destination import mlflow_url
 from tasks.tracking.journal import Journal
 from tasks.tracking.records import Artifact, Metrics, Text
 
@@ -78,7 +76,7 @@ def report_dataset(run: Journal, folder: Path) -> None:
     run.write(Metrics(values={"rows": rows, "rows_dropped": dropped, **tokens}))
     run.write(Artifact(path=str(folder / METADATA)))
     tell(
-        f"{folder.name}: {rows:,} rows, {dropped:,} dropped,"
+        f"{folder.name}: {counted(rows, 'row')}, {dropped:,} dropped,"
         f" {manifest.tokens('train'):,} tokens in train, {manifest.tokens('val'):,} in val"
     )
 
@@ -110,20 +108,17 @@ def report_masks(run: Journal, folder: Path) -> None:
 
 
 def report_validation(run: Journal, folder: Path, report: ValidationReport) -> None:
-    """Say what a validation found, errors and warnings one by one, and keep the preview page."""
+    """Say what a validation found, one by one, and keep the preview page."""
     run.write(Metrics(values={f"{level}s": report.count(level) for level in LEVELS}))
     run.write(Text(name=REPORT, text=report.model_dump_json(indent=2)))
     dataset = open_dataset(folder, verify=False)
     page = render_preview(dataset, report, max_rows=_ROWS_KEPT)
     run.write(Text(name=PREVIEW, text=page))
-    shown_at = partial(mlflow_url, run.name, f"artifacts/{PREVIEW}")
-    artifacts.preview(folder.name, excerpt(dataset), shown_at)
+    artifacts.preview(folder.name, excerpt(dataset), (run.name, f"artifacts/{PREVIEW}"))
     artifacts.validation_findings(folder.name, report)
-    counts = (f"{report.count(level)} {level}s" for level in LEVELS)
-    tell(f"{folder.name}: " + ", ".join(counts))
+    tell(f"{folder.name}: " + ", ".join(counted(report.count(level), level) for level in LEVELS))
     for finding in report.findings:
-        if finding.level != "notice":
-            tell(f"  {finding.level}: {finding.count:,} {finding.message}")
+        tell(f"  {finding.level}: {finding.count:,} {finding.message}")
 
 
 def report_proof(run: Journal, folder: Path, proof: ProofReport) -> None:

@@ -16,6 +16,8 @@ _CONTEXTS: dict[str, Split] = {
 }
 """Which split is read for what; for anything else it is both."""
 SHOWN_DIGITS = 12
+_DIGITS = 4
+"""Of a share, behind the point."""
 
 
 def dataset_input(dataset: DatasetRef, context: str) -> DatasetInput:
@@ -29,7 +31,8 @@ def dataset_input(dataset: DatasetRef, context: str) -> DatasetInput:
     manifest = read_manifest(path, dataset.digest)
     split = _CONTEXTS.get(context)
     shards = [shard for shard in manifest.shards if split in (None, shard.split)]
-    profile = {
+    columns = {"token": "integer"} | ({"mask": "integer"} if manifest.mask else {})
+    profile: dict[str, int | float] = {
         "rows": sum(shard.n_rows for shard in shards),
         "tokens": sum(shard.n_tokens for shard in shards),
     }
@@ -37,12 +40,17 @@ def dataset_input(dataset: DatasetRef, context: str) -> DatasetInput:
         stats = manifest.mask.stats
         of_split = stats.by_split.get(split, stats.total) if split else stats.total
         profile["supervised by its masks"] = of_split.supervised
+        profile["density"] = round(of_split.density, _DIGITS)
+        for role, found in stats.by_role.items():
+            profile[f"{role}, both splits: tokens"] = found.tokens
+            profile[f"{role}, both splits: density"] = round(found.density, _DIGITS)
     return DatasetInput(
         name=validation_name(path) if split == "val" else path.name,
         digest=dataset.digest,
         path=dataset.path,
         context=context,
         profile=profile,
+        columns=columns | ({"role": "string"} if manifest.kind == "chat" else {}),
     )
 
 

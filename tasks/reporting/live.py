@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import TaskRunContext
 
 from tasks.progress import Move
-from tasks.reporting.artifacts import artifact_key
+from tasks.reporting.artifacts import artifact_key, away
 
 _SECONDS = 2.0
 """Between two movements."""
@@ -64,7 +64,7 @@ class _Bar:
             else:
                 self._show()
         except Exception as error:  # a bar that does not move must not stop a training
-            sys.stderr.write(f"mypt: progress is not shown in Prefect ({error})\n")
+            sys.stderr.write(f"mypt: progress is not shown in Prefect: {away(error)}\n")
 
     def _show(self) -> None:
         now = self._now

@@ -8,11 +8,12 @@ from uuid import uuid4
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
+from mypt import files
 from mypt.config import PipelineConfig, Preset
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.policies import EVERY_TOKEN, policy_words
 from mypt.data.reading.sources import source_names
-from mypt.evaluation.scores import Summary
+from mypt.evaluation.scores import ModelScores, Summary
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef, DatasetRef
@@ -21,6 +22,7 @@ from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
+from tasks.reporting.datasets import PREVIEW
 from tasks.reporting.evaluations import evaluation_tables, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
 from tasks.stages import tell
@@ -38,9 +40,19 @@ from tasks.tracking.destination import (
     ui_answers,
     ui_server,
 )
-from tasks.tracking.journal import Journal
-from tasks.tracking.recording import recorded, reused_everything
-from tasks.tracking.records import Metrics, Params, Tags, Text, flatten, journal_path
+from tasks.tracking.journal import Journal, is_finished
+from tasks.tracking.recording import recorded, reuse, reused_everything
+from tasks.tracking.records import (
+    Described,
+    Metrics,
+    Params,
+    Tags,
+    Text,
+    Upload,
+    flatten,
+    journal_path,
+    names,
+)
 
 PREFECT_UI = "http://127.0.0.1:4200"
 """Where ``mypt up`` shows what runs without a server left."""
@@ -123,6 +135,7 @@ def report_pipeline(
     run.write(Metrics(values=summary_metrics(summary) | _data_sizes(chat)))
     named = {f"digest.{name}": digest for name, digest in summary.digests.items()}
     run.write(Tags(values={"checkpoint": summary.checkpoint, **named}))
+    _describe(run, base, chat, summary)
     for record in evaluation_tables(summary):
         run.write(record)
     run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
@@ -131,11 +144,50 @@ def report_pipeline(
         ("sft", config.sft, summary.sft),
     ):
         _report_training(run, stage, preset, scores.checkpoint)
+    if config.tracking.upload == "weights":
+        _upload_weights(summary.base, summary.sft)
+
+
+def _upload_weights(*models: ModelScores) -> None:
+    """Ask MLflow to hold the weights, in a run that is sent after those that list the models."""
+    digests = [model.checkpoint.digest for model in models]
+    key, title = f"upload-{files.digest_json(digests)[:12]}", "upload weights"
+    if is_finished(key):
+        reuse(key, title)
+        return
+    with recorded(key, title) as run:
+        for model in models:
+            run.write(Upload(name=model.model, checkpoint=model.checkpoint))
+
+
+def _describe(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary) -> None:
+    """Say what was learned, of which data, from which base, what came of it, and where to look."""
+    scores = (summary.base, summary.sft)
+    before, after = (found.exact_match.get("overall") for found in scores)
+    answers = "" if after is None else f"exact match {before or 0:.1%} → {after:.1%}, "
+    losses = " → ".join(f"{found.val_loss:.3f}" for found in scores)
+    parent = f"{summary.base.model} step {summary.base.checkpoint.step}"
+    facts = {
+        "mask": f"{summary.policy}, {summary.mask_density:.1%} of the tokens read were learned",
+        "data": f"{_called(chat.path, chat.digest)}; base corpus {_called(base.path, base.digest)}",
+        "parent": _called(parent, summary.digests["base_checkpoint"]),
+        "model": f"{summary.sft.model}, {answers}loss {losses}",
+    }
+    checked = f"validate-{Path(chat.path).name}-"
+    previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
+    pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
+    lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
+    run.write(Described(lines=lines, pages=(*previews, *pages)))
+
+
+def _called(path: str, digest: str) -> str:
+    return f"{Path(path).name} ({digest[:SHOWN_DIGITS]})"
 
 
 def report_gate(run: Journal, decided: str) -> None:
     """Say on a flow's run what the gate decided; a tag, since a retry may find it otherwise."""
     run.write(Tags(values={GATE_TAG: decided}))
+    run.write(Described(lines=(f"- **gate**: {markdown(decided)}",)))
 
 
 def _data_sizes(dataset: DatasetRef) -> dict[str, float]:

@@ -12,6 +12,7 @@ from mypt.home import find_checkpoint
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef
+from mypt.text import markdown
 from mypt.training.checkpoints.folder import steps
 from mypt.training.circumstances import changes_on_resume
 from mypt.training.events import (
@@ -27,11 +28,13 @@ from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.plan import RunPlan
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
-from tasks.reporting.inputs import dataset_input, measured_on, plan_params
+from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input, measured_on, plan_params
+from tasks.stages import announce
 from tasks.tracking.journal import Journal
 from tasks.tracking.records import (
     Artifact,
     CheckpointRecord,
+    Described,
     Metrics,
     Params,
     Tags,
@@ -40,6 +43,8 @@ from tasks.tracking.records import (
     read,
 )
 
+MODEL_MADE = "mypt.model.made"
+"""Prefect event of a training that came to its end; a model that is found again makes none."""
 _INTERVAL = 10.0
 """Seconds between two looks; one takes less than a millisecond."""
 _MEGABYTE = 1e6
@@ -85,6 +90,16 @@ class TrainingReport:
         run.write(Params(values=self._params))
         for context in ("train", "validation"):
             run.write(dataset_input(plan.dataset, context))
+        data, began = plan.dataset, plan.parent
+        named = f"{began.model_name} step {began.step}" if began else "random weights"
+        facts = {
+            "learned": plan.policy,
+            "data": f"{Path(data.path).name} ({data.digest[:SHOWN_DIGITS]})",
+            "parent": f"{named} ({began.digest[:SHOWN_DIGITS]})" if began else named,
+        }
+        lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
+        pages = (("curves", run.name, "training.svg"), ("lineage", run.name, "lineage.html"))
+        run.write(Described(lines=lines, pages=pages))
 
     def take(self, event: Event) -> None:
         """Write down what an event says."""
@@ -152,11 +167,11 @@ class TrainingReport:
         return found.model_copy(update={"values": {"val_loss": loss}, "subject": subject})
 
     def _finished(self, checkpoint: CheckpointRef) -> None:
-        """Hand over the checkpoint but for its optimizer, its whole chain, and the curves."""
+        """Hand over the checkpoint but for its weights, its whole chain, and the curves."""
         folder, name = Path(checkpoint.path), self._plan.model_name
         lineage = read_lineage(folder)
         for file in (*(record.name for record in lineage.files), LINEAGE):
-            if not file.startswith("optimizer"):
+            if not file.endswith(".safetensors"):  # uploaded where a pipeline asks for it
                 self._run.write(Artifact(path=str(folder / file), folder="checkpoint"))
         self._run.write(Tags(values={"checkpoint": checkpoint.path, "weights": lineage.weights}))
         seen = {"tokens_read": float(lineage.tokens), "tokens_learned": float(lineage.supervised)}
@@ -169,6 +184,14 @@ class TrainingReport:
                 for label in curves.keys() & line.record.values.keys():
                     curves[label].append((line.record.step, line.record.values[label]))
         artifacts.loss_curves(name, curves)
+        announce(
+            MODEL_MADE,
+            name,
+            digest=checkpoint.digest,
+            path=checkpoint.path,
+            dataset=lineage.dataset.digest,
+            parent=lineage.parent.digest if lineage.parent else None,
+        )
 
 
 def _figures(event: StepReport) -> dict[str, float]:

@@ -6,7 +6,9 @@ import os
 import re
 import runpy
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,22 +29,28 @@ from mlflow.store import db_migrations
 from sqlalchemy.exc import SQLAlchemyError
 
 from mypt.errors import MyptError
+from mypt.home import home
+from mypt.references import CheckpointRef
 from mypt.text import markdown, visible
-from tasks.databases import make_whole, revisions_in
+from mypt.training.lineage import read_lineage
+from tasks.databases import make_whole, replace_text, revisions_in
 from tasks.tracking.destination import (
     NOTE_TAG,
     PREFECT_TAG,
     artifacts_uri,
     experiment_tags,
     forget_sent,
+    homes_before,
     is_remote,
     own_database,
     tracking_uri,
 )
+from tasks.tracking.models import MLMODEL, crown, export_mlflow, register
 from tasks.tracking.records import (
     Artifact,
     CheckpointRecord,
     DatasetInput,
+    Described,
     Ended,
     MeasuredOn,
     Metrics,
@@ -52,13 +60,12 @@ from tasks.tracking.records import (
     Reused,
     Tags,
     Text,
+    Upload,
 )
 
-__all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refusal"]
+__all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refusal", "refuses_run"]
 
 
-CHAMPION = "champion"
-"""Alias of the checkpoint of a pipeline that the gate promoted last."""
 JOURNAL_TAG = "mypt.journal"
 """MLflow tag that holds the journal's name; by it a run is found again."""
 _METRICS = 1000  # MLflow's limits of one request
@@ -68,70 +75,8 @@ _TAG_LENGTH = 8000
 _INPUT_TAG_LENGTH = 500
 _DIGEST_LENGTH = 36
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
+_DELETED = ("INVALID_PARAMETER_VALUE", "INVALID_STATE")  # a broken file is a bad request
 Item = TypeVar("Item")
-
-
-def register(client: Any, pipeline: str, run_id: str, record: CheckpointRecord, model: str) -> None:
-    """List a checkpoint under its pipeline's name, and strike out those that are gone.
-
-    Args:
-        client: An ``MlflowClient``.
-        pipeline: The pipeline's name.
-        run_id: The run that wrote the checkpoint.
-        record: The checkpoint.
-        model: Id of its logged model.
-    """
-    name = re.sub(r"[/:']+", "-", pipeline)
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="Checkpoints that lie on disk.")
-    known = client.search_model_versions(f"name = '{name}'")
-    listed = None
-    for version in (found for found in known if found.run_id == run_id):
-        step, same = int(version.tags["step"]), version.tags["digest"] == record.digest
-        if same:
-            listed = version
-        elif step == record.step or step not in record.kept:
-            client.delete_model_version(name, version.version)
-    facts = {"digest": record.digest, "path": record.path, "step": str(record.step)}
-    listed = listed or client.create_model_version(
-        name,
-        client.get_logged_model(model).artifact_location,
-        run_id,
-        facts | {"time": str(record.time)},
-        description=record.name,
-        await_creation_for=0,
-        model_id=model,
-    )
-    listing = json.dumps([{"name": name, "version": str(listed.version)}])
-    client.set_logged_model_tags(model, {"mlflow.modelVersions": listing})
-    times = {str(version.version): int(version.tags["time"]) for version in known}
-    aliased = client.get_registered_model(name).aliases
-    for alias in record.aliases:  # an old journal that is sent again moves none back
-        if times.get(str(aliased.get(alias)), 0) <= record.time:
-            client.set_registered_model_alias(name, alias, listed.version)
-
-
-def crown(client: Any, digests: Sequence[str]) -> set[str]:
-    """Give the alias ``champion`` to the checkpoints of these digests, and take it from others.
-
-    Args:
-        client: An ``MlflowClient``.
-        digests: Of the checkpoints' lineage; of two in one pipeline, the later has the alias.
-
-    Returns:
-        Those that the registry does not list.
-    """
-    crowned, missing = {}, set(digests)
-    for digest in digests:
-        for version in client.search_model_versions(f"tags.digest = '{digest}'"):
-            crowned[version.name] = version.version
-            missing.discard(digest)
-    for model in client.search_registered_models():
-        if model.name in crowned:
-            client.set_registered_model_alias(model.name, CHAMPION, crowned[model.name])
-        elif CHAMPION in model.aliases:
-            client.delete_registered_model_alias(model.name, CHAMPION)
-    return missing
 
 
 def is_gone(error: Failure) -> bool:
@@ -142,6 +87,11 @@ def is_gone(error: Failure) -> bool:
 def is_refusal(error: Failure) -> bool:
     """Return whether MLflow answered, and does not take what it was sent."""
     return error.error_code in _REFUSED
+
+
+def refuses_run(error: Failure) -> bool:
+    """Return whether MLflow does not take a run at all: somebody deleted it or its experiment."""
+    return error.error_code in _DELETED
 
 
 def make_database() -> None:
@@ -158,6 +108,9 @@ def make_database() -> None:
 
     try:
         make_whole(path, revisions_in(Path(db_migrations.__file__).parent), build, forget_sent)
+        for old in homes_before(path):
+            replace_text(path, f"{old.as_uri()}/", f"{home().as_uri()}/")
+            replace_text(path, f"{old}/", f"{home()}/")
     except (SQLAlchemyError, sqlite3.Error, OSError, MyptError) as error:
         raise Failure(f"{path}: cannot be made ({error})".splitlines()[0]) from error
 
@@ -280,11 +233,16 @@ class Tracker:
                 self._tag(run.id, record.values)
             case Reused() if record.page:
                 link = f"[{markdown(record.title)}]({record.page})"
-                self._describe(run.id, f"- {link}, begun by another run")
+                when = datetime.fromtimestamp(record.begun / 1000, UTC)
+                self._describe(run.id, f"- {link}, begun {when:%Y-%m-%d %H:%M} UTC by another run")
+            case Described():
+                self._describe(run.id, "\n".join(record.lines), first=True)
             case DatasetInput():
                 self._client.log_inputs(run.id, datasets=[_mlflow_input(record)])
             case CheckpointRecord():
                 self._checkpoint(run, record)
+            case Upload():
+                self._upload(run, record)
             case Artifact() if Path(record.path).is_file():
                 self._client.log_artifact(run.id, record.path, record.folder or None)
             case Artifact():
@@ -330,6 +288,8 @@ class Tracker:
         if record.measured:
             self._log(run, [record.measured], model)
         if Path(record.path).is_dir():  # by now it may be pruned
+            ref = CheckpointRef(path=record.path, digest=record.digest, step=record.step)
+            self._fill(model, ref, record.name, weights=False)
             register(self._client, run.pipeline, run.id, record, model)
 
     def _new_model(self, run: MlflowRun, record: CheckpointRecord) -> str:
@@ -338,20 +298,40 @@ class Tracker:
             run.experiment,
             re.sub(r"[^A-Za-z0-9_-]+", "-", record.name),
             run.id,
-            facts | {"step": str(record.step), "mlflow.model.isExternal": "true"},
+            facts | {"step": str(record.step)},
             {key: _cut(value, _TAG_LENGTH) for key, value in record.params.items()},
             "checkpoint",
         )
-        for path in Path(record.path).glob("*.json"):
-            self._client.log_model_artifact(model.model_id, str(path))
         self._client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
 
-    def _describe(self, run_id: str, line: str) -> None:
-        """Add a line to a run's description, once; it is Markdown."""
+    def _upload(self, run: MlflowRun, record: Upload) -> None:
+        model, name = self._model(run, record.checkpoint.digest), record.name
+        if model is not None and Path(record.checkpoint.path).is_dir():
+            self._fill(model, record.checkpoint, name, weights=True)
+        else:
+            self._tag(run.id, {f"mypt.gone.{name}": record.checkpoint.path})
+
+    def _fill(self, model: str, ref: CheckpointRef, name: str, *, weights: bool) -> None:
+        """Put into a logged model's folder what MLflow loads, unless it is there."""
+        step = Path(ref.path)
+        files = read_lineage(step).files if weights else ()
+        needed = {MLMODEL, *(f"{step.name}/{file.name}" for file in files)}
+        places = (None, step.name) if weights else (None,)
+        listed = [self._client.list_logged_model_artifacts(model, place) for place in places]
+        if needed <= {found.path for page in listed for found in page}:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "model"
+            export_mlflow(step, out, ref, name, weights=weights)
+            self._client.log_model_artifacts(model, str(out))
+
+    def _describe(self, run_id: str, text: str, *, first: bool = False) -> None:
+        """Add Markdown to a run's description, once, before or behind what is there."""
         before = self._client.get_run(run_id).data.tags.get(NOTE_TAG, "")
-        if line not in before:
-            self._tag(run_id, {NOTE_TAG: f"{before}\n\n{line}".strip()})
+        if text not in before:
+            parts = (text, before) if first else (before, text)
+            self._tag(run_id, {NOTE_TAG: "\n\n".join(part for part in parts if part)})
 
     def _tag(self, run_id: str, values: dict[str, str]) -> None:
         tags = [RunTag(key, _cut(value, _TAG_LENGTH)) for key, value in values.items()]
@@ -360,11 +340,15 @@ class Tracker:
 
 
 def _mlflow_input(record: DatasetInput) -> MlflowInput:
+    columns = [
+        {"name": name, "type": kind, "required": True} for name, kind in record.columns.items()
+    ]
     dataset = Dataset(
         name=record.name,
         digest=record.digest[:_DIGEST_LENGTH],
         source_type="local",
         source=json.dumps({"uri": record.path}),
+        schema=json.dumps({"mlflow_colspec": columns}) if columns else None,
         profile=json.dumps(record.profile) if record.profile else None,
     )
     tags = {"mlflow.data.context": record.context, "digest": record.digest, **record.tags}

@@ -2,8 +2,11 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
+from urllib.request import url2pathname
 
 from pydantic import ValidationError
 
@@ -42,7 +45,8 @@ class Sent(Frozen):
     """How far a journal was sent, and to where."""
 
     target: str
-    """Digest of the tracking URI, which may hold a password."""
+    """Digest of the tracking URI, which may hold a password; of the home's own database, which
+    moves with it, always the same."""
     run_id: str | None = None
     """The MLflow run, once there is one."""
     experiment_id: str | None = None
@@ -51,6 +55,8 @@ class Sent(Frozen):
     """Bytes of the journal that MLflow has."""
     ended: bool = False
     """Whether the last record that was sent says that the run is over."""
+    forgotten: bool = False
+    """Whether it is sent no more, since MLflow does not take it and somebody let it go."""
 
 
 def tracking_uri() -> str:
@@ -141,13 +147,26 @@ def artifacts_uri(experiment: str) -> str:
     return (home() / "artifacts" / files.digest_bytes(experiment.encode())[:12]).as_uri()
 
 
+def homes_before(database: Path) -> set[Path]:
+    """Return where this home was when the artifacts of MLflow's experiments found their places."""
+    with closing(sqlite3.connect(database)) as opened:
+        known = opened.execute("SELECT name, artifact_location FROM experiments").fetchall()
+    found = set()
+    for name, location in known:
+        folder = Path(url2pathname(urlsplit(location or "").path))
+        if folder.parts[-2:] == Path(artifacts_uri(name)).parts[-2:]:
+            found.add(folder.parents[1])
+    return found - {home()}
+
+
 def read_sent(name: str) -> Sent:
     """Return how far a journal was sent to the MLflow of now.
 
     A state that is missing, damaged or of another MLflow counts as nothing sent: sending
     again changes nothing.
     """
-    target = files.digest_bytes(tracking_uri().encode())
+    own = own_database()
+    target = files.digest_bytes((own.name if own else tracking_uri()).encode())
     try:
         state = Sent.model_validate_json(_path(name).read_bytes())
     except (FileNotFoundError, ValidationError):

@@ -6,23 +6,57 @@ from itertools import islice
 
 from filelock import Timeout
 
-from mypt.errors import MyptError
+from mypt.errors import ConfigError, MyptError
 from mypt.evaluation.gate import champions
-from mypt.home import lock
-from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal
+from mypt.home import lock, place_now
+from mypt.text import markdown, one_line
+from tasks.tracking.client import Failure, MlflowRun, Tracker, is_gone, is_refusal, refuses_run
 from tasks.tracking.destination import (
     is_remote,
     mlflow_is_there,
     read_sent,
     run_page,
     shown_uri,
+    ui_page,
     write_sent,
 )
 from tasks.tracking.journal import close_if_dead
-from tasks.tracking.records import Ended, Opened, Record, Reused, Tags, journal_path, names, read
+from tasks.tracking.records import (
+    ID_DIGITS,
+    Described,
+    Ended,
+    Opened,
+    Params,
+    Record,
+    Reused,
+    Tags,
+    journal_path,
+    names,
+    read,
+)
 
 _WAIT_SECONDS = 30.0
 _RECORDS = 200
+
+
+class RefusedRunError(MyptError):
+    """A run that MLflow does not take though it answers: somebody deleted it, or its experiment."""
+
+    def __init__(self, journal: str, why: Failure) -> None:
+        self.journal = journal
+        self._run = read_sent(journal).run_id or ""
+        self._opened = _first(journal)
+        name = self._run[:12] or journal
+        super().__init__(
+            f"MLflow at {shown_uri()} does not take the run {one_line(self._opened.title)}"
+            f" ({name}) of {self._opened.experiment}: {one_line(str(why))}; restore it there, or"
+            f" let it go with 'mypt sync --forget {name}'"
+        )
+
+    def is_called(self, text: str) -> bool:
+        """Return whether ``text`` means the run, or its experiment."""
+        begins = len(text) >= ID_DIGITS and self._run.startswith(text)
+        return begins or text in (self.journal, self._opened.title, self._opened.experiment)
 
 
 class Mirror:
@@ -41,23 +75,31 @@ class Mirror:
 
         Raises:
             Failure: If MLflow is away; what was yielded has arrived.
+            RefusedRunError: If MLflow answers and does not take the run.
             MyptError: If the journal is damaged.
         """
+        if read_sent(name).forgotten:
+            return
         try:
             with lock(f"{name}.sending").acquire(timeout=wait):
-                try:
-                    yield from self._send(name)
-                except Failure as error:
-                    if not is_gone(error):
-                        raise
-                    # Somebody removed the run, or the whole database: the journal has it all.
-                    self._tracker = Tracker()
-                    write_sent(
-                        name, read_sent(name).model_copy(update={"run_id": None, "offset": 0})
-                    )
-                    yield from self._send(name)
+                yield from self._send_or_again(name)
         except Timeout:
             return
+        except Failure as error:
+            if refuses_run(error):
+                raise RefusedRunError(name, error) from None
+            raise
+
+    def _send_or_again(self, name: str) -> Iterator[int]:
+        try:
+            yield from self._send(name)
+        except Failure as error:
+            if not is_gone(error):
+                raise
+            # Somebody removed the run, or the whole database: the journal has it all.
+            self._tracker = Tracker()
+            write_sent(name, read_sent(name).model_copy(update={"run_id": None, "offset": 0}))
+            yield from self._send(name)
 
     def _send(self, name: str) -> Iterator[int]:
         run = self._run(name)
@@ -78,8 +120,7 @@ class Mirror:
     def _run(self, name: str) -> MlflowRun:
         """Return the MLflow run of a journal: kept, found by its tag, or new."""
         state = read_sent(name)
-        first = next(read(name)).record
-        assert isinstance(first, Opened)
+        first = _first(name)
         if state.run_id and state.experiment_id:
             return MlflowRun(state.run_id, state.experiment_id, first.experiment, name)
         run = self._tracker.run(name, self._below_its_parent(first))
@@ -88,10 +129,26 @@ class Mirror:
         return run
 
     def _placed(self, record: Record) -> Record:
+        """Return the record with addresses and places in it as they are now."""
+        if isinstance(record, Params | Tags):
+            values = {key: place_now(value) for key, value in record.values.items()}
+            return record.model_copy(update={"values": values})
+        if isinstance(record, Described):
+            links = (self._link(*page) for page in record.pages if journal_path(page[1]).exists())
+            line = " · ".join(links)
+            return record.model_copy(
+                update={"lines": (*record.lines, *(("", line) if line else ()))}
+            )
         if not isinstance(record, Reused) or not journal_path(record.journal).exists():
             return record
         made_by = self._run(record.journal)
-        return record.model_copy(update={"page": run_page("", made_by.experiment, made_by.id)})
+        page, begun = run_page("", made_by.experiment, made_by.id), _begun(record.journal)
+        return record.model_copy(update={"page": page, "begun": begun})
+
+    def _link(self, label: str, journal: str, file: str) -> str:
+        run = self._run(journal)
+        page = f"/experiments/{run.experiment}/runs/{run.id}/artifacts/{file}"
+        return f"[{markdown(label)}]({ui_page('', page)})"
 
     def _below_its_parent(self, record: Opened) -> Opened:
         if record.parent is None:
@@ -114,35 +171,65 @@ class Mirror:
             self._tracker.apply(run, [Tags(values={"mypt.refused": note})])
 
 
-def sync() -> int:
+def sync(forget: str | None = None) -> int:
     """Send what MLflow lacks of every journal; close those whose writer died.
+
+    Args:
+        forget: A run that is sent no more if MLflow does not take it: its id or the beginning of
+            that, its name, its journal, or the experiment of several.
 
     Returns:
         Records sent; 0 if MLflow had everything.
 
     Raises:
-        MyptError: If MLflow is away or a journal is damaged.
+        ConfigError: If MLflow takes all that is called ``forget``.
+        MyptError: If MLflow is away or does not take a run, or a journal is damaged; whatever
+            can be sent was sent, unless MLflow is away.
     """
-    mirror, sent = None, 0
+    mirror, sent, failed = None, 0, []
     for name in sorted(names(), key=_begun):
         close_if_dead(name)
         try:
             mirror = mirror or Mirror()
-            sent += sum(mirror.send(name, wait=_WAIT_SECONDS))
+            for count in mirror.send(name, wait=_WAIT_SECONDS):
+                sent += count
+        except RefusedRunError as error:
+            failed.append(error)
         except Failure as error:
             raise MyptError(
                 f"MLflow at {shown_uri()} took {sent} records and then failed ({error}); nothing"
                 " is lost, run 'mypt sync' when it answers"
             ) from None
+    if forget is not None:
+        failed = _let_go(failed, forget)
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
+        raise MyptError(f"{failed[0]}{more}; all others were sent, {sent} records")
     return sent
+
+
+def _let_go(refused: Sequence[RefusedRunError], called: str) -> list[RefusedRunError]:
+    """Send those of ``refused`` that are called so no more; return the others."""
+    meant = [run for run in refused if run.is_called(called)]
+    if not meant:
+        raise ConfigError(
+            f"--forget {called}: MLflow refuses no run of that id, name or experiment;"
+            f" {len(refused)} are refused; only those can be let go"
+        )
+    for run in meant:
+        write_sent(run.journal, read_sent(run.journal).model_copy(update={"forgotten": True}))
+    return [run for run in refused if run not in meant]
 
 
 def _begun(name: str) -> int:
     """Return when a run began: what measures a checkpoint is sent after what made it."""
-    for line in read(name):
-        assert isinstance(line.record, Opened)
-        return line.record.time
-    return 0
+    return _first(name).time if any(read(name)) else 0
+
+
+def _first(name: str) -> Opened:
+    first = next(read(name)).record
+    assert isinstance(first, Opened)
+    return first
 
 
 def follow_prefect(server: str) -> None:

@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from mypt.errors import MyptError
 from mypt.home import home
 from mypt.parsing import Frozen
+from mypt.references import CheckpointRef, HomePath
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+ID_DIGITS = 6
+"""Least digits by which a run's id may be given."""
 
 
 def now() -> int:
@@ -71,7 +75,7 @@ class CheckpointRecord(Frozen):
     name: str
     """Model and step."""
     step: int
-    path: str
+    path: HomePath
     """The step folder."""
     digest: str
     """Of its lineage."""
@@ -87,6 +91,15 @@ class CheckpointRecord(Frozen):
     """Steps of the same training that lie on disk now; others were pruned."""
     measured: Metrics | None = None
     """What was measured at its step, as it was written before; None if nothing was."""
+
+
+class Upload(Frozen):
+    """The weights of a checkpoint that another run wrote shall lie in MLflow, too."""
+
+    kind: Literal["upload"] = "upload"
+    name: str
+    """What people call the checkpoint."""
+    checkpoint: CheckpointRef
 
 
 class Tags(Frozen):
@@ -106,6 +119,17 @@ class Reused(Frozen):
     """What people call it."""
     page: str = ""
     """Where MLflow shows it; found as the record is sent."""
+    begun: int = 0
+    """When it began; found likewise."""
+
+
+class Described(Frozen):
+    """What a person wants to know of the run without opening a file: lines of Markdown."""
+
+    kind: Literal["described"] = "described"
+    lines: tuple[str, ...]
+    pages: tuple[tuple[str, str, str], ...] = ()
+    """Files to look at: what a link says, the journal of the run that has the file, its name."""
 
 
 class DatasetInput(Frozen):
@@ -115,19 +139,21 @@ class DatasetInput(Frozen):
     name: str
     digest: str
     """All 64 digits; whoever shows fewer cuts them."""
-    path: str
+    path: HomePath
     context: str
     """What it was read for, such as ``train`` or ``validation``."""
     tags: dict[str, str] = Field(default_factory=dict)
-    profile: dict[str, int] = Field(default_factory=dict)
-    """How many rows and tokens."""
+    profile: dict[str, int | float] = Field(default_factory=dict)
+    """How many rows and tokens, and what share of them is supervised."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What is known of each token, and its type in MLflow's words."""
 
 
 class Artifact(Frozen):
     """A file that the run left."""
 
     kind: Literal["artifact"] = "artifact"
-    path: str
+    path: HomePath
     """It is sent as it is then, so a file that is written once should be named."""
     folder: str = ""
     """Where it is shown; empty for the top."""
@@ -155,8 +181,10 @@ Record = (
     | Metrics
     | Tags
     | Reused
+    | Described
     | DatasetInput
     | CheckpointRecord
+    | Upload
     | Artifact
     | Text
     | Ended

@@ -12,10 +12,17 @@ from mypt.parsing import Frozen
 from mypt.provenance.comparison import Comparison
 from mypt.provenance.search import Search
 from tasks.tracking.destination import GATE_TAG, mlflow_is_there, read_sent, shown_uri
-from tasks.tracking.records import DatasetInput, Metrics, Opened, Params, Tags, names, read
+from tasks.tracking.records import (
+    ID_DIGITS,
+    DatasetInput,
+    Metrics,
+    Opened,
+    Params,
+    Tags,
+    names,
+    read,
+)
 
-_ID_DIGITS = 6
-"""Least digits by which a run's id may be given."""
 _SHOWN = 5
 _MACHINE = "system/"
 
@@ -88,7 +95,7 @@ def _journals(text: str) -> Iterator[StoredRun]:
         if first is None or not isinstance(first.record, Opened):
             continue
         run_id = read_sent(name).run_id or ""
-        if name == text or (len(text) >= _ID_DIGITS and run_id.startswith(text)):
+        if name == text or (len(text) >= ID_DIGITS and run_id.startswith(text)):
             by_id.append((first.record.time, name))
         if first.record.title == text:
             by_title.append((first.record.time, name))

@@ -36,8 +36,11 @@ MISSING = [
     "lineage gone",
     "lineage --uses gone",
     "reproduce gone",
+    "sign gone --key k.pem",
+    "verify gone --key k.pub",
     "diff gone gone",
     "run gone.json",
+    "run {root}/configs/gone.jsn",
 ]
 WITHOUT_FILES = {"list", "up", "sync"}
 
@@ -184,3 +187,11 @@ def test_a_run_says_what_it_does_before_it_loads_anything(capsys, monkeypatch):
     monkeypatch.setattr("flows.environment.prepare_environment", load)
     assert main(["run", str(ROOT / "configs" / "demo.json")]) == 2
     assert capsys.readouterr().out.startswith("demo: raw files -> base model -> chat model;")
+
+
+def test_a_wrong_knob_is_refused_before_prefect_starts(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["run", "configs/demo.json", "--param", "sft.learning_rat=1"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "did you mean 'learning_rate'" in said.err

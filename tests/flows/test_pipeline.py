@@ -1,8 +1,11 @@
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 from uuid import UUID
 
 import pytest
@@ -28,7 +31,7 @@ from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.events import StepReport
 from mypt.training.lineage import read_lineage
 from tasks import training
-from tasks.evaluation import REFUSED as REFUSED_EVENT
+from tasks.evaluation import PROMOTED, REFUSED
 from tasks.tracking.destination import KIND_TAG, PIPELINE, REUSED
 from tasks.validation import validate
 from tests.flows.conftest import CONFIG, SECRET
@@ -158,7 +161,8 @@ def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
     assert sorted(run.info.run_name for run in children) == sorted(STAGES)
     for run in children:
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
-        assert run.data.tags["mlflow.note.content"] == parents[0].data.tags["mlflow.note.content"]
+        way_back = f"/runs/flow-run/{parents[0].data.tags['prefect.flow_run_id']})"
+        assert way_back in run.data.tags["mlflow.note.content"]
         assert run.info.run_id in parents[1].data.tags["mlflow.note.content"]
     assert [run.data.tags[KIND_TAG] for run in parents] == [PIPELINE, REUSED]
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -201,10 +205,9 @@ def test_mlflow_has_datasets_with_digests_and_what_the_stages_left(runs, mlflow,
         listed = mlflow.list_artifacts(by_name[name].info.run_id, folder)
         return {file.path.rpartition("/")[2] for file in listed}
 
-    assert {"model.safetensors", "config.json", "lineage.json"} <= shown(
-        "fine-tune small-chat", "checkpoint"
-    )
-    assert "optimizer.safetensors" not in shown("fine-tune small-chat", "checkpoint")
+    kept = shown("fine-tune small-chat", "checkpoint")
+    assert {"config.json", "lineage.json"} <= kept
+    assert not {name for name in kept if name.endswith(".safetensors")}
     assert shown("mask chat data small-chat") == {"mask_statistics.json"}
     assert shown("validate chat data small-chat") == {
         "validation.json",
@@ -269,6 +272,42 @@ def test_the_parent_repeats_what_runs_are_compared_by(parents, summary):
         assert f"/runs/flow-run/{flow_run})" in parent.data.tags["mlflow.note.content"]
 
 
+def test_a_runs_description_says_what_a_person_wants_to_know(runs, parents, summary):
+    by_name = {run.info.run_name: run for run in runs}
+    digests = {name: digest[:12] for name, digest in summary["digests"].items()}
+    check = by_name["validate chat data small-chat"].info.run_id
+    for parent in parents:
+        said = parent.data.tags["mlflow.note.content"]
+        assert re.search(r"^- \*\*mask\*\*: assistant, [\d.]+% of the tokens read", said, re.M)
+        for name in ("chat_dataset", "base_dataset", "base_checkpoint"):
+            assert digests[name] in said
+        assert said.startswith("- **gate**: not asked\n\n- **mask**")
+        own = parent.info.run_id
+        for run_id, file in ((check, "preview.html"), (own, "lineage.html")):
+            assert f"runs/{run_id}/artifacts/{file}?workflowType=machine_learning)" in said
+    said = by_name["fine-tune small-chat"].data.tags["mlflow.note.content"]
+    assert "- **learned**: assistant" in said
+    assert digests["chat_dataset"] in said
+    assert digests["base_checkpoint"] in said
+    assert (
+        "- **parent**: random weights"
+        in (by_name["pretrain small-base"].data.tags["mlflow.note.content"])
+    )
+
+
+def test_datasets_have_a_schema_and_figures_by_role(runs):
+    by_name = {run.info.run_name: run for run in runs}
+    for read in by_name["fine-tune small-chat"].inputs.dataset_inputs:
+        columns = json.loads(read.dataset.schema)["mlflow_colspec"]
+        kinds = {column["name"]: column["type"] for column in columns}
+        assert kinds == {"token": "integer", "mask": "integer", "role": "string"}
+        profile = json.loads(read.dataset.profile)
+        density = profile["supervised by its masks"] / profile["tokens"]
+        assert profile["density"] == pytest.approx(density, abs=1e-4)
+        assert profile["user, both splits: density"] == 0
+        assert profile["assistant, both splits: tokens"] > 0
+
+
 def test_mlflow_has_the_checkpoints_with_figures_under_the_pipelines_name(runs, mlflow, summary):
     (experiment,) = {run.info.experiment_id for run in runs}
     found = {m.tags["digest"]: m for m in mlflow.search_logged_models([experiment])}
@@ -287,6 +326,11 @@ def test_mlflow_has_the_checkpoints_with_figures_under_the_pipelines_name(runs, 
     assert [model.model_id for model in read] == [base.model_id]
     aliases = mlflow.get_registered_model("small").aliases
     assert aliases.keys() == {"newest", "best", "base-newest", "base-best"}
+    for version in aliases.values():
+        source = Path(
+            url2pathname(urlsplit(mlflow.get_model_version("small", version).source).path)
+        )
+        assert (source / "MLmodel").is_file()
     best = mlflow.get_model_version("small", str(aliases["best"]))
     assert best.tags["path"] == summary["checkpoint"]
 
@@ -353,15 +397,30 @@ def newest(mlflow, kind=PIPELINE):
     return mlflow.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])[0]
 
 
-def refusals():
-    """The events of refused models, once Prefect has one."""
-    wanted = {"filter": {"event": {"name": [REFUSED_EVENT]}}}
+def events(name, n):
+    """The last n events of a name, the newest first, once Prefect has as many."""
+    wanted = {"filter": {"event": {"name": [name]}}}
     with get_client(sync_client=True) as client:
         for _ in range(100):
-            if found := client._client.post("/events/filter", json=wanted).json()["events"]:
-                return found
+            found = client._client.post("/events/filter", json=wanted).json()["events"]
+            if len(found) >= n:
+                return found[:n]
             time.sleep(0.1)
-    raise AssertionError("no event arrived")
+    raise AssertionError(f"{len(found)} events of {name} arrived")
+
+
+def test_what_a_run_makes_is_an_event_with_its_digest_and_what_it_finds_is_none(summary):
+    made = events("mypt.dataset.made", 3)
+    by_digest = {event["payload"]["digest"]: event for event in made}
+    chat = by_digest[summary["digests"]["chat_dataset"]]
+    assert chat["payload"]["parent"] in by_digest
+    assert chat["payload"]["policy"] == "assistant"
+    assert chat["resource"]["prefect.resource.id"].startswith("mypt.dataset.small-chat-")
+    tuned, base = events("mypt.model.made", 2)
+    assert tuned["payload"]["dataset"] == summary["digests"]["chat_dataset"]
+    assert tuned["payload"]["parent"] == base["payload"]["digest"]
+    assert base["payload"]["parent"] is None
+    assert tuned["resource"]["prefect.resource.name"].startswith("small-chat-")
 
 
 def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_event(
@@ -384,9 +443,13 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
     assert decided.startswith("refused: loss ")
     assert f"gate small: {decided}" in capsys.readouterr().out.splitlines()
     assert champion(tuned).digest == made["digests"]["checkpoint"]
-    (event,) = refusals()
-    assert event["payload"]["reasons"] == decided.removeprefix("refused: ")
-    assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")
+    (refused,), (promoted,) = events(REFUSED, 1), events(PROMOTED, 1)
+    assert refused["payload"]["reasons"] == decided.removeprefix("refused: ")
+    assert refused["payload"]["champion"] == promoted["payload"]["digest"] == tuned.digest
+    assert refused["payload"]["digest"] not in (tuned.digest, None)
+    assert promoted["payload"]["champion"] is None
+    for event in (refused, promoted):
+        assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")
 
 
 def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatch, capsys):
@@ -412,6 +475,36 @@ def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatc
     reused = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reused")]
     assert first != second
     assert reused == [f"reused: {name}" for name in (*STAGES[:2], STAGES[5])]
+
+
+def test_a_home_that_was_moved_makes_nothing_again_and_mlflow_follows_it(
+    ran, mlflow, monkeypatch, capsys, tmp_path
+):
+    moved, away = tmp_path / "elsewhere of mine", ran.home.with_name("away")
+    shutil.copytree(ran.home, moved)
+    monkeypatch.setenv("MYPT_HOME", str(moved))
+    ran.home.rename(away)
+    try:
+        path = run_pipeline(moved / "small.json")
+        assert not ran.home.exists()
+    finally:
+        away.rename(ran.home)
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("reused: ")] == [
+        f"reused: {name}" for name in STAGES
+    ]
+    assert path == moved / ran.paths[0].relative_to(ran.home)
+    assert f"checkpoint: {moved}/models/" in out
+    found = MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
+    experiment = found.get_experiment_by_name("small").experiment_id
+    runs = found.search_runs([experiment])
+    assert len(runs) == len(mlflow.search_runs([experiment])) + 1
+    for run in runs:
+        assert run.info.artifact_uri.startswith(f"{moved.as_uri()}/artifacts/")
+        assert found.list_artifacts(run.info.run_id)
+    for model in found.search_logged_models([experiment]):
+        assert model.tags["path"].startswith(f"{moved}/models/")
+        assert found.list_logged_model_artifacts(model.model_id)
 
 
 def test_a_damaged_dataset_is_made_again_and_the_rest_reused(ran, monkeypatch, capsys):

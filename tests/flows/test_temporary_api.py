@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.service.temporary_api import start_temporary_api
 from mypt.children import SAFE
+from mypt.errors import MyptError
 from tests.flows.processes import soon_alone
 
+MYPT = Path(sys.executable).with_name("mypt")
 PROGRAM = """
 import json, os, sys, time
 from flows.environment import prepare_environment
@@ -75,3 +78,26 @@ def test_it_ends_with_the_process_that_is_killed(running):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert soon_alone(home, seconds=30)
+
+
+def test_a_disk_without_room_is_one_line_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    little = type("Usage", (), {"free": 4 << 20})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: little)
+    with pytest.raises(MyptError, match=r"4 MiB are free; expected 16 for the databases"):
+        start_temporary_api()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "prefect.db").mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    done = subprocess.run(
+        [MYPT, "run", Path(__file__).parents[2] / "configs" / "smoke.json"], cwd=tmp_path,
+        env=kept | {"MYPT_HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "temporary-prefect ended by itself" in done.stderr

@@ -159,6 +159,28 @@ def test_only_our_page_and_programs_are_answered(up):
     assert up.ask("flow_runs/count", {}, Origin=up.api.removesuffix("/api")) >= 0
 
 
+def test_mlflow_answers_no_foreign_page_and_shows_no_file_but_its_own(up):
+    server = f"http://127.0.0.1:{up.ports[1]}"
+
+    def code(path, **headers):
+        request = urllib.request.Request(f"{server}/{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert code("health") == 200
+    assert code("ajax-api/2.0/mlflow/experiments/search?max_results=1", Host="evil.example") == 403
+    paths = (
+        "get-artifact?run_uuid=x&path={}/passwd", "api/2.0/mlflow-artifacts/artifacts/{}",
+        "static-files/{}/{}/etc/passwd",
+    )  # fmt: skip
+    for way in ("..", "%2e%2e", "%252e%252e", "..%2f..", "/etc"):
+        for path in paths:
+            assert code(path.replace("{}", way)) >= 400, (path, way)
+
+
 def test_the_limit_of_the_gpu_and_the_end_of_dead_runs_are_set_up_once(up):
     assert up.ask("v2/concurrency_limits/gpu")["limit"] == 1
     (automation,) = up.ask("automations/filter", {})

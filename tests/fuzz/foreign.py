@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from mypt.data.exchange import labels as label_import
 from mypt.data.vocabularies import huggingface as tokenizer_json
+from mypt.data.vocabularies.base_files import TOKENIZER
 from mypt.data.vocabularies.vocabulary import BYTES, CHARACTER
 from mypt.inference.huggingface import imports as hf_import
 from mypt.inference.server import protocol
@@ -51,7 +52,7 @@ def read_tokenizer(data: bytes, folder: Path) -> None:
     if data[0] % 2:
         with suppress(ValueError, RecursionError, TypeError):
             whole = json.dumps(_laid_over(_TOKENIZER, json.loads(whole))).encode()
-    (folder / tokenizer_json.TOKENIZER).write_bytes(whole)
+    (folder / TOKENIZER).write_bytes(whole)
     tokenizer_json.hf_vocabulary(folder)
 
 

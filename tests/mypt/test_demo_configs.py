@@ -1,5 +1,6 @@
 """The demo's configs: what the README promises of them can be read off the files."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from mypt.config import load_config, load_pipeline
 from mypt.data.reading.exercises import TASKS, is_test_question
+from mypt.errors import ConfigError
 from mypt.model.gpt import GPT
+from mypt.parsing import read_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PIPELINES = ("demo", "smoke")
@@ -69,3 +72,13 @@ def test_from_scratch_differs_from_the_demos_fine_tuning_in_nothing_but_its_begi
     ours, theirs = scratch.model_dump(), config.sft.model_dump()
     shared = theirs.keys() - config.pretrain.architecture().model_dump().keys() - {"name"}
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
+
+
+@pytest.mark.parametrize("data", ["base", "chat"])
+def test_data_without_a_validation_split_are_refused_before_anything_is_made(data, tmp_path):
+    values = read_json(CONFIGS / "smoke.json")
+    values[data]["val_fraction"] = 0.0
+    (tmp_path / "smoke.json").write_text(json.dumps(values))
+    said = rf"smoke\.json: {data}\.val_fraction is 0, .*expected a share above 0"
+    with pytest.raises(ConfigError, match=said):
+        load_pipeline(tmp_path / "smoke.json")

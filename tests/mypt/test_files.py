@@ -113,3 +113,26 @@ def test_a_file_system_without_locks_is_refused_and_not_waited_for(tmp_path, mon
         files.new_lock(tmp_path / "x.lock"),
     ):
         pass
+
+
+def test_who_may_read_a_folder_may_read_what_a_library_wrote_in_it(tmp_path):
+    with files.new_folder(tmp_path / "step") as new:
+        (new / "a").write_bytes(b"")
+        (new / "a").chmod(0o600)
+    assert (tmp_path / "step" / "a").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_what_is_no_ordinary_file_is_not_opened(tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a").symlink_to(tmp_path / kind)
+    for read in (files.read_bytes, files.digest_file, files.sha256_file, files.read_sealed):
+        with pytest.raises(OSError, match="no ordinary file"):
+            read(tmp_path / "a")
+
+
+def test_more_than_any_such_file_holds_is_not_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"123")
+    assert files.read_bytes(tmp_path / "a", 3) == b"123"
+    with pytest.raises(OSError, match="more than"):
+        files.read_bytes(tmp_path / "a", 2)

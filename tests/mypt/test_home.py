@@ -1,11 +1,21 @@
 """Where a run leaves its files."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from mypt.errors import CheckpointError
-from mypt.home import find_checkpoint, home, model_names, models_dir, moved_home
+from mypt.home import (
+    checkpoint_to_use,
+    find_checkpoint,
+    home,
+    model_names,
+    models_dir,
+    moved_home,
+    place_now,
+)
+from mypt.references import CheckpointRef
 
 
 def test_a_block_may_leave_its_files_elsewhere(tmp_path, monkeypatch):
@@ -61,3 +71,31 @@ def test_a_model_that_is_not_there_is_told_from_those_that_are(tmp_path, names, 
             find_checkpoint("demo-chta")
         assert f"no model at {models_dir() / 'demo-chta'};" in str(error.value)
         assert str(error.value).endswith(says.format(models_dir()))
+
+
+def test_a_best_that_names_another_step_than_the_training_does_is_refused(tmp_path):
+    for step in (2, 6):
+        (tmp_path / "m" / f"step_{step:06d}").mkdir(parents=True)
+    (tmp_path / "m" / "latest").write_text("step_000006\n")
+    (tmp_path / "m" / "step_000006" / "trainer_state.json").write_text('{"best_step": 2}')
+    (tmp_path / "m" / "best").write_text("step_000002\n")
+    assert checkpoint_to_use(tmp_path / "m").name == "step_000002"
+    (tmp_path / "m" / "best").write_text("step_000006\n")  # one bit
+    with pytest.raises(CheckpointError, match=r"best names step_000006, .* knows step_000002"):
+        checkpoint_to_use(tmp_path / "m")
+
+
+def test_what_a_record_names_is_found_where_its_home_was_moved_to(tmp_path, monkeypatch):
+    old, new = tmp_path / "runs", tmp_path / "elsewhere"
+    step = Path("models", "chat", "step_000001")
+    monkeypatch.setenv("MYPT_HOME", str(old))
+    (old / step).mkdir(parents=True)
+    said = CheckpointRef(path=str(old / step), digest="d" * 64, step=1).model_dump_json()
+    old.rename(new)
+    assert CheckpointRef.model_validate_json(said).path == str(old / step)
+    monkeypatch.setenv("MYPT_HOME", str(new))
+    assert CheckpointRef.model_validate_json(said).path == str(new / step)
+    (old / step).mkdir(parents=True)
+    assert place_now(str(old / step)) == str(old / step)
+    for text in ("models/chat", "/" + "x" * 5000, "/a\0b/c", ""):
+        assert place_now(text) == text

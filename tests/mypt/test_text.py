@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.rowview import token_texts
-from mypt.text import markdown, names, one_line, shorten, shown, visible
+from mypt.text import counted, markdown, names, one_line, shorten, shown, visible
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,8 @@ def test_a_long_value_and_many_names_are_cut():
 )
 def test_markdown_shows_a_text_as_it_is(text, shown):
     assert markdown(text) == shown
+
+
+def test_one_thing_is_no_plural():
+    said = ["0 rows", "1 row", "2 rows", "2,000 rows"]
+    assert [counted(n, "row") for n in (0, 1, 2, 2000)] == said

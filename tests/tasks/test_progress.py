@@ -77,6 +77,28 @@ def test_time_left_follows_from_the_steps_so_far(capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith(", 2 min 59 s left")
 
 
+def test_lines_about_steps_grow_seldom_and_the_time_left_follows_from_all_steps(
+    monkeypatch, capsys
+):
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    plan = PLAN.model_copy(update={"preset": Preset(max_iters=1000)})
+
+    def events():
+        yield EVENTS[0]
+        for step in range(1, 61):
+            seconds = 20.0 if step == 60 else 10.0  # another program takes the machine
+            clock[0] += seconds
+            yield StepReport(step, 2.5, 0.1, 1.0, 128, 40, seconds)
+
+    list(watch(events(), plan))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    at = [int(line.split()[1]) for line in lines]
+    assert at == [1, 3, 7, 15, 27, 39, 51]
+    assert lines[0].endswith(", 166 min 30 s left")
+    assert lines[-1].endswith(", 158 min 10 s left")
+
+
 @pytest.mark.usefixtures("every_line")
 def test_on_a_terminal_steps_are_a_bar_and_no_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_console", Console(force_terminal=True, width=150))

@@ -3,6 +3,7 @@ import errno
 import json
 import logging
 import pickle
+import re
 import threading
 from io import StringIO
 from itertools import count
@@ -11,8 +12,10 @@ from typing import ClassVar
 import pytest
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import StateType
+from prefect.filesystems import LocalFileSystem
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import (
+    PREFECT_DEFAULT_RESULT_STORAGE_BLOCK,
     PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_RESULTS_PERSIST_BY_DEFAULT,
     temporary_settings,
@@ -21,6 +24,8 @@ from prefect.states import State
 
 from mypt import files
 from mypt.errors import DataError, TrainingError
+from tasks import stages
+from tasks.reporting import artifacts
 from tasks.stages import Output, _may_pass, is_present, make_room, stage, tell
 from tasks.tracking.recording import recorded, reused_everything
 from tasks.tracking.records import journals_dir
@@ -162,6 +167,64 @@ class TestUnderPrefect:
             run(write, "a", times=2)
         assert not store.exists()
 
+    def test_a_missing_output_is_made_again_where_results_lie_in_a_storage_block(self, tmp_path):
+        block = LocalFileSystem(basepath=str(tmp_path / "block"))
+        block.save("mypt-results", overwrite=True)
+        named = {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "local-file-system/mypt-results"}
+        with temporary_settings(named | {PREFECT_RESULTS_PERSIST_BY_DEFAULT: True}):
+            write, calls = make_stage(tmp_path)
+            assert run(write, "a", times=2) == ["Completed", "Cached"]
+            (tmp_path / "a").unlink()
+            assert run(write, "a", times=2) == ["Completed", "Cached"]
+        assert len(calls) == 2
+        assert not (tmp_path / "block").exists()
+
+    def test_a_reused_stage_shows_what_it_showed_and_says_when_and_by_which_run(
+        self, tmp_path, monkeypatch
+    ):
+        told, shown = [], []
+        monkeypatch.setattr(stages, "log", told.append)
+        monkeypatch.setattr(
+            artifacts, "create_table_artifact", lambda rows, **about: shown.append((rows, about))
+        )
+        monkeypatch.setattr(
+            artifacts, "create_markdown_artifact", lambda text, **about: shown.append((text, about))
+        )
+
+        @stage("write {name}", whole)
+        def write(name: str) -> Output[str]:
+            def make():
+                artifacts.show(artifacts.Shown(key="t", description="Rows.", rows=({"a": 1.5},)))
+                artifacts.show(artifacts.Shown(key="m", description="Text.", text="**bold**"))
+                (tmp_path / name).write_text("whole")
+                return name
+
+            return Output(tmp_path / name, f"write-{name}", make)
+
+        @flow(persist_result=False)
+        def one():
+            write("a")
+
+        for name in ("first-one", "second", "third"):
+            one.with_options(flow_run_name=name)()
+        made, again, once_more = shown[:2], shown[2:4], shown[4:]
+        assert [(what, about["key"]) for what, about in made] == [
+            ([{"a": 1.5}], "t"),
+            ("**bold**", "m"),
+        ]
+        assert [(what, about["key"]) for what, about in again] == [
+            (what, about["key"]) for what, about in made
+        ]
+        assert once_more == again
+        by = r"Reused, made \d{4}-\d\d-\d\d \d\d:\d\d UTC by flow run \[first-one\]"
+        link = r"\(/runs/flow-run/[0-9a-f-]{36}\)\. "
+        for (_, before), (_, about) in zip(made, again, strict=True):
+            said = about["description"]
+            assert re.fullmatch(by + link + re.escape(before["description"]), said)
+        assert [
+            re.sub(r"made .* UTC", "made at a time", line) for line in told if "made" in line
+        ] == ["write a was made at a time by flow run first-one"] * 2
+
     def test_what_only_names_the_run_does_not_decide_the_result(self, tmp_path):
         write, _ = make_stage(tmp_path)
         run(write, "a", "one")
@@ -262,6 +325,10 @@ def test_the_machines_fault_behind_an_error_of_the_core_counts():
     error = DataError("cannot be written")
     error.__cause__ = OSError(errno.EIO, "I/O")
     assert _may_pass(None, None, State(type=StateType.FAILED, data=error))
+
+
+def test_runs_that_met_the_same_fault_do_not_come_back_at_once(tmp_path):
+    assert make_stage(tmp_path)[0].retry_jitter_factor > 0
 
 
 def test_without_prefect_a_stage_is_a_plain_function(tmp_path):

@@ -23,6 +23,7 @@ from mypt.data.manifest import (
     write_manifest,
 )
 from mypt.data.mask_files import mask_stats
+from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.shards import MASK, TOKENS, check_ids, shard_name, view_shard
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import ConfigError, DataError, MaskError, MissingFileError
@@ -39,7 +40,9 @@ _CAUSES: Final = {
 """What went wrong when a token file is so many times its mask's size; 4 is right."""
 
 
-def adopt(folder: str | Path, tokenization: str | None = None) -> DatasetRef:
+def adopt(
+    folder: str | Path, tokenization: str | None = None, template: str | None = None
+) -> DatasetRef:
     """Give a folder of shards made by hand its metadata, in place.
 
     It holds ``train/`` and ``val/`` with ``shard_000.bin`` (uint32 ids) and, for all shards
@@ -50,6 +53,8 @@ def adopt(folder: str | Path, tokenization: str | None = None) -> DatasetRef:
         folder: The folder; nothing that is in it changes.
         tokenization: What the ids mean; must agree with a ``tokenizer_state.json`` that is
             already there. None takes that one, else gpt2, as the guide does.
+        template: What wrote the turns, likewise. None takes mypt where no id is a special token
+            but the one that ends a document.
 
     Raises:
         DataError: If a shard cannot be what it should be; the message says which and why.
@@ -67,10 +72,13 @@ def adopt(folder: str | Path, tokenization: str | None = None) -> DatasetRef:
                 " needs no adoption, else move the file away"
             )
         shards = tuple(shard for split in SPLITS for shard in _find(place, split))
-        tokenizer = _tokenizer(place, tokenization)
+        tokenizer = _tokenizer(place, tokenization, template)
+        told = template is not None or (place / TOKENIZER_STATE).exists()
         for shard in shards:
             _check_values(place, shard, tokenizer)
         mask = _check_masks(place, shards)
+        for shard in shards:
+            _check_specials(place, shard, tokenizer, told)
         if not (place / TOKENIZER_STATE).exists():
             tokenizer.write(place)
         manifest = Manifest(
@@ -149,16 +157,40 @@ def _check_sizes(tokens: Path, size: int, mask_size: int) -> None:
         )
 
 
-def _tokenizer(folder: Path, tokenization: str | None) -> Tokenizer:
+def _tokenizer(folder: Path, tokenization: str | None, template: str | None) -> Tokenizer:
     if not (folder / TOKENIZER_STATE).exists():
-        return load_tokenizer(tokenization or "gpt2")
+        return load_tokenizer(tokenization or "gpt2", template or "mypt")
     tokenizer = load_tokenizer(folder / TOKENIZER_STATE)
+    if template not in (None, tokenizer.template.name):
+        raise ConfigError(
+            f"{folder / TOKENIZER_STATE}: template {tokenizer.template.name!r} found, --template"
+            f" says {template!r}; name the one that wrote the turns, or move the file away"
+        )
     if tokenization not in (None, tokenizer.name):
         raise ConfigError(
             f"{folder / TOKENIZER_STATE}: tokenizer {tokenizer.name!r} found, --tokenization says"
             f" {tokenization!r}; name the one that made the tokens, or move the file away"
         )
     return tokenizer
+
+
+def _check_specials(folder: Path, shard: Shard, tokenizer: Tokenizer, told: bool) -> None:
+    """Refuse special tokens that the template does not write: it would call them something else."""
+    if isinstance(tokenizer.template, BaseTemplate):
+        return
+    vocabulary = tokenizer.vocabulary
+    known = {vocabulary.begin, vocabulary.end, *(tokenizer.template.special_tokens if told else ())}
+    odd = {i: token for token, i in tokenizer.special_tokens.items() if token not in known}
+    tokens = view_shard(folder, shard).tokens
+    found = np.flatnonzero(np.isin(tokens, np.array(sorted(odd), np.uint32)))
+    if found.size:
+        number = int(tokens[found[0]])
+        own = f", {odd[number]}," if odd[number] in vocabulary.special_tokens else ""
+        raise DataError(
+            f"{folder / shard.tokens.name}: id {number}{own} found at token {found[0]}, and"
+            f" {found.size - 1} more special ones; expected what wrote the turns: name it with"
+            f" --template, and a base's own vocabulary with --tokenization hf:FOLDER"
+        )
 
 
 def _check_values(folder: Path, shard: Shard, tokenizer: Tokenizer) -> None:
@@ -174,8 +206,8 @@ def _check_values(folder: Path, shard: Shard, tokenizer: Tokenizer) -> None:
     if wrong.size:
         raise MaskError(
             f"{folder / shard_name(shard.split, shard.index, MASK)}: {view.mask[wrong[0]]} found at"
-            f" token {wrong[0]}, and {wrong.size - 1} more that are neither 0 nor 1; a token is"
-            " learned or it is not, there are no weights"
+            f" token {wrong[0]}, and {wrong.size - 1} more that are neither 0 nor 1; a token of"
+            " shards made by hand is learned or it is not"
         )
 
 

@@ -16,6 +16,7 @@ from mypt import files
 from mypt.data.dataset import open_dataset
 from mypt.data.exchange.adoption import adopt
 from mypt.data.manifest import TOKENIZER_STATE, Split
+from mypt.data.reading.tables import bounded
 from mypt.data.shards import MASK, TOKENS, ShardView, shard_name
 from mypt.errors import ConfigError, DataError, MaskError, MissingFileError
 from mypt.parsing import read_json
@@ -54,6 +55,7 @@ def export_labels(dataset: Path, out: Path) -> None:
         out: A new folder.
 
     Raises:
+        DataError: If the dataset has weights.
         ManifestError: If the dataset is damaged.
         FileExistsError: If ``out`` exists.
     """
@@ -61,6 +63,11 @@ def export_labels(dataset: Path, out: Path) -> None:
     from pyarrow import parquet
 
     opened = open_dataset(dataset)
+    if opened.weights is not None:
+        raise DataError(
+            f"{dataset}: tokens weigh other than 0 and 1, which labels cannot say; mask it without"
+            " weights ('mypt mask') and export that"
+        )
     schema = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
     with files.new_folder(out) as new:
         for split, name in NAMES.items():
@@ -152,7 +159,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise DataError(str(error)) from None
 
 
-def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> DatasetRef:
+def adopt_labels(
+    folder: Path, out: Path, tokenization: str | None = None, template: str | None = None
+) -> DatasetRef:
     """Make shards of the tables of a folder, one a file, then adopt them.
 
     The folder is what ``save_to_disk`` of ``datasets`` wrote, or holds ``train*.parquet`` and
@@ -163,6 +172,7 @@ def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> Da
         folder: Where the tables lie.
         out: A new folder.
         tokenization: What the ids mean; None takes a ``tokenizer_state.json`` beside the tables.
+        template: What wrote the turns, as :func:`mypt.data.exchange.adoption.adopt` has it.
 
     Raises:
         DataError: If there is no table, or one without the two columns of lists of ids.
@@ -179,7 +189,7 @@ def adopt_labels(folder: Path, out: Path, tokenization: str | None = None) -> Da
         if tokenization is None and (folder / TOKENIZER_STATE).is_file():
             data = (folder / TOKENIZER_STATE).read_bytes()
             files.write_bytes(new / TOKENIZER_STATE, data)
-    return adopt(out, tokenization)
+    return adopt(out, tokenization, template)
 
 
 def _parquets(folder: Path) -> dict[Split, list[Path]]:
@@ -192,6 +202,11 @@ def _write(new: Path, split: Split, index: int, path: Path) -> None:
     try:
         table = _read(path)
         ids, labels = (_flat(table.column(name)) for name in _COLUMNS)
+    except MemoryError:
+        raise DataError(
+            f"{path}: {_ROWS} rows unpack to more than a gibibyte; expected lists of ids as long as"
+            " a conversation; leave it out"
+        ) from None
     except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
         first = shorten(str(error), 200)
         raise DataError(f"{path}: {first}; expected lists input_ids and labels") from None
@@ -215,7 +230,7 @@ def _read(path: Path) -> "pa.Table":
     if path.suffix == ".parquet":
         with parquet.ParquetFile(path, pre_buffer=False) as table:
             batches, n_bytes, allowed = [], 0, max(_FREE, _EXPANSION * path.stat().st_size)
-            for batch in table.iter_batches(_ROWS, columns=_COLUMNS):
+            for batch in bounded(table.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False)):
                 n_bytes += batch.nbytes
                 if n_bytes > allowed:
                     raise pa.ArrowInvalid(f"its pages unpack to more than {allowed:,} bytes")

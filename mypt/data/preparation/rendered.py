@@ -8,8 +8,10 @@ an author says.
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from mypt.data.conversations import Document, Message, Row
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import Unproved
 from mypt.data.rendering.written import Passage, Written, tiled, write_prompt, write_turns
-from mypt.data.spans import BY_POLICY, KIND, ROLE, spans_of
+from mypt.data.spans import KIND, ROLE, RowWeights, spans_of
 from mypt.data.tokenizer import Tokenizer
 
 _TEXT: Final = -1
@@ -29,12 +31,25 @@ class Rendered(NamedTuple):
     """Rows as tokens and spans, but for those that were refused."""
 
     rows: list[Row]
+    whole: list[Row]
+    """What each of them is of: itself, or a conversation whose turns are rows of their own."""
     tokens: NDArray[np.uint32]
     spans: NDArray[np.void]
+    weights: tuple[float, ...]
+    """What ``train`` of the spans counts from 2 on."""
     refused: list[tuple[Row, str]]
     """Rows and why."""
     notes: Counter[str]
     """What was noticed, and in how many rows."""
+
+
+class _Found(NamedTuple):
+    whole: Row
+    row: Row
+    written: Written
+    tokens: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    """Tokens that end in each piece."""
 
 
 class _Cut(NamedTuple):
@@ -50,27 +65,49 @@ class _Cut(NamedTuple):
 def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) -> Rendered:
     """Encode rows in the form of the base's own template; texts are in their normal form."""
     controls = controls_of(tokenizer)
-    kept: list[tuple[Row, Written, _Cut]] = []
+    kept: list[tuple[Row, Row, Written, _Cut]] = []
     refused: list[tuple[Row, str]] = []
     notes = Counter[str]()
-    for row in rows:
+    turns = [(whole, row) for whole in rows for row in _each_turn(whole, tokenizer)]
+    notes["turns in rows of their own, as inference sees them"] += len(turns) - len(rows)
+    for whole, row in turns:
         try:
-            written = _written(row, tokenizer, controls)
+            written = _begun(_written(row, tokenizer, controls), tokenizer, controls)
             cut = _cut(written, tokenizer, controls)
         except Unproved as error:
             refused.append((row, str(error)))
             continue
         notes["reasoning of earlier turns left out by the base's template"] += written.stripped
         notes["text that spells a token of the base stays text"] += _spells(written, controls)
-        kept.append((row, written, cut))
+        kept.append((whole, row, written, cut))
     ids = _encode([cut for *_, cut in kept], tokenizer, many)
-    found: list[tuple[Row, Written, NDArray[np.uint32], NDArray[np.int64]]] = []
-    for (row, written, _), (tokens, fed) in zip(kept, ids, strict=True):
+    found: list[_Found] = []
+    for (whole, row, written, _), (tokens, fed) in zip(kept, ids, strict=True):
         try:
-            found.append((row, written, tokens, _counts(written, tokens, fed, tokenizer)))
+            counts = _counts(written, tokens, fed, tokenizer)
+            found.append(_Found(whole, row, written, tokens, counts))
         except Unproved as error:
             refused.append((row, str(error)))
     return _rendered(found, refused, +notes)
+
+
+def _each_turn(row: Row, tokenizer: Tokenizer) -> list[Row]:
+    """Return a row for each turn that may be learned, what stands before it being context."""
+    template = tokenizer.template
+    if isinstance(row, Document) or not (isinstance(template, BaseTemplate) and template.each_turn):
+        return [row]
+    answers = [n for n, turn in enumerate(row.messages) if turn.role == "assistant"]
+    learned = [n for n in answers if row.messages[n].train is not False] or answers[-1:]
+    rows: list[Row] = []
+    for last in learned:
+        before = (
+            replace(turn, train=False, parts=tuple(replace(p, train=None) for p in turn.parts))
+            if turn.role == "assistant"
+            else turn
+            for turn in row.messages[:last]
+        )
+        rows.append(replace(row, messages=(*before, row.messages[last])))
+    return rows or [row]
 
 
 def encode_prompt(turns: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -82,7 +119,8 @@ def encode_prompt(turns: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     template = tokenizer.template
     assert isinstance(template, BaseTemplate), "the caller has looked"
     controls = controls_of(tokenizer)
-    cut = _cut(write_prompt(template, turns, controls), tokenizer, controls)
+    written = _begun(write_prompt(template, turns, controls), tokenizer, controls)
+    cut = _cut(written, tokenizer, controls)
     ((tokens, _),) = _encode([cut], tokenizer, many=False)
     return list(tokens.tolist())
 
@@ -96,11 +134,12 @@ def controls_of(tokenizer: Tokenizer) -> re.Pattern[str]:
 def _written(row: Row, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Written:
     if isinstance(row, Document):
         begin, end = tokenizer.vocabulary.begin, tokenizer.vocabulary.end
-        role, text = ROLE["text"], begin + row.text + end
+        said = tokenizer.vocabulary.prefixed(row.text)
+        role, text = ROLE["text"], begin + said + end
         pieces = [
-            Passage(len(begin), role, KIND["header"], 0, BY_POLICY, False),
-            Passage(len(begin + row.text), role, KIND["content"], 0, BY_POLICY, True),
-            Passage(len(text), role, KIND["end"], 0, BY_POLICY, False),
+            Passage(len(begin), role, KIND["header"], 0, row.train, False),
+            Passage(len(begin + said), role, KIND["content"], 0, row.train, True),
+            Passage(len(text), role, KIND["end"], 0, row.train, False),
         ]
         return Written(text, tiled(pieces), [], False)
     template = tokenizer.template
@@ -120,15 +159,47 @@ def _spells(written: Written, controls: re.Pattern[str]) -> bool:
     return False
 
 
-def _cut(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> _Cut:
-    """Cut what was written at the special tokens that the template wrote."""
-    template = tokenizer.template
+def _begun(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Written:
+    """Write the spaces that the base's tokenizer puts before stretches of text.
+
+    A space belongs to what follows it; where an answer begins with one, the model writes it.
+    """
+    vocabulary = tokenizer.vocabulary
+    if not vocabulary.prefix or (written.pieces and written.pieces[0].role == ROLE["text"]):
+        return written
+    spaced, at, spaces = list[str](), 0, list[int]()
+    for start, stop in [*_places(written, controls), (len(written.text), len(written.text))]:
+        stretch = vocabulary.prefixed(written.text[at:start], at)
+        if len(stretch) > start - at:
+            spaces.append(at)
+        spaced += [stretch, written.text[start:stop]]
+        at = stop
+
+    def moved(place: int) -> int:
+        return place + bisect_left(spaces, place)
+
+    return written._replace(
+        text="".join(spaced),
+        pieces=[piece._replace(stop=moved(piece.stop)) for piece in written.pieces],
+        begins=[moved(begin) for begin in written.begins],
+    )
+
+
+def _places(written: Written, controls: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Return where the template wrote special tokens."""
     places: list[tuple[int, int]] = []
     at = 0
     for own, stop in _runs(written.pieces):
         if not own:
             places += [match.span() for match in controls.finditer(written.text, at, stop)]
         at = stop
+    return places
+
+
+def _cut(written: Written, tokenizer: Tokenizer, controls: re.Pattern[str]) -> _Cut:
+    """Cut what was written at the special tokens that the template wrote."""
+    template = tokenizer.template
+    places = _places(written, controls)
     cut = _Cut([], [], [])
     begins, at = iter(written.begins), 0
     begin = next(begins, None)
@@ -220,14 +291,13 @@ def _byte_offsets(text: str, data: bytes) -> NDArray[np.int64]:
 
 
 def _rendered(
-    found: Sequence[tuple[Row, Written, NDArray[np.uint32], NDArray[np.int64]]],
-    refused: list[tuple[Row, str]],
-    notes: Counter[str],
+    found: Sequence[_Found], refused: list[tuple[Row, str]], notes: Counter[str]
 ) -> Rendered:
-    pieces = [piece for _, written, _, _ in found for piece in written.pieces]
-    per_row = [len(written.pieces) for _, written, _, _ in found]
-    columns = np.array([piece[1:5] for piece in pieces], np.int64).reshape(-1, 4)
-    counts = np.concatenate([np.empty(0, np.int64), *(one for *_, one in found)])
+    pieces = [piece for one in found for piece in one.written.pieces]
+    per_row = [len(one.written.pieces) for one in found]
+    columns = np.array([piece[1:4] for piece in pieces], np.int64).reshape(-1, 3)
+    weights = RowWeights()
+    counts = np.concatenate([np.empty(0, np.int64), *(one.counts for one in found)])
     spans = spans_of(
         counts,
         np.zeros(len(pieces)),
@@ -235,13 +305,14 @@ def _rendered(
         role=columns[:, 0].astype(np.uint8),
         kind=columns[:, 1].astype(np.uint8),
         message=columns[:, 2],
-        train=columns[:, 3].astype(np.int8),
+        train=weights.numbered(piece.train for piece in pieces),
     )
-    tokens = [tokens for _, _, tokens, _ in found]
     return Rendered(
-        [row for row, *_ in found],
-        np.concatenate([np.empty(0, np.uint32), *tokens]),
+        [one.row for one in found],
+        [one.whole for one in found],
+        np.concatenate([np.empty(0, np.uint32), *(one.tokens for one in found)]),
         spans,
+        weights.table,
         refused,
         notes,
     )

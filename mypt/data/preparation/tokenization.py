@@ -25,8 +25,8 @@ from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
-from mypt.data.rendering.base_template import BASE, AnyTemplate, find_source
-from mypt.data.spans import ROLE
+from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate
+from mypt.data.spans import ROLE, RowWeights
 from mypt.data.template import Template
 from mypt.data.tokenizer import (
     Tokenizer,
@@ -35,7 +35,7 @@ from mypt.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from mypt.data.vocabularies.huggingface import PREFIX, hf_folder
+from mypt.data.vocabularies.base_files import PREFIXES, base_path, find_source
 from mypt.errors import ConfigError, DataError
 
 _LATER = frozenset(Reading.model_fields) - {"format", "mapping"}
@@ -66,18 +66,31 @@ class DatasetPlan:
     @cached_property
     def template(self) -> AnyTemplate:
         """What renders the conversations."""
-        inherited = self.inherited
-        if inherited is not None:
-            return inherited.template
-        return find_template(self.config.template, self.config.tokenization)
+        inherited, asked = self.inherited, self.config.train_as == "inference"
+        if inherited is None:
+            found = find_template(self.config.template, self.config.tokenization)
+        else:
+            found = inherited.template
+        if not asked or (isinstance(found, BaseTemplate) and found.each_turn):
+            return found
+        if inherited is not None or not isinstance(found, BaseTemplate):
+            raise ConfigError(
+                f"train_as inference with template {found.name}: expected --template base with"
+                " --tokenization hf:FOLDER, whose own chat template feeds other than it writes"
+            )
+        return BaseTemplate(**found.model_dump() | {"each_turn": True})
+
+    @property
+    def begins_with_base(self) -> bool:
+        """Whether the tokenizer is one that lies beside a base's weights."""
+        return self.inherited is None and self.config.tokenization.startswith(PREFIXES)
 
     @cached_property
     def passed_over(self) -> bool:
         """Whether the base has a chat template of its own, and another is used."""
-        asked = self.config.tokenization
-        if self.inherited is not None or not asked.startswith(PREFIX):
+        if not self.begins_with_base or self.config.template == BASE:
             return False
-        return self.config.template != BASE and find_source(hf_folder(asked)) is not None
+        return find_source(base_path(self.config.tokenization)) is not None
 
     @property
     def trains(self) -> bool:
@@ -99,7 +112,7 @@ class DatasetPlan:
             values["tokenization"] = self.inherited.digest
         else:
             values["template"] = self.template.digest
-        if self.config.tokenization.startswith(PREFIX) and self.inherited is None:
+        if self.begins_with_base:
             # A folder keeps its name when its files change.
             values["tokenization"] = load_tokenizer(self.config.tokenization, self.template).digest
         return files.digest_json({"version": VERSION, "sources": sources} | values)
@@ -166,10 +179,11 @@ def _write_shards(
     meter: Meter,
     rows: Iterable[tuple[int, Encoded]],
 ) -> Manifest:
-    is_chat = False
+    is_chat, weights = False, RowWeights()
     meter.rows = 0
     with ShardWriter(folder, plan.config.shard_tokens, tokenizer.n_vocab) as writer:
         for index, encoded in rows:
+            weights.add(encoded.spans, encoded.weights.tolist())
             is_chat = is_chat or bool((encoded.spans["role"] != ROLE["text"]).any())
             in_val = split.in_val(encoded.rows)
             writer.append("train", index, select_rows(encoded, ~in_val))
@@ -189,6 +203,7 @@ def _write_shards(
         template=tokenizer.template.digest,
         sources=sources,
         shards=shards,
+        row_weights=weights.table,
         making=Making(config=plan.config, policies=(None,)),
     )
 

@@ -88,7 +88,7 @@ class Done(Frozen):
         with path.open("rb") as file:
             while file.read(1):
                 file.seek(-1, os.SEEK_CUR)
-                yield Encoded(*(npy.read_array(file, allow_pickle=False) for _ in range(3)))
+                yield Encoded(*(npy.read_array(file, allow_pickle=False) for _ in range(4)))
         path.unlink()
 
 
@@ -115,7 +115,8 @@ def work(job: str) -> str:
 
 
 def _encode(job: PortionJob) -> Done:
-    tokenizer, tally, n_rows = _load(job.tokenizer), Tally(job.portion.how.strict), 0
+    how = job.portion.how
+    tokenizer, tally, n_rows = _load(job.tokenizer), Tally(how.strict, how.unread), 0
     path = Path(job.folder) / secrets.token_hex(16)
     with files.create(path) as file:
         for batch in batches(read_portion(job.portion, tally)):

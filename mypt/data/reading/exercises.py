@@ -7,6 +7,7 @@ text nor the conversations, whatever their wording, so a score measures the skil
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from itertools import cycle, islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Final
 
 from mypt import files
 from mypt.config import Source
-from mypt.errors import ConfigError
+from mypt.errors import ConfigError, DataError
 
 _CONSONANTS: Final = "bcdfghjklmnpqrstvz"
 _VOWELS: Final = "aeiou"
@@ -177,19 +178,37 @@ def write_source(source: Source, folder: Path) -> Path:
 
     Raises:
         ConfigError: If the source asks for no exercises.
+        DataError: If the file that is there holds others.
     """
     if source.exercises is None or source.count == 0:
         raise ConfigError(f"source {source.name!r} generates nothing; set exercises and count")
+    asked = source.exercises, source.count, source.seed
     texts = [(task.name, task.share, task.stem, task.wordings) for task in TASKS.values()]
     recipe = (_VERSION, source.exercises, source.count, source.seed, texts)
     name = f"exercises_{source.exercises}_{files.digest_json(recipe)[:16]}.jsonl"
     path = folder / name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        exercises = train_exercises(source.count, source.seed)
-        lines = _documents(exercises) if source.exercises == "text" else _chats(exercises)
-        files.write_chunks(path, (line.encode() for line in lines))
+        files.write_chunks(path, _lines(*asked))
+    elif files.sha256_file(path) != _sha256(*asked):
+        raise DataError(
+            f"{path}: its bytes are not those of the exercises that it is named after; remove it,"
+            " so that it is written again"
+        )
     return path
+
+
+@cache
+def _sha256(kind: str, count: int, seed: int) -> str:
+    hasher = sha256()
+    for line in _lines(kind, count, seed):
+        hasher.update(line)
+    return hasher.hexdigest()
+
+
+def _lines(kind: str, count: int, seed: int) -> Iterator[bytes]:
+    exercises = train_exercises(count, seed)
+    return map(str.encode, _documents(exercises) if kind == "text" else _chats(exercises))
 
 
 def _documents(exercises: Iterator[Exercise]) -> Iterator[str]:

@@ -77,7 +77,7 @@ def _common_format(raws: Sequence[RawFile], how: Reading) -> Format:
         if other != first and {first, other} != {"messages", "sharegpt"}:
             raise DataError(
                 f"{raw.name}: format {other!r}, but {raws[0].name} has {first!r}; expected one for"
-                " all files of a source; name each after --input_files, so that each is a source"
+                " all files of a source; name each by itself, so that each is a source"
             )
     return first
 
@@ -217,7 +217,9 @@ def read_rows(
         DataError: For the first row that is wrong; the rows before it were given.
     """
     for row in _read_rows([raw, *more], how, tally):
+        tally.refuse_unread()  # all that the row has at once, whatever holds them
         yield mark_parts(row, how.reasoning_tags, tally)
+    tally.refuse_unread()
 
 
 def together(raws: Iterable[RawFile], format: Format) -> Iterator[list[RawFile]]:

@@ -168,18 +168,33 @@ class _Counts(Counter[str]):
 class Tally:
     """Rows that were left out, changes that were made, and fields that were not read."""
 
-    def __init__(self, strict: bool = False) -> None:
-        """Count; ``strict`` refuses a field that is not read, instead of counting it."""
+    def __init__(self, strict: bool = False, unread: str = "") -> None:
+        """Count.
+
+        Args:
+            strict: Refuse fields that are not read, instead of counting them.
+            unread: Names of those that are counted all the same, joined by commas.
+        """
         self.strict = strict
+        self._allowed = frozenset(unread.split(",") if unread else ())
+        self._refused: list[str] = []
+        self._refused_at: Place | None = None
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = _Counts(_MOST_NOTES)
         self._met: dict[tuple[str, str], _Met] = {}
+        self.meaningless: set[str] = set()
+        """Fields that were met and known to say nothing."""
         self._added: dict[str, Unread] = {}
         self.speakers: Counter[str] = _Counts(_MOST_SPEAKERS)
         """How often each person spoke, where nobody is named the assistant in the file."""
 
     def check_fields(
-        self, fields: Mapping[str, Any], read: Set[str], place: Place, of: str = "the row"
+        self,
+        fields: Mapping[str, Any],
+        read: Set[str],
+        place: Place,
+        of: str = "the row",
+        beside: Set[str] = frozenset(),
     ) -> None:
         """Count the fields that hold something and are neither read nor without meaning.
 
@@ -188,9 +203,7 @@ class Tally:
             read: Names of those that were read.
             place: For errors.
             of: Whose they are, such as "a message".
-
-        Raises:
-            DataError: If there is one and the reading is strict.
+            beside: Names of those that a format has and that have no meaning for a model.
         """
         if fields.keys() <= read:
             return
@@ -206,18 +219,31 @@ class Tally:
                 if not met.varies and value != met.value:
                     met.varies = True
                 continue
-            if name in MEANINGLESS or name.lower() in MEANINGLESS:
+            if name in beside or name in MEANINGLESS or name.lower() in MEANINGLESS:
+                self.meaningless.add(name)
                 continue
-            if self.strict:
-                raise DataError(
-                    f"{place}: {name!r} of {of} is not read; expected no such field where reading"
-                    " is strict; say what it means, remove it, or leave strict out"
-                )
+            if self.strict and name not in self._allowed:
+                self._refused.append(f"{name!r} of {of}")
+                self._refused_at = self._refused_at or place
             self._met[of, name] = _Met(f"{name!r} of {of}", value)
             if len(self._met) > MOST_FIELDS:  # such as keys that are ids
                 key, last = max(self._met.items(), key=lambda item: item[1].name)
                 self.add_unread({_REST: Unread(last.rows, 0, False)})
                 del self._met[key]
+
+    def refuse_unread(self) -> None:
+        """Refuse, where reading is strict, all fields of the rows so far that were not read.
+
+        Raises:
+            DataError: If there are any.
+        """
+        if self._refused:
+            are, them = ("are", "them") if len(self._refused) > 1 else ("is", "it")
+            raise DataError(
+                f"{self._refused_at}: {', '.join(self._refused)} {are} not read; expected no such"
+                f" field where reading is strict; remove {them}, name {them} after --unread, or"
+                " leave strict out"
+            )
 
     @property
     def unread(self) -> dict[str, Unread]:

@@ -103,6 +103,11 @@ class SourceReader:
         return dict(self._tally.unread)
 
     @property
+    def meaningless(self) -> frozenset[str]:
+        """Names of fields that this pass met and knew to say nothing."""
+        return frozenset(self._tally.meaningless)
+
+    @property
     def bytes_total(self) -> int:
         """Bytes of all files as they are stored."""
         return sum(raw.size for raw in self._raws)
@@ -140,7 +145,8 @@ class SourceReader:
 
     def begin(self) -> None:
         """Begin a pass over the rows: forget what was counted in the one before."""
-        self._tally, self._n_kept, self._finished = Tally(self._source.strict), 0, False
+        self._tally = Tally(self._source.strict, self._source.unread)
+        self._n_kept, self._finished = 0, False
         for raw in self._raws:
             raw.bytes_done = 0
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from mypt.data.reading.raw import Limits, decode
@@ -25,8 +26,8 @@ class _DoubledKeyError(ValueError):
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _DoubledKeyError(next(key for key in keys if keys.count(key) > 1))
+        (most, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise _DoubledKeyError(most)
     return fields
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mypt.data.reading.raw import RawFile
@@ -17,6 +21,8 @@ Table = Literal["parquet", "arrow"]
 _BATCH_ROWS: Final = 64
 _BUFFER: Final = 1 << 20
 _CALLED: Final = {"parquet": "Parquet", "arrow": "Arrow"}
+_MOST_MEMORY: Final = 1 << 30
+"""Bytes that a few rows of a table may take while they are unpacked."""
 _Unpad = Callable[[Any], Any]
 
 
@@ -33,6 +39,40 @@ def check_names(found: Sequence[str], raw: RawFile) -> None:
         )
 
 
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Let this process grow by no more than a gibibyte inside the block, where Linux can.
+
+    A value of a table's dictionary may be repeated without end in a few bytes, and no library
+    says beforehand what it unpacks to. Within the block allocations beyond that fail.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    most = min(n for n in (*before, held + _MOST_MEMORY) if n != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def bounded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield what ``batches`` yields, each unpacked in :func:`little_memory`.
+
+    Raises:
+        MemoryError: If that is too little; pyarrow's own is one, too.
+    """
+    while True:
+        with little_memory():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def read_table(raw: RawFile, kind: Table) -> Iterator[Record]:
     """Yield the rows of a table; times become text, decimals become numbers.
 
@@ -47,7 +87,7 @@ def read_table(raw: RawFile, kind: Table) -> Iterator[Record]:
     number, n_bytes = 0, 0
     plain = None
     try:
-        for batch in _parquet(raw) if kind == "parquet" else _arrow(raw):
+        for batch in bounded(_parquet(raw) if kind == "parquet" else _arrow(raw)):
             n_bytes += batch.nbytes
             raw.check_expansion(n_bytes, raw.limits.table_expansion)
             if plain is None:
@@ -56,13 +96,19 @@ def read_table(raw: RawFile, kind: Table) -> Iterator[Record]:
                 # Where there are none, to ask for maps takes eight times as long.
                 maps = "strict" if any(_holds_map(field.type) for field in plain) else None
                 differs = not plain.equals(batch.schema)
-            rows = batch.cast(plain) if differs else batch
+            with little_memory():
+                rows = batch.cast(plain) if differs else batch
             padded = {name: made for name, made in unpad.items() if _is_padded(rows[name])}
             for row in rows.to_pylist(maps_as_pydicts=maps):
                 number += 1
                 for name, made in padded.items():
                     row[name] = made(row[name])
                 yield Record(row, raw.place(number, "row"), batch.nbytes // batch.num_rows)
+    except MemoryError:
+        raise DataError(
+            f"{raw.name}: {_BATCH_ROWS} rows unpack to more than {_MOST_MEMORY:,} bytes; expected"
+            " rows of messages or text; leave it out"
+        ) from None
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, KeyError) as error:
         first_line = shorten(str(error), 200)
         raise DataError(

@@ -1,6 +1,5 @@
 """A base's own chat template: Jinja, as it came, with what its tokenizer's tokens are called."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,12 +12,12 @@ from mypt import files
 from mypt.data.conversations import Message, say
 from mypt.data.rendering.sandbox import render
 from mypt.data.template import Shape, Slot, Template
+from mypt.data.vocabularies.base_files import find_source, read_tokenizer, read_tokenizer_config
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen
 
 BASE: Final = "base"
 """What people type for it."""
-_FILE: Final = "chat_template.jinja"
 _PROBE: Final = (
     say("user", "A1"),
     say("assistant", "B2"),
@@ -39,6 +38,10 @@ class BaseTemplate(Frozen):
     """What it calls the tokenizer's tokens, such as ``bos_token``."""
     stop: str
     """The token that it makes the model write last."""
+    also_stops: tuple[str, ...] = Field(default=(), exclude_if=lambda tokens: not tokens)
+    """Others that end a turn, before a tool's result or another turn, and stand in none."""
+    each_turn: bool = Field(default=False, exclude_if=lambda said: not said)
+    """Whether each turn is trained on as inference sees it: the last one of a row of its own."""
     eats_before: tuple[str, ...] = ()
     """Tokens that swallow white space before them."""
     eats_after: tuple[str, ...] = ()
@@ -48,6 +51,11 @@ class BaseTemplate(Frozen):
     def special_tokens(self) -> tuple[str, ...]:
         """None of its own: they are the base's."""
         return ()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Every token that ends an assistant turn."""
+        return (self.stop, *self.also_stops)
 
     @cached_property
     def digest(self) -> str:
@@ -71,21 +79,28 @@ class BaseTemplate(Frozen):
         return ""
 
     def write(
-        self, messages: Sequence[dict[str, Any]], *, prompt: bool = False, shows: bool = False
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        prompt: bool = False,
+        shows: bool = False,
     ) -> str:
         """Return what the template makes of messages as ``transformers`` has them.
 
         Args:
             messages: ``role``, ``content`` and perhaps ``reasoning_content``, ``tool_calls``.
+            tools: Schemas of what may be called.
             prompt: Whether the header of an answer follows.
             shows: As :func:`mypt.data.rendering.sandbox.render`.
 
         Raises:
             DataError: If it refuses them.
         """
-        size = sum(len(str(value)) for message in messages for value in message.values())
+        said = (value for message in messages for value in message.values())
+        size = sum(len(str(value)) for value in (*said, *(tools or ())))
         variables = {
-            "messages": messages, "tools": None, "documents": None,
+            "messages": messages, "tools": tools, "documents": None,
             "add_generation_prompt": prompt,
         }  # fmt: skip
         return render(self.source, self.variables | variables, size, shows=shows)
@@ -103,21 +118,22 @@ AnyTemplate = Template | BaseTemplate
 """A template of ours, or a base's own."""
 
 
-def base_template(folder: Path) -> BaseTemplate:
-    """Read the chat template that lies beside a base's ``tokenizer.json``.
+def base_template(base: Path) -> BaseTemplate:
+    """Read the chat template that lies beside a base's ``tokenizer.json``, or in its GGUF.
 
     Raises:
         ConfigError: If it has none.
         DataError: If it cannot be read, or no token ends an assistant's turn in it.
     """
-    config = _json(folder / "tokenizer_config.json")
-    source = find_source(folder, config)
+    config = read_tokenizer_config(base)
+    source = find_source(base, config)
     if source is None:
         raise ConfigError(
-            f"{folder}: no chat template ({_FILE}, or chat_template in tokenizer_config.json), as"
-            " a base that was only pretrained has none; choose --template chatml or another"
+            f"{base}: no chat template (chat_template.jinja, or chat_template in"
+            " tokenizer_config.json), as a base that was only pretrained has none; choose"
+            " --template chatml or another"
         )
-    added = _json(folder / "tokenizer.json").get("added_tokens", [])
+    added = read_tokenizer(base).values.get("added_tokens", [])
     tokens = [token for token in added if isinstance(token, dict)]
     found = BaseTemplate(
         source=source,
@@ -132,58 +148,67 @@ def base_template(folder: Path) -> BaseTemplate:
         eats_after=tuple(token["content"] for token in tokens if token.get("rstrip")),
     )
     controls = [token["content"] for token in tokens if token["content"].strip()]
-    return found.model_copy(update={"stop": _stop(found, controls, folder)})
+    stop, *others = _stops(found, controls, base)
+    return found.model_copy(update={"stop": stop, "also_stops": tuple(others)})
 
 
-def find_source(folder: Path, config: dict[str, Any] | None = None) -> str | None:
-    """Return the Jinja of a base's chat template, or None where it has none.
+def _stops(template: BaseTemplate, controls: Sequence[str], base: Path) -> list[str]:
+    """Return the tokens that end a turn, first the one after the last answer.
 
-    Raises:
-        DataError: If a file cannot be read.
-    """
-    path = folder / _FILE
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); expected Jinja") from None
-    values = _json(folder / "tokenizer_config.json") if config is None else config
-    found = values.get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
-
-
-def _stop(template: BaseTemplate, controls: Sequence[str], folder: Path) -> str:
-    """Return the first token after the last answer, or else after the one before it.
-
-    A template that writes none at its end stops at the header of the next message.
+    A template that writes none at its end stops at the header of the next message. What ends an
+    earlier turn, or one that calls a tool, ends turns too if it stands inside of none.
     """
     try:
         text = template.write([plain_message(turn) for turn in _PROBE])
     except DataError as error:
-        raise DataError(f"{folder}: {error}; choose another --template") from None
+        raise DataError(f"{base}: {error}; choose another --template") from None
     between, ending = text.partition("B2")[2].partition("C3")[0], text.rpartition("D4")[2]
-    pattern = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True))
-    found = (re.search(pattern, ending) or re.search(pattern, between)) if controls else None
-    if found is None:
+    longest_first = sorted(filter(None, controls), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    earlier, last = pattern.search(between), pattern.search(ending)
+    stop = last or earlier
+    if stop is None:
         raise DataError(
-            f"{folder}: its chat template writes {between!r:.60} after an answer; expected a token"
+            f"{base}: its chat template writes {between!r:.60} after an answer; expected a token"
             " that ends it, since the model would never stop; choose another --template"
         )
-    return found.group()
+    others = [earlier.group()] if earlier else []
+    others += _after_call(template, pattern, {stop.group(), *others})
+    thought = _probed(template, [{"reasoning_content": "H9", "thinking": "H9", "content": "D4"}])
+    inside = pattern.findall(thought.partition("H9")[2].partition("D4")[0])
+    return list(dict.fromkeys([stop.group(), *(one for one in others if one not in inside)]))
+
+
+def _after_call(template: BaseTemplate, pattern: re.Pattern[str], known: set[str]) -> list[str]:
+    """Return the token that ends a turn that calls a tool, if a known one does not.
+
+    It is the first behind the call that does not stand between two calls of one turn; where none
+    is, the header of the tool's result stops.
+    """
+    one, other = ({"function": {"name": "add", "arguments": {"a": a}}, "type": "function",
+                   "id": f"call0000{n}"} for n, a in enumerate(("E6", "G8")))  # fmt: skip
+    result = {"role": "tool", "content": "F7", "tool_call_id": one["id"], "name": "add"}
+    called = {"content": "", "tool_calls": [one]}
+    ending = pattern.findall(_probed(template, [called]).partition("E6")[2])
+    twice = _probed(template, [{"content": "", "tool_calls": [one, other]}])
+    within = pattern.findall(twice.partition("E6")[2].partition("G8")[0])
+    whole = _probed(template, [called, result]).partition("E6")[2].partition("F7")[0]
+    follows = pattern.findall(whole)
+    if known.intersection(ending) or ending != follows[: len(ending)]:
+        return []
+    own = [token for token in ending if token not in within]
+    return own[:1] or follows[len(ending) :][:1]
+
+
+def _probed(template: BaseTemplate, turns: Sequence[dict[str, Any]]) -> str:
+    """Return a question and turns after it as the template writes them; empty if it refuses."""
+    asked = [{"role": "user", "content": "A1"}, *({"role": "assistant"} | turn for turn in turns)]
+    try:
+        return template.write(asked)
+    except DataError:
+        return ""
 
 
 def plain_message(turn: Message) -> dict[str, Any]:
     """Return a message of text alone as ``transformers`` has it."""
     return {"role": turn.role, "content": turn.text}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error!r:.80}); expected JSON") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: no JSON object")
-    return values

@@ -8,19 +8,38 @@ places are proved; otherwise the template rewrites the text.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from mypt.data.conversations import Message
+from mypt.data.conversations import Message, Part
 
 _FIRST: Final = 0x100000
 _MARK: Final = re.compile("[\U00100000-\U0010fffb]")
 _PRIVATE: Final = re.compile("[\U00100000-\U0010ffff]")
 _MOST: Final = (0x10FFFB - _FIRST) // 2
+_TOOLS: Final = re.compile(r"(?:\A|\n\n)Tools:\n(\[.*\])\Z", re.DOTALL)
 _ORDER: Final = {"reasoning": 0, "text": 1, "tool_call": 2}
 
 
 Leaf = tuple[int, str, str]
 """A message's index, the kind of one of its texts, and that text."""
+
+
+Said = Sequence[dict[str, Any] | None]
+"""Messages as ``transformers`` has them; None in place of one that only lists tools."""
+Tools = list[dict[str, Any]] | None
+"""Schemas of the tools that may be called."""
+
+
+class Marked(NamedTuple):
+    """A conversation in the form of ``transformers``."""
+
+    plain: Said
+    marked: Said
+    """With marks round each text."""
+    leaves: list[Leaf]
+    """Whose each pair of marks is."""
+    tools: Tools
 
 
 class Unproved(Exception):  # noqa: N818 - no error: whoever asked decides what becomes of the row
@@ -36,23 +55,28 @@ class Region(NamedTuple):
     kind: str
 
 
-def marked_messages(
-    turns: Sequence[Message],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Leaf]]:
+def marked_messages(turns: Sequence[Message]) -> Marked:
     """Return messages of ``transformers``, the same with marks, and whose each pair of marks is.
+
+    What a first system message lists as readers list a row's tools is given as tools.
 
     Raises:
         Unproved: If a turn cannot be said in their form, or holds what stands for a mark.
     """
-    plain: list[dict[str, Any]] = []
-    marked: list[dict[str, Any]] = []
+    plain: list[dict[str, Any] | None] = []
+    marked: list[dict[str, Any] | None] = []
     leaves: list[Leaf] = []
+    turns, tools = _without_tools(turns)
     for index, turn in enumerate(turns):
         kinds = [part.kind for part in turn.parts]
         if sorted(kinds, key=_ORDER.__getitem__) != kinds:
             raise Unproved("a turn whose parts do not come as reasoning, text, tool calls")
         if any(_PRIVATE.search(part.text) for part in turn.parts):
             raise Unproved("a text with private characters from U+100000 on")
+        if tools and not index and turn.role == "system" and not turn.text:
+            plain.append(None)
+            marked.append(None)
+            continue
         calls = [
             _call(part.text, index, n)
             for n, part in enumerate(turn.parts)
@@ -77,7 +101,23 @@ def marked_messages(
         marked.append(other)
     if len(leaves) > _MOST:
         raise Unproved(f"more than {_MOST} texts")
-    return plain, marked, leaves
+    return Marked(plain, marked, leaves, tools)
+
+
+def _without_tools(turns: Sequence[Message]) -> tuple[Sequence[Message], Tools]:
+    """Take what :func:`mypt.data.reading.formats.chats.frame` lists out of a system message."""
+    first = turns[0] if turns else None
+    listed = _TOOLS.search(first.text) if first is not None and first.role == "system" else None
+    if first is None or listed is None:
+        return turns, None
+    try:
+        tools = json.loads(listed[1])
+    except (ValueError, RecursionError):
+        return turns, None
+    if not all(isinstance(tool, dict) for tool in tools):
+        return turns, None
+    text = first.text[: listed.start()]
+    return (replace(first, parts=(Part("text", text),)), *turns[1:]), tools
 
 
 def _call(text: str, message: int, number: int) -> dict[str, Any]:

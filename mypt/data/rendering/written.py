@@ -6,13 +6,15 @@ where the header of inference ends, which must be a prefix of what training read
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mypt.data.conversations import Message
+from mypt.data.conversations import Message, Train
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import (
     Leaf,
     Region,
+    Said,
+    Tools,
     Unproved,
     find_regions,
     marked_messages,
@@ -20,7 +22,7 @@ from mypt.data.rendering.marks import (
     widened,
 )
 from mypt.data.rendering.sandbox import CLOSES, OPENS, generates
-from mypt.data.spans import BY_POLICY, KIND, ROLE
+from mypt.data.spans import KIND, ROLE
 from mypt.errors import DataError
 
 
@@ -34,7 +36,7 @@ class Passage(NamedTuple):
     kind: int
     """Index into :data:`mypt.data.spans.KINDS`."""
     message: int
-    train: int
+    train: Train
     own: bool
     """Whether an author's words stand here, in which nothing is a special token."""
 
@@ -63,15 +65,15 @@ def write_prompt(
     Raises:
         Unproved: If the template cannot be proved for it.
     """
-    plain, marked, leaves = marked_messages(turns)
-    _check_calls(plain, controls)
-    text = _write(template, plain, prompt=True)
-    regions = find_regions(_write(template, marked, prompt=True), text, leaves)
+    plain, marked, leaves, tools = marked_messages(turns)
+    _check_calls(plain, tools, controls)
+    text = _write(template, plain, tools, prompt=True)
+    regions = find_regions(_write(template, marked, tools, prompt=True), text, leaves)
     pieces, at = list[Passage](), 0
-    header = (ROLE["assistant"], KIND["header"], len(turns), BY_POLICY, False)
+    header = (ROLE["assistant"], KIND["header"], len(turns), None, False)
     for region in regions:
         role = ROLE[turns[region.message].role]
-        own = (role, KIND["content"], region.message, BY_POLICY, True)
+        own = (role, KIND["content"], region.message, None, True)
         pieces += [Passage(region.start, *header), Passage(region.stop, *own)]
         at = region.stop
     return Written(text, tiled([*pieces, Passage(max(at, len(text)), *header)]), [], False)
@@ -90,34 +92,57 @@ def write_turns(
     Raises:
         Unproved: If the template cannot be proved for it.
     """
-    plain, marked, leaves = marked_messages(turns)
-    _check_calls(plain, controls)
-    text = _write(template, plain)
-    regions = find_regions(_write(template, marked), text, leaves)
+    plain, marked, leaves, tools = marked_messages(turns)
+    _check_calls(plain, tools, controls)
+    text = _write(template, plain, tools)
+    if tools and text == _write(template, plain, None):
+        raise Unproved("the template has no form for tools")
+    regions = find_regions(_write(template, marked, tools), text, leaves)
     stripped = _check_all_stand(turns, leaves, regions)
-    begins = _begins(template, turns, plain, text, regions)
+    begins = _begins(template, turns, plain, tools, text, regions)
     regions = widened(regions, leaves, text, begins)
-    stretches = [
-        _stretch(text, index, begins, regions, template.stop, controls, _calls(turn))
-        for index, turn in enumerate(turns)
-        if turn.role == "assistant"
-    ]
+    stretches = {
+        index: _stretch(text, index, begins, regions, template.stops, _calls(turns[index]))
+        for index in begins
+    }
     if generates(template.source):
-        _check_generation(template, plain, text, stretches)
-    pieces = _pieces(turns, text, regions, dict(zip(begins, stretches, strict=True)), controls)
+        _check_generation(template, plain, tools, text, list(stretches.values()))
+    pieces = _pieces(turns, text, regions, stretches, controls)
+    if tools:
+        pieces = _with_tools(pieces)
     return Written(text, tiled(pieces), list(begins.values()), stripped)
 
 
-def _check_calls(messages: Sequence[dict[str, Any]], controls: re.Pattern[str]) -> None:
-    """Refuse a token in a tool call, round whose words there are no marks."""
+def _check_calls(messages: Said, tools: Tools, controls: re.Pattern[str]) -> None:
+    """Refuse a token in a tool or its call, round whose words there are no marks."""
     for message in messages:
-        if "tool_calls" in message and controls.search(spelled_json(message["tool_calls"])):
+        calls = message.get("tool_calls") if message else None
+        if calls and controls.search(spelled_json(calls)):
             raise Unproved("a tool call spells a token of the base")
+    if tools and controls.search(spelled_json(tools)):
+        raise Unproved("a tool's schema spells a token of the base")
 
 
-def _write(template: BaseTemplate, messages: Sequence[dict[str, Any]], prompt: bool = False) -> str:
+def _with_tools(pieces: list[Passage]) -> list[Passage]:
+    """Mark what the template writes up to the first words of another than the system.
+
+    The tools stand there, or in front of the words of the first user.
+    """
+    own = (n for n, piece in enumerate(pieces) if piece.own and piece.role != ROLE["system"])
+    after = next(own, len(pieces))
+    system, kind = ROLE["system"], KIND["tool_call"]
+    return [
+        piece._replace(role=system, kind=kind, message=0, train=0)
+        if n <= after and piece.kind == KIND["header"]
+        else piece
+        for n, piece in enumerate(pieces)
+    ]
+
+
+def _write(template: BaseTemplate, messages: Said, tools: Tools, prompt: bool = False) -> str:
+    said = [message for message in messages if message is not None]
     try:
-        return template.write(messages, prompt=prompt)
+        return template.write(said, tools=tools, prompt=prompt)
     except DataError as error:
         raise Unproved(str(error)) from None
 
@@ -140,7 +165,8 @@ def _check_all_stand(
 def _begins(
     template: BaseTemplate,
     turns: Sequence[Message],
-    plain: Sequence[dict[str, Any]],
+    plain: Said,
+    tools: Tools,
     text: str,
     regions: Sequence[Region],
 ) -> dict[int, int]:
@@ -150,10 +176,9 @@ def _begins(
         Unproved: If what inference feeds is no prefix of what training reads.
     """
     begins: dict[int, int] = {}
-    for index, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        fed = _write(template, plain[:index], prompt=True)
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    for index in answers[-1:] if template.each_turn else answers:
+        fed = _write(template, plain[:index], tools, prompt=True)
         before = max((one.stop for one in regions if one.message < index), default=0)
         own = min((one.start for one in regions if one.message >= index), default=len(text))
         if not text.startswith(fed) or not before <= len(fed) <= own:
@@ -174,13 +199,12 @@ def _stretch(
     index: int,
     begins: dict[int, int],
     regions: Sequence[Region],
-    stop: str,
-    controls: re.Pattern[str],
+    stops: Sequence[str],
     calls: bool,
 ) -> tuple[int, int, int]:
     """Return where a turn's words begin, where they end, and where the token that ends it does.
 
-    That is the template's stop; where it writes another after earlier answers, that one.
+    A token at which inference would not stop is none that ends it.
     """
     begin = begins[index]
     last = max((one.stop for one in regions if one.message == index), default=begin)
@@ -189,13 +213,12 @@ def _stretch(
         + [at for other, at in begins.items() if other > index],
         default=len(text),
     )
-    at = text.find(stop, last, bound)
-    if at >= 0:
-        return begin, at, at + len(stop)
+    found = [(at, at + len(stop)) for stop in stops if (at := text.find(stop, last, bound)) >= 0]
+    if found:
+        return begin, *min(found)
     if calls:
         raise Unproved("no token that inference stops at ends a turn that calls a tool")
-    other = controls.search(text, last, bound)
-    return (begin, *other.span()) if other else (begin, last, last)
+    return begin, last, last
 
 
 def _pieces(
@@ -216,7 +239,7 @@ def _pieces(
             where = (ROLE[turns[index].role], KIND[kind], index, train, is_own)  # noqa: B023
             pieces.append(Passage(stop, *where))
 
-        if turn.role != "assistant":
+        if index not in stretches:
             for one in own:
                 add(one.start, "header")
                 add(one.stop, "content", True)
@@ -240,12 +263,12 @@ def _pieces(
     return [*pieces, Passage(max(len(text), done), last.role, KIND["header"], *last[3:5], False)]
 
 
-def _trains(turn: Message) -> dict[str, int]:
+def _trains(turn: Message) -> dict[str, Train]:
     """Return what the row says about the mask of each kind of passage, the turn's own as "end"."""
-    trains = {"end": BY_POLICY if turn.train is None else int(turn.train)}
+    trains: dict[str, Train] = {"end": turn.train}
     for part in turn.parts:
         kind = "content" if part.kind == "text" else part.kind
-        said = trains["end"] if part.train is None else int(part.train)
+        said = trains["end"] if part.train is None else part.train
         if trains.setdefault(kind, said) != said:
             raise Unproved(
                 f"parts of kind {part.kind} in one turn, some to be learned and some not"
@@ -264,12 +287,14 @@ def tiled(pieces: Sequence[Passage]) -> list[Passage]:
 
 def _check_generation(
     template: BaseTemplate,
-    plain: Sequence[dict[str, Any]],
+    plain: Said,
+    tools: Tools,
     text: str,
     stretches: Sequence[tuple[int, int, int]],
 ) -> None:
     """Compare with what the template's author marks as the model's; white space may follow."""
-    shown = template.write(plain, shows=True)
+    said = [message for message in plain if message is not None]
+    shown = template.write(said, tools=tools, shows=True)
     marked: list[str] = []
     at = 0
     for number, part in enumerate(re.split(f"[{OPENS}{CLOSES}]", shown)):
@@ -277,5 +302,5 @@ def _check_generation(
             marked.append(f"{at}:{part.rstrip()}")
         at += len(part)
     ours = [f"{begin}:{text[begin:end].rstrip()}" for begin, _, end in stretches]
-    if marked != ours:
+    if marked[-len(ours) :] != ours or (len(marked) > len(ours) and not template.each_turn):
         raise Unproved("its {% generation %} marks other text than inference leaves to the model")

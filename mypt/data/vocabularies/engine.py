@@ -45,8 +45,17 @@ def flat(stage: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _cuts(stage: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return how text is cut, but for what our own exports take out of it."""
-    stages = [s for s in flat(stage, "pretokenizers") if s.get("behavior") != "Removed"]
+    """Return how text is cut, but for what our own exports take out of it.
+
+    Spaces that nobody said are written before, as text, so that it is known where they stand.
+    """
+    stages = [
+        {k: v for k, v in s.items() if k != "add_prefix_space"} | {"prepend_scheme": "never"}
+        if s["type"] == "Metaspace"
+        else s
+        for s in flat(stage, "pretokenizers")
+        if s.get("behavior") != "Removed"
+    ]
     return {"type": "Sequence", "pretokenizers": stages} if stages else None
 
 

@@ -1,8 +1,6 @@
 """``tokenizer.json`` as a vocabulary of ours, where its ids are shown to be equal."""
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +11,17 @@ import regex
 
 from mypt import files
 from mypt.data.template import END_OF_TEXT
+from mypt.data.vocabularies.base_files import (
+    TokenizerFile,
+    read_tokenizer,
+    read_tokenizer_config,
+)
 from mypt.data.vocabularies.encoder import encode_ordinary, encoding_of
 from mypt.data.vocabularies.engine import SPACE, TokenizersEngine, flat, without_controls
 from mypt.data.vocabularies.published import PUBLISHED
-from mypt.data.vocabularies.vocabulary import BYTE, SINGLE_BYTES, NormalForm, Vocabulary
-from mypt.errors import ConfigError, DataError
+from mypt.data.vocabularies.vocabulary import BYTE, NormalForm, Prefix, Vocabulary, check_bytes
+from mypt.errors import DataError
 
-PREFIX: Final = "hf:"
-TOKENIZER: Final = "tokenizer.json"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 ENDS: Final = (
     END_OF_TEXT, "<|end_of_text|>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "</s>",
 )  # fmt: skip
@@ -41,44 +41,24 @@ _SENSELESS: Final = (
     regex.error,
 )  # fmt: skip
 """What a file of another kind meets."""
-_LARGEST: Final = 1 << 27
 _MOST_IDS: Final = 1 << 24
 _MOST_REPEATS: Final = 1000
+_PIECES: Final = regex.compile(
+    r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\((?:\?[^:)]*?[:=!>])?|\)[?*+{]?|.", regex.DOTALL
+)
+"""An escape, a class, a group's beginning or its end with what repeats it, or a character."""
 _PROBE: Final = 40
 """Tokens whose texts make one probe."""
-_CUTS: Final = ("Split", "Digits", "Punctuation", "ByteLevel")
+_CUTS: Final = ("Split", "Digits", "Punctuation", "ByteLevel", "Metaspace")
 """Pre-tokenizers that lose no text."""
+SCHEMES: Final[dict[Prefix, str]] = {"segment": "always", "first": "first", "": "never"}
+"""Metaspace's words for ours."""
 Kind = Literal["bytes", "fallback"]
 """Tokens are bytes spelled as characters, or characters with a token for each byte beside them."""
 
 
-def hf_folder(name: str) -> Path:
-    """Return the folder that ``hf:PATH`` or ``hf:NAME`` means; nothing is downloaded.
-
-    Raises:
-        ConfigError: If it is no folder, nor a name in huggingface's cache.
-    """
-    text = name.removeprefix(PREFIX)
-    if Path(text).is_dir():
-        return Path(text)
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise ConfigError(f"{name}: no folder {text}; expected one with {TOKENIZER}") from None
-    try:
-        return Path(snapshot_download(text, local_files_only=True))
-    except HFValidationError:
-        raise ConfigError(f"{name}: no folder {text}; expected one with {TOKENIZER}") from None
-    except LocalEntryNotFoundError:
-        raise ConfigError(
-            f"{name}: no folder {text}, nor is it in huggingface's cache; nothing is downloaded"
-            f" here, get it with 'hf download {text}'"
-        ) from None
-
-
-def hf_vocabulary(folder: Path) -> Vocabulary:
-    """Read the BPE of ``tokenizer.json``, special tokens included.
+def hf_vocabulary(base: Path) -> Vocabulary:
+    """Read the BPE of a base's ``tokenizer.json``, special tokens included, or of its GGUF.
 
     tiktoken encodes where it is proved to give the same ids: its merges come in the order of
     their tokens, each token is what its own text becomes, and texts made of them all are cut
@@ -86,45 +66,43 @@ def hf_vocabulary(folder: Path) -> Vocabulary:
     has the id of a control token, which is any added token but runs of white space.
 
     Raises:
+        ConfigError: If reading it needs a package that is not installed.
         DataError: If it is missing, of another kind, or does not give every text back.
     """
-    path = folder / TOKENIZER
+    held = read_tokenizer(base)
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected it there") from None
-    if len(data) > _LARGEST:
-        raise DataError(f"{path}: more than {_LARGEST >> 20} MiB; expected a tokenizer.json")
-    try:
-        return _read(json.loads(data), PREFIX + hashlib.sha256(data).hexdigest()[:8], path)
+        return _read(held, read_tokenizer_config(base))
     except ImportError:
         raise DataError(
-            f"{path}: reading it needs the package tokenizers; get it with 'pip install tokenizers'"
+            f"{held.path}: reading it needs the package tokenizers; get it with 'pip install"
+            " tokenizers'"
         ) from None
     except _SENSELESS as error:
         raise DataError(
-            f"{path}: no BPE of tokenizers that loses no text ({error!r:.160})"
+            f"{held.path}: no BPE of tokenizers that loses no text ({error!r:.160})"
         ) from None
 
 
-def _read(values: dict[str, Any], name: str, path: Path) -> Vocabulary:
-    kind, normal_form = _kind(values, path)
+def _read(held: TokenizerFile, config: dict[str, Any]) -> Vocabulary:
+    path, name, values = held
+    kind, normal_form, prefix = _kind(values, path)
     added = {a["content"]: a["id"] for a in values["added_tokens"]}
     text = {a["content"] for a in values["added_tokens"] if _is_text(a)}
     controls = {t: i for t, i in added.items() if t not in text and not _is_filler(t)}
-    words = {t: i for t, i in values["model"]["vocab"].items() if t not in added}
+    known = values["model"]["vocab"].items()
+    words = {t: i for t, i in known if t not in added and not _is_filler(t)}
     words |= {t: added[t] for t in text}
     tokens = _tokens(words, kind, path, text)
     _check_specials(controls, tokens, path)
     source = without_controls(values, added.keys() - text)
     engine = TokenizersEngine(files.canonical_json(source).decode())
-    begin, end = _document(values, path, controls)
+    begin, end = _document(values, config, path, controls)
     pattern = None if text or kind == "fallback" else _pattern(values["pre_tokenizer"])
     vocabulary = Vocabulary(
-        name, pattern or "", tokens, controls, normal_form, begin=begin, end=end
+        name, pattern or "", tokens, controls, normal_form, begin=begin, end=end, prefix=prefix
     )
-    alike = bool(pattern) and _merges_alike(values["model"], words, source)
+    whole = bool(pattern) and not vocabulary.lacking
+    alike = whole and _merges_alike(values["model"], words, source)
     if alike and _cuts_alike(vocabulary, engine, path):
         return vocabulary
     run = replace(vocabulary, pattern="", engine=files.canonical_json(source).decode())
@@ -144,7 +122,7 @@ def _is_filler(token: str) -> bool:
     )  # of our own export (mypt.inference.huggingface.exports)
 
 
-def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm]:
+def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm, Prefix]:
     """Return of which of the two kinds it is, and what it does to text beforehand."""
     model = values["model"]
     odd = [
@@ -154,23 +132,57 @@ def _kind(values: dict[str, Any], path: Path) -> tuple[Kind, NormalForm]:
         raise DataError(f"{path}: model {model.get('type')} {' '.join(odd)}; expected plain BPE")
     stages = [s for s in flat(values.get("normalizer"), "normalizers") if s.get("content") != ""]
     cuts = flat(values.get("pre_tokenizer"), "pretokenizers")
+    cuts = [s for s in cuts if s.get("behavior") != "Removed"]  # of our own export
     named = [s["type"] for s in stages]
+    prefix, stages = _prefix(values, stages, cuts, path)
     spaces = stages == [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-    lost = [s["type"] for s in cuts if s["type"] not in _CUTS or s.get("add_prefix_space")]
+    lost = [
+        s["type"]
+        for s in cuts
+        if s["type"] not in _CUTS or (s.get("add_prefix_space") and s["type"] != "Metaspace")
+    ]
     if lost:
         raise DataError(f"{path}: pre-tokenizer {lost[0]}; expected {', '.join(_CUTS)}")
     for cut in cuts:
         if isinstance(cut.get("pattern"), dict) and "Regex" in cut["pattern"]:
             _modest(cut["pattern"]["Regex"], path)
     if any(s["type"] == "ByteLevel" for s in cuts) and named in ([], ["NFC"]):
-        return "bytes", "NFC" if named else ""
+        return "bytes", "NFC" if named else "", ""
+    spaces = spaces or (not stages and any(s["type"] == "Metaspace" for s in cuts))
     if model.get("byte_fallback") and spaces:
-        return "fallback", "spaces"
+        return "fallback", "spaces", prefix
     raise DataError(
         f"{path}: normalizers {', '.join(named) or 'none'} with pre-tokenizers"
         f" {', '.join(s['type'] for s in cuts) or 'none'}; expected ByteLevel with NFC or nothing"
         " before it, or spaces replaced and byte fallback, since every text must come back"
     )
+
+
+def _prefix(
+    values: dict[str, Any],
+    stages: list[dict[str, Any]],
+    cuts: list[dict[str, Any]],
+    path: Path,
+) -> tuple[Prefix, list[dict[str, Any]]]:
+    """Return where a space is written that nobody said, and the normalizers but for that."""
+    rest = [s for s in stages if s != {"type": "Prepend", "prepend": SPACE}]
+    meta = [s for s in cuts if s["type"] == "Metaspace"]
+    if any(s["replacement"] != SPACE for s in meta) or (meta and (len(cuts) > 1 or stages)):
+        raise DataError(
+            f"{path}: Metaspace with other stages, or without U+2581; expected it alone"
+        )
+    prefix: Prefix = "always" if len(rest) < len(stages) else ""
+    for one in meta:
+        older = "always" if one.get("add_prefix_space", True) else "never"
+        asked = one.get("prepend_scheme", older)
+        prefix = {theirs: ours for ours, theirs in SCHEMES.items()}[asked]
+    odd = [a["content"] for a in values["added_tokens"] if a.get("normalized") or _is_text(a)]
+    if prefix and odd:
+        raise DataError(
+            f"{path}: added token {odd[0]!r:.60} beside a first space that nobody said; expected"
+            " none of white space, and all with normalized false"
+        )
+    return prefix, rest
 
 
 def _tokens(words: dict[str, int], kind: Kind, path: Path, text: set[str]) -> tuple[bytes, ...]:
@@ -188,8 +200,10 @@ def _tokens(words: dict[str, int], kind: Kind, path: Path, text: set[str]) -> tu
             tokens[number] = bytes([int(word[3:5], 16)])
         else:
             tokens[number] = word.replace(SPACE, " ").encode()
-    if missing := set(SINGLE_BYTES).difference(tokens):
-        raise DataError(f"{path}: {len(missing)} of the 256 single bytes have no token")
+    try:
+        check_bytes(tokens)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
     return tuple(tokens)
 
 
@@ -205,9 +219,10 @@ def _check_specials(controls: dict[str, Any], tokens: tuple[bytes, ...], path: P
         )
 
 
-def _document(values: dict[str, Any], path: Path, controls: dict[str, int]) -> tuple[str, str]:
+def _document(
+    values: dict[str, Any], config: dict[str, Any], path: Path, controls: dict[str, int]
+) -> tuple[str, str]:
     """Return what begins and ends a document in the base's own training."""
-    config = read_tokenizer_config(path.parent)
     asked, bos, eos = config.get("add_bos_token"), named(config, "bos"), named(config, "eos")
     single: list[dict[str, Any]] = []
     for stage in flat(values.get("post_processor"), "processors"):
@@ -219,24 +234,6 @@ def _document(values: dict[str, Any], path: Path, controls: dict[str, int]) -> t
     if begin and begin not in controls:
         raise DataError(f"{path}: a text begins with {begin!r}; expected one of its added tokens")
     return begin, end
-
-
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Return ``tokenizer_config.json``, empty where there is none.
-
-    Raises:
-        DataError: If it is no JSON object.
-    """
-    path = folder / TOKENIZER_CONFIG
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error!r:.80}); expected JSON") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: no JSON object")
-    return values
 
 
 def named(config: dict[str, Any], role: str) -> str:
@@ -263,10 +260,24 @@ def _pattern(stage: dict[str, Any] | None) -> str | None:
 
 
 def _modest(pattern: str, path: Path) -> str:
-    """Return a regular expression whose counted repeats cannot eat all memory."""
+    """Return a regular expression that can neither eat all memory nor try without end."""
     counts = (int(n) for n in regex.findall(r"(\d+)\}", pattern))
     if math.prod(max(1, count) for count in counts) > _MOST_REPEATS:
         raise DataError(f"{path}: its pattern repeats more than {_MOST_REPEATS} times; refused")
+    choices = [False]  # of the groups that are open, whether one holds more than plain characters
+    for token in _PIECES.findall(pattern):
+        if token.startswith("("):
+            choices.append(False)
+        elif token.startswith(")") and len(choices) > 1:
+            inside = choices.pop()
+            if inside and token[1:2] in ("*", "+", "{"):
+                raise DataError(
+                    f"{path}: its pattern repeats a choice, so that a text may take without end;"
+                    " refused"
+                )
+            choices[-1] |= inside or len(token) > 1
+        else:
+            choices[-1] |= token in ("|", "?", "*", "+", "{")
     return pattern
 
 
@@ -324,7 +335,8 @@ def _check_round_trip(vocabulary: Vocabulary, engine: TokenizersEngine, path: Pa
 
 
 def _probes(vocabulary: Vocabulary) -> Iterator[str]:
-    yield from _ODD
+    lacking = dict.fromkeys(vocabulary.lacking)
+    yield from (text.translate(lacking) for text in _ODD)
     texts = [token.decode(errors="ignore") for token in vocabulary.tokens]
     for start in range(0, len(texts), _PROBE):
         yield "".join(texts[start : start + _PROBE])

@@ -23,7 +23,13 @@ from mypt.parsing import Frozen
 TRAINED = re.compile(r"char|bpe:(\d{1,7})")
 """The tokenizations that are made from a corpus."""
 SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
-_LATER: Final = ("normal_form", "engine", "begin", "end")
+_SPARED: Final = frozenset(
+    bytes([v]) for v in range(256) if v >= 0xF5 or v in b"\x7f\xc0\xc1\xf1\xf2"
+    or (v < 0x20 and v not in b"\t\n\r")
+)  # fmt: skip
+"""Bytes that a base may have no token for, as SmolLM2 has not: control characters, the planes of
+Unicode that are empty, and what UTF-8 never has."""
+_LATER: Final = ("normal_form", "engine", "begin", "end", "prefix")
 """What a vocabulary has had since tokenizers were first written down."""
 _LARGEST_ID = (1 << 32) - 2
 """Ids are uint32 on disk; the last one is left to the encoder's own separator."""
@@ -46,9 +52,15 @@ NormalForm = Literal["", "NFC", "spaces"]
 """Unicode's composed form, or a space wherever U+2581, which stands for one, is written."""
 
 
+Prefix = Literal["", "always", "segment", "first"]
+"""Where SentencePiece writes a space that nobody said: nowhere; before each stretch between two
+special tokens; before one that does not begin with a space; before such a one where a text begins.
+Parts of templates of our own have none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A byte-level vocabulary, complete: every text can be encoded and comes back unchanged."""
+    """A byte-level vocabulary: a text that has ids comes back from them unchanged."""
 
     name: str
     """What people type, such as ``gpt2`` or ``bpe:4096``."""
@@ -66,6 +78,24 @@ class Vocabulary:
     """Special token that begins a document; empty: none does."""
     end: str = END_OF_TEXT
     """Special token that ends a document."""
+    prefix: Prefix = ""
+    """Before which texts a space is written."""
+
+    def prefixed(self, text: str, at: int = 0) -> str:
+        """Return a stretch of text with the space that the base writes before it, if it does.
+
+        Args:
+            text: In the normal form.
+            at: Characters of the whole before it.
+        """
+        written = self.prefix == "always" or not text.startswith(" ")
+        here = bool(self.prefix) and not (self.prefix == "first" and at)
+        return f" {text}" if text and here and written else text
+
+    @property
+    def lacking(self) -> bytes:
+        """The bytes that no token stands for; a text with one of them has no ids."""
+        return b"".join(sorted(set(SINGLE_BYTES).difference(self.tokens)))
 
     @property
     def ids(self) -> list[int]:
@@ -79,6 +109,20 @@ class Vocabulary:
         if self.normal_form == "NFC":
             return composed(text)
         return text.replace(SPACE, " ")
+
+
+def check_bytes(tokens: Iterable[bytes], *, all_of_them: bool = False) -> None:
+    """Refuse a vocabulary that cannot write text.
+
+    Args:
+        tokens: All of them.
+        all_of_them: Whether bytes that no ordinary text has are needed too, as tiktoken does.
+
+    Raises:
+        ValueError: If a byte has no token.
+    """
+    if missing := set(SINGLE_BYTES).difference(tokens, () if all_of_them else _SPARED):
+        raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
 
 
 def byte_vocabulary() -> Vocabulary:
@@ -155,10 +199,11 @@ class TokenizerState(Frozen):
     template: AnyTemplate
     """How conversations are rendered."""
     normal_form: NormalForm = ""
-    """As the next three, of :class:`Vocabulary`."""
+    """As the next four, of :class:`Vocabulary`."""
     engine: str = Field(default="", repr=False)
     begin: str = ""
     end: str = END_OF_TEXT
+    prefix: Prefix = ""
     digest: str = Field(default="", repr=False)
 
     @classmethod
@@ -197,9 +242,7 @@ class TokenizerState(Frozen):
             ValueError: If the state describes no vocabulary that could encode every text.
         """
         tokens = tuple(base64.b64decode(token, validate=True) for token in self.tokens)
-        missing = set(SINGLE_BYTES).difference(tokens)
-        if missing:
-            raise ValueError(f"{len(missing)} of the 256 single bytes have no token")
+        check_bytes(tokens, all_of_them=not self.engine)
         words = [token for token in tokens if token]
         if not self.engine and len(set(words)) < len(words):
             raise ValueError("tokens: some stand there twice")
@@ -222,7 +265,7 @@ def read_state(path: Path) -> TokenizerState:
         DataError: If it is missing, damaged, or was changed.
     """
     try:
-        state = TokenizerState.model_validate_json(path.read_bytes())
+        state = TokenizerState.model_validate_json(files.read_bytes(path))
         if state.digest != state.compute_digest():
             raise ValueError("its digest does not match its content; it was changed")
     except OSError as error:

@@ -13,10 +13,16 @@ from safetensors.torch import save_file
 
 from mypt import files
 from mypt.config import GPTConfig, MaskPolicy
+from mypt.data.conversations import Form
 from mypt.data.rendering.base_template import BaseTemplate
+from mypt.data.template import Template
 from mypt.data.tokenizer import Tokenizer
+from mypt.data.vocabularies.base_files import TOKENIZER
+from mypt.data.vocabularies.engine import SPACE, flat
+from mypt.data.vocabularies.huggingface import SCHEMES
 from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
 from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
+from mypt.inference.huggingface.imports import COMMON, unnumbered
 from mypt.inference.huggingface.layouts import family_of, read_layout, write_layout
 from mypt.inference.huggingface.weights import Weights, to_hf
 from mypt.references import BaseRecord
@@ -24,41 +30,85 @@ from mypt.references import BaseRecord
 _POSSESSIVE: Final = re.compile(r"(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+")
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
-TOKENIZER: Final = "tokenizer.json"
+_BYTE_LEVEL: Final = {
+    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
+}  # fmt: skip
+_CHARACTERS: Final = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return ``tokenizer.json``."""
+def tokenizer_json(
+    tokenizer: Tokenizer, form: Form = "chat", base: BaseRecord | None = None
+) -> dict[str, Any]:
+    """Return ``tokenizer.json``.
+
+    Args:
+        tokenizer: A model's own.
+        form: What the model reads: our templates write no space that nobody said, a base does.
+        base: What the model came from, whose tokens keep their flags.
+    """
     vocabulary, specials = tokenizer.vocabulary, tokenizer.special_tokens
     held = {t: i for t, i in specials.items() if i < len(vocabulary.tokens)}
-    words = {_spelled(t): i for i, t in enumerate(vocabulary.tokens) if t} | held
+    run = json.loads(vocabulary.engine) if vocabulary.engine else _byte_level(vocabulary, held)
+    words = run["model"]["vocab"] | held
+    empty = set(range(len(vocabulary.tokens))) - set(words.values())
+    words |= {_filler(number): number for number in empty}
+    marked = isinstance(tokenizer.template, Template)  # a base's own writes no noncharacter
+    glue = [{"type": "Replace", "pattern": {"String": GLUE}, "content": ""}] if marked else []
+    cut = [_split({"String": CUT}, "Removed")] if marked else []
+    normal = [{"type": "NFC"}] if vocabulary.normal_form == "NFC" else []
+    space = "" if marked and form == "chat" else vocabulary.prefix
+    if space == "always":
+        normal.append({"type": "Prepend", "prepend": SPACE})
+    cuts = [
+        stage | {"prepend_scheme": SCHEMES[space]}
+        if stage["type"] == "Metaspace" and space in SCHEMES
+        else stage
+        for stage in flat(run["pre_tokenizer"], "pretokenizers")
+    ]
+    flags = json.loads(base.flags or "{}") if base else {}
+    added = [
+        {"id": number, "content": token} | flags.get(token, flags.get(unnumbered(token), COMMON))
+        for token, number in _added(vocabulary, specials).items()
+    ]
+    if marked:  # else a token is seen once more where the glue that hid it is gone
+        added = [token | {"normalized": False} for token in added]
+    return run | {
+        "added_tokens": sorted([*run["added_tokens"], *added], key=lambda token: token["id"]),
+        "normalizer": _sequence(
+            "normalizers", [*glue, *normal, *flat(run["normalizer"], "normalizers")]
+        ),
+        "pre_tokenizer": _sequence("pretokenizers", [*cut, *cuts]),
+        "post_processor": _begun(vocabulary, specials),
+        "decoder": _decoder(vocabulary, bool(space)),
+        "model": run["model"] | {"vocab": dict(sorted(words.items(), key=_by_id))},
+    }
+
+
+def _decoder(vocabulary: Vocabulary, spaced: bool) -> dict[str, Any]:
+    if vocabulary.normal_form != "spaces":
+        return _BYTE_LEVEL
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
+    return {"type": "Sequence", "decoders": [*_CHARACTERS, *strip]}
+
+
+def _byte_level(vocabulary: Vocabulary, held: dict[str, int]) -> dict[str, Any]:
+    """Return what tiktoken runs as ``tokenizers`` runs it, without special tokens."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": number, "content": token, "single_word": False, "lstrip": False,
-                "rstrip": False, "normalized": False, "special": True,
-            }
-            for token, number in sorted(_added(vocabulary, specials).items(), key=_by_id)
-        ],
-        "normalizer": {"type": "Replace", "pattern": {"String": GLUE}, "content": ""},
+        "added_tokens": [],
+        "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                _split({"String": CUT}, "Removed"),
                 _split({"Regex": _for_oniguruma(vocabulary.pattern)}, "Isolated"),
-                {
-                    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-                    "use_regex": False,
-                },
+                _BYTE_LEVEL,
             ],
-        },
-        "post_processor": None,
-        "decoder": {
-            "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-            "use_regex": False,
         },
         "model": {
             "type": "BPE",
@@ -71,22 +121,57 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             # tiktoken takes a piece that is a token as it is, whether merges lead to it or not;
             # a special token among the ordinary ones must not be taken so.
             "ignore_merges": not held,
-            "vocab": dict(sorted(words.items(), key=_by_id)),
+            "vocab": {_spelled(t): i for i, t in enumerate(vocabulary.tokens) if t},
             "merges": _merges(vocabulary),
         },
-    }  # fmt: skip
-
-
-def tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
-    """Return ``tokenizer_config.json``."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block_size,
-        "eos_token": tokenizer.template.stop,
-        "pad_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-        "add_prefix_space": False,
     }
+
+
+def _sequence(key: str, stages: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if len(stages) == 1:
+        return stages[0]
+    return {"type": "Sequence", key: stages} if stages else None
+
+
+def _begun(vocabulary: Vocabulary, specials: dict[str, int]) -> dict[str, Any] | None:
+    """Return what puts the token before a text that begins every one."""
+    if not vocabulary.begin:
+        return None
+    token = {"SpecialToken": {"id": vocabulary.begin, "type_id": 0}}
+    text, other = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    number = {
+        "id": vocabulary.begin,
+        "ids": [specials[vocabulary.begin]],
+        "tokens": [vocabulary.begin],
+    }
+    return {
+        "type": "TemplateProcessing",
+        "single": [token, text],
+        "pair": [token, text, {"SpecialToken": {"id": vocabulary.begin, "type_id": 1}}, other],
+        "special_tokens": {vocabulary.begin: number},
+    }
+
+
+def tokenizer_config(
+    tokenizer: Tokenizer, longest: int, form: Form = "chat", base: BaseRecord | None = None
+) -> dict[str, Any]:
+    """Return ``tokenizer_config.json``; a base keeps its own tokens and words.
+
+    Args:
+        tokenizer: A model's own.
+        longest: Tokens that the model holds.
+        form: What ends its writing: a turn, or a text.
+        base: What the model came from, if it did.
+    """
+    end = tokenizer.vocabulary.end
+    kept = json.loads(base.tokenizer or "{}") if base else {}
+    ends = {"eos_token": tokenizer.template.stop} if form == "chat" else {}
+    return {
+        "eos_token": end, "pad_token": end, "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    } | {key: value for key, value in kept.items() if value is not None} | ends | {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest,
+    }  # fmt: skip
 
 
 def _added(vocabulary: Vocabulary, specials: dict[str, int]) -> dict[str, int]:
@@ -96,7 +181,11 @@ def _added(vocabulary: Vocabulary, specials: dict[str, int]) -> dict[str, int]:
     """
     used = set(specials.values())
     following = range(len(vocabulary.tokens), max(used, default=0) + 1)
-    return specials | {f"{CUT}unused {i}{CUT}": i for i in following if i not in used}
+    return specials | {_filler(i): i for i in following if i not in used}
+
+
+def _filler(number: int) -> str:
+    return f"{CUT}unused {number}{CUT}"
 
 
 def _merges(vocabulary: Vocabulary) -> list[list[str]]:
@@ -139,6 +228,7 @@ def export_hf(
     weights: Weights,
     tokenizer: Tokenizer,
     *,
+    form: Form = "chat",
     policy: MaskPolicy = MaskPolicy(),
     base: BaseRecord | None = None,
     card: str,
@@ -150,9 +240,10 @@ def export_hf(
         config: The model's.
         weights: Its parameters by name; a tied one once.
         tokenizer: The model's own.
+        form: What it has learned to end: a turn, or, as a base model, a text.
         policy: Whose tokens the template's ``{% generation %}`` blocks mark.
-        base: What the model came from, if it did: its family, its keys and its type of numbers are
-            kept. Else the family is the first that has a place for it, in float32.
+        base: What the model came from, if it did: its family, its keys, its tokens and its type of
+            numbers are kept. Else the family is the first that has a place for it, in float32.
         card: ``README.md``.
 
     Raises:
@@ -160,27 +251,37 @@ def export_hf(
         FileExistsError: If ``folder`` exists.
     """
     name, theirs = _config(config, base)  # before anything is written
-    ends = sorted({tokenizer.stop_id, tokenizer.end_of_text})
-    ids = {"bos_token_id": None, "eos_token_id": ends, "pad_token_id": tokenizer.end_of_text}
-    generation = ids | {"do_sample": False}
-    if base is not None:
-        own = theirs.get("eos_token_id")
-        ends = sorted({*ends, *(own if isinstance(own, list) else [own])} - {None})
-        ids = {"eos_token_id": ends, "pad_token_id": tokenizer.end_of_text}
-        generation = json.loads(base.generation or "{}") | ids
+    generation = json.loads(base.generation or "{}") if base else {"do_sample": False}
     dtype = getattr(torch, base.dtype if base else "float32")
+    own = tokenizer.template
+    jinja = own.source if isinstance(own, BaseTemplate) else chat_template(tokenizer, own, policy)
+    written = {
+        CONFIG: _with_ends(theirs, tokenizer, form),
+        "generation_config.json": _with_ends(generation, tokenizer, form),
+        "tokenizer_config.json": tokenizer_config(tokenizer, config.longest, form, base),
+    }
     with files.new_folder(folder) as new:
         tensors = to_hf(name, config, weights, dtype)
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-        files.write_json(new / CONFIG, theirs | ids)
-        files.write_json(new / "generation_config.json", generation)
-        files.write_bytes(new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer)))
-        block_size = config.block_size
-        files.write_json(new / "tokenizer_config.json", tokenizer_config(tokenizer, block_size))
-        own = tokenizer.template
-        jinja = own.source if isinstance(own, BaseTemplate) else chat_template(own, policy)
+        for file, values in written.items():
+            files.write_json(new / file, values)
+        files.write_bytes(
+            new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer, form, base))
+        )
         files.write_bytes(new / "chat_template.jinja", jinja.encode())
         files.write_bytes(new / "README.md", card.encode())
+
+
+def _with_ends(values: dict[str, Any], tokenizer: Tokenizer, form: Form) -> dict[str, Any]:
+    """Return a config with the tokens at which writing ends, its own among them, and a padding."""
+    said = values.get("eos_token_id")
+    own = set(said if isinstance(said, list) else [said]) - {None}
+    ends = {tokenizer.end_of_text, *(tokenizer.stop_ids if form == "chat" else ())}
+    pad = values.get("pad_token_id")
+    return {"bos_token_id": None} | values | {
+        "eos_token_id": said if own >= ends else sorted(own | ends),
+        "pad_token_id": tokenizer.end_of_text if pad is None else pad,
+    }  # fmt: skip
 
 
 def _config(model: GPTConfig, base: BaseRecord | None) -> tuple[str, dict[str, Any]]:

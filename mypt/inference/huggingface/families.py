@@ -11,9 +11,10 @@ from typing import Any, Final, Literal, NamedTuple
 REQUIRED: Final = object()
 """In place of a default: the key must be there."""
 
-Form = Literal["same", "turned", "less one", "gate first", "by head"]
+Form = Literal["same", "turned", "less one", "gate first", "by head", "by pair"]
 """How a tensor of theirs lies: as ours; transposed; a norm's weight less 1; gate before value;
-queries, keys and values of each head together."""
+queries, keys and values of each head together; queries and keys with the two numbers that are
+turned together side by side."""
 
 
 class Key(NamedTuple):

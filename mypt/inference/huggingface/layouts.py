@@ -28,6 +28,10 @@ _SCALINGS: Final = {
         "factor", "short_factor", "long_factor", "attention_factor",
         "original_max_position_embeddings",
     }),
+    "yarn": frozenset({
+        "factor", "beta_fast", "beta_slow", "attention_factor", "truncate",
+        "original_max_position_embeddings",
+    }),
 }  # fmt: skip
 """Kinds of stretched positions, with the keys that each has."""
 
@@ -235,7 +239,7 @@ def _read_rope(
     }
     if family.window == "pattern":
         found["window_rope_base"] = float(near.get("rope_theta", others[0]))
-    return found | _read_scaling(config, said, values, where)
+    return found | _read_scaling(config, said, values | found, where)
 
 
 def _read_scaling(
@@ -257,6 +261,10 @@ def _read_scaling(
     longest = values["block_size"]
     asked = config.get("original_max_position_embeddings", longest)
     original = said.get("original_max_position_embeddings", asked)
+    if kind == "yarn":
+        head = values.get("head_dim") or values["n_embd"] // values["n_head"]
+        width, base = values["rope_width"] or head, values["rope_base"]
+        return {"rope_scaling": _read_yarn(said, base, width, original)}
     if kind == "longrope":
         factor = said.get("factor") or longest / original
         gain = said.get("attention_factor")
@@ -273,6 +281,23 @@ def _read_scaling(
             "original_context": original,
         }
     return {"rope_scaling": scaling}
+
+
+def _read_yarn(said: dict[str, Any], base: float, width: int, original: int) -> dict[str, Any]:
+    """Return YaRN's divisors: of slow pairs ``factor``, of quick ones 1, mixed between them."""
+    factor = float(said["factor"])
+    turns = (said.get("beta_fast") or 32, said.get("beta_slow") or 1)
+    first, last = (
+        width * math.log(original / (n * 2 * math.pi)) / (2 * math.log(base)) for n in turns
+    )
+    if said.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    last += 0.001 if first == last else 0
+    slow = [min(1.0, max(0.0, (pair - first) / (last - first))) for pair in range(width // 2)]
+    gain = said.get("attention_factor") or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+    factors = [1 / (share / factor + 1 - share) for share in slow]
+    return {"kind": "factors", "factors": factors, "gain": float(gain)}
 
 
 def _write_rope(family: Family, model: Architecture) -> dict[str, Any]:

@@ -22,7 +22,7 @@ TYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _PART = re.compile(r"[\w-][\w.-]{0,200}\.safetensors")
 _MOST_JSON: Final = 1 << 24
 _MOST_HEADER: Final = 1 << 24
-_INSTEAD: Final = {
+INSTEAD: Final = {
     "adapter_config.json": "a LoRA adapter of another model; merge it into its base, with peft's"
     " merge_and_unload, and save the whole",
     "adapter_model.safetensors": "a LoRA adapter of another model; merge it into its base, with"
@@ -54,6 +54,7 @@ class Tensors:
                 type that no weight has.
         """
         names, weights = _files(folder)
+        self.place = folder
         self.paths = tuple(inside(folder, name) for name in names)
         self.held: dict[str, Held] = {}
         for path in self.paths:
@@ -87,16 +88,16 @@ class Tensors:
             raise CheckpointError(f"{self.held[name].path}: {_said(error)}") from None
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Return the object in a file of a folder.
+def read_json(folder: Path, name: str, most: int = _MOST_JSON) -> dict[str, Any]:
+    """Return the object in a file of a folder, of at most so many bytes.
 
     Raises:
         CheckpointError: If it is missing, of a size that no config has, or no JSON object.
     """
     path = inside(folder, name)
     try:
-        if path.stat().st_size > _MOST_JSON:
-            raise CheckpointError(f"{path}: more than {_MOST_JSON} bytes; expected a small object")
+        if path.stat().st_size > most:
+            raise CheckpointError(f"{path}: more than {most} bytes; expected a small object")
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         said = error.strerror if isinstance(error, OSError) else error
@@ -120,7 +121,7 @@ def inside(folder: Path, name: str) -> Path:
     if not any(path.resolve().is_relative_to(place) for place in homes):
         raise CheckpointError(f"{path}: a link out of the folder, which is not followed")
     if not path.is_file():
-        found = next((f"{other} is {said}" for other, said in _INSTEAD.items()
+        found = next((f"{other} is {said}" for other, said in INSTEAD.items()
                       if (folder / other).exists()), None)  # fmt: skip
         raise MissingModelError(f"{path}: no such file; {found or 'expected it there'}")
     return path

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from mypt.config import Architecture, GPTConfig
 from mypt.errors import CheckpointError
 from mypt.inference.huggingface.families import FAMILIES, Family, Form, Lying
-from mypt.inference.huggingface.tensors import Tensors
+from mypt.inference.huggingface.tensors import Held
 from mypt.model.gpt import GPT
 from mypt.text import shorten
 
@@ -19,6 +20,17 @@ _BLOCK = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 _BUFFERS = re.compile(r".*\.((attn|attention)\.(masked_)?bias|(rotary_emb\.)inv_freq)")
 """Masks and speeds that older files hold beside the weights."""
 _HEAD: Final = "lm_head.weight"
+
+
+class TensorStore(Protocol):
+    """Where tensors of theirs lie."""
+
+    place: Path
+    """The folder or the file."""
+    held: dict[str, Held]
+
+    def read(self, name: str) -> Tensor:
+        """Return one by its name."""
 
 
 class Row(NamedTuple):
@@ -32,32 +44,41 @@ class Row(NamedTuple):
     form: Form
 
 
-def rows_of(name: str, model: Architecture) -> tuple[Row, ...]:
+def rows_of(family: Family, model: Architecture) -> tuple[Row, ...]:
     """Return every parameter of a model with the place that its family has for it."""
     with torch.device("meta"):  # one block, since all have the same
         built = GPT(GPTConfig(**model.model_dump() | {"n_layer": 1}))
     return tuple(
-        _row(FAMILIES[name], model, ours, tuple(parameter.shape))
+        _row(family, model, ours, tuple(parameter.shape))
         for first, parameter in built.named_parameters()
         for ours in _in_each_block(first, model.n_layer)
     )
 
 
-def from_hf(name: str, model: Architecture, tensors: Tensors) -> Weights:
+def from_hf(family: Family, model: Architecture, tensors: TensorStore) -> Weights:
     """Return a model's weights, float32 under our names; what lies there as here is only mapped.
 
     Raises:
         CheckpointError: If a tensor is missing, left over or of another shape, or a head of its own
             stands beside a config that ties it.
     """
-    rows = rows_of(name, model)
-    found = _aliases(FAMILIES[name], tensors)
-    _check(name, model, rows, tensors, found)
+    rows, found = rows_of(family, model), check_weights(family, model, tensors)
     heads = model.n_head
     return {
         row.ours: read_row(row, heads, [tensors.read(found[one]) for one in row.theirs])
         for row in rows
     }
+
+
+def check_weights(family: Family, model: Architecture, tensors: TensorStore) -> dict[str, str]:
+    """Return the names in the files by those of the family's table; only headers are read.
+
+    Raises:
+        CheckpointError: As :func:`from_hf`.
+    """
+    found = _aliases(family, tensors)
+    _check(family, model, rows_of(family, model), tensors, found)
+    return found
 
 
 def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) -> Weights:
@@ -67,7 +88,7 @@ def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) 
     """
     family, theirs = FAMILIES[name], Weights()
     full = model.model_copy(update={"bias": True}) if family.always_bias else model
-    for row in rows_of(name, full):
+    for row in rows_of(family, full):
         known = weights.get(row.ours)
         ours = torch.zeros(row.shape) if known is None else known
         for there, tensor in zip(row.theirs, _write(row, model.n_head, ours), strict=True):
@@ -97,7 +118,7 @@ def _row(family: Family, model: Architecture, ours: str, shape: tuple[int, ...])
     return Row(ours, shape, theirs, sizes, form)
 
 
-def _aliases(family: Family, tensors: Tensors) -> dict[str, str]:
+def _aliases(family: Family, tensors: TensorStore) -> dict[str, str]:
     """Return the names in the file by those of the table; some files leave a beginning out."""
     begins = family.block.split(".")[0] + "."
     names = [name for name in tensors.held if not _BUFFERS.fullmatch(f".{name}")]
@@ -110,15 +131,18 @@ def _aliases(family: Family, tensors: Tensors) -> dict[str, str]:
 
 
 def _check(
-    name: str, model: Architecture, rows: tuple[Row, ...], tensors: Tensors, found: dict[str, str]
+    family: Family,
+    model: Architecture,
+    rows: tuple[Row, ...],
+    tensors: TensorStore,
+    found: dict[str, str],
 ) -> None:
     """Compare names and shapes, before any number is read."""
-    family, expected = FAMILIES[name], dict(_shapes(rows))
+    expected = dict(_shapes(rows))
     for there, shape in expected.items():
         if there not in found:
             raise CheckpointError(
-                f"{tensors.paths[0].parent}: no tensor {there}; expected those of"
-                f" {family.architecture}"
+                f"{tensors.place}: no tensor {there}; expected those of {family.architecture}"
             )
         held = tensors.held[found[there]]
         if held.shape != shape:
@@ -165,8 +189,14 @@ def read_row(row: Row, heads: int, theirs: list[Tensor]) -> Tensor:
     if row.form == "same" and len(theirs) == 1 and first.dtype == torch.float32:
         return first
     ours = torch.empty(row.shape)
-    for place, tensor in zip(torch.split(ours, row.sizes), theirs, strict=True):
-        if row.form == "turned":
+    parts = zip(torch.split(ours, row.sizes), theirs, strict=True)
+    for number, (place, tensor) in enumerate(parts):
+        if row.form == "by pair" and number < 2:
+            half = row.sizes[0] // heads // 2
+            place.view(-1, 2, half, *row.shape[1:]).copy_(
+                tensor.view(-1, half, 2, *row.shape[1:]).transpose(1, 2)
+            )
+        elif row.form == "turned":
             place.copy_(tensor.t())
         elif row.form == "gate first":
             place.copy_(torch.cat(tensor.chunk(2)[::-1]))

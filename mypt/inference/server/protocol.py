@@ -14,7 +14,7 @@ from mypt.data.reading.formats.tags import mark_message
 from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.inference.reply import Ending, Reply
-from mypt.inference.sampling import Sampling
+from mypt.inference.sampling import COLDEST, Sampling
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1,), "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},),
@@ -75,6 +75,13 @@ class ChatRequest(BaseModel):
         texts = [value] if isinstance(value, str) else value or []
         if not all(texts) or len(texts) > _MOST_STOPS:
             raise ValueError(f"expected up to {_MOST_STOPS} texts, none of them empty")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float | None) -> float | None:
+        if value and value < COLDEST:
+            raise ValueError(f"expected 0, or at least {COLDEST}")
         return value
 
     @property

@@ -1,7 +1,9 @@
 """A server that speaks OpenAI's chat-completions protocol, and its page to talk (D75)."""
 
+import asyncio
 import secrets
 import socket
+from collections import Counter
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -11,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mypt.errors import ConfigError
 from mypt.inference.server.answering import Queue, Served, answer, refused
@@ -21,6 +24,12 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 4 * 2**20
 """Longest request; a conversation that fills any context is far shorter."""
 _GRACE_SECONDS = 5
+_HEAD_SECONDS = 10.0
+_KEEP_SECONDS = 60
+"""A busy machine takes seconds to read a next request that has come already."""
+_BODY_SECONDS = 30.0
+_MOST_HELD = 64 * 2**20
+"""Bytes of all requests that are on their way at once."""
 
 
 def chat_page(name: str, *, key: bool) -> tuple[str, str]:
@@ -44,7 +53,7 @@ def create_app(served: Served) -> FastAPI:
     app = FastAPI(title="mypt", docs_url=None, redoc_url=None, openapi_url=None)
     check = Depends(partial(_check, served))
     routes = APIRouter(dependencies=[check])
-    began = int(served.clock())
+    began, held = int(served.clock()), Counter[str]()
     card = {"id": served.name, "object": "model", "created": began, "owned_by": "mypt"}
 
     @routes.get("/v1/models")
@@ -58,7 +67,7 @@ def create_app(served: Served) -> FastAPI:
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        asked = read_request(await _body(request))
+        asked = read_request(await _body(request, held))
         _check_model(served, asked.model)
         return await answer(served, asked, request)
 
@@ -90,16 +99,51 @@ def listen(host: str, port: int, api_key: str | None) -> socket.socket:
     return socket.create_server((host, port), family=family)
 
 
+def configured(app: FastAPI, grace: int) -> uvicorn.Config:
+    """Return how uvicorn serves ``app``: no client may wait, or send, without end.
+
+    Args:
+        app: As :func:`create_app` returns it.
+        grace: Seconds that answers which are being written may take at the end.
+    """
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=_KEEP_SECONDS,
+        timeout_graceful_shutdown=grace,
+        http=_Impatient,  # unlike httptools, h11 takes no endless headers
+        ws="none",
+    )
+
+
 def serve(app: FastAPI, queue: Queue, listening: socket.socket) -> None:
     """Answer until SIGTERM or Ctrl-C, which are raised again when all is closed."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
-    )
+    config = configured(app, _GRACE_SECONDS)
     try:
         _Server(config, queue).run(sockets=[listening])
     finally:
         queue.close()
         queue.join()
+
+
+class _Impatient(H11Protocol):
+    """Closes a connection on which no request comes, or half of one; a browser opens another."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look whether anything is asked."""
+        super().connection_made(transport)
+        self._look(idle=False)
+
+    def _look(self, *, idle: bool) -> None:
+        if self.transport.is_closing():
+            return
+        now_idle = self.cycle is None or self.cycle.response_complete
+        now_idle = now_idle and self.timeout_keep_alive_task is None  # which looks after itself
+        if idle and now_idle:
+            self.transport.close()
+        else:
+            self.loop.call_later(_HEAD_SECONDS, lambda: self._look(idle=now_idle))
 
 
 class _Server(uvicorn.Server):
@@ -137,18 +181,31 @@ def _check_model(served: Served, name: str) -> None:
         )  # fmt: skip
 
 
-async def _body(request: Request) -> bytes:
-    """Return a request's bytes; only JSON, which no page elsewhere can send without asking."""
+async def _body(request: Request, held: Counter[str]) -> bytes:
+    """Return a request's bytes; only JSON, which no page elsewhere can send without asking.
+
+    Args:
+        request: Who asks.
+        held: Counts the bytes of all requests that are on their way.
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "expected content-type application/json")
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_BYTES:
-                raise Refused(413, f"more than {MOST_BYTES:,} bytes")
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                held["bytes"] += len(part)
+                if len(body) > MOST_BYTES:
+                    raise Refused(413, f"more than {MOST_BYTES:,} bytes")
+                if held["bytes"] > _MOST_HELD:
+                    raise Refused(503, "too many large requests at once; ask again in a while")
     except ClientDisconnect:
         raise Refused(400, "the body was never sent whole") from None  # nobody hears it
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {_BODY_SECONDS:.0f} seconds") from None
+    finally:
+        held["bytes"] -= len(body)
     return bytes(body)
 
 

@@ -37,6 +37,8 @@ class TokenCounts:
     rows: Counter[str] = field(default_factory=Counter)
     rows_unsupervised: int = 0
     longest: int = 0
+    stops: int = 0
+    """Supervised tokens at which generation stops."""
 
     def add(self, check: ShardCheck) -> None:
         """Count one shard, and report rows that teach nothing."""
@@ -57,10 +59,13 @@ class TokenCounts:
     def _add_tokens(self, check: ShardCheck) -> None:
         source = check.dataset.manifest.sources[check.shard.record.source].name
         spans, mask = check.shard.spans, check.shard.mask
+        if mask is not None:
+            ends = np.array(check.dataset.tokenizer.stop_ids, np.uint32)
+            self.stops += int((np.isin(check.shard.tokens, ends) & (mask > 0)).sum())
         if spans is None:
             group = (check.split, source, "")
             self.tokens[group] += len(check.shard.tokens)
-            self.supervised[group] += 0 if mask is None else int(mask.sum(dtype=np.int64))
+            self.supervised[group] += 0 if mask is None else int(np.count_nonzero(mask))
             return
         lengths = (spans["stop"] - spans["start"]).astype(np.int64)
         counts = np.zeros_like(lengths) if mask is None else supervised_in(spans, mask)
@@ -113,7 +118,7 @@ def _check_first(
     check: ShardCheck, spans: NDArray[np.void], rows: NDArray[np.void], mask: NDArray[np.uint8]
 ) -> None:
     first = spans[np.searchsorted(spans["stop"], rows["start"], side="right")]
-    wrong = (first["role"] != ROLE["text"]) & (mask[rows["start"]] == 1)
+    wrong = (first["role"] != ROLE["text"]) & (mask[rows["start"]] > 0)
     _add_rows(check, "first_supervised", first["conversation"][wrong])
 
 
@@ -165,8 +170,12 @@ def check_density(
     for source, density in chat.items():
         if density.tokens and not (supervised == tokens and expect_single_role):
             _check_bounds(source, density, findings)
-    if manifest.mask.policy is not None and manifest.kind == "chat":
-        for role in manifest.mask.policy.roles:
+    policy = manifest.mask.policy
+    ends = policy is None or (policy.end_of_turn and "assistant" in policy.roles)
+    if manifest.kind == "chat" and ends and not tally.stops:
+        findings.add("never_stops", expected=policy is None)
+    if policy is not None and manifest.kind == "chat":
+        for role in policy.roles:
             if not tally.density(role=role).tokens:
                 findings.add("role_absent", Where(detail=role))
 

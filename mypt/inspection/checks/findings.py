@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from mypt.data.manifest import Density, Split
+from mypt.data.manifest import ByRole, Density, Split
 from mypt.data.packing.accounts import LengthAccount, merge
 from mypt.parsing import Frozen
 
@@ -40,7 +40,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "digest_differs": ("error", "rows whose tokens do not give back what was read"),
     # masks
     "mask_partial": ("error", "only some shards have masks; mask the whole dataset again"),
-    "mask_value": ("error", "mask bytes other than 0 and 1"),
+    "mask_value": ("error", "mask bytes that stand for no weight of the dataset's table"),
     "span_split": ("error", "spans supervised in part: the mask does not follow the spans"),
     "header_supervised": ("error", "headers supervised: the program writes them, not the model"),
     "tool_supervised": ("error", "tool results supervised: no model writes them"),
@@ -50,7 +50,9 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "reasoning_supervised": ("error", "reasoning or tool calls supervised against the policy"),
     "turn_supervised": ("error", "turns supervised that the policy or the row excludes"),
     "stop_unsupervised": ("error", "ends of turns unsupervised: the model would never stop"),
+    "never_stops": ("error", "no token at which generation stops is learned: no answer would end"),
     "answer_unsupervised": ("error", "content unsupervised that the policy supervises"),
+    "weight_differs": ("error", "tokens whose weight is another than the policy and their row say"),
     "mask_differs": ("error", "mask bytes differ from what the recorded policy gives"),
     "stats_differ": ("error", "recorded mask statistics differ from the masks"),
     "density_zero": ("error", "nothing is supervised: no training step would learn"),
@@ -150,7 +152,7 @@ class ValidationStats(Frozen):
     longest: int = 0
     """Tokens of the longest row."""
     total: Density = Density()
-    by_role: dict[str, Density] = Field(default_factory=dict)
+    by_role: ByRole = Field(default_factory=dict)
     by_source: dict[str, Density] = Field(default_factory=dict)
     rendered: int = 0
     """Rows that were rendered and encoded once more and compared token by token."""

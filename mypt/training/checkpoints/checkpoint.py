@@ -19,8 +19,9 @@ from mypt.errors import CheckpointError, TrainingError
 from mypt.model.gpt import GPT
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.state import HISTORY, STATE, History, TrainerState, write_history
-from mypt.training.distributed import part_of
+from mypt.training.compute import shapes
 from mypt.training.lineage import WEIGHTS, Lineage, read_lineage, verify_folder, write_lineage
+from mypt.training.optim import moments_of, put_moments
 
 OPTIMIZER = "optimizer.safetensors"
 CONFIG = "config.json"
@@ -121,17 +122,19 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     """
     lineage = verify_folder(path) if verify else read_lineage(path)
     try:
-        preset = Preset.model_validate_json((path / CONFIG).read_bytes())
-        state = TrainerState.model_validate_json((path / STATE).read_bytes())
+        preset = Preset.model_validate_json(files.read_bytes(path / CONFIG))
+        state = TrainerState.model_validate_json(files.read_bytes(path / STATE))
     except (OSError, ValidationError) as error:
         raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from None
+    weights = _read_tensors(path / WEIGHTS)
+    _check_shapes(shapes(preset.gpt()), weights, path)
     return Checkpoint(
         path=path,
         ref=CheckpointRef(path=str(path), digest=lineage.digest, step=lineage.step),
         config=preset.gpt(),
         preset=preset,
         state=state,
-        weights=_read_tensors(path / WEIGHTS),
+        weights=weights,
         tokenizer=load_tokenizer(path),
         lineage=lineage,
     )
@@ -161,16 +164,20 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path)
         CheckpointError: If a parameter is missing, left over or of another shape.
     """
     parameters = dict(model.named_parameters())
-    odd = sorted(parameters.keys() ^ weights.keys())
-    odd += [n for n, p in parameters.items() if n in weights and weights[n].shape != p.shape]
+    _check_shapes({name: p.shape for name, p in parameters.items()}, weights, path)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def _check_shapes(expected: dict[str, torch.Size], weights: dict[str, Tensor], path: Path) -> None:
+    odd = sorted(expected.keys() ^ weights.keys())
+    odd += [n for n, shape in expected.items() if n in weights and weights[n].shape != shape]
     if odd:
         raise CheckpointError(
             f"{path / WEIGHTS}: does not fit the architecture in {CONFIG}: {odd[0]}"
             f" (and {len(odd) - 1} more); the folder mixes two models"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
 
 
 def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -204,43 +211,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's moments and step counts as ``PARAMETER.exp_avg`` and so on, not copied."""
-    moments = optimizer.state_dict()["state"]
-    return {
-        f"{name}.{part}": tensor
-        for index, name in enumerate(_names(model, optimizer))
-        for part, tensor in moments.get(index, {}).items()
-    }
-
-
-def put_moments(
-    found: dict[str, Tensor],
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Put what :func:`moments_of` once returned into ``optimizer``; of a shard, this rank's part.
-
-    Raises:
-        CheckpointError: If it knows a parameter that the model has not; ``path`` is named.
-    """
-    moments: dict[str, dict[str, Tensor]] = {}
-    parameters = dict(model.named_parameters())
-    for key, tensor in found.items():
-        name, _, part = key.rpartition(".")
-        if name not in parameters:
-            raise CheckpointError(f"{path}: holds {name}, which the model has not")
-        moments.setdefault(name, {})[part] = part_of(tensor, parameters[name])
-    names = _names(model, optimizer)
-    state = {index: moments[name] for index, name in enumerate(names) if name in moments}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Return the parameters' names in the optimizer's order."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

@@ -27,10 +27,11 @@ from mypt.data.manifest import TOKENIZER_STATE, FileRecord
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef
-from mypt.training.checkpoints.checkpoint import Snapshot, put_moments, save_checkpoint
+from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.state import HISTORY, TrainerState, read_history, write_history
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import Lineage, changed_files
+from mypt.training.optim import put_moments
 
 SHARDS = "shards.json"
 PARTS = "parts"

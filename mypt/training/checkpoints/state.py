@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mypt import files
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 
@@ -54,7 +55,7 @@ def read_state(folder: Path) -> TrainerState:
     """
     path = folder / STATE
     try:
-        return TrainerState.model_validate_json(path.read_bytes())
+        return TrainerState.model_validate_json(files.read_bytes(path))
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read: {reason}; use an earlier step") from None

@@ -154,6 +154,7 @@ def _torchrun(plan: RunPlan, context: RunContext, nodes: Nodes) -> Iterator[_Age
         command = [
             *python("-m", "mypt.training.launch.agent", str(os.getpid())),
             *torchrun_arguments(plan.model_name, config, nodes),
+            f"--log-dir={folder}",  # else it leaves a folder of its own behind
             *("-m", "mypt.training.launch.rank", str(job)),
         ]
         process = subprocess.Popen(

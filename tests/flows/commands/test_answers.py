@@ -60,6 +60,23 @@ def test_generate_takes_every_choice(capsys):
     assert main(["generate", "tiny", "--prompt", "Hi", "--repetition_penalty", "0"]) == 2
 
 
+def test_a_model_whose_training_is_not_finished_says_so_beside_its_answer(
+    home, capsys, monkeypatch
+):
+    words = ["generate", "tiny", "--prompt", "Hi", "--max_tokens", "2"]
+    assert main(words) == 0
+    assert "not finished" not in capsys.readouterr().err
+    preset = Preset.model_validate(TINY | {"max_iters": 9, "eval_interval": 3})
+    steps = iter(range(99))
+    data = home / "datasets" / "chat"
+    list(train(plan_run(preset, "begun", data), should_stop=lambda: next(steps) >= 4))
+    typed(monkeypatch)
+    for said in (["generate", "begun", *words[2:]], ["chat", "begun"]):
+        assert main(said) == 0
+        told = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(r"begun: its training is not finished, step \d of 9", told[0])
+
+
 @pytest.mark.usefixtures("home")
 def test_generate_says_what_cut_an_answer_off(capsys):
     words = ["generate", "tiny", "--prompt", "Hi", "--temperature", "5", "--max_tokens"]

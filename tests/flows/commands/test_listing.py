@@ -10,7 +10,7 @@ import pytest
 from flows.cli import main
 from mypt.home import datasets_dir, models_dir
 from tasks.tracking.recording import recorded
-from tasks.tracking.records import Metrics, Params
+from tasks.tracking.records import Metrics, Params, Tags, journal_path
 from tests.mypt.conftest import TINY, prepare_chat
 
 
@@ -20,6 +20,8 @@ def home(tmp_path_factory, _mlflow_database):
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MYPT_HOME", str(folder))
+        (folder / "here").mkdir()
+        patch.chdir(folder / "here")
         (folder / "mlflow.db").write_bytes(_mlflow_database.read_bytes())
         data = prepare_chat(folder, n=20)
         words = ["--out_dir", datasets_dir() / "asked", "--policy", "user"]
@@ -35,7 +37,9 @@ def home(tmp_path_factory, _mlflow_database):
         os.utime(models_dir() / "base" / "step_000004" / "lineage.json", (1000, 1000))
         with recorded("pipeline-1", "chats: assistant") as run:
             run.write(Params(values={"policy": "assistant"}))
-            run.write(Metrics(values={"val_loss": 1.5}))
+            run.write(Metrics(values={"pretrain_best_val_loss": 2.5}))
+            run.write(Metrics(values={"sft_best_val_loss": 1.5}))
+            run.write(Metrics(values={"val_loss": 1.7}))  # of the evaluation, on other rows
             with recorded("train-chat", "fine-tune chat"):
                 pass
         yield folder
@@ -63,10 +67,29 @@ def test_datasets_and_whole_runs_are_listed(capsys):
     asked, chat = found["datasets"]
     assert (asked["name"], chat["name"]) == ("asked", "chat")
     assert asked["mask"].startswith("user, ")
-    assert asked["parent"]
+    assert asked["parent"] == "chat"
     (run,) = found["runs"]
     assert (run["name"], run["about"]) == ("chats: assistant", "finished")
     assert (run["loss"], run["mask"]) == (1.5, "assistant")
+
+
+def test_a_run_that_made_nothing_new_says_so_and_has_no_loss_of_its_own(capsys):
+    with recorded("pipeline-2", "chats: assistant, again") as run:
+        run.write(Metrics(values={"sft_best_val_loss": 1.5}))
+        run.write(Tags(values={"reused": "everything"}))
+    found = {run["name"]: run for run in listed(capsys, "runs")["runs"]}
+    again = found["chats: assistant, again"]
+    assert (again["about"], again["loss"]) == ("nothing new: all of it was reused", None)
+    journal_path("pipeline-2").unlink()
+
+
+def test_datasets_that_no_model_used_are_found_where_people_put_them(capsys, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in ("here", "data/new"):
+        assert main(["mask", str(datasets_dir() / "chat"), "--out_dir", place]) == 0
+    names = {found["name"] for found in listed(capsys, "datasets")["datasets"]}
+    assert names == {"asked", "chat", "here", "new"}
 
 
 def test_a_person_reads_tables(capsys):
@@ -111,6 +134,7 @@ def test_a_model_that_has_only_begun_is_no_damage(capsys):
 
 def test_an_empty_home_is_told_so(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("MYPT_HOME", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
     assert main(["list"]) == 0
     assert capsys.readouterr().out.split() == [
         "models:",

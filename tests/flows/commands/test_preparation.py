@@ -43,6 +43,33 @@ def test_an_address_without_dask_is_wrong_use(tmp_path, capsys):
     assert "expected dask" in capsys.readouterr().err
 
 
+def test_who_names_files_twice_or_nowhere_is_told_by_the_flags_that_were_typed(capsys):
+    assert main(["prepare", "--look", "a.jsonl", "--config", "a.json"]) == 2
+    assert "--look and --config were given" in capsys.readouterr().err
+    assert main(["prepare", "--look", "a.jsonl", "--input_files", "a.jsonl"]) == 2
+    assert "--input_files and --look were given" in capsys.readouterr().err
+    assert main(["prepare", "--out_dir", "d"]) == 2
+    assert "--input_files, --look and --config; none was given" in capsys.readouterr().err
+
+
+def test_strict_names_all_unread_fields_of_a_row_and_lets_those_be_that_are_named(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    said = [{"role": "user", "content": "a", "mood": "x"}, {"role": "assistant", "content": "b"}]
+    path.write_text(json.dumps({"messages": said, "context": "x", "topic": "y"}) + "\n")
+    asked = ["prepare", "--input_files", str(path), "--tokenization", "byte", "--val_fraction", "0"]
+    asked += ["--out_dir", str(tmp_path / "d"), "--strict"]
+    assert main(asked) == 1
+    error = capsys.readouterr().err
+    for name in ("'mood' of a message", "'context' of the row", "'topic' of the row"):
+        assert name in error
+    assert main([*asked, "--unread", "mood,topic"]) == 1
+    assert "a.jsonl:1: 'context' of the row is not read" in capsys.readouterr().err
+    assert main([*asked, "--unread", "mood,topic,context"]) == 0
+    (source,) = read_manifest(tmp_path / "d").sources
+    assert len(source.notes) == 3
+    capsys.readouterr()
+
+
 def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"}]
@@ -50,6 +77,8 @@ def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path
     asked = ["prepare", "--input_files", str(path), "--tokenization", "byte", "--val_fraction", "0"]
     assert main([*asked, "--out_dir", str(tmp_path / "d0"), "--strict"]) == 1
     assert "'context' of the row is not read" in capsys.readouterr().err
+    assert main([*asked, "--out_dir", str(tmp_path / "d0"), "--unread", "context"]) == 2
+    assert "only where reading is strict" in capsys.readouterr().err
     unread = {"'context' of the row was not read"}
     for number, flags, note in (
         (1, [], {"text between <think> tags read as reasoning"}),
@@ -64,3 +93,15 @@ def test_strict_refuses_a_field_that_is_not_read_and_tags_may_stay_text(tmp_path
         (source,) = read_manifest(folder).sources
         assert {count.reason for count in source.notes} == unread | note
     capsys.readouterr()
+
+
+def test_a_base_that_no_training_would_take_is_refused_before_anything_is_prepared(
+    tmp_path, capsys
+):
+    path = write_chats(tmp_path / "a.jsonl", chats(3))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    words = ["--input_files", str(path), "--tokenization", f"hf:{tmp_path / 'base'}"]
+    assert main(["prepare", *words, "--out_dir", str(tmp_path / "d")]) != 0
+    assert "a LoRA adapter of another model" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()

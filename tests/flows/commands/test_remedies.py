@@ -117,7 +117,7 @@ def test_files_of_two_formats_are_named_each(tmp_path, prepare):
     (tmp_path / "in").mkdir()
     one = write(tmp_path / "in" / "a.jsonl", jsonl(ONE))
     two = write(tmp_path / "in" / "b.jsonl", jsonl({"prompt": "é", "completion": "b"}))
-    assert "name each after --input_files" in prepare(one.parent)
+    assert "name each by itself" in prepare(one.parent)
     assert prepare(one, two) == [TALK, OTHER]
 
 

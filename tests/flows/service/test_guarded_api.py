@@ -34,6 +34,37 @@ def test_a_page_of_another_server_is_not_answered(origin):
     assert "runs" not in answer.text
 
 
+@pytest.mark.parametrize(
+    "path", ["/api", "//api", "/%61pi", "/api/../api", "/mlflow/x", "/", "/%2e%2e/api", "/api%00"]
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [({"origin": "http://evil.example"}, 403), ({"host": "evil.example"}, 400)],
+)
+def test_the_guard_stands_before_every_path_and_every_protocol(path, kind, headers, code):
+    sent = []
+    given = {"host": "127.0.0.1:4200"} | headers
+    scope = {
+        "type": kind, "path": path, "raw_path": path.encode(), "query_string": b"", "method": "GET",
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "extensions": {"websocket.http.response": {}},
+    }  # fmt: skip
+
+    async def ask_it():
+        async def receive():
+            return {"type": f"{kind}.connect"}
+
+        async def send(message):
+            sent.append(message)
+
+        await APP(scope, receive, send)
+
+    asyncio.run(ask_it())
+    assert sent[0]["status"] == code
+    assert b"runs" not in b"".join(message.get("body", b"") for message in sent)
+
+
 def test_who_asks_under_a_foreign_name_is_not_answered():
     answer = ask("http://evil.example:4200/api")
     assert answer.status_code == 400

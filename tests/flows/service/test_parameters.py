@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from flows.service.parameters import FLOWS, PIPELINE, change, changed_config
+from flows.forms import changed_config
+from flows.service.parameters import FLOWS, PIPELINE, change
 from mypt.config import load_pipeline
 from mypt.errors import ConfigError
 
@@ -83,6 +84,11 @@ def test_a_file_stays_a_path_and_what_is_changed_stands_beside_it(small_config):
     changed = change(changed, ["sft.use_loss_mask=false", "overrides.mask.reasoning=true"], flow)
     assert changed["overrides"]["sft"] == {"seed": 5, "use_loss_mask": "no"}
     assert changed["overrides"]["mask"] == {"reasoning": "yes"}
+
+
+def test_a_config_that_is_not_there_is_refused_before_there_is_a_run(small_config):
+    with pytest.raises(ConfigError, match=r"configs/smok.json: no such file; .*configs/smoke.json"):
+        change({"config": str(small_config)}, ["config=configs/smok.json"], FLOWS[PIPELINE])
 
 
 def test_a_list_is_overridden_as_a_whole(small_config):

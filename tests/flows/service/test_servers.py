@@ -1,8 +1,10 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -57,12 +59,32 @@ def test_a_server_that_does_not_start_is_named_and_the_other_stopped(monkeypatch
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_signal_while_starting_stops_all(monkeypatch, tmp_path, number, code):
+def test_a_signal_while_starting_stops_all(monkeypatch, tmp_path, capsys, number, code):
     program = "import os, signal, time; os.kill(os.getppid(), {}); time.sleep(600)"
     commands = {"prefect": [sys.executable, "-c", program.format(int(number))]}
     monkeypatch.setattr(Addresses, "commands", lambda _: commands)
     assert up(Addresses("127.0.0.1", *free_ports(2), None)) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith("stopped: everything is kept in ")
     assert soon_alone(tmp_path / "home")
+
+
+def test_servers_that_end_slowly_end_together():
+    slow = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(6), sys.exit()))\n"
+        "print(flush=True)\n"
+        "time.sleep(600)"
+    )
+    quick = "import time; time.sleep(600)"
+    processes = [
+        ServerProcess(name, [sys.executable, "-c", program], dict(os.environ))
+        for name, program in (("a", slow), ("b", slow), ("c", quick))
+    ]
+    while not all(process.log.read_bytes() for process in processes[:2]):
+        time.sleep(0.1)
+    began = time.monotonic()
+    servers._stop(processes)
+    assert time.monotonic() - began < 11
 
 
 def test_what_a_server_started_ends_with_it(monkeypatch, tmp_path):
@@ -117,6 +139,27 @@ def test_a_server_that_dies_is_started_again_and_the_flows_go_on(monkeypatch, tm
         for process in running:
             process.stop()
     assert soon_alone(tmp_path / "home")
+
+
+UP = """
+import sys
+from flows.service.addresses import Addresses
+from flows.service.servers import up
+Addresses.commands = lambda _: {"prefect": [sys.executable, "-c", "import time; time.sleep(600)"]}
+up(Addresses("127.0.0.1", int(sys.argv[1]), int(sys.argv[2]), None))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_nothing_outlives_it_when_it_is_killed_or_its_terminal_closed(tmp_path, number):
+    words = [sys.executable, "-c", UP, *map(str, free_ports(2))]
+    with subprocess.Popen(words, env=os.environ | {"MYPT_HOME": str(tmp_path / "home")}) as running:
+        while not (tmp_path / "home" / "logs" / "prefect.log").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        running.send_signal(number)
+        running.wait(60)
+    assert soon_alone(tmp_path / "home", 10)
 
 
 def test_who_serves_the_flows_is_not_started_again():

@@ -8,7 +8,8 @@ import pytest
 from mypt import files
 from mypt.config import MaskPolicy
 from mypt.data.dataset import prepare
-from mypt.data.manifest import METADATA, read_manifest, verify_files, write_manifest
+from mypt.data.manifest import METADATA, MaskStats, read_manifest, verify_files, write_manifest
+from mypt.data.spans import ROLES
 from mypt.errors import ManifestError
 from tests.mypt.data.corpora import chats, config, write_chats
 
@@ -113,3 +114,12 @@ def test_metadata_of_before_a_knob_existed_are_sound(folder):
     values["seal"] = files.digest_json({k: v for k, v in values.items() if k != "seal"})
     files.write_json(folder / METADATA, values)
     assert read_manifest(folder).making.config.sources[0].strict is False
+
+
+def test_roles_stand_in_one_order_whatever_was_met_or_written_first(folder):
+    stats = read_manifest(folder).mask.stats
+    values = stats.model_dump()
+    turned = values | {"by_role": dict(reversed(values["by_role"].items()))}
+    for found in (stats, MaskStats.model_validate(turned)):
+        assert list(found.by_role) == [role for role in ROLES if role in found.by_role]
+        assert len(found.by_role) > 1

@@ -1,5 +1,8 @@
 """Shards are mapped with the dtype and length that they were written with, or refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -103,3 +106,27 @@ def test_an_id_outside_the_vocabulary_is_refused_with_its_place(tmp_path, shard)
     check_ids(tmp_path, view, n_vocab=7)
     with pytest.raises(DataError, match=r"shard_000\.bin: id 6 found at token 6, .* has 6"):
         check_ids(tmp_path, view, n_vocab=6)
+
+
+SHRINKS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from mypt.data.shards import map_flat
+path = Path(sys.argv[1])
+found = map_flat(path, np.dtype(np.uint32), path.stat().st_size // 4)
+os.truncate(path, 10)
+print(int(found.sum()) if sys.argv[2] == "sum" else found[np.arange(len(found))])
+"""
+
+
+@pytest.mark.parametrize("how", ["sum", "take"])
+def test_a_file_that_shrinks_while_it_is_mapped_ends_the_process_by_one_line(tmp_path, how):
+    path = tmp_path / "shard_000.bin"
+    np.zeros(1 << 20, np.uint32).tofile(path)
+    done = subprocess.run(
+        [sys.executable, "-c", SHRINKS, path, how],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"mypt: {path}: shrank while it was read; put a copy back\n"

@@ -5,8 +5,9 @@ import pytest
 from mypt.data.reading import exercises
 from mypt.data.reading.exercises import Exercise
 from mypt.data.tokenizer import load_tokenizer
+from mypt.errors import DataError
 from mypt.evaluation import exact_match
-from mypt.evaluation.exact_match import ask_exercises, score
+from mypt.evaluation.exact_match import ask_exercises, interval, read_questions, score
 from mypt.inference.chat import Answer
 
 
@@ -75,3 +76,37 @@ def test_each_form_asks_in_its_own_words_and_the_answers_are_matched(form, asked
     for prompt, exercise in zip(prompts, some, strict=True):
         assert getattr(exercise, asked) in tokenizer.decode(prompt)
         assert exercise.answer not in tokenizer.decode(prompt)
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    assert interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert interval(0, 5) == pytest.approx((0.0, 0.4345), abs=1e-4)
+    assert interval(5, 5) == pytest.approx((0.5655, 1.0), abs=1e-4)
+
+
+def test_a_file_in_any_format_asks_a_question_a_row_and_nothing_else(tmp_path):
+    rows, chats, long = (tmp_path / name for name in ("rows.jsonl", "chats.jsonl", "long.jsonl"))
+    rows.write_text('{"question": "2+2?", "answer": "4."}\n')
+    talk = '{"role": "user", "content": "2+2?"}\n{"role": "assistant", "content": "4."}\n'
+    chats.write_text(talk)
+    for path in (rows, chats):
+        (asked,) = read_questions(str(path))
+        assert (asked.question, asked.answer) == ("2+2?", "4.")
+    long.write_text(talk * 2)
+    with pytest.raises(DataError, match=r"long.jsonl:1: no question and its answer; expected rows"):
+        list(read_questions(str(long)))
+
+
+def test_an_answer_longer_than_the_bound_is_not_wrong_for_that(monkeypatch):
+    asked = [Exercise("questions", "", "Say it.", "a" * 50, stem="")]
+    bounds = []
+
+    def answer(*_, max_tokens, **__):
+        bounds.append(max_tokens)
+        return [said("a" * 50)]
+
+    monkeypatch.setattr(exact_match, "answer_prompts", answer)
+    scores = ask_exercises(None, load_tokenizer("byte"), asked, max_tokens=32)
+    assert bounds == [51]
+    assert scores.exact_match == {"questions": 1.0, "overall": 1.0}
+    assert [found.right for found in scores.answers] == [True]

@@ -114,6 +114,27 @@ def test_a_report_is_written_and_reads_back_the_same(made, tmp_path):
     assert json.loads(path.read_text())["from_scratch"] is None
 
 
+@pytest.mark.usefixtures("made")
+def test_a_file_of_questions_is_asked_and_every_answer_shown(tmp_path, capsys):
+    asked = tmp_path / "asked.jsonl"
+    rows = [{"question": "Hi <b>you</b>", "answer": "no"}]
+    rows.append({"question": "Spell cat.", "answer": said("sft", "Spell cat.")})
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "sft", "--questions", str(asked), "--eval_iters", "1"]
+    out = tmp_path / "scores"
+    assert main([*words, "--out_dir", str(out)]) == 0
+    assert "95 % between" in capsys.readouterr().out
+    found = EvaluationReport.model_validate_json((out / "evaluation.json").read_bytes())
+    assert [answer.question for answer in found.sft.answers] == [row["question"] for row in rows]
+    assert not found.sft.answers[0].right
+    assert found.base.answers
+    page = (out / "evaluation.html").read_text()
+    assert "of 2 right, word for word" in page
+    assert "Hi &lt;b&gt;you&lt;/b&gt;" in page
+    assert main([*words, "--form", "plain"]) == 2
+    assert "are asked as a chat" in capsys.readouterr().err
+
+
 def test_a_report_on_one_model_has_its_parent_beside_it(made):
     found = report.report_on("sft", None, FEW)
     assert found == report.compare("base", "sft", made["chat"], FEW)

@@ -10,7 +10,7 @@ import uvicorn
 from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.inference.server.answering import Queue, Served
-from mypt.inference.server.serving import create_app, listen
+from mypt.inference.server.serving import configured, create_app, listen
 from mypt.model.gpt import GPT
 
 CONTEXT = 256
@@ -48,7 +48,7 @@ def serving(model, tokenizer, *, waiting=64, api_key=None):
     queue = Queue(waiting)
     served = Served(model, tokenizer, "echo", "d" * 64, queue, lambda: 1, api_key)
     with listen("127.0.0.1", 0, None) as listening:
-        config = uvicorn.Config(create_app(served), log_level="error", timeout_graceful_shutdown=1)
+        config = configured(create_app(served), 1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -65,6 +65,14 @@ def test_an_answer_that_stops_holds_no_stop_token(tokenizer):
     assert got.ids == (*b"Yes", tokenizer.stop_id)
 
 
+def test_every_token_that_ends_a_turn_stops_an_answer(tokenizer, monkeypatch):
+    other = tokenizer.special_id("<Tool>")
+    ends = (tokenizer.stop_id, other)
+    monkeypatch.setattr(type(tokenizer), "stop_ids", property(lambda _: ends))
+    said = answer(Parrot([*b"ok", other, *b"more"]), tokenizer, TALK)
+    assert (said.text, said.stopped) == ("ok", True)
+
+
 def test_running_out_of_room_is_not_stopping(tokenizer):
     got = answer(Parrot([*b"On and on"]), tokenizer, TALK, max_tokens=5)
     assert (got.text, got.stopped, got.n_tokens) == ("On an", False, 5)

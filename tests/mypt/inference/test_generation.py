@@ -136,3 +136,13 @@ def test_text_goes_on_to_its_end_and_nothing_follows_an_end(text):
     prompts = [prompt_of(tokenizer, text, "plain")]
     (got,) = answer_prompts(model, tokenizer, prompts, form="plain", max_tokens=390, sampling=HOT)
     assert got.text == tokenizer.decode(whole[: whole.index(end)])
+
+
+def test_a_base_that_was_tuned_on_short_rows_reads_and_writes_all_that_it_holds(model):
+    held = model.state_dict()
+    tuned = GPT(model.config.model_copy(update={"block_size": 8, "longest_context": BLOCK}))
+    tuned.load_state_dict(held)
+    prompt = list(range(1, BLOCK - 3))
+    assert generate(tuned, prompt, max_tokens=99) == generate(model, prompt, max_tokens=99)
+    with pytest.raises(ConfigError, match=r"the model reads at most 24 .its longest context"):
+        generate(tuned, [1] * 25, max_tokens=5)

@@ -1,10 +1,14 @@
 """What changed between two datasets is counted row by row and shown with its place."""
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from mypt.config import MaskPolicy
-from mypt.data.dataset import mask, prepare, tokenize
+from mypt.data.dataset import mask, open_dataset, prepare, tokenize
 from mypt.inspection.diff import diff
+from mypt.inspection.rowview import iter_rows
+from mypt.inspection.terminal import render_diff
 from tests.mypt.data.corpora import chats, config, say, write_chats
 
 
@@ -62,7 +66,9 @@ def test_another_policy_moves_density_by_role_and_by_source(tmp_path):
     a = made(tmp_path / "a", chats(20))
     b = mask(a, MaskPolicy(roles=("user",)), tmp_path / "m").path
     found = diff(a, b)
-    assert found.same == 20
+    assert found.same == found.masked_anew == 20
+    assert len(found.examples) == 10
+    assert found.examples[0].detail == "masked anew, source chat.jsonl"
     (setting,) = found.settings
     assert setting == "mask policy: assistant -> user"
     before, after = found.density["role assistant"]
@@ -70,6 +76,40 @@ def test_another_policy_moves_density_by_role_and_by_source(tmp_path):
     assert after.supervised == 0
     before, after = found.density["source chat.jsonl"]
     assert (before.tokens, before.density) != (after.tokens, after.density)
+
+
+def test_only_rows_whose_mask_changed_are_counted_as_masked_anew(tmp_path):
+    talks = chats(20)
+    talks[6] += [say("user", "more"), say("assistant", "yes")]
+    a = made(tmp_path / "a", talks)
+    b = mask(a, MaskPolicy(last_turn_only=True), tmp_path / "m").path
+    found = diff(a, b)
+    naive = sum(
+        not np.array_equal(one.weights, other.weights)
+        for split in ("train", "val")
+        for one, other in zip(*(iter_rows(open_dataset(x), split) for x in (a, b)), strict=True)
+    )
+    assert 0 < found.masked_anew == naive < 20
+    assert diff(a, made(tmp_path / "c", chats(20))).masked_anew is None
+    weighed = [
+        mask(a, MaskPolicy(weights={"assistant": weight}), tmp_path / f"w{weight}").path
+        for weight in (2, 3)
+    ]
+    assert diff(*weighed).masked_anew == 20  # the same bytes mean another weight
+
+
+def test_what_is_not_shown_is_counted_and_a_source_that_is_missing_has_no_share(tmp_path):
+    a = made(tmp_path / "a", chats(20))
+    (tmp_path / "b").mkdir()
+    other = write_chats(tmp_path / "b" / "other.jsonl", chats(15, seed=1))
+    b = prepare(config(other), MaskPolicy(), tmp_path / "b" / "d").path
+    console = Console(width=100, record=True)
+    console.print(render_diff(diff(a, b)))
+    said = console.export_text()
+    assert "and 15 more" in said  # 20 removed, 15 added, 10 of each shown
+    (line,) = [line for line in said.splitlines() if line.startswith("source other.jsonl")]
+    assert line.split()[2] == "\u2013"
+    assert "points" not in line
 
 
 def test_another_tokenizer_and_template_are_named(tmp_path):

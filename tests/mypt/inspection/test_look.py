@@ -10,6 +10,7 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.look import look_at, render_look
 from tests.mypt.data.rawfiles import jsonl, write
+from tests.pages import ROOT
 
 TOKENIZER = load_tokenizer("byte", "plain")
 
@@ -30,7 +31,8 @@ def test_a_look_names_the_format_its_reason_unread_fields_and_shows_two_rows(tmp
     assert printed(source, MaskPolicy()) == [
         "file      talk.jsonl: claude, by the fields uuid, chat_messages, project",
         "rows      3 read",
-        "known     uuid, chat_messages: read, or without meaning for a model",
+        "read      chat_messages",
+        "aside     uuid: without meaning for a model",
         "not read  'files' of a message: held by 6, varies",
         "not read  'project' of a conversation: held by 3, varies",
         "train row 0  talk.jsonl  talk.jsonl:1  5 tokens, 3 supervised (60%)",
@@ -55,3 +57,20 @@ def test_a_look_says_what_was_asked_for_and_what_has_no_fields(tmp_path):
     chat = json.dumps([{"text": "once"}])
     named = Source(path=str(write(tmp_path / "a.json", chat)), format="text")
     assert printed(named, None)[0] == "file      a.json: text, as --format says"
+
+
+def test_a_long_text_is_cut_and_what_is_left_out_is_counted(tmp_path):
+    row = {"prompt": "a" * 1700, "completion": "b" * 500}
+    source = Source(path=str(write(tmp_path / "a.jsonl", jsonl(row))))
+    said = " ".join(printed(source, MaskPolicy()))
+    assert "a \u2026 1,200 characters more" in said
+    assert said.count("a" * 120) == 4
+    assert said.count("characters more") == 2  # the end of the turn is of the answer
+
+
+def test_what_an_export_says_about_itself_is_not_called_read():
+    said = printed(Source(path=str(ROOT / "examples/exports/claude.json")), MaskPolicy())
+    assert said[2:4] == [
+        "read      chat_messages",
+        "aside     uuid, name, account, created_at: without meaning for a model",
+    ]

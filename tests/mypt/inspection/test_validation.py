@@ -22,7 +22,16 @@ from mypt.inspection.checks.findings import EXAMPLES
 from mypt.inspection.terminal import render_report
 from mypt.inspection.validation import CODES, ValidationReport, validate
 from tests.mypt.clean import everything
-from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, of, on_masks, painted, seal, shards
+from tests.mypt.faults import (
+    DATASET_FAULTS,
+    MASK_FAULTS,
+    WEIGHT_FAULTS,
+    of,
+    on_masks,
+    painted,
+    seal,
+    shards,
+)
 
 
 def chat(folder, *pairs, policy=None, **values):
@@ -50,7 +59,7 @@ def hand(folder, tokens, mask, **val):
         np.array(ids, np.uint32).tofile(place / split / "shard_000.bin")
         np.array(bits, np.uint8).tofile(place / split / "shard_000_mask.bin")
     (place / "val").mkdir(exist_ok=True)
-    adopt(place, "byte")
+    adopt(place, "byte", "mypt")
     return place
 
 
@@ -198,6 +207,9 @@ PROVOKED = {
         lambda folder: damaged(
             chat(folder, ("q", "a"), policy=MaskPolicy(end_of_turn=False)),
             on_masks(painted(1, of("assistant", "end"))))),
+    "never_stops": fresh(
+        lambda folder: damaged(
+            chat(folder, ("q", "a")), on_masks(painted(0, of("assistant", "end"))))),
     "stats_differ": edited(lambda manifest: forget_stats(manifest)),
     "density_low": fresh(lambda folder: chat(folder, ("q" * 200, "a"))),
     "density_high": fresh(lambda folder: chat(folder, ("q", "a" * 200))),
@@ -244,7 +256,9 @@ def test_a_provoked_finding_is_made_at_its_level(code, copy, tmp_path):
 
 
 def test_every_finding_is_provoked_here_or_in_the_mutation_suite():
-    mutations = set().union(*(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS).values()))
+    mutations = set().union(
+        *(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS | WEIGHT_FAULTS).values())
+    )
     length = {"too_long", "lone_answers", "length_refused", "too_much_lost", "lost_systems"}
     elsewhere = {"density_one", "mask_differs", "span_astray", "digest_differs"} | length
     assert set(CODES) == set(PROVOKED) | mutations | elsewhere

@@ -58,7 +58,7 @@ def test_young_is_the_limit_of_few_failures():
 
 
 def test_a_gpu_is_as_quick_as_its_peak_and_the_share_say(tiny):
-    preset = tiny(grad_accumulation=8, eval_iters=1, eval_interval=12)
+    preset = tiny(grad_accumulation=8, eval_iters=1, eval_interval=12, n_embd=8192)
     found = forecast(preset, Machine(8, gpu=H100, utilisation=0.5, price_per_hour=3.0))
     work = count_operations(preset, 4 * 8).total
     assert found.step_seconds == pytest.approx(work / (8 * 0.5 * H100.peak))
@@ -66,6 +66,13 @@ def test_a_gpu_is_as_quick_as_its_peak_and_the_share_say(tiny):
     assert found.seconds == pytest.approx(found.step_seconds * (12 + 2 * 2 / 24))
     assert found.cost == pytest.approx(found.seconds / 3600 * 8 * 3.0)
     assert not found.measured
+
+
+def test_no_step_is_quicker_than_its_kernels_start(tiny):
+    preset = tiny(grad_accumulation=8, n_layer=3)
+    found = forecast(preset, Machine(2, gpu=H100))
+    assert found.step_seconds == pytest.approx(4 * 3 * 100 * 5e-6)
+    assert any(line.startswith("no step is quicker than 6 ms") for line in found.assumed)
 
 
 def test_a_probe_is_scaled_by_micro_batches(tiny):
@@ -148,7 +155,7 @@ def test_a_pipeline_has_two_trainings_of_one_architecture():
 
 
 def test_unknown_gpus_and_datasets_of_pipelines_are_refused(chat_dataset):
-    with pytest.raises(ConfigError, match="expected one of l4"):
+    with pytest.raises(ConfigError, match="did you mean h100"):
         find_gpu("h1000")
     with pytest.raises(ConfigError, match="the config of a pipeline"):
         plan(read_presets(Path("configs/demo.json")), Machine(), dataset_dir=chat_dataset)

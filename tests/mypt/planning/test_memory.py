@@ -36,6 +36,14 @@ def test_the_peak_is_what_a_step_needs(kind, dtype, density):
     assert expected.peak == pytest.approx(_peak(preset, dtype, density), rel=BOUND)
 
 
+@pytest.mark.parametrize("parallel", ["none", "ddp", "fsdp"])
+@pytest.mark.parametrize("kind", [{}, {"grad_accumulation": 8}, {"n_embd": 1024, "batch_size": 1}])
+def test_the_parts_of_the_peak_sum_to_it(kind, parallel):
+    found = estimate(Preset.model_validate(SIZES | kind), parallel, processes=2)
+    beside = {"peak", "snapshot"}
+    assert sum(found.model_dump(exclude=beside).values()) == found.peak
+
+
 def test_ranks_of_fsdp_divide_what_they_keep_and_gather_two_blocks():
     preset = Preset.model_validate(SIZES | {"grad_accumulation": 8, "n_layer": 16})
     whole = estimate(preset, "ddp", processes=8)

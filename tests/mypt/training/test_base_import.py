@@ -9,6 +9,7 @@ import torch
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError
+from mypt.evaluation.proof.proof import prove_mask
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.imports import read_hf
 from mypt.provenance.reproduction import reproduce
@@ -145,8 +146,9 @@ def base(request, tmp_path):
     return tmp_path / "base"
 
 
-def test_a_tuned_base_stops_goes_on_is_traced_made_again_and_exported(base, tmp_path, tiny):
+def test_a_tuned_base_is_proved_packed_stopped_traced_made_again_and_exported(base, tmp_path, tiny):
     data = prepare_chat(tmp_path, n=12, tokenization=f"hf:{base}")
+    assert prove_mask(data, rows=4, block_size=16).ok
     preset = tiny(max_iters=3, checkpoint_interval=1, batching="packed", eval_interval=3)
     made = [
         plan_run(preset, name, data, init_from=f"hf:{base}") for name in ("straight", "stopped")
@@ -159,6 +161,15 @@ def test_a_tuned_base_stops_goes_on_is_traced_made_again_and_exported(base, tmp_
         assert torch.equal(parameter, again.get_parameter(name)), name
     assert straight.config.block_size == 16
     assert straight.config.longest > 16
+
+    read = torch.tensor(end.tokenizer.encode("".join(CORPUS))[:40].astype(int))[None]
+    segments = torch.tensor([[0] * 17 + [1] * 23])
+    changed = read.clone()
+    changed[0, 3] = read[0, 4]
+    with torch.no_grad():
+        packed, other = (straight(ids, segments=segments)[0] for ids in (read, changed))
+    assert torch.equal(packed[0, 17:], other[0, 17:])
+    assert not torch.equal(packed[0, :17], other[0, :17])
 
     links = trace(end.path, verify=True).links
     assert all(file.verified for link in links for deeper in link.links for file in deeper.links)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Preset, Source
+from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Preset, Source, TrainConfig
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.errors import CheckpointError, ConfigError, ManifestError, MaskError
 from mypt.home import models_dir
@@ -260,3 +260,18 @@ def test_pieces_keep_their_system_message_where_nothing_is_said(
     prepare(data, MaskPolicy(), tmp_path / "talk")
     made = plan_run(tiny(**{"use_loss_mask": True} | knobs), "long", tmp_path / "talk")
     assert made.preset.length_policy == policy
+
+
+@pytest.mark.parametrize("length", [{"max_iters": 40}, {"max_iters": 5000, "epochs": 2.0}])
+def test_a_warmup_said_as_a_share_becomes_steps_of_the_length(tiny, chat_dataset, length):
+    share = tiny().model_copy(update={"warmup_iters": 100, "warmup": 0.25} | length)
+    made = plan_run(share, "m", chat_dataset).preset
+    assert (made.warmup, made.warmup_iters) == (None, round(0.25 * made.max_iters))
+    steps = tiny(max_iters=made.max_iters).model_copy(update={"warmup_iters": made.warmup_iters})
+    assert plan_run(share, "m", chat_dataset).digest == plan_run(steps, "m", chat_dataset).digest
+    assert "warmup" not in steps.model_dump()
+
+
+def test_a_warmup_is_said_once():
+    with pytest.raises(ValidationError, match="warmup and warmup_iters 7 are both given"):
+        TrainConfig(warmup=0.1, warmup_iters=7)

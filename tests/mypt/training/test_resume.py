@@ -9,12 +9,13 @@ import pytest
 import safetensors.torch
 
 from mypt import files
+from mypt.errors import ManifestError
 from mypt.home import models_dir
 from mypt.training import checkpointing as writer
 from mypt.training import loop
 from mypt.training.checkpoints import checkpoint
 from mypt.training.checkpoints.checkpoint import load_checkpoint
-from mypt.training.events import StepReport
+from mypt.training.events import CheckpointSaved, StepReport
 from mypt.training.lineage import read_lineage, verify_folder
 from mypt.training.loop import train
 
@@ -293,6 +294,33 @@ def test_a_resume_on_another_thread_count_says_so(plan, monkeypatch):
     run = train(plan(threads=0))
     assert "threads: 1 until step 2, 2 from here on" in next(run).notes[0]
     run.close()
+
+
+def test_a_resume_on_another_processor_says_so(plan, monkeypatch):
+    done = []
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    list(train(plan(), should_stop=lambda: len(done) >= 2 or done.append(0)))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    run = train(plan())
+    assert "isa: AVX2 until step 2, AVX512 from here on" in next(run).notes[0]
+    run.close()
+
+
+def test_data_that_is_written_to_while_it_trains_is_noticed_before_a_checkpoint(plan):
+    made = plan()
+    path = Path(made.dataset.path) / "train" / "shard_000.bin"
+    kept, whole = [], path.read_bytes()
+
+    def spoil(event):
+        kept.extend([event.step] if isinstance(event, CheckpointSaved) else [])
+        os.utime(path)  # of this alone nothing comes
+        if kept:
+            path.write_bytes(b"\1" + whole[1:])
+
+    with pytest.raises(ManifestError, match=r"shard_000.bin: its bytes changed"):
+        list(map(spoil, train(made)))
+    path.write_bytes(whole)  # other tests train on it
+    assert len(kept) == 1
 
 
 def test_the_mlflow_run_is_remembered(plan, finish):

@@ -1,7 +1,9 @@
 import base64
+import math
 import threading
 import time
 
+import httpx
 import pytest
 
 from mypt.data.manifest import Density, MaskStats
@@ -64,7 +66,7 @@ def test_findings_are_a_table_also_when_there_are_none(shown):
     artifacts.validation_findings("demo", report)
     rows, description = shown["validation-demo"]
     assert rows[0]["for example"] == "x"
-    assert description == "demo: 0 errors, 1 warnings, 0 notices."
+    assert description == "demo: 0 errors, 1 warning, 0 notices."
     artifacts.validation_findings("demo", report.model_copy(update={"findings": ()}))
     assert shown["validation-demo"][0] == []
 
@@ -76,6 +78,15 @@ def test_scores_stand_side_by_side(shown):
         {"figure": "val_loss", "base": 2.0, "sft": 0.3333},
         {"figure": "stops", "base": None, "sft": 0.9},
     ]
+
+
+def test_a_figure_that_is_no_number_is_shown_and_can_be_kept(shown):
+    with artifacts.collected() as kept:
+        artifacts.scores("demo", {"base": {"perplexity": math.inf}, "sft": {"perplexity": None}})
+    rows, _ = shown["evaluation-demo"]
+    assert rows == [{"figure": "perplexity", "base": "inf", "sft": None}]
+    (part,) = kept
+    assert artifacts.Shown.model_validate_json(part.model_dump_json()) == part
 
 
 def test_a_loss_curve_is_a_picture_in_the_text(shown):
@@ -99,7 +110,20 @@ def test_an_api_that_refuses_stops_nothing(monkeypatch, capsys):
 
     monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
     artifacts.mask_statistics("demo", STATS)
-    assert "an artifact is not shown in Prefect (no API)" in capsys.readouterr().err
+    said = "an artifact is not shown in Prefect: no API; the work goes on without"
+    assert said in capsys.readouterr().err
+
+
+def test_what_an_api_answered_is_said_in_our_words():
+    request = httpx.Request("POST", "http://127.0.0.1:4200/api/artifacts/")
+    busy = httpx.HTTPStatusError(
+        "Server error '503 Service Unavailable' for url ...\nFor more information check: ...",
+        request=request,
+        response=httpx.Response(503, request=request),
+    )
+    assert artifacts.away(busy) == "it answered 503, too busy; the work goes on without"
+    lost = httpx.ConnectError("All connection attempts failed", request=request)
+    assert artifacts.away(lost) == "it did not answer (ConnectError); the work goes on without"
 
 
 @pytest.mark.usefixtures("shown")

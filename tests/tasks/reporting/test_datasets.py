@@ -4,8 +4,10 @@ import pytest
 
 from mypt.errors import MaskError
 from mypt.evaluation.proof.checks import ProofCheck, ProofReport
-from tasks.reporting.datasets import report_proof
+from mypt.inspection.validation import validate
+from tasks.reporting.datasets import report_proof, report_validation
 from tasks.tracking.journal import Journal
+from tests.mypt.conftest import prepare_chat
 
 
 def proof(ok: bool) -> ProofReport:
@@ -30,3 +32,14 @@ def test_a_refuted_mask_ends_the_run_before_training(run, tmp_path):
 def test_a_proof_that_holds_is_told_with_its_size(run, tmp_path, capsys):
     report_proof(run, tmp_path / "chats", proof(ok=True))
     assert "chats: masks proved on 67 observations" in capsys.readouterr().out
+
+
+def test_a_validation_tells_its_notices_not_only_how_many_there_are(run, tmp_path, capsys):
+    folder = prepare_chat(tmp_path, n=8, answer="the same")
+    found = validate(folder, block_size=8)
+    notices = [finding for finding in found.findings if finding.level == "notice"]
+    assert notices
+    report_validation(run, folder, found)
+    said = capsys.readouterr().out
+    for finding in notices:
+        assert f"  notice: {finding.count} {finding.message}" in said

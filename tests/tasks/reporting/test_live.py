@@ -81,7 +81,8 @@ def test_a_prefect_that_refuses_is_told_about_once_and_stops_nothing(shown, monk
             move(0.5, "half")
 
     run_in_prefect(body)
-    assert capsys.readouterr().err == "mypt: progress is not shown in Prefect (away)\n"
+    said = "mypt: progress is not shown in Prefect: away; the work goes on without\n"
+    assert capsys.readouterr().err == said
     assert shown == []
 
 

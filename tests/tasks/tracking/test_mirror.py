@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 from mlflow import MlflowClient
 
-from mypt.errors import MyptError
+from mypt.errors import ConfigError, MyptError
 from tasks.tracking import mirror
 from tasks.tracking.client import JOURNAL_TAG, make_database
 from tasks.tracking.destination import (
@@ -43,6 +43,12 @@ def begun(name="run", **opened):
     journal = Journal(name)
     journal.write(Opened(**({"experiment": "demo", "title": "a run"} | opened)))
     return journal
+
+
+def goes_on(name, step):
+    journal = Journal(name)
+    journal.write(Metrics(step=step, values={"loss": 2.0}))
+    journal.end("FINISHED")
 
 
 def send(name="run"):
@@ -205,7 +211,7 @@ def test_a_run_that_goes_on_is_the_same_run(client):
 
 
 def test_a_run_links_to_those_that_another_began_and_sending_again_adds_nothing(client):
-    begun("child").end("FINISHED")
+    begun("child", time=1_700_000_000_000).end("FINISHED")
     journal = begun("second", tags={"mlflow.note.content": "Prefect flow run [x](y)"})
     journal.write(Reused(journal="child", title="fine-tune small"))
     journal.write(Reused(journal="lost", title="pretrain small"))
@@ -214,7 +220,7 @@ def test_a_run_links_to_those_that_another_began_and_sending_again_adds_nothing(
     child = run_of(client, "child").info
     page = f"/experiments/{child.experiment_id}/runs/{child.run_id}"
     link = f"[fine-tune small](/#{page}?workflowType=machine_learning)"
-    described = f"Prefect flow run [x](y)\n\n- {link}, begun by another run"
+    described = f"Prefect flow run [x](y)\n\n- {link}, begun 2023-11-14 22:13 UTC by another run"
     assert run_of(client, "second").data.tags["mlflow.note.content"] == described
     write_sent("second", read_sent("second").model_copy(update={"offset": 0}))
     send("second")
@@ -256,6 +262,19 @@ def test_a_file_that_is_gone_is_noted(client, tmp_path):
     assert run_of(client).data.tags["mypt.gone.gone.json"] == str(tmp_path / "gone.json")
 
 
+def test_a_journal_that_is_sent_after_a_move_names_places_of_now(client, own_home):
+    (own_home / "models" / "chat").mkdir(parents=True)
+    journal = begun()
+    journal.write(Tags(values={"checkpoint": "/old/runs/models/chat", "other": "/old/runs"}))
+    journal.write(Params(values={"init_from": "/old/runs/models/chat"}))
+    journal.end("FINISHED")
+    send()
+    tags = run_of(client).data.tags
+    assert tags["checkpoint"] == str(own_home / "models" / "chat")
+    assert run_of(client).data.params == {"init_from": tags["checkpoint"]}
+    assert tags["other"] == "/old/runs"
+
+
 def test_sync_sends_all_and_ends_the_runs_of_dead_processes(client):
     begun("whole").end("FINISHED")
     dead = begun("dead")
@@ -268,6 +287,47 @@ def test_sync_sends_all_and_ends_the_runs_of_dead_processes(client):
     assert found == {"whole": "FINISHED", "dead": "KILLED", "live": "RUNNING"}
     live.end("FINISHED")
     assert sync() == 1
+
+
+def test_a_run_that_was_deleted_holds_up_no_other_until_it_is_let_go_or_restored(client):
+    for time, name in enumerate(("deleted", "kept"), 1):
+        begun(name, title=f"run {name}", time=time).end("FINISHED")
+    sync()
+    begun("late", time=3).end("FINISHED")
+    gone = run_of(client, "deleted").info.run_id
+    goes_on("deleted", 1)
+    goes_on("kept", 1)
+    client.delete_run(gone)
+    said = rf"the run run deleted \({gone[:12]}\) of demo: .*; all others were sent, 4 records$"
+    with pytest.raises(MyptError, match=said):
+        sync()
+    assert run_of(client, "kept").data.metrics == {"loss": 2.0}
+    assert run_of(client, "late").info.status == "FINISHED"
+    with pytest.raises(ConfigError, match="--forget run kept: MLflow refuses no run of that"):
+        sync(forget="run kept")
+    client.restore_run(gone)
+    assert sync() == 2
+    assert run_of(client, "deleted").data.metrics == {"loss": 2.0}
+    client.delete_run(gone)
+    goes_on("deleted", 2)
+    assert sync(forget=gone[:8]) == 0
+    goes_on("deleted", 3)
+    assert sync() == 0
+
+
+def test_a_deleted_experiment_holds_up_no_other_and_is_let_go_as_one(client):
+    for name in ("a", "b"):
+        begun(name, experiment="old").end("FINISHED")
+    sync()
+    client.delete_experiment(client.get_experiment_by_name("old").experiment_id)
+    begun("a", experiment="old").end("FINISHED")
+    begun("c", experiment="old").end("FINISHED")
+    begun("new").end("FINISHED")
+    with pytest.raises(MyptError, match=r" of old: .*\(and 1 more\); all others were sent, 2 rec"):
+        sync()
+    assert run_of(client, "new").info.status == "FINISHED"
+    assert sync(forget="old") == 0
+    assert sync() == 0
 
 
 def test_sync_says_when_mlflow_is_away(monkeypatch, unused_port):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Role
-from mypt.data.conversations import Conversation, Message, Part, say
+from mypt.data.conversations import Conversation, Message, Part, Train, say
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.calls import CALL_IDS, Turn, link_results
 from mypt.data.reading.formats.chats import frame
@@ -31,7 +31,8 @@ def fields_named(text: str) -> frozenset[str]:
 
 
 # Fields that are read, or that say nothing a model could learn, by whose they are.
-_CLAUDE: Final = fields_named("chat_messages name account current_leaf_message_uuid")
+_CLAUDE: Final = fields_named("chat_messages current_leaf_message_uuid")
+_BESIDE_CLAUDE: Final = fields_named("name account")
 _TURN: Final = fields_named(
     "sender text content parent_message_uuid stop_reason input_mode truncated"
 )
@@ -42,9 +43,10 @@ _BLOCK: Final = fields_named(
 )
 _GEMINI: Final = fields_named(
     "contents systemInstruction system_instruction tools train training weight loss_weight"
-    " generationConfig generation_config safetySettings safety_settings"
 )
-
+_BESIDE_GEMINI: Final = fields_named(
+    "generationConfig generation_config safetySettings safety_settings"
+)
 _PARTS: Final = {
     "text": fields_named(""),
     "functioncall": fields_named("id name args"),
@@ -62,7 +64,7 @@ class Spoken(NamedTuple):
 
     role: Role
     parts: list[Part]
-    train: bool | None = None
+    train: Train = None
     links: tuple[dict[str, Any], ...] = ()
     """Id and name of each call that it makes; of a result, those of the call that it answers."""
 
@@ -113,7 +115,7 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _CLAUDE, place, "a conversation")
+    tally.check_fields(fields, _CLAUDE, place, "a conversation", _BESIDE_CLAUDE)
     messages = [fields_of(one, place) for one in listed(fields, "chat_messages", place)]
     pieces: list[Spoken] = []
     branch = _last_branch(messages, fields.get("current_leaf_message_uuid"), place)
@@ -185,7 +187,7 @@ def read_gemini(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _GEMINI, place)
+    tally.check_fields(fields, _GEMINI, place, beside=_BESIDE_GEMINI)
     pieces: list[Spoken] = []
     for content in (fields_of(one, place) for one in listed(fields, "contents", place)):
         tally.check_fields(content, {"role", "parts", *WEIGHTS}, place, "a content")

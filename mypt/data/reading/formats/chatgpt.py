@@ -21,8 +21,9 @@ from mypt.data.reading.records import Place, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
-_CHATGPT: Final = fields_named(
-    "mapping current_node title conversation_id conversation_template_id default_model_slug"
+_CHATGPT: Final = fields_named("mapping current_node")
+_BESIDE_CHATGPT: Final = fields_named(
+    "title conversation_id conversation_template_id default_model_slug"
     " is_archived is_starred is_read_only is_study_mode is_do_not_remember moderation_results"
     " safe_urls blocked_urls gizmo_id gizmo_type plugin_ids disabled_tool_ids voice async_status"
     " conversation_origin memory_scope sugar_item_id sugar_item_visible pinned_time owner"
@@ -51,7 +52,7 @@ def read_chatgpt(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]
         Dropped: If nothing is said.
     """
     fields = fields_of(row, place)
-    tally.check_fields(fields, _CHATGPT, place, "a conversation")
+    tally.check_fields(fields, _CHATGPT, place, "a conversation", _BESIDE_CHATGPT)
     nodes = fields_of(fields.get("mapping"), place)
     path = branch_to(nodes, _end(nodes, fields.get("current_node"), place), place)
     for node in path:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Reading
-from mypt.data.conversations import Conversation, Message, Part
+from mypt.data.conversations import Conversation, Message, Part, Train
 from mypt.data.reading.formats.assistants import fields_named, listed
 from mypt.data.reading.formats.message import fields_of
 from mypt.data.reading.raw import Limits
@@ -32,7 +32,7 @@ class Said(NamedTuple):
     """When; equal ones stay as they stand."""
     thread: float = 0.0
     """When the message was said that this one answers apart from the others; 0: none."""
-    train: bool | None = None
+    train: Train = None
     """False where it was said in another conversation already, and is context here."""
 
 
@@ -117,8 +117,8 @@ _PROGRAMS: Final[dict[Format, _Program]] = {
 }
 
 
-_CHAT: Final = fields_named("messages name type guild channel dateRange exportedAt messageCount")
-"""Fields of a channel or chat, beside its messages without meaning for a model."""
+_BESIDE: Final = fields_named("name type guild channel dateRange exportedAt messageCount")
+"""Fields of a channel or chat that have no meaning for a model."""
 FORMATS: Final[frozenset[Format]] = frozenset({*_PROGRAMS, "whatsapp"})
 """Formats in which nobody is named the assistant."""
 
@@ -155,7 +155,7 @@ def read_talk(
         tally.check_fields(fields, accounts.keys() | {"about"}, place, "an account")
         chats = [chat for one in accounts.values() for chat in _chats_of(one, place, tally)]
     for chat in chats:
-        tally.check_fields(chat, _CHAT, place, "a chat")
+        tally.check_fields(chat, {"messages"}, place, "a chat", _BESIDE)
         talk = Talk(tally, limits)
         for turn in listed(chat, "messages", place):
             add_message(talk, turn, how.format, place)

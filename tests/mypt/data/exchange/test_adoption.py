@@ -221,3 +221,29 @@ def test_shards_made_by_hand_cannot_be_masked_by_a_policy_and_the_reason_is_said
     with pytest.raises(MaskError, match="made by hand and has no spans"):
         mask(folder, MaskPolicy(), tmp_path / "masked")
     assert not (tmp_path / "masked").exists()
+
+
+def with_specials(folder, tokenizer):
+    ids = [tokenizer.special_tokens["<|im_start|>"], *b"hi", tokenizer.special_tokens["<|im_end|>"]]
+    np.array(ids, np.uint32).tofile(folder / "train" / "shard_000.bin")
+    np.array([0, *[1] * (len(ids) - 1)], np.uint8).tofile(folder / "train" / "shard_000_mask.bin")
+
+
+def test_special_ids_want_the_template_that_wrote_them(folder):
+    with_specials(folder, load_tokenizer("byte", "chatml"))
+    refused(folder, DataError, r"id 25\d found at token 0, and 1 more special ones; .*--template")
+    adopt(folder, "byte", "chatml")
+    assert open_dataset(folder).tokenizer.template.name == "chatml"
+
+
+def test_special_ids_of_a_base_that_the_template_does_not_know_are_refused(folder, tmp_path):
+    pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
+    from tests.mypt.data.rendering.bases import CHATML, write_base
+
+    write_base(tmp_path / "base", CHATML)
+    name = f"hf:{tmp_path / 'base'}"
+    with_specials(folder, load_tokenizer(name, "base"))
+    with pytest.raises(DataError, match=r"id \d+, <\|im_start\|>, found at token 0"):
+        adopt(folder, name, "mypt")
+    adopt(folder, name, "base")
+    assert open_dataset(folder).tokenizer.template.name == "base"

@@ -185,7 +185,7 @@ def test_a_flag_that_does_not_belong_to_a_file_is_to_be_left_out(tmp_path, name)
 def test_a_folder_of_two_formats_is_read_file_by_file(tmp_path):
     write(tmp_path / "a.jsonl", BOTH)
     write(tmp_path / "b.jsonl", jsonl({"prompt": "é", "completion": "é!"}))
-    with pytest.raises(DataError, match="name each after --input_files"):
+    with pytest.raises(DataError, match="name each by itself"):
         read(tmp_path)
     assert [turns(row) for row in read(tmp_path / "a.jsonl")[1]] == meant()
     assert [turns(row) for row in read(tmp_path / "b.jsonl")[1]] == meant(1)

@@ -15,7 +15,7 @@ import pytest
 
 from mypt.config import Source
 from mypt.data.reading import exercises
-from mypt.errors import ConfigError
+from mypt.errors import ConfigError, DataError
 
 WORD, DIGITS, SUM, ANSWER = r"([a-z]{3,5})", r"(\d{3,5})", r"(\d\d \+ \d\d)", r"([a-z0-9-]+)"
 STATEMENTS = {
@@ -207,3 +207,13 @@ def test_a_source_that_generates_nothing_is_refused(tmp_path):
         exercises.write_source(Source(exercises="text"), tmp_path)
     with pytest.raises(ConfigError, match="generates nothing"):
         exercises.write_source(Source(path="x.txt", name="x"), tmp_path)
+
+
+def test_a_bit_that_changed_in_a_generated_file_is_noticed(tmp_path):
+    source = Source(exercises="text", count=40)
+    path = exercises.write_source(source, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"its bytes are not those .* remove it"):
+        exercises.write_source(source, tmp_path)

@@ -6,7 +6,7 @@ from functools import cache
 import tokenizers
 import transformers
 
-from tests.mypt.data.vocabularies.test_huggingface import digits, split, trained
+from tests.mypt.data.vocabularies.test_huggingface import digits, sentencepiece, split, trained
 
 CHATML = """\
 {%- if messages[0].role != 'system' %}
@@ -114,6 +114,15 @@ BREAKS = """\
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
+OPENS = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' and loop.last %}{{- '<think>\\n\\n</think>\\n' }}{% endif %}
+{{- message.content + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n' }}
+{%- endif %}"""
 GENERATION = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
@@ -138,6 +147,32 @@ GLM = """\
 {{- ('<|start|>' if message.role == 'user' else '<|end|>') + '\\n' + message.content }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|end|>\\n' }}{% endif %}"""
+GLM_CALLS = """\
+{{- '[INST]' }}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}{{- '<tool_response>\\n' + message.content }}
+    {%- else %}
+        {{- ('<|start|>' if message.role == 'user' else '<|end|>') + '\\n' + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '<tool_call>' + call.function.name + ' ' }}{{- call.function.arguments | tojson }}
+            {{- '</tool_call>' }}
+        {%- endfor %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|end|>\\n' }}{% endif %}"""
+CHANNELS = """\
+{%- for message in messages %}
+{%- if message.role != 'assistant' %}
+{{- '<|start|>' + message.role + '<|end|>' + message.content + '<|im_end|>' }}
+{%- else %}
+{%- if message.thinking and loop.last %}
+{{- '<|start|>assistant<|end|>' + message.thinking + '<|im_end|>' }}
+{%- endif %}
+{{- '<|start|>assistant<|end|>' + message.content }}
+{{- '<|eot|>' if loop.last else '<|im_end|>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>' }}{% endif %}"""
 CONTROLS = (
     "<bos>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>",
     "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>", "</tool_call>",
@@ -154,14 +189,16 @@ STOPS = {
 
 
 @cache
-def _trained(special_digits):
+def _trained(special_digits, scheme):
+    if scheme:
+        return sentencepiece(scheme, CONTROLS).to_str()
     return trained(digits() if special_digits else split(), specials=CONTROLS).to_str()
 
 
-def write_base(folder, template, *, special_digits=False, **config):
+def write_base(folder, template, *, special_digits=False, scheme="", **config):
     """Write a base's tokenizer and template; return what transformers makes of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = tokenizers.Tokenizer.from_str(_trained(special_digits))
+    made = tokenizers.Tokenizer.from_str(_trained(special_digits, scheme))
     made.save(str(folder / "tokenizer.json"))
     values = {"bos_token": "<bos>", "eos_token": "</s>"} | config
     (folder / "tokenizer_config.json").write_text(json.dumps(values))

@@ -14,7 +14,7 @@ from mypt.data.rendering.base_template import base_template
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.validation import validate
-from tests.mypt.data.rendering.bases import BREAKS, QWEN, STYLES, write_base
+from tests.mypt.data.rendering.bases import BREAKS, CHATML, QWEN, STYLES, write_base
 
 WORDS = ["Hello", "a\nb", "  two  spaces", "\n\nlead", "trail \n", "</think>", "<|im_end|>"]
 
@@ -104,3 +104,18 @@ def test_a_template_without_a_token_that_ends_an_answer_is_refused(tmp_path):
     )
     with pytest.raises(DataError, match="expected a token that ends it"):
         base_template(tmp_path)
+
+
+def test_the_table_of_templates_says_what_is_proved_and_what_is_refused(tmp_path, monkeypatch):
+    from tests.benchmarks import templates
+
+    monkeypatch.setattr(templates, "ROWS", 5)
+    monkeypatch.setattr(templates.chat_template_utils, "datetime", None)  # is put back
+    for name, source in (("good", CHATML), ("bad", BREAKS), ("none", "{{ 'x' }}")):
+        (tmp_path / f"{name}.jinja").write_text(source)
+    names = ("good", "bad", "none")
+    lines = list(templates.table([tmp_path / f"{name}.jinja" for name in names]))
+    assert lines[2].startswith("| good | 5 | 5 | kept |  | ")
+    assert lines[3].startswith("| bad | 0 | 0 | broken in 5 plain rows | 0 of ")
+    assert lines[4].startswith("| none | - | - | refused |")
+    assert "no prefix of what training reads" in lines[6]

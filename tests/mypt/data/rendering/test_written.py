@@ -4,13 +4,16 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
 
-from mypt.config import MaskPolicy
+from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.conversations import Conversation, Document, Message, Origin, Part, say
+from mypt.data.dataset import open_dataset, prepare
 from mypt.data.masking import mask_from_spans
 from mypt.data.preparation.encoding import encode_counted, encode_rows
 from mypt.data.preparation.rendered import encode_rendered
@@ -20,11 +23,16 @@ from mypt.data.spans import KIND, KINDS, ROLE
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.inference.chat import chat_prompt
+from mypt.inspection.validation import validate
 from tests.mypt.data.rendering.bases import (
     BREAKS,
+    CHANNELS,
+    CHATML,
     CONTROLS,
     GLM,
+    GLM_CALLS,
     HARMONY,
+    OPENS,
     QWEN,
     STOPS,
     STYLES,
@@ -33,6 +41,8 @@ from tests.mypt.data.rendering.bases import (
 
 PLAIN = ["Hello", "two words", "a\nb", "1 + 1 = 2", "\xfcml\xe4ut \u2713", "```py\nx=1\n```"]
 NASTY = ["  two  spaces", "\n\nlead", "trail \n", "</think>", "<|im_end|>", "x<think>y", "[/INST]"]
+SCHEMES = ("prepend", "first", "always")
+"""Whether SentencePiece's space stands before texts, as a normalizer or as Metaspace puts it."""
 HERE = Origin(0, 1)
 CALL = '{"name": "add", "arguments": {"a": 1, "b": "two \\u00e9"}}'
 
@@ -75,10 +85,16 @@ def theirs_of(fast, turns, monkeypatch, **options):
     return found["input_ids"]
 
 
-@pytest.fixture(params=STYLES)
+SPACES = [(name, how) for name in ("chatml", "llama", "mistral") for how in SCHEMES]
+
+
+@pytest.fixture(
+    params=[*((name, "") for name in STYLES), *SPACES], ids=lambda one: " ".join(filter(None, one))
+)
 def base(request, tmp_path):
-    fast = write_base(tmp_path, STYLES[request.param])
-    return request.param, fast, load_tokenizer(f"hf:{tmp_path}", "base")
+    name, scheme = request.param
+    fast = write_base(tmp_path, STYLES[name], scheme=scheme)
+    return name, fast, load_tokenizer(f"hf:{tmp_path}", "base")
 
 
 def spells(row):
@@ -161,6 +177,35 @@ def test_each_turn_ends_with_what_the_template_lets_follow_it(tmp_path, template
     assert [text for kind, text in told(encoded, ours) if kind == "end"] == ends
 
 
+def test_a_turn_that_calls_a_tool_ends_with_the_header_that_follows_where_no_token_ends_it(
+    tmp_path,
+):
+    write_base(tmp_path, GLM_CALLS)
+    ours = load_tokenizer(f"hf:{tmp_path}", "base")
+    assert ours.template.stops == ("<|start|>", "<tool_response>")
+    assert ours.stop_ids == tuple(ours.special_tokens[token] for token in ours.template.stops)
+    asked = Message("assistant", (Part("text", "So"), Part("tool_call", CALL)))
+    turns = (say("user", "a"), asked, say("tool", "3"), say("assistant", "b"), say("user", "c"))
+    encoded = encode_rows([Conversation(turns, HERE)], ours)
+    ends = [text for kind, text in told(encoded, ours) if kind == "end"]
+    assert ends == ["<tool_response>", "<|start|>"]
+
+
+def test_a_token_that_stands_inside_a_turn_ends_none_and_is_not_learned_as_its_end(tmp_path):
+    write_base(tmp_path, CHANNELS)
+    ours = load_tokenizer(f"hf:{tmp_path}", "base")
+    assert ours.template.stops == ("<|eot|>",)
+    turns = [say(role, word) for role, word in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    encoded = encode_rows([Conversation(tuple(turns), HERE)], ours)
+    assert [text for kind, text in told(encoded, ours) if kind == "end"] == ["<|eot|>"]
+
+
+def test_a_template_that_was_kept_before_other_stops_were_known_keeps_its_digest(tmp_path):
+    write_base(tmp_path, CHATML)
+    template = load_tokenizer(f"hf:{tmp_path}", "base").template
+    assert "also_stops" not in template.model_dump(mode="json")
+
+
 @pytest.fixture
 def qwen(tmp_path):
     return write_base(tmp_path, QWEN), load_tokenizer(f"hf:{tmp_path}", "base")
@@ -183,6 +228,92 @@ def test_reasoning_and_tool_calls_have_spans_of_their_own(qwen, monkeypatch):
         ("end", "<|im_end|>"), ("reasoning", "<think>\nright\n</think>\n\n"),
         ("content", "It is 3."), ("end", "<|im_end|>"),
     ]  # fmt: skip
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"a": "int"}}}
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_a_rows_tools_are_written_in_the_bases_own_words(tmp_path, system):
+    fast = write_base(tmp_path / "base", QWEN)
+    turns = [{"role": "user", "content": "add"}, {"role": "assistant", "content": "3"}]
+    if system:
+        turns.insert(0, {"role": "system", "content": system})
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns, "tools": [TOOL]}) + "\n")
+    given = {"tokenization": f"hf:{tmp_path / 'base'}", "template": "base", "val_fraction": 0.0}
+    config = PrepareConfig(sources=(Source(path=str(path)),), **given)
+    folder = Path(prepare(config, MaskPolicy(), tmp_path / "data").path)
+    dataset = open_dataset(folder)
+    (shard,) = dataset.shards("train")
+    found = fast.apply_chat_template(turns, tools=[TOOL], return_dict=True)["input_ids"]
+    assert shard.tokens.tolist() == found
+    learned = dataset.tokenizer.decode(shard.tokens[np.asarray(shard.mask) == 1])
+    assert learned == "3<|im_end|>"  # reasoning that says nothing is left out
+    assert validate(folder).ok
+    listed = f"Tools:\n{json.dumps([TOOL])}"
+    asked = [say("system", f"{system}\n\n{listed}" if system else listed), say("user", "add")]
+    fed = chat_prompt(dataset.tokenizer, asked)
+    assert fed == shard.tokens[: len(fed)].tolist()
+
+
+def prepared(folder, base, rows, **values):
+    folder.mkdir(exist_ok=True)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    given = {"tokenization": f"hf:{base}", "template": "base", "val_fraction": 0.0} | values
+    config = PrepareConfig(sources=(Source(path=str(path)),), **given)
+    return open_dataset(prepare(config, MaskPolicy(), folder / "data").path)
+
+
+def test_turns_are_trained_on_as_inference_sees_them_where_earlier_ones_are_written_otherwise(
+    tmp_path,
+):
+    """OPENS writes an empty block of reasoning before the last answer only."""
+    write_base(tmp_path / "base", OPENS)
+    words = [
+        {"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")
+    ]
+    rows = [words, words[:2], [*words[:2], words[2], words[3] | {"train": False}]]
+    with pytest.raises(DataError, match="every row was dropped"):
+        prepared(tmp_path / "whole", tmp_path / "base", [words])
+    made = prepared(tmp_path, tmp_path / "base", rows, train_as="inference", val_fraction=0.4)
+    shards = [shard for split in ("train", "val") for shard in made.shards(split)]
+    found = []
+    for shard in shards:
+        for row in shard.rows:
+            span = slice(int(row["start"]), int(row["stop"]))
+            learned = shard.tokens[span][np.asarray(shard.mask[span]) == 1]
+            found.append((int(row["line"]), made.tokenizer.decode(learned)))
+    assert sorted(found) == [
+        (1, "assistant 0<|im_end|>"), (1, "assistant 1<|im_end|>"), (1, "assistant 2<|im_end|>"),
+        (2, "assistant 0<|im_end|>"), (3, "assistant 0<|im_end|>"),
+    ]  # fmt: skip
+    places = [{int(row["line"]) for shard in made.shards(split) for row in shard.rows}
+              for split in ("train", "val")]  # fmt: skip
+    assert not places[0] & places[1], "turns of one conversation are on one side"
+    assert validate(made.path).ok
+    fed = chat_prompt(made.tokenizer, [say(one["role"], one["content"]) for one in words[:3]])
+    ids = [shard.tokens.tolist() for shard in shards]
+    assert any(fed == one[at : at + len(fed)] for one in ids for at in range(len(one)))
+
+
+def test_turns_apart_want_a_template_of_the_base(tmp_path):
+    write_base(tmp_path / "base", CHATML)
+    with pytest.raises(ConfigError, match="train_as inference with template chatml"):
+        prepared(tmp_path, tmp_path / "base", [[]], template="chatml", train_as="inference")
+
+
+def test_a_template_without_a_form_for_tools_refuses_them(tmp_path):
+    write_base(tmp_path, CHATML)
+    ours = load_tokenizer(f"hf:{tmp_path}", "base")
+    turns = (
+        say("system", f"Tools:\n{json.dumps([TOOL])}"),
+        say("user", "a"),
+        say("assistant", "b"),
+    )
+    with pytest.raises(DataError, match="no form for tools"):
+        encode_rows([Conversation(turns, HERE)], ours)
 
 
 def test_a_part_that_speaks_for_itself_keeps_its_word_about_the_mask(qwen):

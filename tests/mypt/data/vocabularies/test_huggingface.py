@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from mypt.config import Preparation, PrepareConfig, Source
-from mypt.data.dataset import tokenize
+from mypt.data.dataset import open_dataset, tokenize
 from mypt.data.manifest import read_manifest
 from mypt.data.preparation import parallel
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.data.vocabularies.huggingface import hf_vocabulary
+from mypt.data.vocabularies.vocabulary import BYTE, CHARACTER
 from mypt.errors import DataError
 from mypt.inference.generation import text_prompt
 from mypt.inspection.validation import validate
@@ -104,6 +105,22 @@ def fallback():
     return tokenizers.Tokenizer.from_str(json.dumps(values))
 
 
+def sentencepiece(scheme, specials=()):
+    """The same with a space before texts, as a normalizer, or as Metaspace puts it."""
+    values = json.loads(fallback().to_str())
+    values["added_tokens"] = [a for a in values["added_tokens"] if a["special"]]
+    if scheme == "prepend":
+        first = {"type": "Prepend", "prepend": "\u2581"}
+        stages = [first, values["normalizer"]]
+        values |= {"normalizer": {"type": "Sequence", "normalizers": stages}, "pre_tokenizer": None}
+    else:
+        meta = {"type": "Metaspace", "replacement": "\u2581", "split": False}
+        values |= {"normalizer": None, "pre_tokenizer": meta | {"prepend_scheme": scheme}}
+    made = tokenizers.Tokenizer.from_str(json.dumps(values))
+    made.add_special_tokens(list(specials))
+    return made
+
+
 FAMILIES = {
     "llama3": lambda: trained(split(QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"))),
     "qwen": lambda: trained(split(), normalizer=tokenizers.normalizers.NFC()),
@@ -111,8 +128,12 @@ FAMILIES = {
     "granite": lambda: trained(digits(), specials_first=True, specials=("</s>", *CONTROLS[:3])),
     "empty": lambda: trained(split(), normalizer=tokenizers.normalizers.Sequence([])),
     "gemma": fallback,
+    "llama2": lambda: sentencepiece("prepend"),
+    "mistral": lambda: sentencepiece("first"),
+    "metaspace": lambda: sentencepiece("always"),
 }
-ENGINES = {name: name in ("smollm2", "granite", "gemma") for name in FAMILIES}
+PREFIXES = {"llama2": "always", "mistral": "first", "metaspace": "segment"}
+ENGINES = {name: name in ("smollm2", "granite", "gemma", *PREFIXES) for name in FAMILIES}
 
 
 def folder_of(tmp_path, made, **config):
@@ -126,6 +147,15 @@ def ours_of(folder):
     return load_tokenizer(f"hf:{folder}", "chatml")
 
 
+def lost(ours, text):
+    """Whether a text would come back without its first space; it is named then."""
+    if ours.vocabulary.prefix not in ("segment", "first") or text[:1] not in (" ", "\u2581"):
+        return False
+    with pytest.raises(DataError, match="takes the space that a text begins with for its own"):
+        ours.encode(text)
+    return True
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request, tmp_path):
     made = FAMILIES[request.param]()
@@ -135,15 +165,20 @@ def family(request, tmp_path):
 def test_ids_are_those_of_tokenizers_in_twenty_scripts(family):
     name, made, ours = family
     assert bool(ours.vocabulary.engine) is ENGINES[name]
+    assert ours.vocabulary.prefix == PREFIXES.get(name, "")
     for text in (*samples(), *NASTY):
-        if not any(control in text for control in made.get_vocab() if control in CONTROLS):
+        if lost(ours, text):
+            assert made.encode(text).ids == ours.encode_part(text).tolist()
+        elif not any(control in text for control in made.get_vocab() if control in CONTROLS):
             assert ours.encode(text).tolist() == made.encode(text, add_special_tokens=False).ids
 
 
 def test_every_text_comes_back_in_its_normal_form(family):
     _, _, ours = family
     for text in (*samples(), *NASTY):
-        assert ours.decode(ours.encode(text)) == ours.vocabulary.normalised(text)
+        if not lost(ours, text):
+            assert ours.decode(ours.encode(text)) == ours.vocabulary.normalised(text)
+        assert ours.decode_part(ours.encode_part(text)) == ours.vocabulary.normalised(text)
 
 
 def test_no_text_has_the_id_of_a_control_token(family):
@@ -151,14 +186,14 @@ def test_no_text_has_the_id_of_a_control_token(family):
     controls = set(ours.special_tokens.values())
     assert controls.isdisjoint(ours.vocabulary.ids)
     for text in (*NASTY, *ours.special_tokens, "".join(ours.special_tokens)):
-        assert controls.isdisjoint(ours.encode(text).tolist())
+        assert controls.isdisjoint(ours.encode_part(text).tolist())
 
 
 def test_many_texts_at_once_have_the_ids_that_each_has_alone(family):
     _, _, ours = family
     texts = [*samples(3), *NASTY]
     ids, lengths = ours.encode_each(ours.spelled(texts))
-    alone = [ours.encode(text).tolist() for text in texts]
+    alone = [ours.encode_part(text).tolist() for text in texts]
     assert ids.tolist() == [number for one in alone for number in one]
     assert lengths.tolist() == list(map(len, alone))
 
@@ -170,7 +205,8 @@ def test_the_state_on_disk_makes_the_same_tokenizer(family, tmp_path):
     again = load_tokenizer(tmp_path / "state")
     assert again.digest == ours.digest
     assert again.vocabulary == replace(ours.vocabulary, special_tokens=ours.special_tokens)
-    assert all((again.encode(t) == ours.encode(t)).all() for t in NASTY)
+    assert all((again.encode_part(t) == ours.encode_part(t)).all() for t in NASTY)
+    assert again.encode("x y").tolist() == ours.encode("x y").tolist()
 
 
 @pytest.mark.parametrize(
@@ -284,3 +320,68 @@ def test_rows_that_are_put_into_another_form_are_counted_by_source(tmp_path, eng
         ("put into the tokenizer's normal form (NFC)", 2)
     ]
     assert not [f for f in validate(tmp_path / "data").findings if f.level == "error"]
+
+
+def test_documents_begin_with_the_space_that_the_base_writes(tmp_path):
+    made = sentencepiece("always", ["<|im_end|>"])
+    folder = folder_of(tmp_path, made, add_bos_token=True, bos_token="<bos>")
+    raw = tmp_path / "rows.jsonl"
+    texts = [f"the answer {number}" for number in range(8)] + [" lost"]
+    raw.write_text("\n\n".join(json.dumps({"text": text}) for text in texts))
+    config = PrepareConfig(sources=(Source(path=str(raw)),), tokenization=f"hf:{folder}")
+    tokenize(config, tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data", verify=False)
+    for shard in dataset.shards("train"):
+        for row in shard.rows:
+            ids = shard.tokens[row["start"] : row["stop"]].tolist()
+            text = dataset.tokenizer.decode(ids[1:-1])
+            assert ids[1:-1] == made.encode(text, add_special_tokens=False).ids
+            assert text in texts
+    (source,) = dataset.manifest.sources
+    assert [(one.reason[-51:], one.rows) for one in source.dropped] == [
+        ("takes the space that a text begins with for its own", 1)
+    ]
+    assert not [f for f in validate(tmp_path / "data").findings if f.level == "error"]
+
+
+def test_characters_without_a_token_are_named_and_their_rows_dropped(tmp_path):
+    values = json.loads(trained(digits()).to_str())
+    character = CHARACTER[4]
+    assert not any(character in "".join(pair) for pair in values["model"]["merges"])
+    left = [word for word in values["model"]["vocab"] if word != character]
+    values["model"]["vocab"] = {word: number for number, word in enumerate(left)}
+    for number, added in enumerate(values["added_tokens"]):
+        added["id"] = len(left) + number
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    ours = ours_of(tmp_path)
+    with pytest.raises(DataError, match=r"has no token for U\+0004; leave it out"):
+        ours.encode("a\x04b")
+    raw = tmp_path / "rows.jsonl"
+    rows = [*(f"row {number}" for number in range(8)), "odd \x04 one"]
+    raw.write_text("\n\n".join(json.dumps({"text": row}) for row in rows))
+    config = PrepareConfig(sources=(Source(path=str(raw)),), tokenization=f"hf:{tmp_path}")
+    made = tokenize(config, tmp_path / "data")
+    (source,) = read_manifest(tmp_path / "data", made.digest).sources
+    assert [(one.reason.partition(" has ")[2], one.rows) for one in source.dropped] == [
+        ("no token for U+0004", 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(x+x+)+y|\s+|[^\sx]+|x+", r"(?:\s|\S)+?(?=(a|aa)+$)|[\s\S]", r"(a?){5}b|[\s\S]",
+        r"(?=(.*)*z)[\s\S]|[\s\S]+",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_may_try_without_end_is_refused(tmp_path, pattern):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    values = {
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split | {"invert": False}, level]},
+        "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(BYTE)}, "merges": []},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match="its pattern repeats a choice"):
+        hf_vocabulary(tmp_path)

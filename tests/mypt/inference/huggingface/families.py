@@ -25,6 +25,10 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.1, 1.3], "long_factor": [2.0, 3.0, 4.0],
 }  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 FAMILIES = {
     "gpt2": ("gpt2", {"vocab_size": VOCAB, "n_positions": 128, "n_embd": 32, "n_layer": 3,
                       "n_head": 4}),
@@ -41,6 +45,7 @@ FAMILIES = {
     "mistral, windows": ("mistral", _SIZES | _GROUPED | {"sliding_window": 12}),
     "qwen2.5": ("qwen2", _SIZES | _GROUPED | {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", _SIZES | _GROUPED | {"head_dim": 16, "rms_norm_eps": 1e-5}),
+    "qwen3, yarn": ("qwen3", _SIZES | _GROUPED | {"head_dim": 16, "rope_parameters": YARN}),
     "smollm3": ("smollm3", _SIZES | _GROUPED),
     "granite 3": ("granite", _SIZES | _GROUPED | {
         "attention_multiplier": 0.2, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mypt.data.tokenizer import load_tokenizer
+from mypt.inference.huggingface import families
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.layouts import read_layout
 from mypt.inference.huggingface.weights import read_row, rows_of
@@ -88,7 +89,10 @@ def _in_our_names(folder, slopes):
     config = json.loads((folder / "config.json").read_text())
     name, model = read_layout(config, folder)
     slopes = slopes | {"embed_out.weight": slopes.get("lm_head.weight")}
-    rows = (row._replace(form=row.form.replace("less one", "same")) for row in rows_of(name, model))
+    rows = (
+        row._replace(form=row.form.replace("less one", "same"))
+        for row in rows_of(families.FAMILIES[name], model)
+    )
     return {
         row.ours: read_row(row, model.n_head, [slopes[one] for one in row.theirs]) for row in rows
     }

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mypt.errors import MyptError
-from mypt.inference.huggingface.imports import read_hf
+from mypt.errors import CheckpointError, MyptError
+from mypt.inference.huggingface.imports import check_base, read_hf
 from tests.mypt.inference.huggingface.families import make
 
 NAMES = ("smollm2", "gemma 3", "gpt2", "qwen3", "smollm3", "tinyllama")
@@ -27,8 +27,11 @@ def made(tmp_path_factory):
     return folder
 
 
-def refused(folder):
-    """Return what is said, in seconds and without the memory that a file claims."""
+def refused(folder, *, by_prepare=True):
+    """Return what is said, in seconds and without the memory that a file claims.
+
+    ``mypt prepare`` says it too, before anything is prepared.
+    """
     begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(MyptError) as raised:
         read_hf(folder)
@@ -36,6 +39,10 @@ def refused(folder):
     assert time.monotonic() - begun < 10
     assert grown < 1 << 20  # kilobytes
     said = str(raised.value)
+    if by_prepare:
+        with pytest.raises(MyptError) as raised:
+            check_base(f"hf:{folder}")
+        assert str(raised.value) == said
     assert "\n" not in said
     assert len(said) < 600
     return said
@@ -60,7 +67,9 @@ def copied(made, tmp_path, name="smollm2", **changes):
         ("smollm2", {"hidden_act": "relu"}, "hidden_act is 'relu'; expected 'silu'"),
         ("smollm2", {"mlp_bias": True}, "mlp_bias is True; expected False"),
         ("smollm2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("smollm2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "is 'yarn'"),
+        ("smollm2", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "is 'dynamic'"),
+        ("smollm2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}},
+         "mscale among positions of kind yarn"),
         ("smollm2", {"rope_parameters": {"rope_type": "linear"}}, "KeyError('factor')"),
         ("smollm2", {"rope_parameters": {"mrope_section": [1]}}, "mrope_section among positions"),
         ("smollm2", {"hidden_size": 1 << 40}, "n_embd"),
@@ -193,7 +202,19 @@ def test_the_links_of_huggingfaces_cache_are_followed(made, tmp_path):
 def test_a_folder_of_another_kind_says_what_it_is_and_what_to_do(made, tmp_path, names, said):
     for name in names:
         (tmp_path / name).write_bytes((made / "smollm2" / "config.json").read_bytes())
-    assert said in refused(tmp_path)
+    assert said in refused(tmp_path, by_prepare=bool(names))
+
+
+def test_a_folder_with_a_tokenizer_alone_is_no_base(tmp_path):
+    check_base(f"hf:{tmp_path}")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(made, tmp_path):
+    folder = copied(made, tmp_path)
+    values = {"model": {"vocab": {"a": 1}}, "added_tokens": [{"id": 300, "content": "<s>"}]}
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="vocab_size is 300; expected more than 300"):
+        check_base(f"hf:{folder}")
 
 
 def test_a_pipe_is_not_waited_for(made, tmp_path):

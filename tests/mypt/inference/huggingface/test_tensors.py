@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mypt.config import Architecture
+from mypt.inference.huggingface import families
 from mypt.inference.huggingface.layouts import write_layout
 from mypt.inference.huggingface.weights import rows_of
 
@@ -36,7 +37,7 @@ def write(folder, name, dtype, **sizes):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(write_layout(name, model)))
     tensors = {}
-    for row in rows_of(name, model):
+    for row in rows_of(families.FAMILIES[name], model):
         for there, size in zip(row.theirs, row.sizes, strict=True):
             shape = (size, *row.shape[1:])
             tensors[there] = torch.zeros(

@@ -134,6 +134,7 @@ def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
     assert say(client, "Hi", **neutral, seed=-3, top_p=0.9, extra_body=beyond)
     for choices in (
         {"n": 2}, {"logprobs": True}, {"frequency_penalty": 0.5}, {"temperature": 3},
+        {"temperature": 5e-324},
         {"response_format": {"type": "json_object"}}, {"stop": ""}, {"stop": list("abcde")},
         {"max_tokens": 0}, {"extra_body": {"colour": 1}},
         # Python takes these for 1, 0 and False.

@@ -12,11 +12,12 @@ from torch.distributed.tensor import DTensor
 from mypt import files
 from mypt.errors import CheckpointError
 from mypt.home import models_dir
-from mypt.training.checkpoints.checkpoint import load_checkpoint, moments_of
+from mypt.training.checkpoints.checkpoint import load_checkpoint
 from mypt.training.checkpoints.sharded import consolidate, verify_shards
 from mypt.training.claim import beginning
 from mypt.training.lineage import RunContext, verify_folder
 from mypt.training.loop import train
+from mypt.training.optim import moments_of
 from mypt.training.run import open_run
 from tests.mypt.training.gloo import together
 

@@ -79,7 +79,10 @@ def started(events):
     return [event.step for event in events if isinstance(event, Started)]
 
 
-def test_killed_workers_and_a_killed_agent_change_no_bit_and_leave_no_orphan(plan, finish, weights):
+def test_killed_workers_and_a_killed_agent_change_no_bit_and_leave_no_orphan(
+    plan, finish, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with closing(train_anywhere(plan(**PAIR))) as events:
         taken = steps_until(events, 15)
         below(os.getpid(), "rank")[1].kill()
@@ -96,6 +99,7 @@ def test_killed_workers_and_a_killed_agent_change_no_bit_and_leave_no_orphan(pla
         assert not alive(workers, 3.0)
         with pytest.raises(TrainingError, match=r"torchrun: -9.* run the same again"):
             list(events)
+    assert list(tmp_path.glob("torchelastic_*")) == []
     end = finish(plan(**RUN))  # one process takes over from two
     assert end["all"][0].step >= 50
     assert weights_of(end["end"]) == weights
