@@ -70,7 +70,7 @@ class Rounding(torch.optim.AdamW):
         self._seed = seed
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Update every weight that has a gradient."""
         chance: torch.Generator | None = None
         for group in self.param_groups:
