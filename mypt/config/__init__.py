@@ -2,6 +2,9 @@
 
 from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig, RopeScaling
 from mypt.config.data import (
+    MOST_WEIGHT,
+    UNWEIGHED,
+    WEIGHED,
     FieldMapping,
     Format,
     Markup,
@@ -12,12 +15,16 @@ from mypt.config.data import (
     Role,
     Source,
     Voice,
+    later,
 )
 from mypt.config.pipeline import EvaluateConfig, PipelineConfig, load_pipeline
-from mypt.config.training import Preset, TrainConfig, load_config
+from mypt.config.training import Normalisation, Preset, TrainConfig, load_config
 
 __all__ = [
     "MAX_BLOCK",
+    "MOST_WEIGHT",
+    "UNWEIGHED",
+    "WEIGHED",
     "Architecture",
     "EvaluateConfig",
     "FieldMapping",
@@ -25,6 +32,7 @@ __all__ = [
     "GPTConfig",
     "Markup",
     "MaskPolicy",
+    "Normalisation",
     "PipelineConfig",
     "Preparation",
     "PrepareConfig",
@@ -35,6 +43,7 @@ __all__ = [
     "Source",
     "TrainConfig",
     "Voice",
+    "later",
     "load_config",
     "load_pipeline",
 ]

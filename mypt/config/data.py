@@ -1,7 +1,7 @@
 """What is read, how it is written down, and which of its tokens are learned."""
 
 import codecs
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,17 @@ Voice = Literal[
     "turns", "tools", "calls", "chosen", "rejected", "label", "segments",
 ]  # fmt: skip
 _VOICES = get_args(Voice)
+UNWEIGHED = (0.0, 1.0)
+"""The table of weights of a mask that says no more than learned or not."""
+MOST_WEIGHT = 1000.0
+"""The largest weight of a token, a message, a row or a source."""
+WEIGHED = ("system", "user", "assistant", "text", "content", "stop", "reasoning", "tool_calls")
+"""What a policy can weigh, besides ``source:NAME``: roles, plain text, and kinds of parts."""
+
+
+def later(default: Any) -> Any:
+    """Return a field that came after digests were made: at its default it is not written."""
+    return Field(default=default, exclude_if=lambda value: value == default)
 
 
 class MaskPolicy(Frozen):
@@ -33,14 +44,29 @@ class MaskPolicy(Frozen):
     last_turn_only: bool = False
     """Supervise only the last turn of the roles in each conversation; a turn that leaves no token
     is none."""
+    last_round_only: bool = later(False)
+    """Supervise only the last round: the question before the last answer, and what follows it, such
+    as the tool calls that lead to the answer."""
     end_of_turn: bool = True
     """Supervise the token that ends such a turn; without it the model never stops."""
     reasoning: bool = True
     """Supervise reasoning parts."""
+    skip_empty_reasoning: bool | None = later(None)
+    """Leave out reasoning that is nothing but its tags, such as <think></think>; only false keeps
+    it. Where there is any, making masks records how long it is as ``reasoning_above``."""
+    reasoning_above: int = later(0)
+    """Supervise a stretch of reasoning only if it has more tokens than this."""
     tool_calls: bool = True
     """Supervise tool calls."""
     text: bool = True
     """Supervise plain-text documents (pretraining text replayed in a chat mix)."""
+    weights: dict[str, float] = later({})
+    """How much a supervised token weighs where that is not 1: by role, kind of part (content, stop,
+    reasoning, tool_calls), text, or source:NAME; where several fit, they are multiplied."""
+
+    def __hash__(self) -> int:
+        """Hash what it says: a dict of weights has no hash of its own."""
+        return hash(self.model_dump_json())
 
     @model_validator(mode="after")
     def _roles_are_sound(self) -> Self:
@@ -48,7 +74,30 @@ class MaskPolicy(Frozen):
             raise ValueError("role 'tool' is never supervised; a tool's result is not written")
         if len(set(self.roles)) < len(self.roles):
             raise ValueError(f"roles {', '.join(self.roles)}: expected each role once")
+        if self.last_turn_only and self.last_round_only:
+            raise ValueError("last_turn_only and last_round_only exclude each other")
+        off = {role for role in ("system", "user", "assistant") if role not in self.roles}
+        off |= {word for word in ("reasoning", "tool_calls", "text") if not getattr(self, word)}
+        off |= set() if self.end_of_turn else {"stop"}
+        if idle := sorted(off & self.weights.keys()):
+            raise ValueError(f"weights: {idle[0]} is not supervised; supervise it, or leave it out")
         return self
+
+    @field_validator("skip_empty_reasoning")
+    @classmethod
+    def _skipping_is_unsaid(cls, skips: bool | None) -> bool | None:
+        return None if skips else skips  # as is the default
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_sound(cls, weights: dict[str, float]) -> dict[str, float]:
+        for word, weight in weights.items():
+            if word not in WEIGHED and not word.startswith("source:"):
+                known = f"{', '.join(WEIGHED)} or source:NAME"
+                raise ValueError(f"weights: {word[:60]!r} cannot be weighed; expected {known}")
+            if not 0 <= weight <= MOST_WEIGHT:
+                raise ValueError(f"weights: {word} {weight:g}; expected 0 to {MOST_WEIGHT:g}")
+        return dict(sorted(weights.items()))
 
 
 class FieldMapping(Frozen):

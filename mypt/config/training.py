@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from mypt.config.architecture import Architecture, GPTConfig
 from mypt.parsing import Frozen, read_config
 
+Normalisation = Literal["token", "conversation", "source"] | dict[str, float]
+"""What weighs the same in a loss; numbers by source: each source as much as it is given."""
+
 
 class TrainConfig(Frozen):
     """How a model is trained; nothing here changes which weights exist."""
@@ -24,6 +27,17 @@ class TrainConfig(Frozen):
     max_lost: float = Field(default=0.05, ge=0.0, le=1.0)
     """Packed only: largest share of supervised tokens that length_policy may lose. A validation
     warns where more answers than this share lose their question."""
+    normalisation: Normalisation = "token"
+    """What weighs the same: each token as its mask says; or, packed only, each conversation, or
+    each source, where an object such as {"web": 1, "books": 3} gives shares."""
+    objective: Literal["nll", "dft", "eaft"] = "nll"
+    """What a token's loss is: its negative log-likelihood, or that times its probability (dft), or
+    times the entropy of the prediction (eaft). Evaluations report nll."""
+    z_loss: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Added to each token's loss: so many times the squared logarithm of its normaliser."""
+    kl_base: float = Field(default=0.0, ge=0.0, le=1000.0)
+    """Added: so many times the divergence from the base model's predictions, whose weights are then
+    kept beside."""
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     """Rows a micro-batch."""
     grad_accumulation: int = Field(default=1, ge=1, le=1_000_000)
@@ -135,6 +149,17 @@ class TrainConfig(Frozen):
             raise ValueError("reduction tree wants whole gradients, which fsdp has not; set ddp")
         if self.parallel == "fsdp" and self.sample_prompts:
             raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
+        if self.parallel == "fsdp" and self.kl_base:
+            raise ValueError("kl_base wants a whole base model, which fsdp has not; set ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _normalisation_is_sound(self) -> Self:
+        if self.normalisation != "token" and self.batching != "packed":
+            raise ValueError(f"normalisation {self.normalisation} wants batching packed; set it")
+        shares = self.normalisation
+        if isinstance(shares, dict) and (not shares or min(shares.values()) <= 0):
+            raise ValueError("normalisation: expected a share above 0 for a source, or more")
         return self
 
 

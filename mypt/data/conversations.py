@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 from mypt.config import Role
 
 PartKind = Literal["text", "reasoning", "tool_call"]
+Train = bool | float | None
+"""What a row says of its mask: learned or not; how much it weighs; None leaves it to the policy."""
 Form = Literal["chat", "plain"]
 """Asked as a turn of a chat, or given as the beginning of a text."""
 
@@ -26,7 +28,7 @@ class Part:
 
     kind: PartKind
     text: str
-    train: bool | None = None
+    train: Train = None
     """The part's own word about the mask; None leaves it to the message."""
 
 
@@ -36,7 +38,7 @@ class Message:
 
     role: Role
     parts: tuple[Part, ...]
-    train: bool | None = None
+    train: Train = None
     """The row's own ``train`` or ``weight``; None leaves it to the policy."""
 
     @property
@@ -59,6 +61,8 @@ class Document:
 
     text: str
     origin: Origin
+    train: float | None = None
+    """How much it weighs, where the row says so."""
 
 
 Row = Conversation | Document

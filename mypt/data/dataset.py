@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mypt import files
-from mypt.config import MaskPolicy, Preparation, PrepareConfig
+from mypt.config import UNWEIGHED, MaskPolicy, Preparation, PrepareConfig
 from mypt.data.building import build
 from mypt.data.manifest import (
     METADATA,
@@ -84,6 +87,14 @@ class Dataset:
         if self._stamps() != self._opened:
             verify_files(self.path, self.manifest)
 
+    @cached_property
+    def weights(self) -> NDArray[np.float32] | None:
+        """What each byte of a mask weighs, (W,); None where that is no more than 0 and 1."""
+        record = self.manifest.mask
+        if record is None or record.weights == UNWEIGHED:
+            return None
+        return np.array(record.weights, np.float32)
+
     def shards(self, split: Split) -> tuple[ShardView, ...]:
         """Return the shards of one split, in order.
 
@@ -158,6 +169,7 @@ def prepare(
     progress: Progress | None = None,
     *,
     preparation: Preparation = Preparation(),
+    as_asked: bool = False,
 ) -> DatasetRef:
     """Turn raw files into a dataset of tokens, spans and masks in one folder.
 
@@ -170,6 +182,7 @@ def prepare(
         out_dir: The new dataset's folder.
         progress: As for :func:`tokenize`.
         preparation: As for :func:`tokenize`.
+        as_asked: As for :func:`mypt.data.mask_files.write_masks`.
 
     Raises:
         ConfigError: As :func:`tokenize`.
@@ -182,7 +195,7 @@ def prepare(
             "recipe": masked_recipe(manifest.recipe, policy),
             "making": Making(config=config, policies=(policy,)),
         }
-        return write_masks(folder, manifest.model_copy(update=update), policy)
+        return write_masks(folder, manifest.model_copy(update=update), policy, as_asked=as_asked)
 
     return build(out_dir, make)
 
@@ -194,6 +207,7 @@ def mask(
     *,
     digest: str | None = None,
     reuse: bool = False,
+    as_asked: bool = False,
 ) -> DatasetRef:
     """Mask a dataset under a policy, in a new folder that shares its token shards.
 
@@ -203,6 +217,7 @@ def mask(
         out_dir: The new dataset's folder.
         digest: The digest that ``dataset`` must have.
         reuse: As for :func:`tokenize`.
+        as_asked: As for :func:`mypt.data.mask_files.write_masks`.
 
     Raises:
         ConfigError: If ``out_dir`` exists and may not be reused.
@@ -210,11 +225,12 @@ def mask(
         ManifestError: If the dataset is damaged or not the one that was meant.
     """
     parent = open_dataset(dataset, digest=digest)
-    return build(
-        out_dir,
-        lambda folder: write_masks(folder, _link(parent, folder, policy), policy),
-        masked_recipe(parent.manifest.digest, policy) if reuse else None,
-    )
+
+    def make(folder: Path) -> Manifest:
+        return write_masks(folder, _link(parent, folder, policy), policy, as_asked=as_asked)
+
+    recipe = masked_recipe(parent.manifest.digest, policy) if reuse else None
+    return build(out_dir, make, recipe)
 
 
 def masked_recipe(tokens: str, policy: MaskPolicy) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from mypt import files
-from mypt.config import MaskPolicy, PrepareConfig
+from mypt.config import UNWEIGHED, MaskPolicy, PrepareConfig, later
 from mypt.data.spans import ROLE
 from mypt.errors import ManifestError, MissingDatasetError
 from mypt.parsing import Frozen
@@ -116,6 +116,8 @@ class MaskRecord(Frozen):
     policy: MaskPolicy | None
     """None where masks were made by hand."""
     stats: MaskStats
+    weights: tuple[float, ...] = later(UNWEIGHED)
+    """What each byte of a mask means, by index; the first is 0."""
 
 
 class Making(Frozen):
@@ -145,6 +147,8 @@ class Manifest(Frozen):
     """Digest of all that decided the content; empty for shards made by hand."""
     sources: tuple[SourceRecord, ...]
     shards: tuple[Shard, ...]
+    row_weights: tuple[float, ...] = later(())
+    """What rows, messages and parts say of themselves beside 0 and 1; spans count from 2 on."""
     mask: MaskRecord | None = None
     making: Making | None = None
     """None for shards made by hand. It names paths and so is no part of the digest, which

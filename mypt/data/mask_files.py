@@ -1,5 +1,6 @@
 """Masks on disk: made from the spans beside them, shard by shard, and counted."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from mypt import files
 from mypt.config import MaskPolicy
 from mypt.data.manifest import (
+    TOKENIZER_STATE,
     Density,
     Manifest,
     MaskRecord,
@@ -17,10 +19,11 @@ from mypt.data.manifest import (
     SourceRecord,
     record_file,
 )
-from mypt.data.masking import mask_from_spans
+from mypt.data.masking import mask_from_spans, weight_table
 from mypt.data.policies import policy_words
 from mypt.data.shards import MASK, ShardView, origin, shard_name, view_shard
-from mypt.data.spans import ROLES
+from mypt.data.spans import KIND, ROLES
+from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MaskError
 
 
@@ -39,7 +42,7 @@ def mask_stats(shards: Iterable[ShardView], sources: Sequence[SourceRecord]) -> 
     for shard in shards:
         if shard.mask is None:
             raise MaskError(f"{shard.record.tokens.name} has no mask; make one with 'mypt mask'")
-        whole = Density(tokens=len(shard.mask), supervised=int(shard.mask.sum(dtype=np.int64)))
+        whole = Density(tokens=len(shard.mask), supervised=int(np.count_nonzero(shard.mask)))
         splits.add(shard.record.split, whole)
         names.add(sources[shard.record.source].name, whole)
         for role, density in _by_role(shard.mask, shard.spans):
@@ -61,14 +64,14 @@ def supervised_in(mask: NDArray[np.uint8], parts: NDArray[np.void]) -> NDArray[n
     """Return how many tokens of each part are supervised, (P,).
 
     Args:
-        mask: (N,) of 0 and 1.
+        mask: (N,) of 0 and, where a token is supervised, another number.
         parts: (P,) spans or rows that tile the N tokens; a part may be empty.
     """
     counts = np.zeros(len(parts), dtype=np.int64)
     filled = parts["stop"] > parts["start"]  # reduceat would give an empty part its neighbour
     starts = parts["start"][filled].astype(np.int64)
     if starts.size:
-        counts[filled] = np.add.reduceat(mask, starts, dtype=np.int64)
+        counts[filled] = np.add.reduceat(mask != 0, starts, dtype=np.int64)
     return counts
 
 
@@ -107,14 +110,33 @@ class _Groups:
         )
 
 
-def write_masks(folder: Path, manifest: Manifest, policy: MaskPolicy) -> Manifest:
+def write_masks(
+    folder: Path, manifest: Manifest, policy: MaskPolicy, *, as_asked: bool = False
+) -> Manifest:
     """Write a mask beside each shard of ``folder`` and return the metadata with them.
 
+    Args:
+        folder: The dataset.
+        manifest: Its metadata.
+        policy: Whose tokens are supervised.
+        as_asked: Learn reasoning that says nothing unless the policy says otherwise, as datasets
+            did before there was a choice.
+
     Raises:
-        MaskError: If the shards have no spans, a row wants a tool's result supervised, or the
-            policy supervises nothing in the whole dataset.
+        MaskError: If the shards have no spans, a row wants a tool's result supervised, the policy
+            weighs a source that is not there or gives too many weights, or it supervises nothing in
+            the whole dataset.
     """
-    shards = tuple(_write_mask(folder, shard, manifest, policy) for shard in manifest.shards)
+    keeps = policy.skip_empty_reasoning is False or policy.reasoning_above or not policy.reasoning
+    if not (as_asked or keeps):
+        above = _empty_reasoning(folder, manifest)
+        policy = policy.model_copy(update={"reasoning_above": above})
+    names = [source.name for source in manifest.sources]
+    for word in policy.weights:
+        if word.startswith("source:") and word.removeprefix("source:") not in names:
+            raise MaskError(f"policy: no source is called {word[7:]!r}; found {', '.join(names)}")
+    table = weight_table(policy, names, manifest.row_weights)
+    shards = tuple(_write_mask(folder, shard, manifest, policy, table) for shard in manifest.shards)
     stats = mask_stats((view_shard(folder, shard) for shard in shards), manifest.sources)
     if not stats.total.supervised:
         raise MaskError(
@@ -122,11 +144,42 @@ def write_masks(folder: Path, manifest: Manifest, policy: MaskPolicy) -> Manifes
             f" {', '.join(stats.by_role) or 'nothing'}; choose roles that are there, or look at the"
             " rows' own train marks"
         )
-    record = MaskRecord(policy=policy, stats=stats)
+    record = MaskRecord(policy=policy, stats=stats, weights=table)
     return manifest.model_copy(update={"shards": shards, "mask": record})
 
 
-def _write_mask(folder: Path, shard: Shard, manifest: Manifest, policy: MaskPolicy) -> Shard:
+def _empty_reasoning(folder: Path, manifest: Manifest) -> int:
+    """Return how many tokens reasoning has that is its tags alone; 0 where there is none.
+
+    Such a stretch is the shortest there is, since whatever is said adds a token.
+    """
+    shortest: tuple[int, bytes] | None = None
+    for shard in manifest.shards:
+        view = view_shard(folder, shard)
+        if view.spans is None:
+            continue
+        spans = view.spans[view.spans["kind"] == KIND["reasoning"]]
+        if not len(spans):
+            continue
+        lengths = (spans["stop"] - spans["start"]).astype(np.int64)
+        span = spans[int(lengths.argmin())]
+        if shortest is None or lengths.min() < shortest[0]:
+            tokens = np.asarray(view.tokens[span["start"] : span["stop"]])
+            shortest = int(lengths.min()), tokens.tobytes()
+    if shortest is None:
+        return 0
+    length, tokens_of = shortest
+    said = load_tokenizer(folder / TOKENIZER_STATE).decode(np.frombuffer(tokens_of, np.uint32))
+    return 0 if re.sub(r"<[^<>]*>|\[/?\w+\]|\s", "", said) else length
+
+
+def _write_mask(
+    folder: Path,
+    shard: Shard,
+    manifest: Manifest,
+    policy: MaskPolicy,
+    table: tuple[float, ...],
+) -> Shard:
     view = view_shard(folder, shard)
     if view.spans is None:
         raise MaskError(
@@ -135,7 +188,13 @@ def _write_mask(folder: Path, shard: Shard, manifest: Manifest, policy: MaskPoli
         )
     source = manifest.sources[shard.source]
     mask = mask_from_spans(
-        view.spans, shard.n_tokens, policy, row_name=lambda row: origin(view, source, row)
+        view.spans,
+        shard.n_tokens,
+        policy,
+        source=source.name,
+        row_weights=manifest.row_weights,
+        table=table,
+        row_name=lambda row: origin(view, source, row),
     )
     name = shard_name(shard.split, shard.index, MASK)
     with files.create(folder / name) as file:

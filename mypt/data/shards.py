@@ -37,7 +37,7 @@ class ShardView(NamedTuple):
     tokens: NDArray[np.uint32]
     """(N,) ids."""
     mask: NDArray[np.uint8] | None
-    """(N,) of 0 and 1; None before masking."""
+    """(N,) indices into the dataset's weights, 0 where unsupervised; None before masking."""
     spans: NDArray[np.void] | None
     """(S,) of ``SPAN_DTYPE``; None for shards made by hand."""
     rows: NDArray[np.void] | None

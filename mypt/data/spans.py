@@ -4,10 +4,13 @@ Spans tile a shard: the first starts at 0, each starts where the one before it s
 stops at the shard's length. Rows do too; a row is one conversation or document.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from mypt.errors import DataError
 
 ROLES: Final = ("text", "system", "user", "assistant", "tool")
 KINDS: Final = ("header", "content", "end", "reasoning", "tool_call")
@@ -18,7 +21,50 @@ ROLE: Final = {name: index for index, name in enumerate(ROLES)}
 KIND: Final = {name: index for index, name in enumerate(KINDS)}
 
 BY_POLICY: Final = -1
-"""``train`` of a span whose row leaves the mask to the policy; else 0 or 1."""
+"""``train`` of a span whose row leaves the mask to the policy; else 0 or 1, or from 2 on, its bits
+read as unsigned, another weight by its place in a table."""
+MOST_ROW_WEIGHTS: Final = 253
+"""Distinct weights that rows may say beside 0 and 1."""
+
+
+class RowWeights:
+    """The weights that rows say of themselves beside 0 and 1, in the order they are met."""
+
+    def __init__(self) -> None:
+        self._places: dict[float, int] = {}
+
+    @property
+    def table(self) -> tuple[float, ...]:
+        """The weights, by place."""
+        return tuple(self._places)
+
+    def number(self, train: float | None) -> int:
+        """Return what stands for ``train`` in a span, 0 to 255.
+
+        Raises:
+            DataError: If it is one weight too many.
+        """
+        if train is None or train in (0, 1):
+            return 255 if train is None else int(train)
+        place = self._places.setdefault(float(train), len(self._places))
+        if place >= MOST_ROW_WEIGHTS:
+            raise DataError(
+                f"weight {train:g} is the {place + 3}th distinct one that rows say, expected at"
+                f" most {MOST_ROW_WEIGHTS + 2} with 0 and 1; round them"
+            )
+        return place + 2
+
+    def numbered(self, trains: Iterable[float | None]) -> NDArray[np.int8]:
+        """Return :meth:`number` of each, as spans have it."""
+        return np.array([self.number(train) for train in trains], np.uint8).view(np.int8)
+
+    def add(self, spans: NDArray[np.void], table: Sequence[float]) -> None:
+        """Let ``spans``, which count places of another ``table``, count those of this one."""
+        if len(table):
+            here = np.arange(256, dtype=np.uint8)
+            here[2 : 2 + len(table)] = [self.number(weight) for weight in table]
+            spans["train"] = here[spans["train"].view(np.uint8)].view(np.int8)
+
 
 SPAN_DTYPE: Final = np.dtype(
     [

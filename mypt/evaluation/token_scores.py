@@ -230,6 +230,6 @@ def _only_val_once(dataset: Dataset) -> Dataset:
 def _supervised_in(dataset: Dataset) -> int:
     """Return the supervised tokens of val."""
     return sum(
-        shard.record.n_tokens if shard.mask is None else int(shard.mask.sum(dtype="int64"))
+        shard.record.n_tokens if shard.mask is None else int(np.count_nonzero(shard.mask))
         for shard in dataset.shards("val")
     )

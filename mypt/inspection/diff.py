@@ -79,18 +79,19 @@ def diff(a: Path, b: Path) -> DatasetDiff:
 def _masked_anew(
     old: Dataset, new: Dataset, before: NDArray[np.void], after: NDArray[np.void]
 ) -> NDArray[np.void] | None:
-    """Return the rows whose masks differ; None unless the two have the same tokens and masks."""
+    """Return the rows whose weights differ; None unless the two have the same tokens and masks."""
     if old.manifest.mask is None or new.manifest.mask is None:
         return None
     if old.tokenizer.digest != new.tokenizer.digest or not np.array_equal(before, after):
         return None
     found = []
+    then, now = (np.array(one.manifest.mask.weights) for one in (old, new) if one.manifest.mask)
     for number, split in enumerate(SPLITS):
         pairs = zip(old.shards(split), new.shards(split), strict=True)
         for index, (one, other) in enumerate(pairs):
             if other.rows is None or one.mask is None:
                 return None
-            places = np.flatnonzero(np.asarray(one.mask) != np.asarray(other.mask))
+            places = np.flatnonzero(then[one.mask] != now[np.asarray(other.mask)])
             hit = np.unique(np.searchsorted(other.rows["start"], places, side="right")) - 1
             rows = after[(after["split"] == number) & (after["shard"] == index)]
             found.append(rows[hit])

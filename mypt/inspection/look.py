@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
 from mypt.config import MaskPolicy, Source
 from mypt.data.conversations import Row
 from mypt.data.manifest import Count, SourceRecord
-from mypt.data.masking import mask_from_spans
+from mypt.data.masking import mask_from_spans, weight_table
 from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.containers import container_of
 from mypt.data.reading.raw import RawFile
@@ -90,15 +91,22 @@ def _view(
 ) -> RowView:
     encoded = encode_rows([row], tokenizer, many=False)
     name = Path(reader.files[row.origin.file].path).name
-    mask = None if policy is None else mask_from_spans(encoded.spans, len(encoded.tokens), policy)
+    weights, said = None, tuple(encoded.weights.tolist())
+    if policy is not None:
+        n_tokens = len(encoded.tokens)
+        mask = mask_from_spans(
+            encoded.spans, n_tokens, policy, source=reader.name, row_weights=said
+        )
+        weights = np.array(weight_table(policy, [reader.name], said)).take(mask)
     return RowView(
         split="train",
         index=index,
         source=reader.name,
         where=f"{name}:{row.origin.line}",
         tokens=encoded.tokens,
-        mask=mask,
+        weights=weights,
         spans=encoded.spans,
+        row_weights=said,
         digest=None,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mypt import files
+from mypt.config import UNWEIGHED
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Density, Split
 from mypt.data.policies import policy_words
@@ -163,7 +164,8 @@ def choose_rows(
 def _row(
     dataset: Dataset, view: RowView, codes: list[str], rules: dict[str, int]
 ) -> dict[str, Any]:
-    mask, record = view.mask, dataset.manifest.mask
+    weights, record = view.weights, dataset.manifest.mask
+    mask = None if weights is None else weights > 0
     policy = None if record is None else record.policy
     tokens = view.tokens[:MAX_TOKENS]
     spans = []
@@ -191,7 +193,10 @@ def _row(
         "density": None if mask is None else round(float(mask.mean()), 4),
         "ids": tokens.tolist(),
         "texts": token_texts(dataset.tokenizer, tokens),
-        "mask": "" if mask is None else "".join(map(str, mask[:MAX_TOKENS].tolist())),
+        "mask": "" if mask is None else "".join(map(str, mask[:MAX_TOKENS].astype(int).tolist())),
+        "weights": []
+        if weights is None or record is None or record.weights == UNWEIGHED
+        else weights[:MAX_TOKENS].tolist(),
         "spans": spans,
         "rest": f"{len(view.tokens) - len(tokens):,} more tokens are not shown"
         if len(view.tokens) > len(tokens)

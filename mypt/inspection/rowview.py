@@ -33,10 +33,12 @@ class RowView:
     """File and line it was read from, or the shard where nobody recorded that."""
     tokens: NDArray[np.uint32]
     """(N,) token ids."""
-    mask: NDArray[np.uint8] | None
-    """(N,) of 0 and 1; None before masking."""
+    weights: NDArray[np.float64] | None
+    """(N,) how much each token weighs, 0 where it is unsupervised; None before masking."""
     spans: NDArray[np.void] | None
     """(S,) of SPAN_DTYPE, start and stop counted from the row's first token; None by hand."""
+    row_weights: tuple[float, ...]
+    """What ``train`` of the spans counts from 2 on."""
     digest: bytes | None
     """The recorded digest of what was read; None by hand."""
 
@@ -56,7 +58,7 @@ def reasons(view: RowView, policy: MaskPolicy | None) -> list[Rule | None]:
         return [None] * len(view.spans)
     last = last_turns(view.spans, policy)
     return [
-        explain(span, policy, last_turn=bool(is_last))
+        explain(span, policy, source=view.source, last_turn=bool(is_last))
         for span, is_last in zip(view.spans, last, strict=True)
     ]
 
@@ -138,14 +140,18 @@ def _view(
         spans["start"] -= np.uint64(start)
         spans["stop"] -= np.uint64(start)
     source = dataset.manifest.sources[shard.record.source]
+    record, mask = dataset.manifest.mask, shard.mask
+    table = np.full(256, np.nan)  # of a byte that stands for no weight, nobody knows
+    table[: len(record.weights) if record else 0] = record.weights if record else ()
     return RowView(
         split=split,
         index=first + local,
         source=source.name,
         where=origin(shard, source, local),
         tokens=shard.tokens[start:stop],
-        mask=None if shard.mask is None else shard.mask[start:stop],
+        weights=None if mask is None else table.take(mask[start:stop]),
         spans=spans,
+        row_weights=dataset.manifest.row_weights,
         digest=digest,
     )
 

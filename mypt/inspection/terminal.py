@@ -32,6 +32,8 @@ ABSENT = "\u2013"
 SHOWN = 3
 """Places printed for each finding; the JSON report has more."""
 SUPERVISED = "bold green"
+LIGHTER, HEAVIER = "green", "bold magenta"
+"""Styles of what weighs less than 1, and more."""
 UNSUPERVISED = ""
 PROGRAM = "dim"
 """Style of headers and ends that are not supervised."""
@@ -264,9 +266,14 @@ class ShownToken:
     role: str
     kind: str
     message: int
-    supervised: bool | None
-    """None before masking."""
+    weight: float | None
+    """0 where it is unsupervised; None before masking."""
     rule: Rule | None
+
+    @property
+    def supervised(self) -> bool | None:
+        """Whether it is learned at all; None before masking."""
+        return None if self.weight is None else self.weight > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,21 +288,23 @@ class RowText:
         """Give the text its colours, or brackets where there are none."""
         colours = console.color_system is not None
         text, before = Text(), 0
-        for (message, style), run in groupby(self.tokens, lambda t: (t.message, _style(t))):
+        alike = groupby(self.tokens, lambda t: (t.message, _style(t), t.weight))
+        for (message, style, weight), run in alike:
             said = "".join(token.text for token in run)
             more = len(said) - (len(said) if self.longest is None else self.longest)
             said = f"{said[: self.longest]} \u2026 {more:,} characters more" if more > 0 else said
-            marked = style == SUPERVISED and not colours
             text.append("\n" * (message != before))
-            text.append(f"{OPEN}{said}{CLOSE}" if marked else said, style=style)
+            if weight and not colours:
+                said = f"{OPEN}{said}{CLOSE}{'' if weight == 1 else f'*{weight:g}'}"
+            text.append(said, style=style)
             before = message
         yield text
         yield Text()
 
 
 def _style(token: ShownToken) -> str:
-    if token.supervised:
-        return SUPERVISED
+    if token.weight:
+        return SUPERVISED if token.weight == 1 else LIGHTER if token.weight < 1 else HEAVIER
     return PROGRAM if token.kind in ("header", "end") else UNSUPERVISED
 
 
@@ -319,7 +328,7 @@ def shown_tokens(
                 role="" if span is None else ROLES[span["role"]],
                 kind="" if span is None else KINDS[span["kind"]],
                 message=0 if span is None else int(span["message"]),
-                supervised=None if view.mask is None else bool(view.mask[position]),
+                weight=None if view.weights is None else float(view.weights[position]),
                 rule=rule,
             )
         )
@@ -328,8 +337,9 @@ def shown_tokens(
 
 def _title(view: RowView) -> Text:
     count = counted(len(view.tokens), "token")
-    if view.mask is not None:
-        count += f", {int(view.mask.sum())} supervised ({view.mask.mean():.0%})"
+    if view.weights is not None:
+        supervised = view.weights > 0
+        count += f", {int(supervised.sum())} supervised ({supervised.mean():.0%})"
     return Text(f"{view.split} row {view.index}", style="bold").append(
         f"  {visible(view.source)}  {visible(view.where)}  {count}", style="not bold dim"
     )
@@ -338,12 +348,12 @@ def _title(view: RowView) -> Text:
 def _why_table(tokens: list[ShownToken]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("role", "left"),
-                          ("kind", "left"), ("mask", "right"), ("rule", "left")):  # fmt: skip
+                          ("kind", "left"), ("weight", "right"), ("rule", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=name != "rule")  # type: ignore[arg-type]
     for token in tokens:
         text = token.text.replace("\n", "\\n").replace(" ", "\u00b7")
         rule = "" if token.supervised is None else str(token.rule or "made by hand")
-        mask = "" if token.supervised is None else str(int(token.supervised))
-        cells = (str(token.position), str(token.id), text, token.role, token.kind, mask, rule)
+        weight = "" if token.weight is None else f"{token.weight:g}"
+        cells = (str(token.position), str(token.id), text, token.role, token.kind, weight, rule)
         table.add_row(*(Text(cell) for cell in cells), style=_style(token))
     return table

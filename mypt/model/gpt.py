@@ -11,7 +11,14 @@ from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
 from mypt.model.cache import KVCache, Turned
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
-from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
+from mypt.model.loss import (
+    MaskedLoss,
+    masked_cross_entropy,
+    summed,
+    supervised_positions,
+    weights_at,
+)
+from mypt.model.objectives import NLL, Objective
 from mypt.model.transformer import Transformer, Wanted
 
 INIT_STD = 0.02  # Radford et al. 2019, section 2.3, as is the scaling of residual projections
@@ -48,7 +55,8 @@ class GPT(nn.Module):
         Args:
             idx: (B, T) int64 token ids.
             targets: (B, T) int64; ``targets[b, t]`` follows ``idx[b, t]``. None: no loss.
-            loss_mask: (B, T) of 0 and 1, aligned with ``targets``; None supervises all.
+            loss_mask: (B, T) of 0 and 1, or floats: how much each weighs. Aligned with
+                ``targets``; None supervises all.
             positions: As in :meth:`hidden`.
             segments: As in :meth:`hidden`.
 
@@ -77,6 +85,8 @@ class GPT(nn.Module):
         segments: Tensor | None = None,
         supervised: Tensor | None = None,
         prune_last_block: bool = True,
+        objective: Objective = NLL,
+        base: "GPT | None" = None,
     ) -> MaskedLoss:
         """Return the sum and count of :meth:`forward`'s loss, for supervised targets' work only.
 
@@ -92,21 +102,32 @@ class GPT(nn.Module):
                 mask, where the caller knows it already: a device need not be asked again.
             prune_last_block: Let the last block compute keys and values everywhere, and all else
                 only where a target is supervised, since nothing reads the rest.
+            objective: What is summed instead of negative log-likelihoods.
+            base: The model that the objective's ``kl_base`` holds this one to.
 
         Raises:
             ValueError: If shapes do not fit.
         """
         index = supervised_positions(targets, loss_mask) if supervised is None else supervised
-        rows = index if prune_last_block and index.numel() < targets.numel() else None
         tied = self.lm_head.weight is self.transformer.wte.weight
         shared = TiedGradient() if tied else None
-        states = self._read(idx, positions, segments, rows, shared)
-        if rows is None:
-            states = states.flatten(0, 1).index_select(0, index)
+        read = idx, positions, segments, index if prune_last_block else None
+        held = None
+        if base is not None:
+            with torch.no_grad():
+                held = base._states(index, *read), base.lm_head.weight
+        states = self._states(index, *read, shared)
+        weights = weights_at(loss_mask, index)
         total = linear_cross_entropy(
-            states, self.lm_head.weight, targets.flatten()[index], shared=shared
+            states,
+            self.lm_head.weight,
+            targets.flatten()[index],
+            shared=shared,
+            weights=weights,
+            objective=objective,
+            base=held,
         )
-        return MaskedLoss(total, index.new_full((), index.numel()))
+        return summed(total, index, weights)
 
     def hidden(
         self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None
@@ -123,6 +144,22 @@ class GPT(nn.Module):
             ValueError: If a row is longer than the weights hold.
         """
         return self._read(idx, positions, segments)
+
+    def _states(
+        self,
+        index: Tensor,
+        idx: Tensor,
+        positions: Tensor | None,
+        segments: Tensor | None,
+        rows: Tensor | None,
+        shared: TiedGradient | None = None,
+    ) -> Tensor:
+        """Return (N, C): the states at ``index``; the last block computes ``rows`` alone."""
+        if rows is not None and rows.numel() < idx.numel():
+            return self._read(idx, positions, segments, rows, shared)
+        return (
+            self._read(idx, positions, segments, None, shared).flatten(0, 1).index_select(0, index)
+        )
 
     def _read(
         self,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mypt.model.objectives import NLL, Objective, Terms, anchor, hold, top_entropy, weigh
+
 CHUNK_BYTES: Final = 48 << 20
 """Most bytes of logits at a time. Each chunk adds a (V, C) product to the weight's gradient, so
 a few large ones are quicker than many small ones."""
@@ -69,6 +71,9 @@ def linear_cross_entropy(
     *,
     shared: TiedGradient | None = None,
     chunk_rows: int | None = None,
+    weights: Tensor | None = None,
+    objective: Objective = NLL,
+    base: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
 
@@ -84,6 +89,9 @@ def linear_cross_entropy(
         shared: Where the weight's gradient is left for the embedding that it is tied to; None
             hands it to autograd.
         chunk_rows: Rows whose logits are made at a time; None takes what CHUNK_BYTES holds.
+        weights: (N,) how much each row counts; None: each as 1.
+        objective: What stands in for the cross-entropy (:mod:`mypt.model.objectives`).
+        base: (N, C) states and (V, C) head of the base model, for its ``kl_base``; C may differ.
 
     Returns:
         The sum in nats, shape (): float32, or float64 for float64 input.
@@ -96,13 +104,27 @@ def linear_cross_entropy(
         most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
         n_chunks = max(1, -(-len(rows) // most))
         chunk_rows = max(1, -(-len(rows) // n_chunks))  # as equal as can be
+    to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
+    how = _How(objective, weights, to)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                rows, weight, targets, shared, chunk_rows, dtype
+                rows, weight, targets, shared, chunk_rows, dtype, how
             )
             return total
-        return _pass_over(rows, weight, targets, chunk_rows, dtype)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, how)
+
+
+class _How(NamedTuple):
+    """What the loss of a row is."""
+
+    objective: Objective
+    weights: Tensor | None
+    base: tuple[Tensor, Tensor] | None
+
+    @property
+    def plain(self) -> bool:
+        return self.objective == NLL and self.weights is None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -115,13 +137,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shared: TiedGradient | None,
         chunk_rows: int,
         dtype: torch.dtype,
+        how: _How,
     ) -> Tensor:
         d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         d_weight = None
         if ctx.needs_input_grad[1]:
             new = torch.empty_like if len(rows) else torch.zeros_like
             d_weight = new(weight, dtype=_precise(weight.dtype))
-        total = _pass_over(rows, weight, targets, chunk_rows, dtype, d_rows, d_weight)
+        total = _pass_over(rows, weight, targets, chunk_rows, dtype, how, d_rows, d_weight)
         ctx.shared = shared
         ctx.gradients = d_rows, d_weight  # of a weight in bfloat16 still in float32
         return total
@@ -137,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_rows, d_weight = (None if part is None else part.mul_(scale) for part in gradients)
         if ctx.shared is not None:
             ctx.shared.of_head, d_weight = d_weight, None
-        return d_rows, d_weight, None, None, None, None
+        return d_rows, d_weight, None, None, None, None, None
 
 
 def _pass_over(
@@ -146,6 +169,7 @@ def _pass_over(
     targets: Tensor,
     chunk_rows: int,
     dtype: torch.dtype,
+    how: _How,
     d_rows: Tensor | None = None,
     d_weight: Tensor | None = None,
 ) -> Tensor:
@@ -157,7 +181,7 @@ def _pass_over(
         part = slice(start, start + chunk_rows)
         logits, here = space[: len(low_rows[part])], targets[part]
         torch.mm(low_rows[part], low_weight.T, out=logits)
-        losses[part], divisors, slopes = _exponentiate(logits, here)
+        losses[part], divisors, slopes = _terms(how, part, logits, here)[:3]
         if d_rows is not None:
             product = (logits @ low_weight).to(divisors.dtype)
             d_rows[part] = product / divisors + slopes * weight[here]
@@ -167,18 +191,25 @@ def _pass_over(
     return losses.sum()
 
 
-class _Row(NamedTuple):
-    """What is known of each row of logits, (n, 1) and float32 or better."""
+def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
+    """Return what the rows ``part`` add, their logits (n, V) overwritten by exponentials."""
+    if how.plain:
+        return _exponentiate(logits, targets)
+    precise = _precise(logits.dtype)
+    to = None
+    if how.base is not None:
+        states, head = how.base
+        to = anchor(logits.to(precise), (states[part] @ head.T).to(precise))
+    plain = _exponentiate(logits, targets, entropy=how.objective.name == "eaft")
+    weights = None if how.weights is None else how.weights[part, None].to(precise)
+    found = weigh(how.objective, plain, weights)
+    if to is None:
+        return found
+    beta = torch.ones_like(found.nats) if weights is None else weights
+    return hold(how.objective.kl_base * beta, to, logits, targets[:, None], plain, found)
 
-    loss: Tensor
-    """Nats."""
-    divisor: Tensor
-    """By which the exponentials are to be divided to be probabilities."""
-    slope: Tensor
-    """Of the loss at the target's logit: its probability less 1."""
 
-
-def _exponentiate(logits: Tensor, targets: Tensor) -> _Row:
+def _exponentiate(logits: Tensor, targets: Tensor, entropy: bool = False) -> Terms:
     """Overwrite logits (n, V) with exponentials that are probabilities times ``divisor``.
 
     The target's own is 0: its slope, often far larger or, of a model that is sure, a small
@@ -192,14 +223,17 @@ def _exponentiate(logits: Tensor, targets: Tensor) -> _Row:
     for start in range(0, len(logits), n):
         block, target = logits[start : start + n], targets[start : start + n, None]
         values = block.to(_precise(block.dtype))
-        values -= values.amax(1, keepdim=True)
+        top = values.amax(1, keepdim=True)
+        values -= top
+        spread = top_entropy(values) if entropy else top
         at_target = values.gather(1, target)
         others = values.exp_().scatter_(1, target, 0.0).sum(1, keepdim=True)
         divisor = at_target.exp() + others
-        found.append((divisor.log() - at_target, divisor, -others / divisor))
+        log = divisor.log()
+        found.append((log - at_target, divisor, -others / divisor, log + top, spread))
         if values is not block:
             block.copy_(values)
-    return _Row._make(torch.cat(column) for column in zip(*found, strict=True))
+    return Terms._make(torch.cat(column) for column in zip(*found, strict=True))
 
 
 def _add_product(total: Tensor, slopes: Tensor, rows: Tensor, *, first: bool) -> None:

@@ -19,15 +19,15 @@ class MaskedLoss(NamedTuple):
     """
 
     total: Tensor
-    """Summed negative log-likelihood in nats, shape (): float32, or float64 for float64 input.
-    0 where no token is supervised."""
-    n_tokens: Tensor
-    """How many supervised tokens ``total`` sums over: int64, shape ()."""
+    """Summed loss in nats, each token's times its weight, shape (): float32, or float64 for float64
+    input. 0 where no token is supervised."""
+    weight: Tensor
+    """How many supervised tokens ``total`` sums over, int64; or the sum of their weights."""
 
     @property
     def mean(self) -> Tensor:
         """Nats per supervised token; nan where none is supervised, for there is no mean."""
-        return self.total / self.n_tokens
+        return self.total / self.weight
 
 
 def masked_cross_entropy(
@@ -40,8 +40,8 @@ def masked_cross_entropy(
     Args:
         logits: (B, T, V), any float dtype; the loss itself is computed in float32 or better.
         targets: (B, T) int64; ``targets[b, t]`` is the token that follows input t.
-        loss_mask: (B, T) of 0 and 1 in any dtype, aligned with ``targets``, not with the
-            inputs. None supervises every position, as pretraining does.
+        loss_mask: (B, T) of 0 and 1, or floats: how much each token weighs. Aligned with
+            ``targets``, not with the inputs. None supervises every position, as pretraining does.
 
     Raises:
         ValueError: If the shapes do not agree or the mask holds another value.
@@ -53,15 +53,19 @@ def masked_cross_entropy(
         )
     chosen = logits.flatten(0, -2).index_select(0, index)
     precise = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-    total = F.cross_entropy(precise, targets.flatten()[index], reduction="sum")
-    return MaskedLoss(total, index.new_full((), index.numel()))
+    weights, here = weights_at(loss_mask, index), targets.flatten()[index]
+    if weights is None:
+        return summed(F.cross_entropy(precise, here, reduction="sum"), index, None)
+    terms = F.cross_entropy(precise, here, reduction="none")
+    return summed((weights * terms).sum(), index, weights)
 
 
 def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
     """Return (N,) int64: the supervised positions of the flattened (B, T) batch, ascending.
 
     Raises:
-        ValueError: If the mask has another shape or holds a value other than 0 and 1.
+        ValueError: If the mask has another shape, or holds integers other than 0 and 1 or a
+            weight that is negative or not finite.
     """
     supervised = targets != IGNORE_INDEX
     if loss_mask is not None:
@@ -69,7 +73,24 @@ def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
             raise ValueError(
                 f"loss_mask {tuple(loss_mask.shape)} does not fit targets {tuple(targets.shape)}"
             )
-        if loss_mask.dtype != torch.bool and ((loss_mask != 0) & (loss_mask != 1)).any():
-            raise ValueError("loss_mask holds values other than 0 and 1; weights are not supported")
+        if loss_mask.is_floating_point():
+            if not ((loss_mask >= 0) & loss_mask.isfinite()).all():
+                raise ValueError("loss_mask holds weights that are negative or not finite")
+        elif loss_mask.dtype != torch.bool and ((loss_mask != 0) & (loss_mask != 1)).any():
+            raise ValueError("loss_mask holds integers other than 0 and 1; weights are floats")
         supervised = supervised & loss_mask.bool()
     return supervised.flatten().nonzero().squeeze(1)
+
+
+def weights_at(loss_mask: Tensor | None, index: Tensor) -> Tensor | None:
+    """Return (N,) how much the targets at ``index`` weigh; None where the mask has no weights."""
+    if loss_mask is None or not loss_mask.is_floating_point():
+        return None
+    return loss_mask.flatten()[index]
+
+
+def summed(total: Tensor, index: Tensor, weights: Tensor | None) -> MaskedLoss:
+    """Return a sum over the targets at ``index`` with what it is to be divided by."""
+    if weights is None:
+        return MaskedLoss(total, index.new_full((), index.numel()))
+    return MaskedLoss(total, weights.sum(dtype=torch.promote_types(weights.dtype, total.dtype)))

@@ -29,10 +29,16 @@ function fits(row, want) {
     && (!want.text || row.texts.join("").toLowerCase().includes(want.text.toLowerCase()));
 }
 
+function weightOf(row, index) {
+  return row.weights.length ? row.weights[index] : Number(row.mask[index]);
+}
+
 function drawToken(row, index, kind) {
   const supervised = row.mask[index] === "1";
   const tag = kind === "header" || kind === "end";
-  const token = make("span", "token" + (supervised ? " yes" : "") + (tag ? " tag" : ""));
+  const weight = weightOf(row, index);
+  const how = weight < 1 ? " yes light" : weight > 1 ? " yes heavy" : " yes";
+  const token = make("span", "token" + (supervised ? how : "") + (tag ? " tag" : ""));
   token.dataset.token = index;
   const lines = row.texts[index].split("\n");
   lines.forEach((line, n) => {
@@ -100,7 +106,7 @@ function draw() {
 function explain(row, index) {
   let start = 0;
   const span = row.spans.find((one) => index < one[0] || (start = one[0], false));
-  const supervised = row.mask === "" ? "no mask" : row.mask[index] === "1" ? "yes, learned where the mask is used" : "no, context only";
+  const supervised = row.mask === "" ? "no mask" : row.mask[index] === "1" ? "yes, learned where the mask is used" + (row.weights.length ? ", weight " + weightOf(row, index) : "") : "no, context only";
   const facts = [["token", index + " of " + row.texts.length], ["id", row.ids[index]], ["bytes", data.bytes[row.ids[index]]],
     ["text", row.texts[index].replaceAll("\n", "\u21b5")], ["role", data.roles[span[1]] || "unknown"],
     ["kind", data.kinds[span[2]] || "unknown"], ["supervised", supervised], ["reason", data.reasons[span[4]]]];

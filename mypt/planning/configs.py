@@ -164,7 +164,7 @@ def _time_steps(
     def one_pass() -> None:
         with compute.autocast():
             loss = model.loss(ids, ids, mask, prune_last_block=preset.prune_last_block)
-        torch.autograd.backward([loss.total / loss.n_tokens])
+        torch.autograd.backward([loss.mean])
 
     def one_update() -> None:
         optimizer.step()

@@ -57,10 +57,16 @@ def make_again(
     first, *later = making.policies
     names = [f"{folder.name}-{number}" for number in range(len(later))] + [folder.name]
     places = [folder / name for name in names]
-    made = tokenize(config, places[0]) if first is None else prepare(config, first, places[0])
+    policy = record.mask.policy if record.mask else None
+    # What skips nothing found nothing to skip, or is of a mypt that did not look.
+    as_asked = policy is None or not policy.reasoning_above
+    if first is None:
+        made = tokenize(config, places[0])
+    else:
+        made = prepare(config, first, places[0], as_asked=as_asked)
     for policy, place in zip(later, places[1:], strict=True):
         assert policy is not None, "only the first may be absent"
-        made = mask(made.path, policy, place)
+        made = mask(made.path, policy, place, as_asked=as_asked)
     return Path(made.path)
 
 

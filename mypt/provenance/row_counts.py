@@ -151,7 +151,8 @@ def _blocks(rows: NDArray[np.void]) -> Iterator[tuple[int, int]]:
 def _supervised(shard: ShardView, edges: _Edges, masked: bool) -> NDArray[np.bool_]:
     if not masked or shard.mask is None:
         return np.ones(edges.stop - edges.start, np.bool_)
-    return np.asarray(shard.mask[edges.start : edges.stop]).view(np.bool_)
+    supervised: NDArray[np.bool_] = np.asarray(shard.mask[edges.start : edges.stop]) != 0
+    return supervised
 
 
 def _rows(shard: ShardView) -> NDArray[np.void]:

@@ -119,7 +119,9 @@ def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[st
         for token, number in new.items():
             here = shard.tokens == number
             seen[token] += int(here.sum())
-            learned[token] += int(here.sum() if shard.mask is None else shard.mask[here].sum())
+            learned[token] += int(
+                here.sum() if shard.mask is None else (shard.mask[here] != 0).sum()
+            )
     if not new:
         return ()
     counts = ", ".join(f"{t} read {seen[t]}, learned {learned[t]}" for t in new if seen[t])

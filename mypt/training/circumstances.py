@@ -22,10 +22,13 @@ from mypt.training.lineage import (
     ComputeRecord,
     DatasetRecord,
     EarlierSteps,
+    EpochRecord,
     Extension,
     Lineage,
+    ParentRecord,
     RunContext,
 )
+from mypt.training.loader import Epoch
 from mypt.training.optim import learning_rate_at
 
 _LIBRARIES = (
@@ -180,6 +183,37 @@ def _extension_note(before: Lineage, config: Preset) -> str:
         f"extended at step {before.step}, from {before.config.max_iters} steps to"
         f" {config.max_iters}: AdamW's state is kept, the learning rate is that of the new length"
         f" from here on and jumps from {last:.3g} to {first:.3g}"
+    )
+
+
+def begin_lineage(
+    model_name: str,
+    config: Preset,
+    parent: ParentRecord | None,
+    dataset: Dataset,
+    compute: Compute,
+    epoch: Epoch,
+    context: RunContext,
+    found: Checkpoint | None,
+) -> Lineage:
+    """Return the lineage of a run's next checkpoint, but for its step and files."""
+    maker = record_code(), compute.record(), context
+    return Lineage(
+        model_name=model_name,
+        step=0,
+        tokens=0,
+        supervised=0,
+        parent=parent,
+        dataset=record_dataset(dataset.path, dataset.manifest),
+        epoch=EpochRecord(
+            steps=epoch.steps, tokens=epoch.tokens, skipped=epoch.skipped, accounts=epoch.accounts
+        ),
+        config=config,
+        code=maker[0],
+        compute=maker[1],
+        context=context,
+        earlier=() if found is None else record_earlier(found.lineage, *maker),
+        extended=() if found is None else record_extended(found.lineage, config),
     )
 
 

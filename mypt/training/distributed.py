@@ -1,13 +1,17 @@
 """The processes that train one model together: who does what, and what they tell each other.
 
 With FSDP2 every rank holds a part of each weight, and all of a block only while it computes.
+
+Adding floating-point numbers in another order gives other last bits. So with ``reduction: tree``
+the n gradients of a step are always added as the same binary tree, whose leaves are the
+micro-batches: a *subtree* is an aligned run of 2^level of them, the sum of its two halves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -70,6 +74,19 @@ class Ranks:
             dist.all_reduce(values)
         return values.tolist()
 
+    def add_trees(self, mine: "Sum", n: int) -> list[Tensor]:
+        """Return the tensors of the whole tree of ``n`` micro-batches.
+
+        Args:
+            mine: The subtrees that this rank has.
+            n: Micro-batches of all ranks.
+        """
+        if self.size == 1:
+            return mine.whole()
+        theirs = [subtrees(share(n, rank, self.size)) for rank in range(self.size)]
+        parts = [terms for _, terms in mine.parts]
+        return [_gathered(list(terms), theirs) for terms in zip(*parts, strict=True)]
+
     def agree(self, asked: bool) -> bool:
         """Return whether any rank was asked."""
         return self.total(int(bool(asked)))[0] > 0
@@ -118,6 +135,92 @@ class Ranks:
     def wait(self) -> None:
         """Return when every rank has come here."""
         self.total(0)
+
+
+class Subtree(NamedTuple):
+    """Micro-batches ``start`` to ``start + 2 ** level - 1`` of the tree that adds gradients.
+
+    ``start`` is a multiple of their number.
+    """
+
+    start: int
+    level: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is the right half of its parent."""
+        return bool(self.start >> self.level & 1)
+
+
+def subtrees(part: range) -> list[Subtree]:
+    """Return the largest subtrees that make up a stretch of micro-batches, in order."""
+    found, start = [], part.start
+    while start < part.stop:
+        level = (part.stop - start).bit_length() - 1
+        if start:
+            level = min(level, (start & -start).bit_length() - 1)
+        found.append(Subtree(start, level))
+        start += 1 << level
+    return found
+
+
+class Sum:
+    """Adds subtrees that come from left to right; holds at most one a level.
+
+    Not one of the tensors that come in is changed.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[tuple[Subtree, list[Tensor]]] = []
+
+    def add(self, subtree: Subtree, terms: list[Tensor]) -> None:
+        """Add a subtree's tensors to the tree."""
+        while self._stack and subtree.is_right:
+            left, sums = self._stack[-1]
+            if left.level != subtree.level:
+                break
+            self._stack.pop()
+            terms = [one + other for one, other in zip(sums, terms, strict=True)]
+            subtree = Subtree(left.start, left.level + 1)
+        self._stack.append((subtree, terms))
+
+    @property
+    def parts(self) -> list[tuple[Subtree, list[Tensor]]]:
+        """The subtrees that are not half of a larger one, from left to right."""
+        return list(self._stack)
+
+    def whole(self) -> list[Tensor]:
+        """Return the sum of all subtrees; the last ones are added first."""
+        *others, (_, terms) = self._stack
+        for _, sums in reversed(others):
+            terms = [one + other for one, other in zip(sums, terms, strict=True)]
+        return terms
+
+
+def add_all(parts: Iterable[tuple[Subtree, Tensor]]) -> Tensor:
+    """Return the sum of subtrees of one tensor, given from left to right."""
+    tree = Sum()
+    for subtree, term in parts:
+        tree.add(subtree, [term])
+    return tree.whole()[0]
+
+
+def _gathered(mine: list[Tensor], theirs: list[list[Subtree]]) -> Tensor:
+    """Return the sum over all ranks of one weight's gradient.
+
+    Args:
+        mine: The sums of this rank's subtrees.
+        theirs: The subtrees of each rank.
+    """
+    room = mine[0].new_zeros(max(map(len, theirs)), *mine[0].shape)
+    torch.stack(mine, out=room[: len(mine)])
+    found = [torch.empty_like(room) for _ in theirs]
+    dist.all_gather(found, room)
+    return add_all(
+        (subtree, found[rank][i])
+        for rank, own in enumerate(theirs)
+        for i, subtree in enumerate(own)
+    )
 
 
 ALONE = Ranks()
@@ -174,7 +277,8 @@ def shard(model: GPT, compute: Compute, size: int) -> None:
     for block in model.transformer.h:
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "at")
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # A float32 that goes into the whole model is a weight of a token, and stays one.
+    fully_shard(model, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
     register_fsdp_forward_method(model, "loss")
 
 

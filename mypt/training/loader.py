@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mypt.config import Preset
+from mypt.config import Normalisation, Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount
@@ -26,7 +26,8 @@ class Batch(NamedTuple):
     targets: Tensor
     """(B, T) int64; the token that follows each input."""
     loss_mask: Tensor | None
-    """(B, T) uint8 of 0 and 1, aligned with ``targets``; None supervises all."""
+    """(B, T) uint8 of 0 and 1, or float32 where tokens are weighed, aligned with ``targets``; None
+    supervises all."""
     positions: Tensor | None = None
     """(B, T) int64, counted from 0 in each packed piece; None counts along the row."""
     segments: Tensor | None = None
@@ -73,6 +74,7 @@ class GPTDataLoader:
         length_policy: LengthPolicy = "split",
         max_lost: float = 0.05,
         grad_accumulation: int = 1,
+        normalisation: Normalisation = "token",
         device: str | torch.device = "cpu",
     ) -> None:
         """Open a dataset (or take an open one) and lay out both splits.
@@ -87,6 +89,7 @@ class GPTDataLoader:
             length_policy: As for :func:`mypt.data.packing.layout.plan_rows`; packed only.
             max_lost: As for :func:`mypt.data.packing.layout.plan_rows`; packed only.
             grad_accumulation: Micro-batches an optimizer step.
+            normalisation: What weighs the same; packed only.
             device: Where the tensors go.
 
         Raises:
@@ -101,7 +104,7 @@ class GPTDataLoader:
         self._stays = self.device.type == "cpu"  # asked once: it takes a sixth of a batch's time
         self._how = how = Batching(
             batch_size, block_size, use_loss_mask, seed, batching, length_policy, max_lost,
-            grad_accumulation,
+            grad_accumulation, normalisation,
         )  # fmt: skip
         self._drawn = dict.fromkeys(SPLITS, 0)
         self._rows = {split: how.rows(opened, split) for split in SPLITS if opened.shards(split)}

@@ -134,7 +134,7 @@ def _mean_loss(run: Run, split: Split) -> float:
     for index, counts_here in run.ranks.turns(n_batches):
         loss = loss_of(run, run.watch.batch_at(split, index))
         if counts_here:
-            totals[index], counts[index] = loss.total.item(), loss.n_tokens.item()
+            totals[index], counts[index] = loss.total.item(), loss.weight.item()
     total, n_tokens = (sum(run.ranks.merge(found, n_batches)) for found in (totals, counts))
     return total / n_tokens if n_tokens else math.nan
 

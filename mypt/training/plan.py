@@ -111,6 +111,11 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
+        if preset.kl_base:
+            raise ConfigError(
+                f"kl_base {preset.kl_base:g} holds a model to its base, and there is none; name one"
+                " with --init_from_model, or set kl_base to 0"
+            )
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:

@@ -14,6 +14,7 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.errors import CheckpointError
 from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
 from mypt.training.batches.shift import name_row
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
@@ -25,16 +26,10 @@ from mypt.training.checkpoints.checkpoint import (
 )
 from mypt.training.checkpoints.sharded import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
-from mypt.training.circumstances import (
-    begin_notes,
-    record_code,
-    record_dataset,
-    record_earlier,
-    record_extended,
-)
+from mypt.training.circumstances import begin_lineage, begin_notes
 from mypt.training.compute import Compute, check_room, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, copied, shard
-from mypt.training.lineage import EpochRecord, Lineage, RunContext
+from mypt.training.lineage import Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
 from mypt.training.optim import make_optimizer, narrow
 from mypt.training.plan import RunPlan
@@ -65,8 +60,16 @@ class Run:
     notes: tuple[str, ...]
     ranks: Ranks = ALONE
     """Who else makes the same steps."""
+    base: GPT | None = None
+    """What the objective's ``kl_base`` holds the model to."""
     replica: DistributedDataParallel | None = None
     """What torch wraps the model in where ranks hold copies of it; made by the first step."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the model learns by."""
+        config = self.plan.preset
+        return Objective(config.objective, config.z_loss, config.kl_base)
 
     def batch(self, micro: int) -> Batch:
         """Return micro-batch ``micro`` of the next step, on the CPU."""
@@ -148,12 +151,22 @@ def open_run(
         watch=GPTDataLoader.of(config.model_copy(update=watched), dataset),
         model=model.train(),
         optimizer=optimizer,
-        lineage=_lineage(plan, compute, loader, context, found),
+        lineage=begin_lineage(
+            plan.model_name,
+            config,
+            plan.parent,
+            dataset,
+            compute,
+            loader.epoch("train"),
+            context,
+            found,
+        ),
         state=state.model_copy(update={"mlflow_run_id": run_id}),
         history=history,
         saved_step=None if found is None else state.step,
         notes=notes + begin_notes(config, compute, dataset, found),
         ranks=ranks,
+        base=_base_to_hold_to(plan, compute),
     )
 
 
@@ -164,13 +177,26 @@ def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
     if found is not None:
         load_weights(model, found.weights, found.path)
     elif plan.parent is not None:
-        base = load_checkpoint(Path(plan.parent.path))
-        if base.lineage.weights != plan.parent.weights:
-            raise CheckpointError(
-                f"{base.path}: weights {base.lineage.weights[:12]} found,"
-                f" {plan.parent.weights[:12]} planned; plan the run again"
-            )
-        load_weights(model, base.weights, base.path)
+        _load_base(plan, model)
+    return model
+
+
+def _base_to_hold_to(plan: RunPlan, compute: Compute) -> GPT | None:
+    if not plan.preset.kl_base:
+        return None
+    return _load_base(plan, GPT(plan.preset.gpt())).to(compute.device).requires_grad_(False).eval()
+
+
+def _load_base(plan: RunPlan, model: GPT) -> GPT:
+    """Return ``model`` with the weights that the plan begins with."""
+    assert plan.parent is not None, "a plan has looked"
+    base = load_checkpoint(Path(plan.parent.path))
+    if base.lineage.weights != plan.parent.weights:
+        raise CheckpointError(
+            f"{base.path}: weights {base.lineage.weights[:12]} found,"
+            f" {plan.parent.weights[:12]} planned; plan the run again"
+        )
+    load_weights(model, base.weights, base.path)
     return model
 
 
@@ -182,31 +208,3 @@ def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
         return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
     compile_blocks(model)
     return ()
-
-
-def _lineage(
-    plan: RunPlan,
-    compute: Compute,
-    loader: GPTDataLoader,
-    context: RunContext,
-    found: Checkpoint | None,
-) -> Lineage:
-    dataset, epoch = loader.dataset, loader.epoch("train")
-    maker = record_code(), compute.record(), context
-    return Lineage(
-        model_name=plan.model_name,
-        step=0,
-        tokens=0,
-        supervised=0,
-        parent=plan.parent,
-        dataset=record_dataset(dataset.path, dataset.manifest),
-        epoch=EpochRecord(
-            steps=epoch.steps, tokens=epoch.tokens, skipped=epoch.skipped, accounts=epoch.accounts
-        ),
-        config=plan.preset,
-        code=maker[0],
-        compute=maker[1],
-        context=context,
-        earlier=() if found is None else record_earlier(found.lineage, *maker),
-        extended=() if found is None else record_extended(found.lineage, plan.preset),
-    )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mypt.errors import TrainingError
-from mypt.model.loss import supervised_positions
+from mypt.model.loss import supervised_positions, weights_at
 from mypt.training.compute import memory_named
 from mypt.training.events import StepReport
 from mypt.training.gradients import Share, add_gradients, loss_of
@@ -23,10 +23,10 @@ from mypt.training.run import Run
 def take_step(run: Run) -> StepReport:
     """Make one optimizer step from ``grad_accumulation`` micro-batches on all ranks (law 3).
 
-    Every supervised token of the step weighs the same: each micro-batch's summed loss is
-    divided by the count of the whole step, which the masks tell before the first forward
-    pass. Where that count is 0, weights and optimizer are left alone. Counting is the host's,
-    and batches go to a device one by one, so that it never waits for the next (D96).
+    Each supervised token of the step counts by its weight, wherever it stands: each micro-batch's
+    summed loss is divided by the weight of the whole step, which the masks tell before the first
+    forward pass. Where no token is supervised, weights and optimizer are left alone. Counting is
+    the host's, and batches go to a device one by one, so that it never waits for the next (D96).
 
     Raises:
         TrainingError: If a loss or the gradient's norm is not finite, before the update.
@@ -39,7 +39,9 @@ def take_step(run: Run) -> StepReport:
         places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
         tokens, supervised = run.ranks.total(sum(map(count_tokens, batches)), sum(map(len, places)))
         if supervised:
-            on_device = add_gradients(run, Share(micros, batches, places, supervised))
+            mine = dict(zip(micros, map(_weight, batches, places), strict=True))
+            weight = sum(run.ranks.merge(mine, config.grad_accumulation))
+            on_device = add_gradients(run, Share(micros, batches, places, weight))
             measured = _norm(run)
             # The only wait of a step: all that a device is to do is queued by now.
             found = dict(zip(micros, on_device.tolist(), strict=True))
@@ -47,7 +49,7 @@ def take_step(run: Run) -> StepReport:
             norm = measured.item()
             _check_finite(run, losses, norm)
             _clip(run, config.grad_clip, measured, norm)
-            loss = sum(losses) / supervised
+            loss = sum(losses) / weight
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
             run.optimizer.step()
@@ -69,6 +71,12 @@ def count_tokens(batch: Batch) -> int:
     if batch.segments is None:
         return batch.input_ids.numel()
     return int((batch.segments >= 0).sum().item())
+
+
+def _weight(batch: Batch, places: Tensor) -> float:
+    """Return the weight of the supervised tokens: their number, where nothing is weighed."""
+    weights = weights_at(batch.loss_mask, places)
+    return float(len(places)) if weights is None else weights.sum(dtype=torch.float64).item()
 
 
 def _norm(run: Run) -> Tensor:

@@ -9,10 +9,13 @@ from harness import Line, extra_bytes, interleave, judge, ratio
 
 from mypt.config import GPTConfig, TrainConfig
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
 from mypt.training.optim import make_optimizer
 
 SMALL = GPTConfig(block_size=256, vocab_size=50304, n_layer=4, n_head=4, n_embd=256)
 GPT2 = GPTConfig(block_size=256, vocab_size=50304, n_layer=12, n_head=12, n_embd=768)
+DEARER = {"weights": 0.02, "dft": 0.02, "z_loss": 0.02, "eaft": 0.10}
+"""How much more time than plain steps each may take."""
 SEED = "the seed's formula, same model, eager"
 
 
@@ -43,6 +46,24 @@ def lines(*, quick: bool) -> Iterator[Line]:
     for density, share in ((0.3, 1 / 5), (0.5, 1 / 5), (1.0, 1 / 3)):
         yield _smaller(Setting("small", SMALL, 8, density, bf16=True), share)
     yield _beside_compiled(Setting("small", SMALL, 8, 0.3, bf16=True))
+    for bf16 in (True, False):
+        for what, most in DEARER.items():
+            yield _dearer(Setting("small", SMALL, 8, 0.3, bf16=bf16), what, most)
+
+
+def _dearer(setting: Setting, what: str, most: float) -> Line:
+    """Compare steps of weights and objectives with the plain step: time and memory."""
+    plain, other = Step(setting), Step(setting, what=what)
+    found = ratio(interleave({"plain": plain, "other": other}, 9), "plain", "other")
+    memory = [extra_bytes(step) for step in (plain, other)]
+    return Line(
+        work=f"masked step with {what}, {setting}",
+        against="the plain masked step",
+        reach=f"<= {most:.0%} more time, the same memory",
+        measured=f"{1 / found.median - 1:+.1%} time",
+        met="yes" if 1 / found.median <= 1 + most else "no",
+        note=f"{memory[1] / 2**20:.1f} of {memory[0] / 2**20:.1f} MiB beside weights",
+    )
 
 
 def _faster(setting: Setting, rounds: int, reach: float) -> Line:
@@ -86,7 +107,7 @@ def _beside_compiled(setting: Setting) -> Line:
 class Step:
     """Forward, backward, clipping and the same fused AdamW on either side."""
 
-    def __init__(self, setting: Setting, *, seeds: bool = False) -> None:
+    def __init__(self, setting: Setting, *, seeds: bool = False, what: str = "") -> None:
         torch.manual_seed(0)
         self.setting, self.seeds = setting, seeds
         self.model = GPT(setting.model)
@@ -94,6 +115,10 @@ class Step:
         shape = (setting.rows, setting.model.block_size)
         self.idx, self.targets = torch.randint(setting.model.vocab_size, (2, *shape)).unbind()
         self.mask = spans(shape, setting.density)
+        if what == "weights":
+            self.mask = self.mask * torch.rand(shape).add_(0.5)
+        z_loss = 1e-4 if what == "z_loss" else 0.0
+        self.objective = Objective(what if what in ("dft", "eaft") else "nll", z_loss)
 
     def __call__(self) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.setting.bf16):
@@ -104,7 +129,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _by_mypt(self) -> torch.Tensor:
-        return self.model.loss(self.idx, self.targets, self.mask).mean
+        return self.model.loss(self.idx, self.targets, self.mask, objective=self.objective).mean
 
     def _by_formula(self) -> torch.Tensor:
         logits = self.model(self.idx)[0]

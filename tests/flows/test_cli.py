@@ -36,8 +36,11 @@ MISSING = [
     "lineage gone",
     "lineage --uses gone",
     "reproduce gone",
+    "sign gone --key k.pem",
+    "verify gone --key k.pub",
     "diff gone gone",
     "run gone.json",
+    "run {root}/configs/gone.jsn",
 ]
 WITHOUT_FILES = {"list", "up", "sync"}
 

@@ -47,6 +47,15 @@ def marked(rng, number):
     return found
 
 
+def weighed(rng, number):
+    """Return a conversation whose turns say how much they weigh."""
+    found = turns(rng, number) + turns(rng, number)
+    found[0]["weight"] = 0.25
+    found[1]["weight"] = rng.choice([0.5, 2, 3.5])
+    found[-1]["train"] = False
+    return found
+
+
 def mixed(rng, number):
     return (turns, agent, marked)[number % 3](rng, number)
 
@@ -94,6 +103,27 @@ def last_turns(folder):
 def marks(folder):
     write(folder, marked)
     return made(folder, MaskPolicy(end_of_turn=False))
+
+
+def weights(folder):
+    """Weights of everything that can have one: roles, kinds, sources, rows, messages."""
+    write(folder, lambda rng, n: (weighed, agent, turns)[n % 3](rng, n), count=60)
+    write(
+        folder,
+        lambda rng, n: {"text": f"{n}. {words(rng, 40)}", "weight": 1 + n % 3 / 2},
+        count=20,
+        name="text.jsonl",
+        wrap=None,
+    )
+    sources = [Source(path=str(folder / name)) for name in ("rows.jsonl", "text.jsonl")]
+    given = {"stop": 2.0, "user": 0.1, "source:text.jsonl": 0.5, "tool_calls": 1.5}
+    policy = MaskPolicy(roles=("user", "assistant"), weights=given)
+    return made(folder, policy, sources=sources, shard_tokens=3000)
+
+
+def last_rounds(folder):
+    write(folder, mixed)
+    return made(folder, MaskPolicy(last_round_only=True))
 
 
 def alpaca(folder):
@@ -193,5 +223,5 @@ def everything(folder):
 
 CLEAN = (
     messages, chat_lines, agents, last_turns, marks, alpaca, pairs, sharegpt, tagged, mapped, text,
-    replay, by_hand, everything,
+    replay, by_hand, everything, weights, last_rounds,
 )  # fmt: skip

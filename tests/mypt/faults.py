@@ -257,6 +257,46 @@ MASK_FAULTS = {
 }  # fmt: skip
 """Faults of masks alone: what they do, and the findings that must be among those made."""
 
+
+def other_table(change):
+    """Return a fault in the table of weights, which bytes of masks point into."""
+
+    def damage(folder):
+        record = read_manifest(folder).mask
+        seal(folder, mask=record.model_copy(update={"weights": change(record.weights)}))
+
+    return damage
+
+
+def by_tokens_alone(view):
+    """Give each learned token the weight 1, as a byte that is 0 or 1 would."""
+    return np.minimum(view.mask, 1)
+
+
+def stop_of_another(view):
+    """Give the ends of turns what their content weighs."""
+    for span in view.spans[of(kind="end")(view)]:
+        if span["start"] and view.mask[span["start"]]:
+            view.mask[span["start"] : span["stop"]] = view.mask[span["start"] - 1]
+    return view.mask
+
+
+WEIGHT_FAULTS = {
+    "weights rounded to 0 and 1": (on_masks(by_tokens_alone), {"weight_differs"}),
+    "ends weigh what their content does": (on_masks(stop_of_another), {"weight_differs"}),
+    "weights shifted by one token": (
+        on_masks(lambda view: np.roll(view.mask, 1)), {"span_split", "weight_differs"}),
+    "table of weights lost": (other_table(lambda _: (0.0, 1.0)), {"mask_value"}),
+    "table of weights in another order": (
+        other_table(lambda table: (0.0, *table[:0:-1])), {"weight_differs"}),
+    "weights of rows forgotten": (
+        lambda folder: seal(folder, row_weights=()), {"span_astray"}),
+    "weights of rows swapped": (
+        lambda folder: seal(folder, row_weights=read_manifest(folder).row_weights[::-1]),
+        {"weight_differs"}),
+}  # fmt: skip
+"""Faults of a dataset whose tokens weigh more or less than 1."""
+
 DATASET_FAULTS = {
     "mask saved as uint32": (saved_as(np.uint32), {"file_size"}),
     "mask saved as uint16": (saved_as(np.uint16), {"file_size"}),

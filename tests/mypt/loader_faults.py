@@ -174,3 +174,18 @@ FAULTS = {
         forwarding, {"gradient reaches the logits of supervised targets and no others"}),
 }  # fmt: skip
 """What each fault does, and the statements of a proof that must fail."""
+
+OF_WEIGHTS = {
+    "weights rounded to 0 and 1": (
+        masking(lambda right, *_: np.minimum(np.ceil(right.loss_mask), 1)), {MASKS}),
+    "indices taken for weights": (
+        lambda patch, _: patch.setattr(Dataset, "weights", np.arange(256, dtype=np.float32)),
+        {MASKS}),
+    "weights of inputs, not of targets": (
+        masking(lambda _, __, mask, ___: mask[..., :-1]), {MASKS, HEADERS}),
+    "weights lost under packing": (
+        batching(
+            lambda batch: batch._replace(loss_mask=(batch.loss_mask > 0).astype(np.uint8))),
+        {f"packed: {MASKS}"}),
+}  # fmt: skip
+"""The same where tokens are weighed."""

@@ -9,9 +9,10 @@ from mypt.errors import MyptError
 from mypt.evaluation.proof.proof import prove_mask
 from mypt.inspection.checks import masks
 from mypt.inspection.validation import validate
-from tests.mypt.clean import CLEAN, everything, pairs
-from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, moved, on_spans
+from tests.mypt.clean import CLEAN, everything, pairs, weights
+from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, WEIGHT_FAULTS, moved, on_spans
 from tests.mypt.loader_faults import FAULTS as LOADER_FAULTS
+from tests.mypt.loader_faults import OF_WEIGHTS
 
 DISK_FAULTS = MASK_FAULTS | DATASET_FAULTS
 
@@ -19,6 +20,11 @@ DISK_FAULTS = MASK_FAULTS | DATASET_FAULTS
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return everything(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def weighed(tmp_path_factory):
+    return weights(tmp_path_factory.mktemp("weighed"))
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def test_validation_catches_even_if_the_masking_code_has_the_fault_too(name, cop
         for split in ("train", "val")
         for shard in open_dataset(copy).shards(split)
     }
-    monkeypatch.setattr(masks, "mask_from_spans", lambda _, n_tokens, __: damaged[n_tokens])
+    monkeypatch.setattr(masks, "mask_from_spans", lambda _, n_tokens, *__, **___: damaged[n_tokens])
     report = validate(copy)
     assert "mask_differs" not in report.codes()
     assert not report.ok
@@ -86,6 +92,25 @@ def test_the_proof_catches(name, whole, monkeypatch):
     fault, expected = LOADER_FAULTS[name]
     fault(monkeypatch, open_dataset(whole))
     failed = {check.name for check in prove_mask(whole, rows=32).checks if not check.ok}
+    assert expected <= failed | {name.partition(": ")[2] for name in failed}
+
+
+@pytest.mark.parametrize("name", WEIGHT_FAULTS)
+def test_validation_and_proof_catch_in_weights(name, weighed, tmp_path):
+    damage, expected = WEIGHT_FAULTS[name]
+    folder = shutil.copytree(weighed, tmp_path / "copy")
+    damage(folder)
+    report = validate(folder)
+    assert not report.ok
+    assert expected <= report.codes()
+    assert not proved(folder)
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_the_proof_catches_in_the_weights_of_a_batch(name, weighed, monkeypatch):
+    fault, expected = OF_WEIGHTS[name]
+    fault(monkeypatch, open_dataset(weighed))
+    failed = {check.name for check in prove_mask(weighed, rows=32).checks if not check.ok}
     assert expected <= failed | {name.partition(": ")[2] for name in failed}
 
 

@@ -206,8 +206,8 @@ def _check_values(folder: Path, shard: Shard, tokenizer: Tokenizer) -> None:
     if wrong.size:
         raise MaskError(
             f"{folder / shard_name(shard.split, shard.index, MASK)}: {view.mask[wrong[0]]} found at"
-            f" token {wrong[0]}, and {wrong.size - 1} more that are neither 0 nor 1; a token is"
-            " learned or it is not, there are no weights"
+            f" token {wrong[0]}, and {wrong.size - 1} more that are neither 0 nor 1; a token of"
+            " shards made by hand is learned or it is not"
         )
 
 

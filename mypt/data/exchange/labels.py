@@ -55,6 +55,7 @@ def export_labels(dataset: Path, out: Path) -> None:
         out: A new folder.
 
     Raises:
+        DataError: If the dataset has weights.
         ManifestError: If the dataset is damaged.
         FileExistsError: If ``out`` exists.
     """
@@ -62,6 +63,11 @@ def export_labels(dataset: Path, out: Path) -> None:
     from pyarrow import parquet
 
     opened = open_dataset(dataset)
+    if opened.weights is not None:
+        raise DataError(
+            f"{dataset}: tokens weigh other than 0 and 1, which labels cannot say; mask it without"
+            " weights ('mypt mask') and export that"
+        )
     schema = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
     with files.new_folder(out) as new:
         for split, name in NAMES.items():

@@ -270,7 +270,7 @@ def _counter(mask: NDArray[np.uint8] | None) -> Count:
     if mask is None:
         return lambda start, stop: stop - start
     # Searching the places of the ones is several times quicker than summing every byte.
-    ones = np.flatnonzero(np.asarray(mask).view(np.bool_))
+    ones = np.flatnonzero(np.asarray(mask) != 0)
     return lambda start, stop: np.searchsorted(ones, stop) - np.searchsorted(ones, start)
 
 

@@ -27,11 +27,11 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from mypt.config import Role
-from mypt.data.conversations import Document, PartKind, Row
+from mypt.data.conversations import Document, PartKind, Row, Train
 from mypt.data.preparation.rendered import Rendered, encode_rendered
 from mypt.data.reading.records import Tally
 from mypt.data.rendering.base_template import BaseTemplate
-from mypt.data.spans import BY_POLICY, KIND, ROLE, ROW_DTYPE, spans_of
+from mypt.data.spans import KIND, ROLE, ROW_DTYPE, RowWeights, spans_of
 from mypt.data.template import Shape, Slot
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.encoder import utf8
@@ -47,6 +47,8 @@ class Encoded(NamedTuple):
     """(S,) of ``SPAN_DTYPE``; they tile the tokens."""
     rows: NDArray[np.void]
     """(R,) of ``ROW_DTYPE``; they tile the tokens too."""
+    weights: NDArray[np.float64]
+    """What ``train`` of the spans counts from 2 on."""
 
 
 class _Kind(NamedTuple):
@@ -54,10 +56,10 @@ class _Kind(NamedTuple):
 
     role: Role | Literal["text"]
     """Who speaks; "text": a document."""
-    train: bool | None
+    train: Train
     """What the row says about the mask."""
     parts: tuple[PartKind, ...]
-    trains: tuple[bool | None, ...]
+    trains: tuple[Train, ...]
     """(parts,) what each part says about its own; None is the turn's."""
 
 
@@ -115,7 +117,10 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     turns = _collect(rows)
     kind, per_row = np.array(turns.kind, np.int64), np.array(turns.per_row, np.int64)
     shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
-    slots = _compile(shapes, shaped, tokenizer)
+    weights = RowWeights()
+    for one in turns.kinds:
+        weights.numbered([one.train, *one.trains])
+    slots = _compile(shapes, shaped, tokenizer, weights)
     texts = tokenizer.spelled(turns.texts)
     begun = tokenizer.spelled(_begun(turns, tokenizer)) if tokenizer.vocabulary.prefix else texts
     text_tokens, text_lengths = tokenizer.encode_each(begun, many=many)
@@ -143,7 +148,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         kind=slots.kind[slot],
         train=slots.train[slot],
     )
-    return Encoded(tokens, spans, _table(rows, spans, _digests(turns, texts)))
+    table = _table(rows, spans, _digests(turns, texts))
+    return Encoded(tokens, spans, table, np.array(weights.table))
 
 
 def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> Encoded:
@@ -220,7 +226,8 @@ def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
     halves = _digests(wholes, tokenizer.spelled(wholes.texts))
     own = _digests(turns, tokenizer.spelled(turns.texts))
     digests = [whole[:8] + row[8:] for whole, row in zip(halves, own, strict=True)]
-    return Encoded(found.tokens, found.spans, _table(found.rows, found.spans, digests))
+    table = _table(found.rows, found.spans, digests)
+    return Encoded(found.tokens, found.spans, table, np.array(found.weights))
 
 
 def _of_line(row: Row, reason: str) -> DataError:
@@ -257,8 +264,8 @@ def _digests(turns: _Turns, texts: list[bytes]) -> list[bytes]:
 
 def _line_of(kind: _Kind) -> str:
     """Return a turn's line of its row's digest, with room for the sizes of its parts."""
-    if kind.role == "text":
-        return "text\n%.0s"  # a document does without its size
+    if kind.role == "text":  # a document does without its size
+        return "text\n%.0s" if kind.train is None else f"text {kind.train}\n%.0s"
     named = zip(kind.parts, kind.trains, strict=True)
     parts = [part if train is None else f"{part}:{train}" for part, train in named]
     return f"{kind.role} {kind.train} {' '.join(f'{part} %d' for part in parts)}\n"
@@ -269,16 +276,20 @@ def _collect(rows: Sequence[Row]) -> _Turns:
     kind: list[int] = []
     per_row: list[int] = []
     texts: list[str] = []
+    key: tuple[object, ...]
     for row in rows:
         if isinstance(row, Document):
-            kind.append(0)
+            key = ("text", row.train)
+            if row.train is not None and key not in numbers:
+                numbers[key] = len(kinds)
+                kinds.append(_DOCUMENT._replace(train=row.train))
+            kind.append(0 if row.train is None else numbers[key])
             texts.append(row.text)
             per_row.append(1)
             continue
         per_row.append(len(row.messages))
         for turn in row.messages:
             parts = turn.parts
-            key: tuple[object, ...]
             if len(parts) == 1:
                 key = (turn.role, turn.train, parts[0].kind, parts[0].train)
                 texts.append(parts[0].text)
@@ -319,7 +330,9 @@ def _shapes(
     return shapes, shaped, shape
 
 
-def _compile(shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokenizer) -> _Slots:
+def _compile(
+    shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokenizer, weights: RowWeights
+) -> _Slots:
     forms = [tokenizer.form(shape) for shape in shapes]
     per_shape = np.array([len(form) for form in forms], np.int64)
     role = np.array([ROLE[role] for role, _, _ in shapes], np.uint8)
@@ -336,20 +349,18 @@ def _compile(shapes: Sequence[Shape], shaped: Sequence[_Kind], tokenizer: Tokeni
         np.array([slot.kind for slot in slots], np.uint8),
         np.array([slot.part for slot in slots], np.int64),
         np.array([slot.is_part for slot in slots], bool),
-        np.array(
-            [_train(slot, one) for one, form in zip(shaped, forms, strict=True) for slot in form],
-            np.int8,
+        weights.numbered(
+            _train(slot, one) for one, form in zip(shaped, forms, strict=True) for slot in form
         ),
         np.array([len(ids) for ids in fixed], np.int64),
         np.concatenate([np.empty(0, np.uint32), *fixed]),
     )
 
 
-def _train(slot: Slot, turn: _Kind) -> int:
+def _train(slot: Slot, turn: _Kind) -> Train:
     """Return what a span says about its mask; headers and ends belong to no part."""
     own = None if slot.kind in (KIND["header"], KIND["end"]) else turn.trains[slot.part]
-    train = turn.train if own is None else own
-    return BY_POLICY if train is None else int(train)
+    return turn.train if own is None else own
 
 
 def _table(

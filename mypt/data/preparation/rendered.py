@@ -21,7 +21,7 @@ from mypt.data.conversations import Document, Message, Row
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import Unproved
 from mypt.data.rendering.written import Passage, Written, tiled, write_prompt, write_turns
-from mypt.data.spans import BY_POLICY, KIND, ROLE, spans_of
+from mypt.data.spans import KIND, ROLE, RowWeights, spans_of
 from mypt.data.tokenizer import Tokenizer
 
 _TEXT: Final = -1
@@ -35,6 +35,8 @@ class Rendered(NamedTuple):
     """What each of them is of: itself, or a conversation whose turns are rows of their own."""
     tokens: NDArray[np.uint32]
     spans: NDArray[np.void]
+    weights: tuple[float, ...]
+    """What ``train`` of the spans counts from 2 on."""
     refused: list[tuple[Row, str]]
     """Rows and why."""
     notes: Counter[str]
@@ -135,9 +137,9 @@ def _written(row: Row, tokenizer: Tokenizer, controls: re.Pattern[str]) -> Writt
         said = tokenizer.vocabulary.prefixed(row.text)
         role, text = ROLE["text"], begin + said + end
         pieces = [
-            Passage(len(begin), role, KIND["header"], 0, BY_POLICY, False),
-            Passage(len(begin + said), role, KIND["content"], 0, BY_POLICY, True),
-            Passage(len(text), role, KIND["end"], 0, BY_POLICY, False),
+            Passage(len(begin), role, KIND["header"], 0, row.train, False),
+            Passage(len(begin + said), role, KIND["content"], 0, row.train, True),
+            Passage(len(text), role, KIND["end"], 0, row.train, False),
         ]
         return Written(text, tiled(pieces), [], False)
     template = tokenizer.template
@@ -293,7 +295,8 @@ def _rendered(
 ) -> Rendered:
     pieces = [piece for one in found for piece in one.written.pieces]
     per_row = [len(one.written.pieces) for one in found]
-    columns = np.array([piece[1:5] for piece in pieces], np.int64).reshape(-1, 4)
+    columns = np.array([piece[1:4] for piece in pieces], np.int64).reshape(-1, 3)
+    weights = RowWeights()
     counts = np.concatenate([np.empty(0, np.int64), *(one.counts for one in found)])
     spans = spans_of(
         counts,
@@ -302,13 +305,14 @@ def _rendered(
         role=columns[:, 0].astype(np.uint8),
         kind=columns[:, 1].astype(np.uint8),
         message=columns[:, 2],
-        train=columns[:, 3].astype(np.int8),
+        train=weights.numbered(piece.train for piece in pieces),
     )
     return Rendered(
         [one.row for one in found],
         [one.whole for one in found],
         np.concatenate([np.empty(0, np.uint32), *(one.tokens for one in found)]),
         spans,
+        weights.table,
         refused,
         notes,
     )

@@ -236,7 +236,7 @@ def select_rows(encoded: Encoded, chosen: NDArray[np.bool_]) -> Encoded:
     _lay_out(spans, spans["stop"] - spans["start"])
     spans["conversation"] = (np.cumsum(chosen) - 1)[spans["conversation"]]
     tokens = encoded.tokens[np.repeat(chosen, row_lengths.astype(np.int64))]
-    return Encoded(tokens, spans, rows)
+    return Encoded(tokens, spans, rows, encoded.weights)
 
 
 def _lay_out(table: NDArray[np.void], lengths: NDArray[np.uint64]) -> None:

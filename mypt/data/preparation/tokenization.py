@@ -26,7 +26,7 @@ from mypt.data.preparation.row_batches import Meter, Progress, texts_of
 from mypt.data.preparation.shard_writer import RowSplit, ShardWriter, select_rows
 from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.rendering.base_template import BASE, AnyTemplate, BaseTemplate
-from mypt.data.spans import ROLE
+from mypt.data.spans import ROLE, RowWeights
 from mypt.data.template import Template
 from mypt.data.tokenizer import (
     Tokenizer,
@@ -179,10 +179,11 @@ def _write_shards(
     meter: Meter,
     rows: Iterable[tuple[int, Encoded]],
 ) -> Manifest:
-    is_chat = False
+    is_chat, weights = False, RowWeights()
     meter.rows = 0
     with ShardWriter(folder, plan.config.shard_tokens, tokenizer.n_vocab) as writer:
         for index, encoded in rows:
+            weights.add(encoded.spans, encoded.weights.tolist())
             is_chat = is_chat or bool((encoded.spans["role"] != ROLE["text"]).any())
             in_val = split.in_val(encoded.rows)
             writer.append("train", index, select_rows(encoded, ~in_val))
@@ -202,6 +203,7 @@ def _write_shards(
         template=tokenizer.template.digest,
         sources=sources,
         shards=shards,
+        row_weights=weights.table,
         making=Making(config=plan.config, policies=(None,)),
     )
 

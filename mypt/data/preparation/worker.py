@@ -88,7 +88,7 @@ class Done(Frozen):
         with path.open("rb") as file:
             while file.read(1):
                 file.seek(-1, os.SEEK_CUR)
-                yield Encoded(*(npy.read_array(file, allow_pickle=False) for _ in range(3)))
+                yield Encoded(*(npy.read_array(file, allow_pickle=False) for _ in range(4)))
         path.unlink()
 
 

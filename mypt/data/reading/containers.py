@@ -111,11 +111,18 @@ def _fields(header: list[str], cells: list[str], place: Place) -> dict[str, Any]
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for name in WEIGHTS:
         if name in row:
-            row[name] = _SWITCH.get(row[name].strip().lower(), row[name])
+            row[name] = _SWITCH.get(row[name].strip().lower(), _number(row[name]))
     for name, cell in zip(header, cells, strict=True):
         if _MESSAGES.match(cell):
             row[name] = strict_json.parse_text(cell, f"{place}: column {name}")
     return row
+
+
+def _number(cell: str) -> str | float:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def container_of(raw: RawFile, *, text: bool | None = None) -> Container:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mypt.data.conversations import Message
+from mypt.data.conversations import Message, Train
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import (
     Leaf,
@@ -22,7 +22,7 @@ from mypt.data.rendering.marks import (
     widened,
 )
 from mypt.data.rendering.sandbox import CLOSES, OPENS, generates
-from mypt.data.spans import BY_POLICY, KIND, ROLE
+from mypt.data.spans import KIND, ROLE
 from mypt.errors import DataError
 
 
@@ -36,7 +36,7 @@ class Passage(NamedTuple):
     kind: int
     """Index into :data:`mypt.data.spans.KINDS`."""
     message: int
-    train: int
+    train: Train
     own: bool
     """Whether an author's words stand here, in which nothing is a special token."""
 
@@ -70,10 +70,10 @@ def write_prompt(
     text = _write(template, plain, tools, prompt=True)
     regions = find_regions(_write(template, marked, tools, prompt=True), text, leaves)
     pieces, at = list[Passage](), 0
-    header = (ROLE["assistant"], KIND["header"], len(turns), BY_POLICY, False)
+    header = (ROLE["assistant"], KIND["header"], len(turns), None, False)
     for region in regions:
         role = ROLE[turns[region.message].role]
-        own = (role, KIND["content"], region.message, BY_POLICY, True)
+        own = (role, KIND["content"], region.message, None, True)
         pieces += [Passage(region.start, *header), Passage(region.stop, *own)]
         at = region.stop
     return Written(text, tiled([*pieces, Passage(max(at, len(text)), *header)]), [], False)
@@ -263,12 +263,12 @@ def _pieces(
     return [*pieces, Passage(max(len(text), done), last.role, KIND["header"], *last[3:5], False)]
 
 
-def _trains(turn: Message) -> dict[str, int]:
+def _trains(turn: Message) -> dict[str, Train]:
     """Return what the row says about the mask of each kind of passage, the turn's own as "end"."""
-    trains = {"end": BY_POLICY if turn.train is None else int(turn.train)}
+    trains: dict[str, Train] = {"end": turn.train}
     for part in turn.parts:
         kind = "content" if part.kind == "text" else part.kind
-        said = trains["end"] if part.train is None else int(part.train)
+        said = trains["end"] if part.train is None else part.train
         if trains.setdefault(kind, said) != said:
             raise Unproved(
                 f"parts of kind {part.kind} in one turn, some to be learned and some not"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from mypt.config import MaskPolicy
 from mypt.data.manifest import Shard
 from mypt.data.spans import KIND, ROLE
 from mypt.errors import MaskError
-from mypt.inspection.checks.masks import wanted_spans
+from mypt.inspection.checks.masks import wanted_weights
 from mypt.training.loader import Batch
 
 MOST_HITS = 1000
@@ -34,6 +35,8 @@ class Truth:
     shard: Shard
     policy: MaskPolicy | None
     """None where the masks were made by hand: then the mask file itself is the truth."""
+    source: str = ""
+    row_weights: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> NDArray[np.uint32]:
@@ -41,20 +44,21 @@ class Truth:
         return np.fromfile(self.folder / self.shard.tokens.name, _TOKEN)
 
     @cached_property
-    def wanted(self) -> NDArray[np.uint8]:
-        """(N,) 1 where the token is to be supervised."""
+    def wanted(self) -> NDArray[np.float32]:
+        """(N,) how much the token is to weigh; 0 where it is not to be supervised."""
         if self._spans is not None and self.policy is not None:
-            return self._by_span(self._spans, wanted_spans(self._spans, self.policy))
+            weights = wanted_weights(self._spans, self.policy, self.source, self.row_weights)
+            return self._by_span(self._spans, weights).astype(np.float32)
         if self.shard.mask is None:
             raise MaskError(f"{self.shard.tokens.name} has no mask; make one with 'mypt mask'")
-        return np.fromfile(self.folder / self.shard.mask.name, np.uint8)
+        return np.fromfile(self.folder / self.shard.mask.name, np.uint8).astype(np.float32)
 
     @cached_property
     def kind(self) -> NDArray[np.uint8]:
         """(N,) index into KINDS; content where nobody recorded spans."""
         if self._spans is None:
             return np.full(self.shard.n_tokens, KIND["content"], np.uint8)
-        return self._by_span(self._spans, self._spans["kind"])
+        return self._by_span(self._spans, self._spans["kind"]).astype(np.uint8)
 
     @cached_property
     def row_stops(self) -> NDArray[np.int64] | None:
@@ -106,9 +110,8 @@ class Truth:
         return spans
 
     @staticmethod
-    def _by_span(spans: NDArray[np.void], values: NDArray[np.generic]) -> NDArray[np.uint8]:
-        lengths = (spans["stop"] - spans["start"]).astype(np.int64)
-        return np.repeat(values, lengths).astype(np.uint8)
+    def _by_span(spans: NDArray[np.void], values: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(values, (spans["stop"] - spans["start"]).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ class Piece:
     """(n + 1,) the inputs and, behind them, the last target."""
     targets: NDArray[np.int64]
     """(n,)."""
-    loss_mask: NDArray[np.int64]
+    loss_mask: NDArray[np.float32]
     """(n,)."""
     positions: NDArray[np.int64] | None
     """(n,) or None where they count along the row."""
@@ -151,7 +154,7 @@ def pieces_of(batch: Batch) -> Iterator[Piece]:
                     first=int(places[0]),
                     tokens=np.append(inputs[row][places], targets[row][places[-1]]),
                     targets=targets[row][places],
-                    loss_mask=mask[row][places].astype(np.int64),
+                    loss_mask=mask[row][places].astype(np.float32),
                     positions=None if positions is None else positions[row][places],
                 )
 
@@ -162,7 +165,7 @@ class Match:
 
     found: bool
     """Whether its tokens stand in the dataset one after the other, in one row if packed."""
-    wanted: NDArray[np.uint8]
+    wanted: NDArray[np.float32]
     """(n,) what its mask should be at the place that fits best; empty if it was not found."""
     kind: NDArray[np.uint8]
     """(n,) the kinds of its targets there."""
@@ -170,8 +173,7 @@ class Match:
 
 def match(piece: Piece, truths: list[Truth], one_row: bool) -> Match:
     """Look for a piece in the dataset; of several places one whose mask fits, if there is one."""
-    nothing = np.empty(0, np.uint8)
-    best = Match(False, nothing, nothing)
+    best = Match(False, np.empty(0, np.float32), np.empty(0, np.uint8))
     for truth in truths:
         for start in truth.find(piece.tokens):
             stop = start + len(piece.tokens)
@@ -197,7 +199,7 @@ def _match_below_system(piece: Piece, truth: Truth) -> Match | None:
             if not truth.in_one_row(first, stop) or last - first != size or start < last:
                 continue
             if np.array_equal(truth.tokens[first:last], piece.tokens[:size]):
-                wanted = np.append(np.zeros(size - 1, np.uint8), truth.wanted[start:stop])
+                wanted = np.append(np.zeros(size - 1, np.float32), truth.wanted[start:stop])
                 kinds = np.append(truth.kind[first + 1 : last], truth.kind[start:stop])
                 return Match(True, wanted, kinds)
     return None

@@ -129,12 +129,12 @@ def _hold(piece: Piece, found: Match, masked: _Tally, headers: _Tally, ends: _Ta
         place = int(wrong[0])
         detail = (
             f"{piece}: place {piece.first + place}, {KINDS[found.kind[place]]}:"
-            f" {piece.loss_mask[place]} found, {found.wanted[place]} expected"
+            f" {piece.loss_mask[place]:g} found, {found.wanted[place]:g} expected"
         )
     masked.add(len(piece.targets), not detail, detail)
     header = found.kind == KIND["header"]
     headers.add(int(header.sum()), not piece.loss_mask[header].any(), detail)
-    end = (found.kind == KIND["end"]) & (found.wanted == 1)
+    end = (found.kind == KIND["end"]) & (found.wanted > 0)
     ends.add(int(end.sum()), bool(piece.loss_mask[end].all()), detail)
 
 
@@ -156,7 +156,7 @@ def check_nothing_lost(
     whole.add(tokens, found == tokens, f"{found} tokens found, {tokens} expected")
     if plan is None:
         return [whole.check()]
-    supervised = sum(int(truth.wanted.sum(dtype=np.int64)) for truth in truths)
+    supervised = sum(int(np.count_nonzero(truth.wanted)) for truth in truths)
     learned = _Tally("every supervised token of the split is in the epoch or its account")
     found = plan.total.supervised_in
     learned.add(supervised, found == supervised, f"{found} found, {supervised} expected")
@@ -182,7 +182,7 @@ def _targets(truth: Truth, plan: PackingPlan, number: int, n_vocab: int) -> NDAr
     # A piece's first token is a target only behind a system message that is read again.
     np.add.at(edges, pieces["start"] + alone, 1)
     np.add.at(edges, pieces["stop"], -1)
-    times = np.cumsum(edges[:-1]) * truth.wanted
+    times = np.cumsum(edges[:-1]) * (truth.wanted > 0)
     return np.bincount(truth.tokens, times, n_vocab).astype(np.int64)
 
 

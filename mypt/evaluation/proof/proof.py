@@ -1,5 +1,6 @@
 """The proof of a mask, bit for bit, on real batches and a small random model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -65,7 +66,7 @@ def prove_mask(
         raise MaskError(f"{whole.path} has no masks to prove; make them with 'mypt mask'")
     manifest = _limited(whole.manifest, split)
     limited, shards = Dataset(whole.path, manifest), manifest.split(split)
-    truths = [Truth(whole.path, shard, record.policy) for shard in shards]
+    truths = list(_truths(limited, split))
     places = min(block_size, max(shard.n_tokens for shard in shards) - 1)
     checks: list[ProofCheck] = []
     for batching in _batchings(manifest):
@@ -90,6 +91,14 @@ def prove_mask(
         shards_in_all=len(whole.manifest.split(split)),
         checks=tuple(checks),
     )
+
+
+def _truths(dataset: Dataset, split: Split) -> Iterator[Truth]:
+    manifest = dataset.manifest
+    policy = manifest.mask.policy if manifest.mask else None
+    for shard in manifest.split(split):
+        source = manifest.sources[shard.source].name
+        yield Truth(dataset.path, shard, policy, source, manifest.row_weights)
 
 
 def _check(

@@ -64,9 +64,11 @@ _BODY: Final = """\
 {%- endif -%}
 {{- '{"name": ' ~ (called.name | tojson) ~ ', "arguments": ' ~ (arguments | tojson) ~ '}' -}}
 {%- endmacro -%}
-{%- set ns = namespace(last=-1, learned='', before='', slots=[], parts=[]) -%}
+{%- set ns = namespace(last=-1, asked=0, round=0, learned='', before='', slots=[], parts=[]) -%}
 {%- for message in messages -%}
 {%- if message.role in ROLES -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- if message.role == 'user' -%}{%- set ns.asked = loop.index0 -%}{%- endif -%}
+{%- if message.role == 'assistant' -%}{%- set ns.round = ns.asked -%}{%- endif -%}
 {%- endfor -%}
 {%- for message in messages -%}
 {%- if message.role not in TURNS -%}
@@ -103,7 +105,7 @@ _BODY: Final = """\
 {%- set ns.slots = ns.slots + [slot + [own or train]] -%}
 {%- endfor -%}
 {%- endfor -%}
-{%- set earlier = LAST_ONLY and loop.index0 != ns.last -%}
+{%- set earlier = LAST_ONLY and loop.index0 != ns.last or ROUND_ONLY and loop.index0 < ns.round -%}
 {%- for slot in ns.slots + turn.end -%}
 {%- set kind, text, special, said = (slot + [train])[:4] -%}
 {%- if text -%}
@@ -160,6 +162,7 @@ def chat_template(tokenizer: Tokenizer, template: Template, policy: MaskPolicy) 
         "LEARNED": {role: _learned(role, policy) for role in template.turns},
         "ROLES": list(policy.roles),
         "LAST_ONLY": policy.last_turn_only,
+        "ROUND_ONLY": policy.last_round_only,
         "GLUE": GLUE,
         "CUT": CUT,
     }
@@ -279,4 +282,4 @@ def _outcome(role: str, kind: str, train: str, policy: MaskPolicy) -> int:
         "role": role, "kind": kind, "train": train, "last_turn": "yes",
     }  # fmt: skip
     decides = next(rule for rule in rules(policy) if rule.fits(values))
-    return {"0": 0, "1": 1, "refused": 2}[decides.outcome]
+    return 2 if decides.outcome is None else int(decides.outcome > 0)

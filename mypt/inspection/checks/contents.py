@@ -16,7 +16,7 @@ from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS, FileRecord, Manifest, Shard, Split
 from mypt.data.rendering.base_template import AnyTemplate, BaseTemplate
 from mypt.data.shards import open_table, origin
-from mypt.data.spans import KIND, KINDS, ROLES, ROW_DTYPE, SPAN_DTYPE
+from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLES, ROW_DTYPE, SPAN_DTYPE
 from mypt.data.template import PartForm
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import MyptError
@@ -214,11 +214,12 @@ def _check_spans(check: ShardCheck) -> bool:
         check.findings.add("spans_gap", Where(where=check.shard.record.tokens.name, detail=detail))
         return False
     row = np.minimum(spans["conversation"], len(rows) - 1)
+    weights = check.dataset.manifest.row_weights
     astray = (
         (spans["conversation"] >= len(rows))
         | (spans["role"] >= len(ROLES))
         | (spans["kind"] >= len(KINDS))
-        | (np.abs(spans["train"].astype(np.int16)) > 1)
+        | ((spans["train"] - BY_POLICY).astype(np.uint8) >= 3 + len(weights))
         | (spans["start"] < rows["start"][row])
         | (spans["stop"] > rows["stop"][row])
     )

@@ -65,7 +65,7 @@ class TokenCounts:
         if spans is None:
             group = (check.split, source, "")
             self.tokens[group] += len(check.shard.tokens)
-            self.supervised[group] += 0 if mask is None else int(mask.sum(dtype=np.int64))
+            self.supervised[group] += 0 if mask is None else int(np.count_nonzero(mask))
             return
         lengths = (spans["stop"] - spans["start"]).astype(np.int64)
         counts = np.zeros_like(lengths) if mask is None else supervised_in(spans, mask)
@@ -118,7 +118,7 @@ def _check_first(
     check: ShardCheck, spans: NDArray[np.void], rows: NDArray[np.void], mask: NDArray[np.uint8]
 ) -> None:
     first = spans[np.searchsorted(spans["stop"], rows["start"], side="right")]
-    wrong = (first["role"] != ROLE["text"]) & (mask[rows["start"]] == 1)
+    wrong = (first["role"] != ROLE["text"]) & (mask[rows["start"]] > 0)
     _add_rows(check, "first_supervised", first["conversation"][wrong])
 
 

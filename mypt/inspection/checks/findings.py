@@ -40,7 +40,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "digest_differs": ("error", "rows whose tokens do not give back what was read"),
     # masks
     "mask_partial": ("error", "only some shards have masks; mask the whole dataset again"),
-    "mask_value": ("error", "mask bytes other than 0 and 1"),
+    "mask_value": ("error", "mask bytes that stand for no weight of the dataset's table"),
     "span_split": ("error", "spans supervised in part: the mask does not follow the spans"),
     "header_supervised": ("error", "headers supervised: the program writes them, not the model"),
     "tool_supervised": ("error", "tool results supervised: no model writes them"),
@@ -52,6 +52,7 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "stop_unsupervised": ("error", "ends of turns unsupervised: the model would never stop"),
     "never_stops": ("error", "no token at which generation stops is learned: no answer would end"),
     "answer_unsupervised": ("error", "content unsupervised that the policy supervises"),
+    "weight_differs": ("error", "tokens whose weight is another than the policy and their row say"),
     "mask_differs": ("error", "mask bytes differ from what the recorded policy gives"),
     "stats_differ": ("error", "recorded mask statistics differ from the masks"),
     "density_zero": ("error", "nothing is supervised: no training step would learn"),

@@ -15,12 +15,21 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from mypt.config import Role
-from mypt.data.conversations import Conversation, Document, Message, Origin, Part, PartKind, Row
+from mypt.data.conversations import (
+    Conversation,
+    Document,
+    Message,
+    Origin,
+    Part,
+    PartKind,
+    Row,
+    Train,
+)
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.preparation.encoding import encode_rows, row_digest
 from mypt.data.rendering.base_template import BaseTemplate
-from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLE, ROLES
+from mypt.data.spans import KIND, KINDS, ROLE, ROLES, RowWeights
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
 from mypt.inspection.checks.contents import part_forms
@@ -34,7 +43,6 @@ PARTS: Final[dict[int, PartKind]] = {
 }
 """Which part of a message a span of each kind holds; headers and ends hold none."""
 
-_TRAIN: Final = {BY_POLICY: None, 0: False, 1: True}
 _LAYOUT: Final = ["role", "kind", "message", "train"]
 _MARKED: Final = (KIND["reasoning"], KIND["tool_call"])
 _WRITTEN: Final = (KIND["header"], KIND["end"])
@@ -64,30 +72,36 @@ def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
     origin = Origin(0, 1)
     if view.spans is None or not len(view.spans):
         return Document(tokenizer.decode_part(view.tokens), origin)
-    turns: dict[int, tuple[int, list[int], list[Part]]] = {}
+    turns: dict[int, tuple[int, list[Train], list[Part]]] = {}
+    said_of = {-1: None, 0: False, 1: True} | {
+        int(np.uint8(number).view(np.int8)): weight
+        for number, weight in enumerate(view.row_weights, 2)
+    }
     forms = part_forms(tokenizer.template)
     # Plain tuples: reading the fields of numpy's records one by one takes most of the time.
     for start, stop, _, turn, role, kind, train in view.spans.tolist():
         _, whole, parts = turns.setdefault(turn, (role, [], []))
         if kind not in PARTS:
-            whole.append(train)
+            whole.append(said_of[train])
         else:
             read = tokenizer.decode if role == ROLE["text"] else tokenizer.decode_part
             said, form = read(view.tokens[start:stop]), forms.get(PARTS[kind])
             if form is not None:
                 said = said.removeprefix(form.open).removesuffix(form.close)
-            parts.append(Part(PARTS[kind], said, _TRAIN[train]))
+            parts.append(Part(PARTS[kind], said, said_of[train]))
     if view.spans["role"][0] == ROLE["text"]:
-        return Document("".join(p.text for *_, parts in turns.values() for p in parts), origin)
+        said = "".join(p.text for *_, parts in turns.values() for p in parts)
+        own = said_of[int(view.spans["train"][0])]
+        return Document(said, origin, own)
     messages = (
         _message(cast(Role, ROLES[role]), whole, parts) for role, whole, parts in turns.values()
     )
     return Conversation(tuple(messages), origin)
 
 
-def _message(role: Role, whole: list[int], parts: list[Part]) -> Message:
+def _message(role: Role, whole: list[Train], parts: list[Part]) -> Message:
     """Return a turn; what its header and end say, or all its parts, is the turn's own word."""
-    said = {_TRAIN[train] for train in whole} or {part.train for part in parts}
+    said = set(whole) or {part.train for part in parts}
     train = said.pop() if len(said) == 1 else None
     kept = (replace(part, train=None) if part.train == train else part for part in parts)
     return Message(role, tuple(kept) or (Part("text", ""),), train)
@@ -155,6 +169,9 @@ def _difference(view: RowView, row: Row, tokenizer: Tokenizer) -> str:
     assert view.spans is not None, "the caller has looked"
     try:
         again = encode_rows([row], tokenizer)
+        known = RowWeights()
+        known.numbered(view.row_weights)
+        known.add(again.spans, again.weights.tolist())
     except MyptError as error:
         return str(error)
     if not np.array_equal(view.spans[_LAYOUT], again.spans[_LAYOUT]):

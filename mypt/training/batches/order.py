@@ -5,7 +5,7 @@ What a trained checkpoint was shown is counted from the same record, and without
 
 from typing import Literal, NamedTuple
 
-from mypt.config import Preset
+from mypt.config import Normalisation, Preset
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import Split
 from mypt.data.packing.layout import plan_rows
@@ -35,6 +35,8 @@ class Batching(NamedTuple):
     """Largest share of supervised tokens that may be lost to length; packed only."""
     grad_accumulation: int
     """Micro-batches an optimizer step."""
+    normalisation: Normalisation = "token"
+    """What weighs the same; packed only."""
 
     @classmethod
     def of(cls, config: Preset) -> "Batching":
@@ -53,6 +55,11 @@ class Batching(NamedTuple):
         """
         if self.batching not in ("windows", "packed"):
             raise ConfigError(f"batching {self.batching!r} found, 'windows' or 'packed' expected")
+        if self.normalisation != "token" and self.batching != "packed":
+            raise ConfigError(
+                f"normalisation {self.normalisation!r} found with batching {self.batching!r}; set"
+                " batching: packed"
+            )
         if self.use_loss_mask:
             check_masks(dataset, split)
         if self.batching == "windows":
@@ -80,6 +87,7 @@ class Batching(NamedTuple):
             grad_accumulation=self.grad_accumulation,
             use_loss_mask=self.use_loss_mask,
             seed=self.seed,
+            normalisation=self.normalisation,
         )
 
 

@@ -14,9 +14,11 @@ The five tokens of :mod:`mypt.data.preparation.encoding` in a row of 6 places: t
 import numpy as np
 from numpy.typing import NDArray
 
+from mypt.config import Normalisation
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan, Range, places_of
+from mypt.training.batches.normalisation import piece_scales
 from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
 
 
@@ -39,6 +41,7 @@ class PackedRows:
         grad_accumulation: int,
         use_loss_mask: bool,
         seed: int,
+        normalisation: Normalisation = "token",
     ) -> None:
         """Lay out the epochs of one split."""
         self.plan = plan
@@ -49,6 +52,8 @@ class PackedRows:
         # A memory map's own indexing costs several times a plain array's.
         self._tokens = [np.asarray(shard.tokens) for shard in shards]
         self._masks = [np.asarray(shard.mask) for shard in shards] if use_loss_mask else []
+        self._table = dataset.weights if use_loss_mask else None
+        self._scales = piece_scales(dataset, split, plan.pieces, normalisation, use_loss_mask)
         self._padding = dataset.tokenizer.end_of_text
         self._entropy = (seed, SPLITS.index(split))
         self._order = (-1, np.empty(0, np.int64))
@@ -105,6 +110,10 @@ class PackedRows:
         tokens = _join(self._tokens, ranges)
         mask = _join(self._masks, ranges) if self._masks else np.ones_like(tokens, np.uint8)
         mask[within < np.repeat(n_repeated, n_tokens)] = 0
+        if self._table is not None:
+            mask = self._table[mask]
+        if self._scales is not None:
+            mask = mask * np.repeat(self._scales[chosen], n_tokens)
         inputs, targets, loss_mask = shift(tokens, mask)
         assert loss_mask is not None
         inside = within[1:] > 0  # the other pairs reach from one piece into the next
@@ -122,7 +131,7 @@ class PackedRows:
         return Arrays(
             input_ids=lay(inputs[inside].astype(np.int64), np.full(size, self._padding)),
             targets=lay(targets[inside].astype(np.int64), np.full(size, self._padding)),
-            loss_mask=lay(loss_mask[inside], np.zeros(size, np.uint8)),
+            loss_mask=lay(loss_mask[inside], np.zeros(size, mask.dtype)),
             positions=lay(position, np.zeros(size, np.int64)),
             segments=lay(np.repeat(number, n_tokens - 1), np.full(size, -1)),
         )

@@ -22,8 +22,9 @@ class Arrays(NamedTuple):
     """(B, T) token ids."""
     targets: NDArray[np.int64]
     """(B, T); the token that follows each input."""
-    loss_mask: NDArray[np.uint8] | None
-    """(B, T) of 0 and 1, aligned with ``targets``; None supervises all."""
+    loss_mask: NDArray[np.uint8 | np.float32] | None
+    """(B, T) of 0 and 1, or how much each token weighs, aligned with ``targets``; None supervises
+    all."""
     positions: NDArray[np.int64] | None = None
     """(B, T), counted from 0 in each piece; None counts along the row."""
     segments: NDArray[np.int64] | None = None
@@ -35,10 +36,10 @@ class Shifted(NamedTuple, Generic[Scalar]):
 
     inputs: NDArray[Scalar]
     targets: NDArray[Scalar]
-    loss_mask: NDArray[np.uint8] | None
+    loss_mask: NDArray[np.uint8 | np.float32] | None
 
 
-def shift(tokens: NDArray[Scalar], mask: NDArray[np.uint8] | None) -> Shifted[Scalar]:
+def shift(tokens: NDArray[Scalar], mask: NDArray[np.uint8 | np.float32] | None) -> Shifted[Scalar]:
     """Turn n + 1 tokens, whose mask lies beside them, into n inputs and their targets.
 
     Law 5: on disk the mask belongs to its token; in a batch it belongs to its target. This

@@ -68,6 +68,7 @@ class Windows:
         masks = [shard.mask for shard in long if use_loss_mask and shard.mask is not None]
         self._masks = _Together(masks, window + 1) if masks else None
         self._counts = np.array([len(shard.tokens) - window for shard in long])
+        self._table = dataset.weights
         sources = dataset.manifest.sources
         self._weights = np.array([sources[shard.record.source].weight for shard in long])
         self._edges = np.cumsum(self._counts * self._weights)
@@ -80,7 +81,8 @@ class Windows:
         lot, within = self._drawn_with(number)
         tokens = self._tokens.windows[lot.token_places[within]].astype(np.int64)
         mask = self._masks.windows[lot.mask_places[within]] if self._masks else None
-        return Arrays(*shift(tokens, mask))
+        weighed = mask if mask is None or self._table is None else self._table[mask]
+        return Arrays(*shift(tokens, weighed))
 
     def places(self, number: int) -> list[list[TokenRange]]:
         """Return the stretches of tokens that each row of batch ``number`` is made of."""

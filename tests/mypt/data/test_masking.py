@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mypt.config import MaskPolicy
-from mypt.data.masking import explain, last_turns, mask_from_spans, rules
+from mypt.data.masking import explain, last_turns, mask_from_spans, rules, weight_table
 from mypt.data.spans import KIND, KINDS, ROLE, ROLES, SPAN_DTYPE
 from mypt.errors import MaskError
 
@@ -39,18 +39,23 @@ CHAT = spans_of(
 
 def naive_mask(spans, policy):
     """Say law 2 and the policy's fields token by token, as a person would."""
-    last = {}
+    last, asked, begins = {}, {}, {}
     for span in spans:
+        row = span["conversation"]
         if ROLES[span["role"]] in policy.roles:
-            last[span["conversation"]] = span["message"]
+            last[row] = span["message"]
+        if ROLES[span["role"]] == "user":
+            asked[row] = span["message"]
+        if ROLES[span["role"]] == "assistant":
+            begins[row] = asked.get(row, 0)
     return [
-        int(naive_wish(span, policy, last.get(span["conversation"])))
+        int(naive_wish(span, policy, last, begins))
         for span in spans
         for _ in range(span["start"], span["stop"])
     ]
 
 
-def naive_wish(span, policy, last):
+def naive_wish(span, policy, last, begins):
     role, kind = ROLES[span["role"]], KINDS[span["kind"]]
     if kind == "header" or role == "tool" or span["train"] == 0:
         return False
@@ -62,7 +67,10 @@ def naive_wish(span, policy, last):
         return True
     if role == "text":
         return policy.text
-    if policy.last_turn_only and span["message"] != last:
+    row = span["conversation"]
+    if policy.last_turn_only and span["message"] != last.get(row):
+        return False
+    if policy.last_round_only and span["message"] < begins.get(row, 0):
         return False
     return role in policy.roles and (policy.end_of_turn or kind != "end")
 
@@ -82,9 +90,9 @@ def shards(draw):
 
 
 policies = st.builds(
-    MaskPolicy,
+    lambda which, **knobs: MaskPolicy(**knobs, **({which: True} if which else {})),
+    which=st.sampled_from(["", "last_turn_only", "last_round_only"]),
     roles=st.lists(st.sampled_from(["system", "user", "assistant"]), unique=True).map(tuple),
-    last_turn_only=st.booleans(),
     end_of_turn=st.booleans(),
     reasoning=st.booleans(),
     tool_calls=st.booleans(),
@@ -110,6 +118,50 @@ def test_last_turn_only_supervises_the_last_answer_and_its_stop_and_nothing_of_t
     )  # fmt: skip
     mask = mask_of(two_rows, last_turn_only=True)
     assert np.flatnonzero(mask).tolist() == [16, 17, 18, 19, 26, 27, 28, 29]
+
+
+def test_last_round_only_supervises_the_calls_that_lead_to_the_last_answer_too():
+    call = (0, 3, "assistant", [("header", 1, -1), ("tool_call", 2, -1), ("end", 1, -1)])
+    spans = spans_of(
+        turn(0, 0, "user", 1), turn(0, 1, "assistant", 1), turn(0, 2, "user", 1), call,
+        turn(0, 4, "tool", 1), turn(0, 5, "assistant", 1), turn(0, 6, "user", 1),
+        turn(1, 0, "assistant", 1), turn(1, 1, "assistant", 1),
+    )  # fmt: skip
+    alone = [0, 1, 1]
+    context, calls = [0] * 9, [0, 1, 1, 1]
+    tail = [0] * 3 + alone + [0] * 3 + alone * 2
+    assert mask_of(spans, last_round_only=True) == context + calls + tail
+
+
+def weights_of(spans, row_weights=(), source="", **policy):
+    given, n_tokens = MaskPolicy(**policy), int(spans["stop"][-1])
+    how = {"source": source, "row_weights": row_weights}
+    table = weight_table(given, [source], row_weights)
+    return [table[i] for i in mask_from_spans(spans, n_tokens, given, **how).tolist()]
+
+
+def test_weights_by_role_kind_and_source_multiply_and_a_header_weighs_0():
+    spans = spans_of(turn(0, 0, "user", 2), turn(0, 1, "assistant", 2))
+    weights = {"stop": 2.0, "user": 0.5}
+    both = {"roles": ("user", "assistant"), "weights": weights}
+    assert weights_of(spans, **both) == [0, 0.5, 0.5, 1, 0, 1, 1, 2]
+    assert weights_of(spans, weights={"stop": 2.0}) == [0, 0, 0, 0, 0, 1, 1, 2]
+    poor = both | {"weights": weights | {"source:web": 0.25}}
+    assert weights_of(spans, source="web", **poor) == [0, 0.125, 0.125, 0.25, 0, 0.25, 0.25, 0.5]
+    assert weights_of(spans, source="other", **poor) == weights_of(spans, **both)
+
+
+def test_a_rows_own_weight_multiplies_the_rules():
+    spans = spans_of(turn(0, 0, "user", 1, train=3), turn(0, 1, "assistant", 1, train=2))
+    assert weights_of(spans, (0.5, 3.0), weights={"stop": 2.0}) == [0, 3, 6, 0, 0.5, 1]
+
+
+def test_a_mask_without_weights_has_the_bytes_0_and_1_and_more_than_255_weights_are_refused():
+    assert weight_table(MaskPolicy()) == weight_table(MaskPolicy(roles=())) == (0, 1)
+    many = tuple(2.0 + i for i in range(253))
+    assert len(weight_table(MaskPolicy(), [""], many)) == 255
+    with pytest.raises(MaskError, match="gives 501 distinct weights, expected at most 255"):
+        weight_table(MaskPolicy(weights={"stop": 3.1}), [""], many)
 
 
 def test_the_end_of_a_turn_is_supervised_by_default_and_left_out_on_request():
@@ -243,7 +295,7 @@ def evaluate(line, values):
             field, _, allowed = condition.partition("=")
             if values[field] not in allowed.split("|"):
                 return None
-    return int(then.partition(":")[0])
+    return float(then.partition(":")[0])
 
 
 @settings(deadline=None)

@@ -85,12 +85,17 @@ def test_only_rows_whose_mask_changed_are_counted_as_masked_anew(tmp_path):
     b = mask(a, MaskPolicy(last_turn_only=True), tmp_path / "m").path
     found = diff(a, b)
     naive = sum(
-        not np.array_equal(one.mask, other.mask)
+        not np.array_equal(one.weights, other.weights)
         for split in ("train", "val")
         for one, other in zip(*(iter_rows(open_dataset(x), split) for x in (a, b)), strict=True)
     )
     assert 0 < found.masked_anew == naive < 20
     assert diff(a, made(tmp_path / "c", chats(20))).masked_anew is None
+    weighed = [
+        mask(a, MaskPolicy(weights={"assistant": weight}), tmp_path / f"w{weight}").path
+        for weight in (2, 3)
+    ]
+    assert diff(*weighed).masked_anew == 20  # the same bytes mean another weight
 
 
 def test_what_is_not_shown_is_counted_and_a_source_that_is_missing_has_no_share(tmp_path):

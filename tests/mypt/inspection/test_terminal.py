@@ -144,7 +144,11 @@ def test_evaluating_the_printed_rules_again_gives_the_mask(whole):
                 if all(values[field] in allowed for field, allowed in parse(rule)[0].items())
             )
             assert str(token.rule) == fitting
-            assert parse(fitting)[1] == str(int(token.supervised)) == str(view.mask[token.position])
+            assert (
+                parse(fitting)[1]
+                == str(int(token.supervised))
+                == f"{view.weights[token.position]:g}"
+            )
             seen.add(fitting)
     assert len(seen) >= 7
 

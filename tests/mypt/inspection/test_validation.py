@@ -22,7 +22,16 @@ from mypt.inspection.checks.findings import EXAMPLES
 from mypt.inspection.terminal import render_report
 from mypt.inspection.validation import CODES, ValidationReport, validate
 from tests.mypt.clean import everything
-from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, of, on_masks, painted, seal, shards
+from tests.mypt.faults import (
+    DATASET_FAULTS,
+    MASK_FAULTS,
+    WEIGHT_FAULTS,
+    of,
+    on_masks,
+    painted,
+    seal,
+    shards,
+)
 
 
 def chat(folder, *pairs, policy=None, **values):
@@ -247,7 +256,9 @@ def test_a_provoked_finding_is_made_at_its_level(code, copy, tmp_path):
 
 
 def test_every_finding_is_provoked_here_or_in_the_mutation_suite():
-    mutations = set().union(*(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS).values()))
+    mutations = set().union(
+        *(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS | WEIGHT_FAULTS).values())
+    )
     length = {"too_long", "lone_answers", "length_refused", "too_much_lost", "lost_systems"}
     elsewhere = {"density_one", "mask_differs", "span_astray", "digest_differs"} | length
     assert set(CODES) == set(PROVOKED) | mutations | elsewhere

@@ -57,7 +57,7 @@ def test_forward_without_targets_gives_all_logits_and_no_loss(batch):
 def test_the_training_path_gives_the_same_loss_without_all_logits(batch):
     model = tiny().double()
     loss = model.loss(*batch)
-    assert loss.n_tokens == 32
+    assert loss.weight == 32
     assert loss.mean.item() == pytest.approx(model(*batch)[1].item(), abs=1e-12)
 
 
@@ -171,7 +171,7 @@ def test_padding_on_the_right_changes_neither_loss_nor_gradient(padding):
     padded = [ids(v + [p] * padding) for v, p in ((row, stop), (target, stop), (mask, 0))]
     model = tiny().double()
     alone, long = model.loss(ids(row), ids(target), ids(mask)), model.loss(*padded)
-    assert long.n_tokens == alone.n_tokens == 4
+    assert long.weight == alone.weight == 4
     assert long.total.item() == pytest.approx(alone.total.item(), abs=1e-10)
     grads = [torch.autograd.grad(loss.total, list(model.parameters())) for loss in (alone, long)]
     for a, b in zip(*grads, strict=True):

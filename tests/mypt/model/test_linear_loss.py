@@ -1,5 +1,7 @@
 """The fused loss against the seed's formula: values, gradients, memory, every chunk size."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mypt.model import linear_loss
 from mypt.model.linear_loss import TiedGradient, embed, linear_cross_entropy
+from mypt.model.objectives import Objective
 
 N, C, V = 23, 16, 301
 
@@ -216,3 +219,58 @@ def test_several_threads_give_the_same_bits_each_time():
         assert len({bits() for _ in range(20)}) == 1
     finally:
         torch.set_num_threads(before)
+
+
+def by_formula(rows, weight, targets, weights, objective, base):
+    """The published formulas, with all the logits."""
+    logits = rows @ weight.T
+    log_p = logits.log_softmax(1)
+    nats = -log_p.gather(1, targets[:, None])[:, 0]
+    factor = torch.ones_like(nats)
+    if objective.name == "dft":
+        factor = (-nats).exp().detach()
+    if objective.name == "eaft":
+        top = logits.detach().topk(20, dim=1).values.softmax(1)
+        factor = -(top * top.log()).sum(1) / math.log(20)
+    q = (base[0] @ base[1].T).softmax(1)
+    away = (q * (q.log() - log_p)).sum(1)
+    z = logits.logsumexp(1).square()
+    terms = factor * nats + objective.z_loss * z + objective.kl_base * away
+    return (terms if weights is None else weights * terms).sum()
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 7])
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("kl_base", [0.0, 0.3])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("name", ["nll", "dft", "eaft"])
+def test_each_objective_is_its_published_formula(name, z_loss, kl_base, weighed, chunk_rows):
+    rows, weight, targets = make(dtype=torch.float64, spread=0.5)
+    generator = torch.Generator().manual_seed(1)
+    weights = 3 * torch.rand(N, generator=generator, dtype=torch.float64) if weighed else None
+    base = make(N + 1, torch.float64)[0].detach()[:N, :5], weight.detach()[:, :5]
+    objective = Objective(name, z_loss, kl_base)
+    expected = by_formula(rows, weight, targets, weights, objective, base)
+    gradients = torch.autograd.grad(expected, (rows, weight))
+    how = {"weights": weights, "objective": objective, "base": base}
+    ours = found(rows, weight, targets, chunk_rows=chunk_rows, **how)
+    for our, theirs in zip(ours, (expected, *gradients), strict=True):
+        assert (our - theirs).abs().max() <= 1e-12 * max(1.0, theirs.abs().max().item())
+    with torch.no_grad():
+        scored = linear_cross_entropy(rows, weight, targets, chunk_rows=chunk_rows, **how)
+    assert scored.item() == pytest.approx(expected.item(), rel=1e-13)
+
+
+def test_weights_of_1_change_no_bit_of_plain_loss_and_gradients():
+    batch = make(400)
+    plainly, weighed = found(*batch), found(*batch, weights=torch.ones(400))
+    assert all(torch.equal(one, other) for one, other in zip(plainly, weighed, strict=True))
+
+
+def test_weight_2_doubles_loss_and_gradients_in_bfloat16_too():
+    rows, weight, targets = make(400)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        once = found(rows, weight, targets)
+        twice = found(rows, weight, targets, weights=torch.full((400,), 2.0))
+    for one, two in zip(once, twice, strict=True):
+        assert distance(two, 2 * one) < 1e-5

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from mypt.model.linear_loss import linear_cross_entropy
-from mypt.model.loss import MaskedLoss, masked_cross_entropy, supervised_positions
+from mypt.model.loss import (
+    MaskedLoss,
+    masked_cross_entropy,
+    summed,
+    supervised_positions,
+    weights_at,
+)
 
 B, T, C, V = 2, 5, 8, 11
 
@@ -23,8 +29,9 @@ def head_loss(hidden, weight, targets, mask=None):
     """The head's loss as :meth:`mypt.model.gpt.GPT.loss` takes it: of supervised rows alone."""
     index = supervised_positions(targets, mask)
     rows = hidden.flatten(0, 1).index_select(0, index)
-    total = linear_cross_entropy(rows, weight, targets.flatten()[index])
-    return MaskedLoss(total, index.new_full((), len(index)))
+    weights = weights_at(mask, index)
+    total = linear_cross_entropy(rows, weight, targets.flatten()[index], weights=weights)
+    return summed(total, index, weights)
 
 
 @pytest.fixture
@@ -88,7 +95,7 @@ def test_the_sum_matches_the_formula_term_by_term(batch):
         if mask[b, t]
     ]
     loss = masked_cross_entropy(logits, targets, mask)
-    assert loss.n_tokens.item() == len(terms) == 3
+    assert loss.weight.item() == len(terms) == 3
     assert loss.total.item() == pytest.approx(sum(terms), abs=1e-12)
 
 
@@ -96,7 +103,7 @@ def test_without_a_mask_every_target_counts(batch):
     hidden, weight, targets, _ = batch
     logits = hidden @ weight.T
     loss = head_loss(hidden, weight, targets)
-    assert loss.n_tokens.item() == B * T
+    assert loss.weight.item() == B * T
     assert loss.mean.item() == pytest.approx(
         F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), abs=1e-12
     )
@@ -106,7 +113,7 @@ def test_the_sum_is_float32_for_low_precision_input(batch):
     hidden, weight, targets, mask = batch
     loss = head_loss(hidden.bfloat16(), weight.bfloat16(), targets, mask)
     assert loss.total.dtype == torch.float32
-    assert loss.n_tokens.dtype == torch.int64
+    assert loss.weight.dtype == torch.int64
 
 
 @pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
@@ -126,7 +133,7 @@ def test_an_empty_mask_sums_to_zero_with_count_zero_and_has_no_mean(batch):
     hidden.requires_grad_()
     loss = head_loss(hidden, weight, targets, torch.zeros_like(mask))
     loss.total.backward()
-    assert (loss.total.item(), loss.n_tokens.item()) == (0.0, 0)
+    assert (loss.total.item(), loss.weight.item()) == (0.0, 0)
     assert loss.mean.isnan()
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
@@ -136,7 +143,7 @@ def test_a_target_that_other_libraries_ignore_is_not_counted(batch):
     targets[0, 0] = -100
     loss = head_loss(hidden, weight, targets)
     expected = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
-    assert loss.n_tokens.item() == B * T - 1
+    assert loss.weight.item() == B * T - 1
     assert loss.mean.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
@@ -160,7 +167,7 @@ def test_rows_of_1_and_31_tokens_weigh_by_token_not_by_row():
     mask[0, 1:] = 0
     whole = masked_cross_entropy(logits, targets, mask)
     rows = [masked_cross_entropy(logits[b], targets[b], mask[b]) for b in range(2)]
-    joined = MaskedLoss(sum(r.total for r in rows), sum(r.n_tokens for r in rows))
+    joined = MaskedLoss(sum(r.total for r in rows), sum(r.weight for r in rows))
     assert joined.mean.item() == pytest.approx(whole.mean.item(), abs=1e-12)
     assert abs(sum(r.mean.item() for r in rows) / 2 - whole.mean.item()) > 1e-2
 
@@ -173,8 +180,39 @@ def test_a_mask_of_another_shape_is_refused(batch):
         masked_cross_entropy((hidden @ weight.T)[:, 1:], targets, mask)
 
 
-def test_a_mask_with_other_values_than_0_and_1_is_refused(batch):
+def test_integers_other_than_0_and_1_and_weights_that_are_none_are_refused(batch):
     hidden, weight, targets, mask = batch
-    for wrong in (mask * 2, mask.float() * 0.5):
-        with pytest.raises(ValueError, match="other than 0 and 1"):
-            head_loss(hidden, weight, targets, wrong)
+    with pytest.raises(ValueError, match="integers other than 0 and 1; weights are floats"):
+        head_loss(hidden, weight, targets, mask * 2)
+    for wrong in (-0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="negative or not finite"):
+            head_loss(hidden, weight, targets, torch.where(mask == 1, wrong, 0.0))
+
+
+def test_weight_2_doubles_a_tokens_term_above_and_below():
+    """By hand: nats of ln 2 and ln 4, weighed 2 and 1, are (2 ln 2 + ln 4) / 3."""
+    logits = torch.tensor([[[0.0, 0.0, -math.inf], [0.0, 0.0, math.log(2.0)], [9.0, 0.0, 0.0]]])
+    targets = torch.tensor([[0, 1, 2]])
+    weights = torch.tensor([[2.0, 1.0, 0.0]])
+    assert masked_cross_entropy(logits, targets, weights).weight.item() == 3
+    found = masked_cross_entropy(logits.double(), targets, weights).mean.item()
+    assert found == pytest.approx((2 * math.log(2) + math.log(4)) / 3, abs=1e-7)
+
+
+def test_weights_are_the_formula_in_both_losses_and_their_gradients(batch):
+    hidden, weight, targets, mask = batch
+    weights = mask * torch.rand(B, T, generator=torch.Generator().manual_seed(5))
+    grads = []
+    for way in ("formula", "gathered", "logits"):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if way == "formula":
+            loss = seed_formula(h @ w.T, targets, weights)
+        elif way == "gathered":
+            loss = head_loss(h, w, targets, weights).mean
+        else:
+            loss = masked_cross_entropy(h @ w.T, targets, weights).mean
+        loss.backward()
+        grads.append((loss.detach(), h.grad, w.grad))
+    for ours in grads[1:]:
+        for found, expected in zip(ours, grads[0], strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

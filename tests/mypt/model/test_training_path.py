@@ -63,7 +63,7 @@ def test_loss_and_every_gradient_are_the_seeds(prune, tied, bias, segments, dens
     model, (idx, targets, mask) = build(tied=tied, bias=bias), batch(density)
     ours = model.loss(idx, targets, mask, segments=segments, prune_last_block=prune)
     theirs = seeds(model, idx, targets, mask, segments=segments)
-    assert ours.n_tokens == mask.sum()
+    assert ours.weight == mask.sum()
     assert ours.total.item() == pytest.approx(theirs.item(), rel=1e-6)
     assert distance(gradients(model, ours.total), gradients(model, theirs)) < 1e-6
 
@@ -94,7 +94,7 @@ def test_in_bfloat16_they_are_no_further_from_the_truth_than_the_seeds_own(prune
 def test_an_empty_mask_gives_zero_and_zero_gradients(prune, tied):
     model, (idx, targets, mask) = build(tied=tied, bias=True), batch(0.0)
     loss = model.loss(idx, targets, mask, prune_last_block=prune)
-    assert (loss.total.item(), loss.n_tokens.item()) == (0.0, 0)
+    assert (loss.total.item(), loss.weight.item()) == (0.0, 0)
     assert not any(gradient.any() for gradient in gradients(model, loss.total).values())
 
 

@@ -61,7 +61,7 @@ def test_who_made_the_steps_before_is_kept_when_somebody_else_goes_on(plan, fini
     list(train(plan(max_iters=6), context=first, should_stop=stop_after(2)))
     code = provenance.record_code()
     other = code.model_copy(update={"digest": OTHER_CODE})
-    monkeypatch.setattr("mypt.training.run.record_code", lambda: other)
+    monkeypatch.setattr("mypt.training.circumstances.record_code", lambda: other)
     list(train(plan(max_iters=6), context=first, should_stop=stop_after(2)))
     second = RunContext(mlflow_run_id="two")
     found = lineage_of(finish(plan(max_iters=6), context=second))

@@ -268,7 +268,7 @@ def test_a_packed_batch_has_the_loss_of_its_conversations_alone():
     total, count = 0.0, 0
     for batch in flat_epoch(packed(data, block_size=24)):
         loss = model.loss(*batch[:3], positions=batch.positions, segments=batch.segments)
-        total, count = total + loss.total.item(), count + loss.n_tokens.item()
+        total, count = total + loss.total.item(), count + loss.weight.item()
     view, alone = data.views[0], 0.0
     for row in view.rows:
         place = slice(int(row["start"]), int(row["stop"]))

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mypt.training.distributed import share
-from mypt.training.gradients import Subtree, Sum, add_all, subtrees
+from mypt.training.distributed import Subtree, Sum, add_all, share, subtrees
 
 
 def terms(n):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Role
-from mypt.data.conversations import Conversation, Message, Part, say
+from mypt.data.conversations import Conversation, Message, Part, Train, say
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.calls import CALL_IDS, Turn, link_results
 from mypt.data.reading.formats.chats import frame
@@ -67,7 +67,7 @@ class _Piece(NamedTuple):
 
     role: Role
     parts: list[Part]
-    train: bool | None = None
+    train: Train = None
     links: tuple[dict[str, Any], ...] = ()
     """Id and name of each call that it makes; of a result, those of the call that it answers."""
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any, Final
 
-from mypt.data.conversations import Conversation, Message, Part, say
+from mypt.data.conversations import Conversation, Message, Part, Train, say
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.calls import Turn, link_results, unfold
 from mypt.data.reading.formats.message import (
@@ -245,7 +245,7 @@ def _between_blanks(records: Iterable[Record], limits: Limits) -> Iterator[list[
         yield group
 
 
-def _by_default(message: Message, train: bool) -> Message:
+def _by_default(message: Message, train: Train) -> Message:
     if message.role != "assistant" or message.train is not None:
         return message
     return Message(message.role, message.parts, train)

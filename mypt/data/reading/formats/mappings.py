@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mypt.config import FieldMapping, Role
-from mypt.data.conversations import Conversation, Message, Part
+from mypt.data.conversations import Conversation, Message, Part, Train
 from mypt.data.reading.formats.message import fields_of, read_role, read_train, to_message
 from mypt.data.reading.formats.shapes import top_field
 from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally
@@ -15,7 +15,7 @@ from mypt.text import names, shown
 class _Utterance(NamedTuple):
     speaker: str
     text: str
-    train: bool | None
+    train: Train
 
 
 def read_mapped(

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mypt.config import Role
-from mypt.data.conversations import Message, Part, PartKind
+from mypt.config import MOST_WEIGHT, Role
+from mypt.data.conversations import Message, Part, PartKind, Train
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.calls import (
     CALL_IDS,
@@ -46,7 +46,9 @@ _REASONING = (
 )  # fmt: skip
 _THOUGHT = frozenset(_REASONING)
 _SAID = frozenset(_CONTENT)
-_WEIGHTS = frozenset(WEIGHTS)
+OF_MESSAGES = (*WEIGHTS, "loss", "loss_scale")
+"""Besides, how ms-swift says it of a message; of a row these would be something measured."""
+_SAID_OF_TRAIN = frozenset(OF_MESSAGES)
 _DETAILS = ("train_detail", "training_detail")
 _SPEAKER = ("role", "from")
 _BOTH = frozenset(_SPEAKER)
@@ -54,7 +56,7 @@ _UNSAID = {None}
 _MESSAGE = frozenset(
     {
         *("refusal", "tool_calls", "function_call", *_SPEAKER, *MEANINGLESS),
-        *(*_CONTENT, *_REASONING, *_WEIGHTS, *_DETAILS),
+        *(*_CONTENT, *_REASONING, *OF_MESSAGES, *_DETAILS),
     }
 )
 """Fields that are read of every message, or need not be."""
@@ -84,7 +86,7 @@ def read_message(
         beside: Fields that the caller reads.
 
     Raises:
-        DataError: If it is no message, or asks for a weight other than 0 or 1.
+        DataError: If it is no message, or asks for a weight that is none.
         Dropped: If it says nothing: no text and no tool call. Tools may return nothing.
     """
     if not isinstance(fields, dict):
@@ -113,10 +115,10 @@ def read_message(
                 spell_text(part.text, place, tally) if part.kind == "text" else [part.text]
             )
         ]
-    return to_message(role, parts, read_train(fields, place))
+    return to_message(role, parts, read_train(fields, place, OF_MESSAGES))
 
 
-def to_message(role: Role, parts: Iterable[Part], train: bool | None = None) -> Message:
+def to_message(role: Role, parts: Iterable[Part], train: Train = None) -> Message:
     """Return a message whose texts in a row are one text, as a tokenizer must see them.
 
     Texts that differ in what they say about the mask stay apart; what all parts say is said of
@@ -157,27 +159,35 @@ def read_role(name: Any, place: Place) -> Role:
     raise UnknownRoleError(f"{place}: unknown role {shown(name)}; {hint}")
 
 
-def read_train(fields: Mapping[str, Any], place: Place) -> bool | None:
+def read_train(
+    fields: Mapping[str, Any], place: Place, keys: Iterable[str] = WEIGHTS
+) -> bool | float | None:
     """Return what ``train``, ``weight`` or ``loss_weight`` say; None if none is given.
 
+    A switch that is on leaves how much to a number beside it.
+
     Raises:
-        DataError: For a weight that is neither 0 nor 1, or if two of them disagree.
+        DataError: For a weight that is no number from 0 to 1,000, or if two of them disagree.
     """
-    if _WEIGHTS.isdisjoint(fields):
+    if _SAID_OF_TRAIN.isdisjoint(fields):
         return None
-    said: set[bool] = set()
-    for key in WEIGHTS:
+    switches, numbers = set[bool](), set[float]()
+    for key in keys:
         value = fields.get(key)
         if value is None:
             continue
-        if not isinstance(value, int | float) or value not in (0, 1):
-            raise DataError(
-                f"{place}: {key} is {shown(value)}; expected 0 or 1, since a token is supervised"
-                " or not; to weigh rows put them into sources of different weight"
-            )
-        said.add(bool(value))
-    if len(said) > 1:
-        raise DataError(f"{place}: {', '.join(WEIGHTS)} disagree; keep one of them")
+        if isinstance(value, bool):
+            switches.add(value)
+        elif isinstance(value, int | float) and 0 <= value <= MOST_WEIGHT and key != "loss":
+            numbers.add(float(value))
+        else:
+            expected = "true or false" if key == "loss" else f"0 to {MOST_WEIGHT:g}, true or false"
+            raise DataError(f"{place}: {key} is {shown(value)}; expected {expected}")
+    said = switches | {number > 0 for number in numbers}
+    if len(said) > 1 or len(numbers) > 1:
+        raise DataError(f"{place}: {', '.join(keys)} disagree; keep one of them")
+    if numbers - {0.0, 1.0}:
+        return numbers.pop()
     return said.pop() if said else None
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from mypt.config import Format, Reading
-from mypt.data.conversations import Conversation, Message, Part
+from mypt.data.conversations import Conversation, Message, Part, Train
 from mypt.data.reading.formats.assistants import fields_named, listed
 from mypt.data.reading.formats.message import fields_of
 from mypt.data.reading.raw import Limits
@@ -32,7 +32,7 @@ class Said(NamedTuple):
     """When; equal ones stay as they stand."""
     thread: float = 0.0
     """When the message was said that this one answers apart from the others; 0: none."""
-    train: bool | None = None
+    train: Train = None
     """False where it was said in another conversation already, and is context here."""
 
 

@@ -53,9 +53,10 @@ def read_text_rows(
     tally.check_fields(fields, _READ, place)
     if not text.strip():
         raise Dropped("a document without text")
-    if read_train(fields, place) is False:
+    train = read_train(fields, place)
+    if train is False:
         raise Dropped("a document of weight 0")
-    yield Document(text, place.origin)
+    yield Document(text, place.origin, None if train is True else train)
 
 
 def refuse_speaker(fields: Mapping[str, Any], place: Place) -> None:

@@ -356,8 +356,8 @@ def test_a_part_that_is_not_to_be_learned_is_masked_under_every_policy():
 
 def test_no_rows_give_no_tokens():
     encoded = encode_rows([], tokenizer("byte"))
-    assert [len(part) for part in encoded] == [0, 0, 0]
-    assert [len(part) for part in encode_rows([], tokenizer("byte"), many=False)] == [0, 0, 0]
+    assert [len(part) for part in encoded] == [0, 0, 0, 0]
+    assert [len(part) for part in encode_rows([], tokenizer("byte"), many=False)] == [0, 0, 0, 0]
 
 
 def test_twins_have_one_digest_and_different_rows_have_others():

@@ -24,7 +24,7 @@ def encoded_of(lengths, first_line=0, first_id=0):
                 spans.append((at + start, at + stop, number, message, 3, 1, -1))
         at += n
     ids = np.arange(first_id, first_id + at, dtype=np.uint32)
-    return Encoded(ids, np.array(spans, SPAN_DTYPE), np.array(rows, ROW_DTYPE))
+    return Encoded(ids, np.array(spans, SPAN_DTYPE), np.array(rows, ROW_DTYPE), np.empty(0))
 
 
 def write(folder, *batches, shard_tokens=10, n_vocab=1 << 20):

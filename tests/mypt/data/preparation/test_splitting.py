@@ -69,7 +69,7 @@ def laid_out(lengths):
     for table in (spans, rows):
         table["start"], table["stop"] = stops[:-1], stops[1:]
     spans["conversation"] = rows["line"] = np.arange(len(lengths))
-    return Encoded(np.arange(stops[-1], dtype=np.uint32), spans, rows)
+    return Encoded(np.arange(stops[-1], dtype=np.uint32), spans, rows, np.empty(0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans())))

@@ -147,7 +147,7 @@ def test_csv_switches_are_switches(tmp_path):
     path = write(tmp_path / "a.csv", "x,train,weight\n1,FALSE,1.0\n1,,0.5\n")
     assert values(path) == [
         {"x": "1", "train": False, "weight": 1},
-        {"x": "1", "train": None, "weight": "0.5"},
+        {"x": "1", "train": None, "weight": 0.5},
     ]
 
 

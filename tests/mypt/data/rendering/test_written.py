@@ -249,7 +249,7 @@ def test_a_rows_tools_are_written_in_the_bases_own_words(tmp_path, system):
     found = fast.apply_chat_template(turns, tools=[TOOL], return_dict=True)["input_ids"]
     assert shard.tokens.tolist() == found
     learned = dataset.tokenizer.decode(shard.tokens[np.asarray(shard.mask) == 1])
-    assert learned == "<think>\n\n</think>\n\n3<|im_end|>"
+    assert learned == "3<|im_end|>"  # reasoning that says nothing is left out
     assert validate(folder).ok
     listed = f"Tools:\n{json.dumps([TOOL])}"
     asked = [say("system", f"{system}\n\n{listed}" if system else listed), say("user", "add")]

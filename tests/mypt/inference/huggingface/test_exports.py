@@ -71,7 +71,7 @@ def export(folder, model, tokenizer, policy=POLICIES["assistant"]):
 
 
 def ours(tokenizer, row, policy):
-    ids, spans, _ = encode_rows([row], tokenizer)
+    ids, spans, *_ = encode_rows([row], tokenizer)
     return ids.tolist(), mask_from_spans(spans, len(ids), policy).tolist()
 
 

@@ -66,7 +66,7 @@ def trainer(model, tokenizer, rows, folder, **choices):
 
 
 def mask_of(row, tokenizer):
-    ids, spans, _ = encode_rows([row], tokenizer)
+    ids, spans, *_ = encode_rows([row], tokenizer)
     return mask_from_spans(spans, len(ids), MaskPolicy())
 
 
@@ -82,7 +82,7 @@ def compare(rows, tokenizer, theirs, model, folder):
     )  # fmt: skip
     tokens = 0
     for row, made in zip(rows, found.train_dataset, strict=True):
-        ids, spans, _ = encode_rows([row], tokenizer)
+        ids, spans, *_ = encode_rows([row], tokenizer)
         assert made["input_ids"] == ids.tolist()
         mask = mask_from_spans(spans, len(ids), MaskPolicy())
         assert made["labels"] == np.where(mask, ids.tolist(), UNSUPERVISED).tolist()

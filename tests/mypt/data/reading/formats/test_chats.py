@@ -95,7 +95,7 @@ def test_a_blank_system_message_is_left_out_and_counted(tmp_path):
         ({"messages": "{}"}, "found an empty object; expected a list"),
         ({"messages": chat(("system", "x"), ASK), "system": "y"}, "keep one of them"),
         ({"messages": chat(ASK), "system": 3}, "system is no text"),
-        ({"messages": chat(ASK), "weight": 0.5}, "weight is the number 0.5"),
+        ({"messages": chat(ASK), "weight": -0.5}, "weight is the number -0.5"),
         ({"messages": [chat(ASK)]}, "found an array of 1; expected a message"),
         ({"text": "x"}, "found the fields text; expected a list 'messages'"),
         (3, "found the number 3; expected an object"),

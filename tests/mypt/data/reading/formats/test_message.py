@@ -169,10 +169,26 @@ def test_a_weight_of_0_or_1_decides_the_mask(key, value, train):
 
 
 @pytest.mark.parametrize("key", ["train", "weight", "loss_weight"])
-@pytest.mark.parametrize("value", [0.5, 2, -1, float("nan"), "1", [], {"a": 1}, float("inf")])
+@pytest.mark.parametrize("value", [-1, 1001, float("nan"), "1", [], {"a": 1}, float("inf")])
 def test_any_other_weight_is_refused_with_the_reason(key, value):
-    with pytest.raises(DataError, match=rf"{key} is .* expected 0 or 1, since a token is"):
+    with pytest.raises(DataError, match=rf"{key} is .* expected 0 to 1000, true or false"):
         read(content="x", **{key: value})
+
+
+def test_a_weight_is_a_number_and_a_switch_beside_it_says_no_more_than_on_or_off():
+    assert read(content="x", weight=0.5).train == 0.5
+    assert read(content="x", weight=1000).train == 1000
+    assert read(content="x", train=True, weight=0.5).train == 0.5
+    for other in ({"train": False}, {"loss_weight": 0.25}):
+        with pytest.raises(DataError, match="disagree"):
+            read(content="x", weight=0.5, **other)
+
+
+def test_ms_swift_says_it_of_a_message_by_loss_and_loss_scale():
+    assert read(content="x", loss=False).train is False
+    assert read(content="x", loss=True, loss_scale=0.3).train == 0.3
+    with pytest.raises(DataError, match=r"loss is the number 0\.5; expected true or false"):
+        read(content="x", loss=0.5)
 
 
 def test_weights_that_disagree_are_refused():

@@ -37,10 +37,11 @@ def test_every_format_of_rows_hears_the_weight_of_a_message(tmp_path, format):
     reader, rows = read(write(tmp_path / "a.jsonl", jsonl(WEIGHED[format])))
     assert reader.format == format
     assert trains(rows[0]) == [None, False]
-    refused = json.dumps(WEIGHED[format]).replace(": false", ": 0.5").replace("0.0", "0.5")
-    refused = refused.replace('"weight": 0}', '"weight": 0.5}')
-    with pytest.raises(DataError, match="expected 0 or 1"):
-        read(write(tmp_path / "b.jsonl", refused))
+    half = json.dumps(WEIGHED[format]).replace(": false", ": 0.5").replace("0.0", "0.5")
+    half = half.replace('"weight": 0}', '"weight": 0.5}')
+    assert trains(read(write(tmp_path / "b.jsonl", half))[1][0]) == [None, 0.5]
+    with pytest.raises(DataError, match="expected 0 to 1000"):
+        read(write(tmp_path / "c.jsonl", half.replace("0.5", "1000.5")))
 
 
 def test_chat_hears_the_weight_of_a_message(tmp_path):
@@ -54,9 +55,9 @@ def test_a_weight_of_the_row_holds_for_turns_of_the_assistant_that_have_none(tmp
 
 
 def test_the_weight_of_a_csv_row_is_heard(tmp_path):
-    content = "question,answer,train\nhi,yo,false\nhi,yo,\n"
+    content = "question,answer,train\nhi,yo,false\nhi,yo,\nhi,yo,0.25\n"
     _, rows = read(write(tmp_path / "a.csv", content))
-    assert [trains(row) for row in rows] == [[None, False], [None, None]]
+    assert [trains(row) for row in rows] == [[None, False], [None, None], [None, 0.25]]
     assert isinstance(rows[0], Conversation)
 
 
