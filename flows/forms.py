@@ -169,7 +169,8 @@ def changed(
         else:
             knobs.append((rest if first in models else parts, text))
     if file is not None:
-        return values | (_overrides(values, knobs, models, file) if knobs else {})
+        checked = knobs or any(text.startswith("config=") for text in changes)
+        return values | (_overrides(values, knobs, models, file) if checked else {})
     for parts, text in knobs:
         _put(values, ["config", *parts], text)
     for name, value in values.items():

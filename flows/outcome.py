@@ -26,10 +26,12 @@ def show_training(folder: Path, seconds: float | None = None) -> None:
     model = folder if (folder / "latest").is_file() else folder.parent
     last = model / (model / "latest").read_text().strip()
     lineage, state = read_lineage(last), read_state(last)
+    ago = state.step % lineage.config.eval_interval if state.finished is None else 0
+    when = f" at step {state.step - ago:,}" if ago else ""  # where both were evaluated
     figures = {
         "steps": f"{state.step:,} of {lineage.config.max_iters:,}",
-        "train loss": _loss(state.train_loss),
-        "val loss": _loss(state.val_loss),
+        f"train loss{when}": _loss(state.train_loss),
+        f"val loss{when}": _loss(state.val_loss),
         "best val loss": _loss(state.best_val_loss),
         "tokens": f"{state.tokens:,}",
         "supervised": f"{state.supervised:,}",

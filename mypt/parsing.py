@@ -72,7 +72,10 @@ def read_json(path: Path, example: str = "") -> dict[str, Any]:
     try:
         return parse_json(files.read_bytes(path).decode(), str(path))
     except FileNotFoundError:
-        wanted = f"a file such as {example}" if example else "a file of one JSON object"
+        beside = {one.name: one for one in path.parent.glob("*.json")}
+        near = [beside[name] for name in difflib.get_close_matches(path.name, beside, n=1)]
+        such = next(map(str, near), example)
+        wanted = f"a file such as {such}" if such else "a file of one JSON object"
         raise ConfigError(f"{path}: no such file; expected {wanted}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file") from None

@@ -48,7 +48,7 @@ def runs() -> "tuple[Listed, ...]":
 def _run(name: str) -> "Listed | None":
     from mypt.errors import MyptError
     from mypt.provenance.inventory import Listed, day
-    from tasks.tracking.records import Ended, Metrics, Opened, Params, journal_path, read
+    from tasks.tracking.records import Ended, Metrics, Opened, Params, Tags, journal_path, read
 
     path = journal_path(name)
     values: dict[str, Any] = {
@@ -70,10 +70,14 @@ def _run(name: str) -> "Listed | None":
                 case Metrics(values=figures):  # of the stage that trained last
                     best = [of for key, of in figures.items() if key.endswith("best_val_loss")]
                     values["loss"] = best[-1] if best else values["loss"]
+                case Tags(values={"reused": str()}):
+                    values |= {"reused": True, "loss": None}
                 case Ended(status=status):
                     values["about"] = status.lower()
     except (MyptError, OSError) as error:
         values["problem"] = str(error)
+    if values.pop("reused", False):
+        values |= {"about": "nothing new: all of it was reused", "loss": None}
     return Listed.model_validate({"kind": "run", "path": str(path)} | values)
 
 

@@ -1,5 +1,6 @@
 """Commands that train a model and measure it. None starts Prefect."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -233,6 +234,8 @@ class _Stop:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self._code = 128 + number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            os.write(2, b"\nmypt: stopping after this step; Ctrl-C again ends at once\n")
 
     def __call__(self) -> bool:
         return self._code != 0

@@ -107,7 +107,8 @@ def render(found: "Forecast") -> "Table":
 
 
 def _add_work(table: "Table", found: "Forecast") -> None:
-    table.add_row("tokens a step", f"{found.tokens_per_step:,}", f"{found.density:.1%} supervised")
+    learned = f"{found.density:.1%} supervised" if found.steps_per_epoch else "supervised: unknown"
+    table.add_row("tokens a step", f"{found.tokens_per_step:,}", learned)
     if found.steps_per_epoch is not None and found.steps is not None:
         epochs = found.steps / found.steps_per_epoch
         said = f"{found.tokens_per_epoch:,} tokens; {found.steps:,} steps are {epochs:.2f} epochs"

@@ -1,5 +1,6 @@
 """Commands that start Prefect or MLflow: the pipeline, the two servers, the sending of journals."""
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,7 @@ def run(
 
     check_folder()
     changes = param or []
-    if Path(config).suffix == ".json":
+    if _is_file(Path(config)):
         check_kind(Path(config), "pipeline")
         from flows.forms import changed_config
 
@@ -56,6 +57,12 @@ def run(
         return ask(config, changes, wait=not detach)
     except MyptError as error:
         raise _with_file(error, config) from None
+
+
+def _is_file(named: Path) -> bool:
+    """Return whether the name of a config file was meant, be it mistyped, and no deployment."""
+    endings = difflib.get_close_matches(named.suffix, [".json"])
+    return bool(endings) or named.is_file() or (named.parent.name != "" and named.parent.is_dir())
 
 
 def _with_file(error: MyptError, word: str) -> MyptError:

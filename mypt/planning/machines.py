@@ -1,5 +1,6 @@
 """What a training may run on: this machine, measured, or GPUs as their makers publish them."""
 
+import difflib
 from typing import NamedTuple
 
 from mypt.errors import ConfigError
@@ -84,6 +85,6 @@ def find_gpu(name: str) -> Gpu:
     try:
         return GPUS[name.lower()]
     except KeyError:
-        raise ConfigError(
-            f"gpu {name[:60]!r} is not in the table; expected one of {', '.join(GPUS)}"
-        ) from None
+        near = difflib.get_close_matches(name.lower(), GPUS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(GPUS)}"
+        raise ConfigError(f"gpu {name[:60]!r} is not in the table; {meant}") from None

@@ -29,7 +29,8 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
-    """Of matrix products; weights, optimizer and losses stay float32."""
+    """Of matrix products; gradients, moments and losses stay float32, as do weights unless the
+    config's ``weight_dtype`` says otherwise."""
     threads: int
     """CPU threads."""
     processes: int = 1
@@ -113,7 +114,9 @@ def resolve(config: TrainConfig, model: GPTConfig) -> Compute:
         there = ", ".join(n for n, found in available.items() if found)
         raise ConfigError(f"device {name!r} is not on this machine; it has {there}; use 'auto'")
     device = torch.device(name)
-    if config.dtype == "auto":
+    if config.weight_dtype == "bfloat16":
+        dtype = torch.bfloat16
+    elif config.dtype == "auto":
         dtype = torch.bfloat16 if _bfloat16_pays(device, model) else torch.float32
     else:
         dtype = _DTYPES[config.dtype]

@@ -40,6 +40,7 @@ MISSING = [
     "verify gone --key k.pub",
     "diff gone gone",
     "run gone.json",
+    "run {root}/configs/gone.jsn",
 ]
 WITHOUT_FILES = {"list", "up", "sync"}
 

@@ -40,6 +40,18 @@ def test_a_training_ends_with_figures_the_checkpoint_and_the_next_commands(words
         assert main([*command, *["--max_tokens", "1"][: 2 * (command[0] == "generate")]]) == 0
 
 
+def test_a_training_that_was_stopped_says_of_which_step_its_losses_are(words, capsys, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        "flows.commands.models._Stop.__call__", lambda _: len(looked) >= 3 or looked.append(0)
+    )
+    main([*words, "--eval_interval", "2"])
+    out = capsys.readouterr().out
+    assert "train loss at step 2" in out
+    assert "val loss at step 2 " in out
+    assert "3 of 4" in out
+
+
 def test_a_second_identical_training_ends_alike(words, capsys):
     assert main(words) == main(words) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "      mypt serve m"

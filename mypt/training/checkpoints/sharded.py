@@ -27,7 +27,7 @@ from mypt.training.lineage import Lineage, changed_files
 from mypt.training.optim import put_moments
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 SHARDS = "shards.json"
 PARTS = "parts"
@@ -78,8 +78,9 @@ def write_shards(
         CheckpointError: If a disk refuses.
         FileExistsError: If there are shards of that step.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     final = folder_of(model, parts.state.step)
     with ExitStack() as writing:
@@ -136,7 +137,7 @@ def load_shards(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
 
     Each rank reads what it needs of whichever files hold it; bits stay as they were.
     """
-    from torch.distributed.checkpoint import load
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     weights: dict[str, Tensor] = {n: w.detach() for n, w in model.named_parameters()}
     moments: dict[str, Tensor] = {}
@@ -203,7 +204,7 @@ def _sizes(folder: Path) -> dict[str, torch.Size]:
 
 
 def _reader(folder: Path) -> "HuggingFaceStorageReader":
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     return HuggingFaceStorageReader(str(folder / PARTS))
 

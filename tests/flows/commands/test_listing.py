@@ -10,7 +10,7 @@ import pytest
 from flows.cli import main
 from mypt.home import datasets_dir, models_dir
 from tasks.tracking.recording import recorded
-from tasks.tracking.records import Metrics, Params
+from tasks.tracking.records import Metrics, Params, Tags, journal_path
 from tests.mypt.conftest import TINY, prepare_chat
 
 
@@ -71,6 +71,16 @@ def test_datasets_and_whole_runs_are_listed(capsys):
     (run,) = found["runs"]
     assert (run["name"], run["about"]) == ("chats: assistant", "finished")
     assert (run["loss"], run["mask"]) == (1.5, "assistant")
+
+
+def test_a_run_that_made_nothing_new_says_so_and_has_no_loss_of_its_own(capsys):
+    with recorded("pipeline-2", "chats: assistant, again") as run:
+        run.write(Metrics(values={"sft_best_val_loss": 1.5}))
+        run.write(Tags(values={"reused": "everything"}))
+    found = {run["name"]: run for run in listed(capsys, "runs")["runs"]}
+    again = found["chats: assistant, again"]
+    assert (again["about"], again["loss"]) == ("nothing new: all of it was reused", None)
+    journal_path("pipeline-2").unlink()
 
 
 def test_datasets_that_no_model_used_are_found_where_people_put_them(capsys, tmp_path, monkeypatch):

@@ -86,6 +86,11 @@ def test_a_file_stays_a_path_and_what_is_changed_stands_beside_it(small_config):
     assert changed["overrides"]["mask"] == {"reasoning": "yes"}
 
 
+def test_a_config_that_is_not_there_is_refused_before_there_is_a_run(small_config):
+    with pytest.raises(ConfigError, match=r"configs/smok.json: no such file; .*configs/smoke.json"):
+        change({"config": str(small_config)}, ["config=configs/smok.json"], FLOWS[PIPELINE])
+
+
 def test_a_list_is_overridden_as_a_whole(small_config):
     changed = change({"config": str(small_config)}, ["base.sources.0.count=7"], FLOWS[PIPELINE])
     (source,) = changed["overrides"]["base"]["sources"]

@@ -155,7 +155,7 @@ def test_a_pipeline_has_two_trainings_of_one_architecture():
 
 
 def test_unknown_gpus_and_datasets_of_pipelines_are_refused(chat_dataset):
-    with pytest.raises(ConfigError, match="expected one of l4"):
+    with pytest.raises(ConfigError, match="did you mean h100"):
         find_gpu("h1000")
     with pytest.raises(ConfigError, match="the config of a pipeline"):
         plan(read_presets(Path("configs/demo.json")), Machine(), dataset_dir=chat_dataset)

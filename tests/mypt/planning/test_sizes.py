@@ -69,7 +69,7 @@ def _count(kind, density, checkpointing):
     with FlopCounterMode(display=False) as counter:
         loss = model.loss(ids, ids, mask)
         loss.total.backward()
-    share = loss.n_tokens.item() / ids.numel()
+    share = loss.weight.item() / ids.numel()
     return counter.get_total_flops(), count_operations(
         config, 4, density=share, checkpointing=checkpointing
     )
