@@ -35,12 +35,12 @@ PARTS: Final[dict[int, PartKind]] = {
 
 _LAYOUT: Final = ("role", "kind", "message", "train")
 _EDGES: Final = ("start", "stop")
-BLOCK = 2048
+BLOCK = 512
 """Rows that are read together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowBlock:
     """Rows of one shard that follow each other: what a call costs is paid once for all of them."""
 
     shard: ShardView
@@ -67,18 +67,20 @@ class Block:
         return np.asarray(self.shard.spans[first:last])
 
 
-def blocks(dataset: Dataset, split: Split) -> Iterator[Block]:
+def blocks(dataset: Dataset, split: Split) -> Iterator[RowBlock]:
     """Yield all rows of a split in order; its shards must record where rows end."""
     first, manifest = 0, dataset.manifest
     for shard in dataset.shards(split):
         n_rows = shard.record.n_rows
         for start in range(0, n_rows, BLOCK):
             stop = min(start + BLOCK, n_rows)
-            yield Block(shard, start, stop, first + start, dataset.tokenizer, manifest.row_weights)
+            yield RowBlock(
+                shard, start, stop, first + start, dataset.tokenizer, manifest.row_weights
+            )
         first += n_rows
 
 
-def read_back(block: Block) -> list[Row]:
+def read_back(block: RowBlock) -> list[Row]:
     """Return the rows that spans and tokens tell of.
 
     Neighbouring parts of one kind come back as one; bytes that are no UTF-8 as U+FFFD.
@@ -113,7 +115,7 @@ def _words(row_weights: tuple[float, ...]) -> dict[int, Train]:
 def _row(
     spans: list[tuple[int, int, int, int, str]],
     said_of: dict[int, Train],
-    forms: dict[PartKind, PartForm],
+    forms: dict[PartKind, PartForm | None],
     *,
     prefixed: bool,
 ) -> Row:

@@ -8,6 +8,7 @@ template and tokenizer make of it.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -27,7 +28,7 @@ from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import KIND, KINDS, ROLE, RowWeights
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
-from mypt.inspection.checks.blocks import Block, blocks, read_back
+from mypt.inspection.checks.blocks import RowBlock, blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES, FEW_TWINS, Findings, Where
 from mypt.inspection.rowview import RowView, count_rows, read_row
 
@@ -52,7 +53,7 @@ def place(view: RowView, detail: str = "") -> Where:
     return Where(split=view.split, row=view.index, where=view.where, detail=detail)
 
 
-def _digests_differ(block: Block, rows: list[Row], *, by_base: bool) -> NDArray[np.int64]:
+def _digests_differ(block: RowBlock, rows: list[Row], *, by_base: bool) -> NDArray[np.int64]:
     """Return the rows whose tokens and spans tell of something else than what was read.
 
     Rows with marked parts are left out: where two such parts meet cannot be seen any more. So
@@ -166,10 +167,6 @@ class Forgery(NamedTuple):
     hints: tuple[str, ...]
     """One of them stands in whatever the pattern matches; quicker to look for."""
 
-    def search(self, text: str) -> re.Match[str] | None:
-        """Return the first place, or None."""
-        return self.pattern.search(text) if any(hint in text for hint in self.hints) else None
-
 
 def forgeries(tokenizer: Tokenizer) -> dict[str, Forgery]:
     """Return what finds text that looks like the work of a template, by the finding's name."""
@@ -187,7 +184,10 @@ def forgeries(tokenizer: Tokenizer) -> dict[str, Forgery]:
 
 
 def check_texts(
-    rows: list[Row], forged: dict[str, Forgery], place_of: Callable[[int], Where], found: Findings
+    rows: list[Row],
+    forged: dict[str, Forgery],
+    place_of: Callable[[int, str], Where],
+    found: Findings,
 ) -> bytes:
     """Check what rows say.
 
@@ -195,20 +195,32 @@ def check_texts(
         Eight bytes a row that are the same for rows that differ in case and white space only.
     """
     folded = []
+    hints = (_REPLACEMENT, *(hint for forgery in forged.values() for hint in forgery.hints))
     for number, row in enumerate(rows):
-        hasher = blake3()
-        for role, text in _said(row):
-            hasher.update(f"{role}\n{' '.join(text.casefold().split())}\n".encode())
-            if _REPLACEMENT in text:
-                position = text.index(_REPLACEMENT)
-                detail = repr(text[max(0, position - 20) : position + 20])
-                found.add("replacement", place_of(number).model_copy(update={"detail": detail}))
-            for code, forgery in forged.items():
-                if match := forgery.search(text):
-                    detail = f"{role}: {match.group()!r}"
-                    found.add(code, place_of(number).model_copy(update={"detail": detail}))
-        folded.append(hasher.digest(length=8))
+        said = _said(row)
+        same = "".join([f"{role}\n{' '.join(text.casefold().split())}\n" for role, text in said])
+        folded.append(blake3(same.encode()).digest(length=8))
+        whole = "\n".join([text for _, text in said])
+        for hint in hints:
+            if hint in whole:
+                _look_closer(said, forged, partial(place_of, number), found)
+                break
     return b"".join(folded)
+
+
+def _look_closer(
+    said: list[tuple[str, str]],
+    forged: dict[str, Forgery],
+    place_of: Callable[[str], Where],
+    found: Findings,
+) -> None:
+    for role, text in said:
+        if _REPLACEMENT in text:
+            position = text.index(_REPLACEMENT)
+            found.add("replacement", place_of(repr(text[max(0, position - 20) : position + 20])))
+        for code, forgery in forged.items():
+            if match := forgery.pattern.search(text):
+                found.add(code, place_of(f"{role}: {match.group()!r}"))
 
 
 def _said(row: Row) -> list[tuple[str, str]]:
@@ -254,8 +266,8 @@ def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Sp
     for block in blocks(dataset, split):
         rows = read_back(block)
 
-        def place_of(number: int, first: int = block.first) -> Where:
-            return place(read_row(dataset, split, first + number))
+        def place_of(number: int, detail: str = "", *, first: int = block.first) -> Where:
+            return place(read_row(dataset, split, first + number), detail)
 
         for number in _digests_differ(block, rows, by_base=by_base).tolist():
             findings.add("digest_differs", place_of(number))
