@@ -86,6 +86,11 @@ class TrainConfig(Frozen):
     """Where to compute; auto takes CUDA, then MPS, then the CPU, and says which."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of matrix products; auto takes bfloat16 where it is quicker."""
+    weight_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", exclude_if=lambda kind: kind == "float32"
+    )
+    """What the matrices of products are kept in. bfloat16 takes half of their memory and rounds
+    each update up or down by chance; gradients, moments and all else stay float32."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice. Recorded, since it can change the last bit."""
     compile: bool = False
@@ -123,6 +128,17 @@ class TrainConfig(Frozen):
             said = getattr(self, other)
             if getattr(self, one) is not None and said != default:
                 raise ValueError(f"{one} and {other} {said} are both given; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_products(self) -> Self:
+        if self.weight_dtype == "bfloat16" and self.dtype == "float32":
+            raise ValueError("weight_dtype bfloat16 wants dtype bfloat16 or auto; dtype is float32")
+        if self.weight_dtype == "bfloat16" and self.parallel != "none":
+            raise ValueError(
+                f"weight_dtype bfloat16 with parallel {self.parallel}, whose processes add up"
+                " gradients in that type; set parallel none, or weight_dtype float32"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,21 @@ from mypt.config import GPTConfig
 from mypt.model.attention import Attend, share
 
 
+class Turned:
+    """A matrix the other way round, made anew only where the matrix has changed."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Tensor, int, Tensor] | None = None
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Return ``matrix.T`` laid out anew, or as it was made for the same numbers before."""
+        now = matrix._version  # torch counts what is written into it
+        made = self._made  # which holds the matrix too, so that no other comes to lie there
+        if made is None or (made[0].data_ptr(), made[1]) != (matrix.data_ptr(), now):
+            made = self._made = matrix, now, matrix.T.contiguous()
+        return made[2]
+
+
 class KVCache:
     """A static store: slot p of a row holds the key and value of that row's position p.
 

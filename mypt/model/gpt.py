@@ -2,13 +2,14 @@
 
 import math
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
-from mypt.model.cache import KVCache
+from mypt.model.cache import KVCache, Turned
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
 from mypt.model.loss import (
     MaskedLoss,
@@ -35,6 +36,7 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self._turned = Turned()
         if config.tie_weights:
             self.lm_head.weight = self.transformer.wte.weight
         self._initialise()
@@ -205,11 +207,13 @@ class GPT(nn.Module):
         Raises:
             ValueError: If a position lies outside the cache.
         """
-        states = self.read(ids, cache, positions, cache.visible(positions))
-        if last is None:
-            last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-        rows = torch.arange(len(ids), device=ids.device)
-        return self._project(states[rows, last], cache)
+        low = self.lm_head.weight.dtype == torch.bfloat16  # beside norms in float32
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=low):
+            states = self.read(ids, cache, positions, cache.visible(positions))
+            if last is None:
+                last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+            rows = torch.arange(len(ids), device=ids.device)
+            return self._project(states[rows, last], cache)
 
     def read(self, ids: Tensor, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
         """Add new tokens to the cache; return their states after the final norm, (B, S, C).
@@ -230,7 +234,7 @@ class GPT(nn.Module):
             self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype
         )
         if batch_size == 1 and weight.device.type == "cpu":
-            cache.head = weight.detach().T.contiguous()
+            cache.head = self._turned.of(weight.detach())
         return cache
 
     def _project(self, states: Tensor, cache: KVCache) -> Tensor:
@@ -246,6 +250,12 @@ class GPT(nn.Module):
             return (self.lm_head.weight @ states.T).T
         logits: Tensor = self.lm_head(states)
         return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Train or answer, as torch has it; a model that is trained keeps no turned head."""
+        if mode:
+            self._turned = Turned()
+        return super().train(mode)
 
     def n_parameters(self) -> int:
         """Return the number of weights, the tied embedding counted once."""

@@ -146,7 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_weight = new(weight, dtype=_precise(weight.dtype))
         total = _pass_over(rows, weight, targets, chunk_rows, dtype, how, d_rows, d_weight)
         ctx.shared = shared
-        ctx.gradients = d_rows, None if d_weight is None else d_weight.to(weight.dtype)
+        ctx.gradients = d_rows, d_weight  # of a weight in bfloat16 still in float32
         return total
 
     @staticmethod

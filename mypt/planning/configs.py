@@ -24,7 +24,7 @@ from mypt.planning.forecast import Data, Forecast, fit_world, forecast
 from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
 from mypt.training.loader import GPTDataLoader
-from mypt.training.optim import make_optimizer
+from mypt.training.optim import make_optimizer, narrow
 from mypt.training.plan import fit_to_data
 
 _WARM_UP: Final = 2
@@ -151,7 +151,7 @@ def _time_steps(
     preset: Preset, compute: Compute, steps: int, density: float
 ) -> tuple[list[float], list[float]]:
     seed_everything(preset.seed)
-    model = GPT(preset.gpt()).to(compute.device).train()
+    model = narrow(GPT(preset.gpt()).to(compute.device), preset.weight_dtype).train()
     if preset.compile and not missing_compiler(compute.device):
         compile_blocks(model)
     model.transformer.checkpoint_blocks(preset.activation_checkpointing)

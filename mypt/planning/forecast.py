@@ -20,6 +20,7 @@ from mypt.planning.sizes import (
     count_operations,
     count_weights,
     estimate,
+    weight_bytes,
 )
 
 _STEP_BYTES = 16
@@ -216,7 +217,8 @@ def _checkpoints(
     data: Data | None,
     step_seconds: float | None,
 ) -> Checkpoints:
-    size = 12 * weights.total + _STEP_BYTES * preset.max_iters + (data.other_bytes if data else 0)
+    size = weight_bytes(preset) + 8 * weights.total + _STEP_BYTES * preset.max_iters
+    size += data.other_bytes if data else 0
     write = size / (machine.write_rate or WRITE_RATE)
     failure = machine.failure_hours * _HOUR / machine.processes
     interval = best_interval(write, failure)

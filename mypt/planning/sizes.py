@@ -11,7 +11,9 @@ from mypt.parsing import Frozen
 
 Parallel = Literal["none", "ddp", "fsdp"]
 _FLOAT = 4
-"""Bytes of a weight, a gradient and a moment: float32, whatever the products are made in."""
+"""Bytes of a gradient and a moment, and of a weight unless ``weight_dtype`` says otherwise."""
+_HALF = 2
+"""Bytes of a number in bfloat16."""
 
 
 class Weights(Frozen):
@@ -154,7 +156,7 @@ class Memory(Frozen):
     """What the blocks of one micro-batch keep for the backward pass."""
     working: int
     """What the loss is made with (logits, their gradients, the vocabulary's), or a block's
-    gradients: the greater."""
+    gradients, or what a weight in bfloat16 is updated with: the greater."""
     peak: int
     """All of these."""
     snapshot: int
@@ -185,30 +187,47 @@ def estimate(
     weights, width = count_weights(preset), 4 if dtype == "float32" else 2
     micros = -(-preset.grad_accumulation // processes)
     rows = preset.batch_size * preset.block_size
-    own = _FLOAT * weights.total
-    gathered, sums = 0, own
+    whole = _FLOAT * weights.total
+    own, held, gathered, sums = whole, weight_bytes(preset), 0, whole
+    narrow = held < whole
     if parallel == "fsdp":
-        own = -(-own // processes)
+        own = held = -(-own // processes)
         gathered, sums = _gathered(preset, weights, width)
         sums += own
     if preset.reduction == "tree":
         sums = own * micros.bit_length()
     activations = _activations(preset, rows, density, width, on_cpu)
-    if width < _FLOAT and parallel != "fsdp":
+    if width < _FLOAT and parallel != "fsdp" and not narrow:
         activations += width * weights.blocks  # autocast keeps its copies until the pass is over
     head = _head(preset, round(rows * density), width)
     back = _FLOAT * preset.vocab_size * preset.n_embd + rows * _way_back(preset, width, on_cpu)
     stands = sums if micros > 1 or parallel == "ddp" else 0
-    most = max((stands, activations, max(head, back)), (sums, 0, 0), key=sum)
+    rounding = narrow * 2 * _FLOAT * max(preset.vocab_size * preset.n_embd, _largest(preset))
+    most = max((stands, activations, max(head, back)), (sums, 0, rounding), key=sum)
     return Memory(
-        weights=own + gathered,
+        weights=held + gathered,
         optimizer=2 * own,
         gradients=most[0],
         activations=most[1],
         working=most[2],
-        peak=3 * own + gathered + sum(most),
-        snapshot=3 * own,
+        peak=held + 2 * own + gathered + sum(most),
+        snapshot=held + 2 * own,
     )
+
+
+def weight_bytes(preset: Preset) -> int:
+    """Return bytes of all weights as training keeps them, and as a checkpoint holds them."""
+    weights = count_weights(preset)
+    if preset.weight_dtype == "float32":
+        return _FLOAT * weights.total
+    products = preset.n_layer * (_attention_weights(preset) + _mlp_weights(preset))
+    products += preset.vocab_size * preset.n_embd
+    return _FLOAT * weights.total - (_FLOAT - _HALF) * products
+
+
+def _largest(model: Architecture) -> int:
+    """Return numbers of a block's largest matrix."""
+    return model.n_embd * max(_attention_outputs(model), _mlp_outputs(model))
 
 
 def _gathered(preset: Preset, weights: Weights, width: int) -> tuple[int, int]:
@@ -228,7 +247,8 @@ def _head(preset: Preset, supervised: int, width: int) -> int:
     chunk = -(-supervised // max(1, -(-supervised // most)))
     lower = 0
     if width < _FLOAT:
-        lower = width * (table + supervised * preset.n_embd) + CACHE_BYTES
+        copied = table * (preset.weight_dtype == "float32") + supervised * preset.n_embd
+        lower = width * copied + CACHE_BYTES
     states = _FLOAT * preset.n_embd * (2 * supervised + 4 * chunk)
     return width * chunk * preset.vocab_size + lower + states + _FLOAT * table
 

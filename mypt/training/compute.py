@@ -4,10 +4,13 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mypt.config import GPTConfig, Preset, TrainConfig
 from mypt.errors import ConfigError, TrainingError
@@ -26,7 +29,8 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
-    """Of matrix products; weights, optimizer and losses stay float32."""
+    """Of matrix products; gradients, moments and losses stay float32, as do weights unless the
+    config's ``weight_dtype`` says otherwise."""
     threads: int
     """CPU threads."""
     processes: int = 1
@@ -53,9 +57,21 @@ class Compute:
         )
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they are: without memory, filling them loads torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        said = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return said["tensor"] if "tensor" in said else args[0]
+        return func(*args, **said)
+
+
 def shapes(config: GPTConfig) -> dict[str, torch.Size]:
     """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         first = GPT(config.model_copy(update={"n_layer": 1}))
     found = {name: weight.shape for name, weight in first.named_parameters()}
     block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
@@ -98,7 +114,9 @@ def resolve(config: TrainConfig, model: GPTConfig) -> Compute:
         there = ", ".join(n for n, found in available.items() if found)
         raise ConfigError(f"device {name!r} is not on this machine; it has {there}; use 'auto'")
     device = torch.device(name)
-    if config.dtype == "auto":
+    if config.weight_dtype == "bfloat16":
+        dtype = torch.bfloat16
+    elif config.dtype == "auto":
         dtype = torch.bfloat16 if _bfloat16_pays(device, model) else torch.float32
     else:
         dtype = _DTYPES[config.dtype]

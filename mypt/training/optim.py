@@ -1,10 +1,19 @@
-"""AdamW, its learning rate, and its moments by the names of the parameters."""
+"""AdamW, its learning rate, and its moments by the names of the parameters.
+
+Of weights in bfloat16 an update is often less than half of what separates two neighbours, and
+rounding to the nearer would lose it. So the update is made in float32 and rounded up or down by
+chance, as often as it is far from the other: the mean over steps is the float32 one.
+"""
 
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from mypt.config import TrainConfig
 from mypt.errors import CheckpointError
@@ -26,12 +35,84 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    kind = torch.optim.AdamW if config.weight_dtype == "float32" else partial(Rounding, config.seed)
+    return kind(
         groups,
         lr=learning_rate_at(0, config),
         betas=(config.beta1, config.beta2),
         fused=weights[0].device.type in FUSED_DEVICES,
     )
+
+
+def narrow(model: GPT, weight_dtype: str) -> GPT:
+    """Return ``model``, its matrices of products in ``weight_dtype``.
+
+    Their gradients stay float32, so that micro-batches add up as ever. Norms, biases and tables
+    that are only read (positions, an embedding with a head beside it) are few or no product's.
+    """
+    if weight_dtype == "bfloat16":
+        for part in model.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.data = part.weight.data.bfloat16()
+                part.weight.grad_dtype = torch.float32
+    return model
+
+
+class Rounding(torch.optim.AdamW):
+    """AdamW in float32 over weights of any type; those in bfloat16 are rounded by chance.
+
+    Chance is a function of the seed and of how many steps were made, so that a resumed run has
+    the same.
+    """
+
+    def __init__(self, seed: int, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Update every weight that has a gradient."""
+        chance: torch.Generator | None = None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = weight.new_zeros((), dtype=torch.float32)
+                    for part in ("exp_avg", "exp_avg_sq"):
+                        state[part] = torch.zeros_like(weight, dtype=torch.float32)
+                chance = chance or self._chance(weight.device, int(state["step"].item()))
+                precise = weight.float()  # itself, where it is
+                adamw(
+                    [precise], [weight.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [],
+                    [state["step"]], fused=group["fused"], amsgrad=False, maximize=False,
+                    beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+                    weight_decay=group["weight_decay"], eps=group["eps"],
+                )  # fmt: skip
+                if weight.dtype == torch.bfloat16:
+                    weight.copy_(rounded(precise, chance))
+
+    def _chance(self, device: torch.device, step: int) -> torch.Generator:
+        key = np.random.SeedSequence((self._seed, step)).generate_state(1, np.uint64)[0]
+        return torch.Generator(device).manual_seed(int(key))
+
+
+def rounded(values: Tensor, chance: torch.Generator) -> Tensor:
+    """Return float32 ``values``, which are overwritten, as one of their neighbours in bfloat16.
+
+    The sixteen bits that bfloat16 has not are a fraction of the way from one neighbour to the
+    next: a random number is added to them and what they carry over decides.
+
+    Args:
+        values: Finite, on the generator's device.
+        chance: Where random bits come from.
+    """
+    bits = values.view(torch.int32)
+    more = torch.randint(
+        1 << 16, bits.shape, generator=chance, device=bits.device, dtype=torch.int32
+    )
+    return bits.add_(more).bitwise_and_(-1 << 16).view(torch.float32)
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -75,17 +156,13 @@ def put_moments(
     Raises:
         CheckpointError: If it knows a parameter that the model has not; ``path`` is named.
     """
-    moments: dict[str, dict[str, Tensor]] = {}
     parameters = dict(model.named_parameters())
     for key, tensor in found.items():
         name, _, part = key.rpartition(".")
         if name not in parameters:
             raise CheckpointError(f"{path}: holds {name}, which the model has not")
-        moments.setdefault(name, {})[part] = part_of(tensor, parameters[name])
-    names = _names(model, optimizer)
-    state = {index: moments[name] for index, name in enumerate(names) if name in moments}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        weight = parameters[name]  # load_state_dict would give moments the weight's own type
+        optimizer.state[weight][part] = part_of(tensor, weight).to(weight.device)
 
 
 def _names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -31,7 +31,7 @@ from mypt.training.compute import Compute, check_room, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
-from mypt.training.optim import make_optimizer
+from mypt.training.optim import make_optimizer, narrow
 from mypt.training.plan import RunPlan
 
 _WATCH_SEED = 1 << 32  # no training seed: evaluation draws other rows than training
@@ -64,6 +64,11 @@ class Run:
     """What the objective's ``kl_base`` holds the model to."""
     replica: DistributedDataParallel | None = None
     """What torch wraps the model in where ranks hold copies of it; made by the first step."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of every weight."""
+        return self.plan.preset.parallel == "fsdp"
 
     @property
     def objective(self) -> Objective:
@@ -126,7 +131,7 @@ def open_run(
     watched = {"seed": config.seed + _WATCH_SEED, "grad_accumulation": 1}
     compute = replace(resolve(config, config.gpt()), processes=ranks.size)
     dataset = open_dataset(Path(plan.dataset.path), digest=plan.dataset.digest)
-    model = _build_model(plan, found).to(compute.device)
+    model = narrow(_build_model(plan, found).to(compute.device), config.weight_dtype)
     notes += _compile(model, config, compute)
     model.transformer.checkpoint_blocks(config.activation_checkpointing)
     if config.parallel == "fsdp":

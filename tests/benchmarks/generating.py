@@ -8,8 +8,10 @@ from harness import Line, interleave, judge, ratio
 from masked_step import SMALL
 from trl_step import peer
 
-from mypt.config import GPTConfig
-from mypt.inference.generation import generate_batch
+from mypt.config import Architecture, GPTConfig
+from mypt.inference.generation import generate, generate_batch
+from mypt.inference.huggingface.layouts import write_layout
+from mypt.inference.huggingface.weights import to_hf
 from mypt.model.compiling import compile_reading, missing_compiler
 from mypt.model.gpt import GPT
 
@@ -18,6 +20,12 @@ PEERS = {
     "nanogpt": "nanoGPT's generate (no cache)",
     "transformers": "transformers' generate, with its cache",
 }
+SMOLLM2 = Architecture(
+    block_size=2048, vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576,
+    mlp_width=1536, mlp_type="swiglu", norm_type="rmsnorm", norm_eps=1e-5, pos_encoding="rope",
+    rope_base=100_000.0,
+)  # fmt: skip
+"""SmolLM2-135M's sizes; weights are random, since speed does not hang on them."""
 DEMO = GPTConfig(block_size=128, vocab_size=272, n_layer=3, n_head=4, n_embd=128, bias=True)
 
 
@@ -57,8 +65,44 @@ def lines(*, quick: bool) -> Iterator[Line]:
                     note=f"{'identical' if same else 'OTHER'} tokens;"
                     f" {rows * n / min(seconds[how]):.0f} a processor second",
                 )
+    yield from _as_smollm2(quick=quick)
     if len(writers) > 1:
         yield from (_beside_compiled(DEMO, rows, quick=quick) for rows in (1, 8))
+
+
+def _as_smollm2(*, quick: bool) -> Iterator[Line]:
+    """Compare a request's first token, and a whole answer, with transformers' own Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SMOLLM2.model_dump())).eval()
+    theirs = LlamaForCausalLM(LlamaConfig(**write_layout("llama", SMOLLM2))).eval()
+    weights = to_hf("llama", SMOLLM2, dict(model.named_parameters()), torch.float32)
+    theirs.load_state_dict(weights, strict=False)
+    theirs.tie_weights()
+    theirs.generation_config.eos_token_id = None
+    prompt = torch.randint(SMOLLM2.vocab_size, (1, PROMPT))
+    for n in (1, 8 if quick else 32):
+        variants: dict[str, Callable[[], list[int]]] = {
+            "transformers": lambda n=n: theirs.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=n,
+                min_new_tokens=n, do_sample=False, pad_token_id=0,
+            )[0, PROMPT:].tolist(),
+            "": lambda n=n: generate(model, prompt[0], max_tokens=n),
+        }  # fmt: skip
+        same = variants[""]() == variants["transformers"]()
+        seconds = interleave(variants, 2 if quick else 7)
+        found = ratio(seconds, "", "transformers")
+        yield Line(
+            work=f"generation of {n} token{'s' * (n > 1)} after {PROMPT}, SmolLM2-135M's sizes,"
+            " batch 1, float32",
+            against=PEERS["transformers"],
+            reach=">= 1.0",
+            measured=str(found),
+            met=judge(found.median, 1.0) if same else "no",
+            note=f"{'identical' if same else 'OTHER'} tokens; {min(seconds['']):.3g} processor"
+            " seconds",
+        )
 
 
 def _beside_compiled(config: GPTConfig, rows: int, *, quick: bool) -> Line:

@@ -37,7 +37,7 @@ class Checkpoint:
     preset: Preset
     state: TrainerState
     weights: dict[str, Tensor]
-    """Every parameter once, by name, float32, on the CPU."""
+    """Every parameter once, by name, on the CPU: float32, or bfloat16 where training kept it so."""
     tokenizer: Tokenizer
     lineage: Lineage
 
@@ -192,14 +192,18 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
 def _check_finite(path: Path, snapshot: Snapshot) -> None:
     # By NumPy: torch would give the thread that writes checkpoints a second team of threads, and
     # with more threads than cores OpenMP lets all of them sleep after every product (D60).
-    odd = [
-        name for name, tensor in snapshot.weights.items() if not np.isfinite(tensor.numpy()).all()
-    ]
+    odd = [name for name, tensor in snapshot.weights.items() if not _is_finite(tensor)]
     if odd:
         raise TrainingError(
             f"{path}: not written, {odd[0]} (and {len(odd) - 1} more) holds inf or nan; the"
             " checkpoint before it is good; lower learning_rate under another model name"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype != torch.bfloat16:  # which NumPy has not
+        return bool(np.isfinite(tensor.numpy()).all())
+    return bool((tensor.view(torch.int16).numpy() & 0x7F80 != 0x7F80).all())  # the exponent's bits
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,11 +1,16 @@
 """Reading each token once must give what reading everything again gives."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 
 from mypt.config import GPTConfig
+from mypt.inference.generation import generate
 from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
+from mypt.training.optim import narrow
 
 CONFIG = GPTConfig(block_size=24, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
 
@@ -88,3 +93,38 @@ def test_a_position_outside_the_cache_is_refused(model):
 def test_reading_into_the_cache_builds_no_graph(model):
     cache = model.new_cache(1, 4)
     assert not model.step(torch.tensor([[1]]), cache, torch.tensor([[0]])).requires_grad
+
+
+def test_the_head_is_turned_once_a_model_and_anew_where_it_changed(model):
+    first, again = (model.new_cache(1, 4).head for _ in range(2))
+    assert again is first
+    assert torch.equal(first, model.lm_head.weight.T)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    assert torch.equal(model.new_cache(1, 4).head, 2 * first)
+    model.lm_head.weight.data = torch.ones_like(model.lm_head.weight)
+    assert (model.new_cache(1, 4).head == 1).all()
+    alone = copy.deepcopy(model)
+    model.lm_head.weight.data.zero_()
+    assert (alone.new_cache(1, 4).head == 1).all()
+
+
+def test_a_model_that_is_trained_keeps_no_turned_head(model):
+    kept = weakref.ref(model.new_cache(1, 4).head)
+    model.eval()
+    assert kept() is not None
+    model.train()
+    assert kept() is None
+
+
+def test_a_model_in_bfloat16_keeps_keys_and_values_so_and_answers_alike(model):
+    prompt = [5, 9, 13]
+    expected = model(torch.tensor([prompt]))[0][0, -1]
+    low = narrow(model, "bfloat16")
+    for rows in (1, 2):
+        cache = low.new_cache(rows, 23)
+        assert {part.dtype for part in (*cache._keys, *cache._values)} == {torch.bfloat16}
+        ids = torch.tensor([prompt] * rows)
+        found = low.step(ids, cache, torch.arange(3).expand(rows, 3))
+        torch.testing.assert_close(found[-1].float(), expected, rtol=0.05, atol=0.05)
+    assert len(generate(low, prompt, max_tokens=5)) == 5

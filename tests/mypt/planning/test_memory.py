@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_iter
 from mypt.config import Preset
 from mypt.model.gpt import GPT
 from mypt.planning.sizes import estimate
-from mypt.training.optim import make_optimizer
+from mypt.training.optim import make_optimizer, narrow
 
 BOUND = 0.10
 SIZES = {
@@ -21,6 +21,12 @@ MODERN = {
     "norm_type": "rmsnorm", "pos_encoding": "rope", "qk_norm": True, "mlp_type": "swiglu",
     "n_kv_head": 2, "tie_weights": False,
 }  # fmt: skip
+LLAMA_1B = {
+    "vocab_size": 128256, "n_layer": 16, "n_head": 32, "n_kv_head": 8, "n_embd": 2048,
+    "mlp_width": 8192, "mlp_type": "swiglu", "norm_type": "rmsnorm", "pos_encoding": "rope",
+    "dropout": 0.0,
+}  # fmt: skip
+LLAMA_3B = LLAMA_1B | {"n_layer": 28, "n_head": 24, "n_embd": 3072}
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
@@ -34,6 +40,24 @@ def test_the_peak_is_what_a_step_needs(kind, dtype, density):
     preset = Preset.model_validate(SIZES | kind)
     expected = estimate(preset, "none", density=density, dtype=dtype, device="cpu")
     assert expected.peak == pytest.approx(_peak(preset, dtype, density), rel=BOUND)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("kind", [{}, {"grad_accumulation": 3}, MODERN, {"vocab_size": 50304}])
+def test_the_peak_with_weights_in_bfloat16_is_what_a_step_needs(kind, density):
+    preset = Preset.model_validate(SIZES | kind | {"weight_dtype": "bfloat16"})
+    expected = estimate(preset, "none", density=density, device="cpu")
+    assert expected.peak == pytest.approx(_peak(preset, "bfloat16", density), rel=BOUND)
+
+
+@pytest.mark.parametrize(("sizes", "card"), [(LLAMA_1B, 24e9), (LLAMA_3B, 80e9)])
+def test_full_tuning_of_one_and_three_billion_weights_fits_one_card(sizes, card):
+    """Llama 3.2's sizes, rows of 2,048 tokens; the runtime takes about a gigabyte for itself."""
+    row = {"block_size": 2048, "batch_size": 1, "grad_accumulation": 16}
+    preset = Preset.model_validate(sizes | row | {"activation_checkpointing": True})
+    low = preset.model_copy(update={"weight_dtype": "bfloat16"})
+    assert estimate(low, "none").peak < card - 1e9
+    assert estimate(low, "none").peak < 0.85 * estimate(preset, "none").peak
 
 
 @pytest.mark.parametrize("parallel", ["none", "ddp", "fsdp"])
@@ -92,7 +116,7 @@ def _peak(preset, dtype, density):
     """Return the most bytes that were alive in the second step, when all moments are there."""
     torch.manual_seed(0)
     with _Live() as live:
-        model = GPT(preset.gpt()).train()
+        model = narrow(GPT(preset.gpt()), preset.weight_dtype).train()
         model.transformer.checkpoint_blocks(preset.activation_checkpointing)
         optimizer = make_optimizer(model, preset)
         for _ in range(2):

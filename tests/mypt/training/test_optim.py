@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from mypt.config import GPTConfig, TrainConfig
 from mypt.model.gpt import GPT
-from mypt.training.optim import learning_rate_at, make_optimizer
+from mypt.training.optim import learning_rate_at, make_optimizer, narrow, rounded
 
 CONFIG = TrainConfig(learning_rate=1.0, min_lr_ratio=0.1, warmup_iters=4, max_iters=15)
 
@@ -74,3 +75,73 @@ def test_a_short_trapezoid_has_no_sudden_fall(warmup, last):
     rates = [learning_rate_at(step, config) for step in range(last)]
     assert all(0 < rate <= 1 for rate in rates)
     assert rates == sorted(rates[:warmup]) + sorted(rates[warmup:], reverse=True)
+
+
+SMALL = GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=1, n_embd=8, bias=True)
+LOW = CONFIG.model_copy(update={"weight_dtype": "bfloat16"})
+PRODUCTS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def test_a_number_is_rounded_up_as_often_as_it_is_far_from_the_lower_neighbour():
+    below, above = 1.0, 1.0 + 2**-7
+    chance = torch.Generator().manual_seed(0)
+    for share in (0.0, 0.25, 0.9):
+        given = torch.full((40_000,), below + share * (above - below))
+        found = rounded(given, chance)
+        assert set(found.tolist()) <= {below, above}
+        assert (found == above).double().mean().item() == pytest.approx(share, abs=0.01)
+    assert rounded(torch.tensor([-1.0, 0.0, 384.0]), chance).tolist() == [-1.0, 0.0, 384.0]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_products_are_kept_in_bfloat16_and_all_they_learn_by_in_float32(tied):
+    torch.manual_seed(0)
+    model = narrow(GPT(SMALL.model_copy(update={"tie_weights": tied})), "bfloat16")
+    low = {n for n, w in model.named_parameters() if w.dtype == torch.bfloat16}
+    head = "transformer.wte.weight" if tied else "lm_head.weight"
+    block = {f"transformer.h.0.{part}.weight" for part in PRODUCTS}
+    assert low == block | {head}
+    optimizer, ids = make_optimizer(model, LOW), torch.arange(8)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.hidden(ids).dtype == torch.float32
+        model.loss(ids, ids).mean.backward()
+    assert {w.grad.dtype for w in model.parameters()} == {torch.float32}
+    optimizer.step()
+    held = {part.dtype for state in optimizer.state.values() for part in state.values()}
+    assert held == {torch.float32}
+
+
+def test_steps_too_small_for_bfloat16_add_up_as_in_float32():
+    """A weight of 1 has neighbours at 2^-8 below and 2^-7 above; each step is 1e-4."""
+    rate = {"learning_rate": 1e-4, "warmup_iters": 0, "weight_decay": 0.0, "min_lr_ratio": 1.0}
+    config = LOW.model_copy(update=rate)
+    model = narrow(GPT(SMALL.model_copy(update={"n_embd": 64})), "bfloat16")
+    optimizer, weight = make_optimizer(model, config), model.transformer.h[0].mlp.c_fc.weight
+    weight.data.fill_(1.0)
+    for _ in range(20):
+        weight.grad = torch.ones_like(weight, dtype=torch.float32)
+        optimizer.step()
+    assert weight.float().mean().item() == pytest.approx(1 - 20e-4, abs=2e-4)
+
+
+def test_weights_in_float32_are_updated_as_by_torch():
+    models = [GPT(SMALL) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, config in zip(models, (CONFIG, LOW), strict=True):
+        optimizer = make_optimizer(model, config)
+        for step in range(3):
+            for number, weight in enumerate(model.parameters()):
+                weight.grad = torch.full_like(weight, 0.1 * (step - number))
+            optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("other", [{"dtype": "float32"}, {"parallel": "ddp"}])
+def test_weights_in_bfloat16_want_their_products_and_one_process(other):
+    with pytest.raises(ValidationError, match="weight_dtype bfloat16"):
+        TrainConfig.model_validate({"weight_dtype": "bfloat16"} | other)
+
+
+def test_a_config_that_says_nothing_of_it_is_written_as_before():
+    assert "weight_dtype" not in CONFIG.model_dump()

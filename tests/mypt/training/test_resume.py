@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 
 from mypt import files
 from mypt.errors import ManifestError
@@ -73,6 +74,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(plan, finish, undisturbed, stop_at):
     assert digests("m") == undisturbed["digests"]
     losses = {e.step: e.loss for e in [*first, *second["all"]] if isinstance(e, StepReport)}
     assert losses == undisturbed["losses"]
+
+
+def test_weights_in_bfloat16_go_on_bit_for_bit_and_lie_so_on_disk(plan, finish):
+    low = {"weight_dtype": "bfloat16", "dtype": "auto", "max_iters": 4, "sample_prompts": ("hi",)}
+    finish(plan("low", **low))
+    done = []
+    list(train(plan(**low), should_stop=lambda: len(done) >= 2 or done.append(0)))
+    finish(plan(**low))
+    assert digests("m") == digests("low")
+    held = load_checkpoint(models_dir() / "m" / "step_000004").weights
+    assert held["transformer.h.0.mlp.c_fc.weight"].dtype == torch.bfloat16
+    assert held["transformer.ln_f.weight"].dtype == torch.float32
 
 
 def test_a_resumed_run_reads_the_same_rows_in_the_same_order(plan, finish, monkeypatch):
