@@ -13,6 +13,7 @@ from tests.mypt.data.reading.formats.test_shapes import CASES
 
 _CALL = {"id": "call1", "type": "function", "function": {"name": "f", "arguments": {"x": "a"}}}
 _RESULT = {"type": "tool_result", "tool_use_id": "call1", "content": "c"}
+_PARTED = _RESULT | {"content": [{"type": "text", "text": "c"}]}
 _USE = {"type": "tool_use", "id": "call1", "name": "f", "input": {"x": "b"}}
 OPENAI = (
     {"messages": [
@@ -51,7 +52,7 @@ CLAUDE = (
     {"uuid": "talk", "name": "t", "chat_messages": [
         {"uuid": "one", "sender": "human", "text": "a", "content": [{"type": "text", "text": "b"}]},
         {"uuid": "two", "sender": "assistant", "text": "", "content": [
-            {"type": "thinking", "thinking": "c"}, _USE, _RESULT, {"type": "text", "text": "d"}]}]},
+            {"type": "thinking", "thinking": "c"}, _USE, _PARTED, {"type": "text", "text": "d"}]}]},
     {"uuid": "talk", "name": "", "chat_messages": [
         {"uuid": "one", "sender": "human", "text": "a", "parent_message_uuid": "none"},
         {"uuid": "two", "sender": "assistant", "text": "b", "parent_message_uuid": "one"},
@@ -214,6 +215,7 @@ KINDS: dict[str, Kind] = {
         explained=(
             ("^message of another branch left out", r"\.mapping\."),
             ("^hidden message left out", r"\.mapping\.hid\."),
+            ("^empty message left out", r"\.message\.weight\b"),
             _NO_TEXT,
         ),
     ),

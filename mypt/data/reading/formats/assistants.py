@@ -36,10 +36,16 @@ _BESIDE_CLAUDE: Final = fields_named("name account")
 _TURN: Final = fields_named(
     "sender text content parent_message_uuid stop_reason input_mode truncated"
 )
-_BLOCK: Final = fields_named(
-    "type text thinking name input content tool_use_id is_error flags start_timestamp"
-    " stop_timestamp summaries cut_off message integration_name integration_icon_url"
-    " display_content approval_key approval_options"
+_BLOCKS: Final = {
+    "text": fields_named("type text"),
+    "thinking": fields_named("type thinking"),
+    "tool_use": fields_named("type name input"),
+    "tool_result": fields_named("type name content tool_use_id"),
+}
+"""What is read of a block of Claude's by its type."""
+_BESIDE_BLOCK: Final = fields_named(
+    "is_error flags start_timestamp stop_timestamp summaries cut_off message integration_name"
+    " integration_icon_url display_content approval_key approval_options"
 )
 _GEMINI: Final = fields_named(
     "contents systemInstruction system_instruction tools train training weight loss_weight"
@@ -154,7 +160,10 @@ def _last_branch(messages: list[dict[str, Any]], last: Any, place: Place) -> lis
 def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> Spoken | None:
     """Return what a block of Claude's says; None where it is no text."""
     kind = block.get("type")
-    tally.check_fields(block, _BLOCK, place, "a block")
+    if not isinstance(kind, str) or kind not in _BLOCKS:
+        leave_out(kind, place, tally)
+        return None
+    tally.check_fields(block, _BLOCKS[kind], place, "a block", _BESIDE_BLOCK)
     if kind == "text":
         return Spoken(role, [Part("text", read_text(block, "text", place))])
     if kind == "thinking":
@@ -162,16 +171,14 @@ def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> 
     if kind == "tool_use":
         call = call_part(block.get("name"), block.get("input"), place)
         return Spoken(role, [call], None, (_link(block),))
-    if kind == "tool_result":
-        given = list(_of_result(block.get("content"), place, tally))
-        return Spoken("tool", given, None, (_link(block),))
-    leave_out(kind, place, tally)
-    return None
+    given = list(_of_result(block.get("content"), place, tally))
+    return Spoken("tool", given, None, (_link(block),))
 
 
 def _of_result(content: Any, place: Place, tally: Tally) -> Iterator[Part]:
     for block in content if isinstance(content, list) else [content]:
         if isinstance(block, dict) and isinstance(block.get("text"), str):
+            tally.check_fields(block, _BLOCKS["text"], place, "a result", _BESIDE_BLOCK)
             yield Part("text", block["text"])
         elif isinstance(block, str):
             yield Part("text", block)

@@ -18,6 +18,7 @@ from mypt.data.reading.formats.shapes import (
     RowShape,
     Script,
     Speaker,
+    alpaca_prompt,
     at_path,
     find_shape,
     holds_messages,
@@ -26,16 +27,12 @@ from mypt.data.reading.formats.shapes import (
     top_field,
 )
 from mypt.data.reading.formats.texts import SPEAKERS
-from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdict_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
 _ROLES = frozenset({"user", "assistant", "tool"})
 _NOTHING: tuple[object, ...] = (None, "", [], {})
-_TASK = "Below is an instruction that describes a task"
-_WITH_INPUT = ", paired with an input that provides further context"
-_REQUEST = ". Write a response that appropriately completes the request.\n\n"
 
 
 def read_columns(
@@ -63,6 +60,10 @@ def read_columns(
     if shape.name and shape.format == "columns":
         tally.notes[f"row read as {shape.name}: {shape.turns}"] += 1
     script = parse_turns(shape.turns)
+    said = _texts_alone(fields, script) if shape.format != "alpaca" else None
+    if said:
+        yield Conversation(said, place.origin)
+        return
     _check_row(fields, script, place, tally)
     rows = list(_one_an_item(fields, script.speakers, place)) if script.nested else [fields]
     if not rows:
@@ -73,6 +74,21 @@ def read_columns(
             yield _SpokenRow(one, place, tally, how, ask).read(script)
         except Dropped as dropped:  # of an item alone: the next ones are read
             tally.dropped[str(dropped)] += 1
+
+
+def _texts_alone(fields: Mapping[str, Any], script: Script) -> tuple[Message, ...] | None:
+    """Return the messages of a row that is one text a turn and nothing else, as most are."""
+    if len(fields) != len(script.groups):
+        return None
+    said: list[Message] = []
+    for voice, (one, *more) in script.groups:
+        text = fields.get(one.path)
+        if more or not isinstance(text, str) or voice not in ("user", "assistant"):
+            return None
+        if not text or text.isspace() or holds_messages(text):
+            return None
+        said.append(Message(voice, (Part("text", text),)))
+    return tuple(said)
 
 
 def advise(fields: Mapping[str, Any]) -> str:
@@ -135,20 +151,6 @@ def rows_inside(row: Any) -> list[str]:
 def _is_conversation(value: Any) -> bool:
     texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return bool(value) and (texts or (isinstance(value, list) and holds_messages(value)))
-
-
-def alpaca_prompt(instruction: str, *context: str) -> str:
-    """Return the text that stands before an answer in the alpaca format.
-
-    Source: the guide's example 3; the sentences are those of the Stanford Alpaca data.
-    """
-    given = "\n\n".join(text for text in context if text.strip())
-    if not given:
-        return f"{_TASK}{_REQUEST}### Instruction:\n{instruction}\n\n### Response:\n"
-    return (
-        f"{_TASK}{_WITH_INPUT}{_REQUEST}### Instruction:\n{instruction}\n\n"
-        f"### Input:\n{given}\n\n### Response:\n"
-    )
 
 
 class _SpokenRow:
@@ -334,9 +336,7 @@ class _SpokenRow:
 
     def _parsed(self, value: Any) -> Any:
         """Return a value that a table may hold as JSON text."""
-        if not isinstance(value, str):
-            return value
-        return strict_json.parse(value.encode(), 0, self._place, Limits())
+        return strict_json.parse_text(value, self._place) if isinstance(value, str) else value
 
 
 def _join_texts(*texts: str) -> str:

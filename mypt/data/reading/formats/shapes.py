@@ -112,6 +112,25 @@ SHAPES: Final = (
 """In the order in which they are tried: the first whose fields a row holds is taken."""
 
 
+_TASK = "Below is an instruction that describes a task"
+_WITH_INPUT = ", paired with an input that provides further context"
+_REQUEST = ". Write a response that appropriately completes the request.\n\n"
+
+
+def alpaca_prompt(instruction: str, *context: str) -> str:
+    """Return the text that stands before an answer in the alpaca format.
+
+    Source: the guide's example 3; the sentences are those of the Stanford Alpaca data.
+    """
+    given = "\n\n".join(text for text in context if text.strip())
+    if not given:
+        return f"{_TASK}{_REQUEST}### Instruction:\n{instruction}\n\n### Response:\n"
+    return (
+        f"{_TASK}{_WITH_INPUT}{_REQUEST}### Instruction:\n{instruction}\n\n"
+        f"### Input:\n{given}\n\n### Response:\n"
+    )
+
+
 @lru_cache(maxsize=256)
 def parse_turns(turns: str) -> Script:
     """Return the fields of a shape that is written as after ``--turns``."""

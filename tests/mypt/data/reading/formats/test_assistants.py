@@ -350,3 +350,17 @@ def test_a_text_of_a_tool_needs_no_call(tmp_path):
         {"role": "model", "parts": [{"text": "d"}]}]}  # fmt: skip
     _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found)[2:] == [("tool", "b"), ("tool", "c"), ("assistant", "d")]
+
+
+def test_fields_of_a_block_are_read_by_its_type(tmp_path):
+    blocks = [
+        {"type": "thinking", "thinking": "a", "input": "x", "cut_off": False, "message": "m"},
+        {"type": "text", "text": "b", "thinking": "x"},
+    ]
+    row = {"chat_messages": [{"sender": "assistant", "content": blocks}]}
+    reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found) == [("assistant", "ab")]
+    assert notes(reader) == {
+        "'input' of a block was not read": 1,
+        "'thinking' of a block was not read": 1,
+    }

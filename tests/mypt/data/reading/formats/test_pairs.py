@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mypt.data.reading.formats.columns import alpaca_prompt
+from mypt.data.reading.formats.shapes import alpaca_prompt
 from tests.mypt.data.rawfiles import ASK, TELL, chat, dropped, jsonl, read, trains, turns, write
 
 

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mypt.data.reading.formats.columns import alpaca_prompt
-from mypt.data.reading.formats.shapes import SHAPES
+from mypt.data.reading.formats.shapes import SHAPES, alpaca_prompt
 from tests.mypt.data.marks import asked, marked
 from tests.mypt.data.rawfiles import ASK, chat, dropped, jsonl, notes, read, write
 from tests.pages import ROOT
