@@ -282,7 +282,7 @@ class Transformer(nn.Module):
             (B, T, C), or (N, C) at the wanted places.
         """
         tokens = self.wte(idx) if shared is None else embed(idx, self.wte.weight, shared)
-        tokens = tokens.to(cast(Tensor, self.ln_f.weight).dtype)  # a stream as precise as its norms
+        tokens = tokens.to(cast(Tensor, self.ln_f.weight).dtype)  # as precise as the norms
         enters, leaves = self.scales
         if enters != 1.0:
             tokens = tokens * enters

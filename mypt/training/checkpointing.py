@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
 
 from mypt import files
 from mypt.references import CheckpointRef
@@ -22,6 +22,9 @@ from mypt.training.checkpoints.folder import point, prune
 from mypt.training.distributed import copied
 from mypt.training.events import CheckpointSaved
 from mypt.training.run import Run
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 Work = Callable[[], CheckpointSaved | None]
 """Writes one checkpoint; None on a rank that leaves telling of it to rank 0."""
@@ -71,8 +74,8 @@ def keeper(run: Run) -> closing[Keeper]:
 
     Every rank of a sharded model writes its part, else rank 0 alone writes what all hold.
     """
-    if isinstance(run.model, FSDPModule):
-        return closing(Keeper(_parts_of(run, run.model)))
+    if run.sharded:
+        return closing(Keeper(_parts_of(run)))
     return closing(Keeper(partial(_whole_of if run.ranks.leads else _nothing_of, run)))
 
 
@@ -86,12 +89,13 @@ def _nothing_of(run: Run) -> Work:
     return lambda: None
 
 
-def _parts_of(run: Run, model: FSDPModule) -> Callable[[], Work]:
+def _parts_of(run: Run) -> Callable[[], Work]:
     """Agree with the other ranks on how to write; return what takes this rank's parts.
 
     A run goes on from the parts, in as many processes as it likes; everything else (evaluation,
     lineage, a fine-tuning on top) reads the step folder. The parts of the newest step are kept.
     """
+    model = cast("FSDPModule", run.model)
     token = run.ranks.first(lambda: f"-{secrets.token_hex(4)}")
     mesh = init_device_mesh("cpu", (run.ranks.size,))
     group = dist.new_group(backend="gloo")

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mypt import errors
 from mypt.model.gpt import GPT
 from mypt.training.compute import Compute
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Told = TypeVar("Told")
 
@@ -270,6 +271,12 @@ def shard(model: GPT, compute: Compute, size: int) -> None:
         compute: The run's arithmetic.
         size: Number of ranks.
     """
+    from torch.distributed.fsdp import (  # with sympy, as long again as torch itself
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     policy = MixedPrecisionPolicy()
     if compute.dtype == torch.bfloat16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
@@ -282,13 +289,20 @@ def shard(model: GPT, compute: Compute, size: int) -> None:
     register_fsdp_forward_method(model, "loss")
 
 
+def is_part(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Return whether a tensor is a rank's part of a larger one; importing none of its kind."""
+    return hasattr(tensor, "placements")
+
+
 def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
     """Return this rank's part of a tensor that every rank holds, cut as ``parameter`` is cut.
 
     A tensor that is cut already, a count, or any tensor of a model that is whole, stays whole.
     """
-    if isinstance(whole, DTensor) or not isinstance(parameter, DTensor) or not whole.dim():
+    if is_part(whole) or not is_part(parameter) or not whole.dim():
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     mesh, places = parameter.device_mesh, parameter.placements
     return distribute_tensor(whole.to(mesh.device_type), mesh, places, src_data_rank=None)
 
@@ -300,8 +314,8 @@ def copied(tensor: Tensor, mesh: DeviceMesh | None = None) -> Tensor:
         tensor: A part of a whole, or a whole tensor.
         mesh: The ranks' CPUs, in the order of their devices; for parts.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_part(tensor):
         return tensor.detach().to("cpu", copy=True).contiguous()
     part = tensor.to_local().detach().to("cpu", copy=True)
     size, stride = tensor.size(), tensor.stride()
-    return DTensor.from_local(part, mesh, tensor.placements, shape=size, stride=stride)
+    return type(tensor).from_local(part, mesh, tensor.placements, shape=size, stride=stride)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mypt.model.loss import MaskedLoss, supervised_positions
@@ -43,7 +42,7 @@ def add_gradients(run: Run, mine: Share) -> Tensor:
     """
     if run.plan.preset.reduction == "tree":
         return _as_tree(run, mine)
-    if run.ranks.size > 1 and run.replica is None and not isinstance(run.model, FSDPModule):
+    if run.ranks.size > 1 and run.replica is None and not run.sharded:
         run.replica = DistributedDataParallel(
             _Loss(run), forward_sync_buffers=False, gradient_as_bucket_view=True, init_sync=False
         )
@@ -52,7 +51,7 @@ def add_gradients(run: Run, mine: Share) -> Tensor:
     for index, where in enumerate(mine.places):
         # DDP adds up over the ranks while the last pass runs, supervised or not; FSDP2 gathers and
         # scatters in each, so that ranks stay in step.
-        together = isinstance(run.model, FSDPModule) or (replica is not None and index == last)
+        together = run.sharded or (replica is not None and index == last)
         if len(where) or together:
             with nullcontext() if together or replica is None else replica.no_sync():
                 losses[index] = _backward(run, mine, index)
@@ -109,7 +108,7 @@ def _backward(run: Run, mine: Share, index: int) -> Tensor:
     batch, where, replica = mine.batches[index], mine.places[index], run.replica
     seed_everything(run.plan.preset.seed, run.state.step, mine.micros[index])
     loss: Tensor = loss_of(run, batch, where).total if replica is None else replica(batch, where)
-    averaged = isinstance(run.model, FSDPModule) or replica is not None
+    averaged = run.sharded or replica is not None
     scale = run.ranks.size if averaged else 1  # torch takes the mean over ranks; a sum is meant
     torch.autograd.backward([loss * scale / mine.weight])
     return loss.detach()

@@ -66,6 +66,11 @@ class Run:
     """What torch wraps the model in where ranks hold copies of it; made by the first step."""
 
     @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of every weight."""
+        return self.plan.preset.parallel == "fsdp"
+
+    @property
     def objective(self) -> Objective:
         """What the model learns by."""
         config = self.plan.preset

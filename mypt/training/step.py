@@ -8,11 +8,11 @@ import time
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mypt.errors import TrainingError
 from mypt.model.loss import supervised_positions, weights_at
 from mypt.training.compute import memory_named
+from mypt.training.distributed import is_part
 from mypt.training.events import StepReport
 from mypt.training.gradients import Share, add_gradients, loss_of
 from mypt.training.loader import Batch
@@ -83,7 +83,7 @@ def _norm(run: Run) -> Tensor:
     """Return the gradient's norm, shape (), on its device."""
     gradients = [w.grad for w in run.model.parameters() if w.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_part(norm) else norm
 
 
 def _clip(run: Run, limit: float, norm: Tensor, found: float) -> None:

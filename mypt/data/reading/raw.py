@@ -13,7 +13,7 @@ from stat import S_ISREG
 from typing import BinaryIO, Final, NamedTuple, cast
 
 from mypt import files
-from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit
+from mypt.data.reading.records import WHOLE, ByteRange, Place, Unit, Where
 from mypt.errors import DataError, MissingFileError
 from mypt.text import one_line
 
@@ -143,7 +143,8 @@ class RawFile:
             DataError: If it is missing, empty, unreadable or no ordinary file.
         """
         self.path = path
-        self.name = one_line(str(path))
+        self._named = str(path)
+        self.name = one_line(self._named)
         self.index = index
         self.limits = limits or Limits()
         self.stretch = stretch
@@ -164,7 +165,7 @@ class RawFile:
 
     def place(self, line: int, unit: Unit = "line") -> Place:
         """Return the place of a line, item or row of this file."""
-        return Place(str(self.path), self.index, line, unit)
+        return Place(self._named, self.index, line, unit)
 
     @cached_property
     def head(self) -> bytes:
@@ -313,7 +314,7 @@ def lines(raw: RawFile) -> Iterator[RawLine]:
         yield RawLine(number, offset, b"".join(pending))
 
 
-def decode(data: bytes, offset: int, place: Place | str) -> str:
+def decode(data: bytes, offset: int, place: Where) -> str:
     """Return UTF-8 bytes as text; ``offset`` is where they start in the file.
 
     Raises:

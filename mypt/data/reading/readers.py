@@ -9,7 +9,16 @@ from typing import Any
 from mypt.config import FieldMapping, Format, Reading
 from mypt.data.conversations import Row
 from mypt.data.reading.containers import container_of, first_row, read_records
-from mypt.data.reading.formats import assistants, chats, columns, people, slack, texts, whatsapp
+from mypt.data.reading.formats import (
+    assistants,
+    chatgpt,
+    chats,
+    columns,
+    people,
+    slack,
+    texts,
+    whatsapp,
+)
 from mypt.data.reading.formats.mappings import read_mapped
 from mypt.data.reading.formats.markups import (
     head_of,
@@ -17,7 +26,7 @@ from mypt.data.reading.formats.markups import (
     read_rendered_file,
     refuse_rendered,
 )
-from mypt.data.reading.formats.shapes import find_guarded, find_shape, judge, parse_turns
+from mypt.data.reading.formats.shapes import JUDGED, find_guarded, find_shape, judge, parse_turns
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.raw import Limits, RawFile, lines
@@ -255,7 +264,7 @@ def _row_reader(how: Reading, limits: Limits) -> ReadRow:
         "mapping": partial(read_mapped, mapping=mapping),
         "text": partial(texts.read_text_rows, markup=how.markup),
         "rendered": partial(read_rendered, markup=how.markup),
-        "chatgpt": assistants.read_chatgpt,
+        "chatgpt": chatgpt.read_chatgpt,
         "claude": assistants.read_claude,
         "gemini": assistants.read_gemini,
         **dict.fromkeys(people.FORMATS, partial(people.read_talk, how=how, limits=limits)),
@@ -273,8 +282,10 @@ def _read_each(
         if value is BLANK:
             continue
         try:
-            row = judge(value) if (judged or by_shape) and isinstance(value, dict) else value
-            shape = find_guarded(row) if judged and isinstance(row, dict) else None
+            row, shape = value, None
+            if (judged or by_shape) and isinstance(value, dict) and not JUDGED.isdisjoint(value):
+                row = judge(value)
+                shape = find_guarded(row) if judged else None
             if shape:
                 yield from columns.read_columns(row, place, tally, how, shape)
             else:

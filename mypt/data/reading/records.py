@@ -66,6 +66,20 @@ class Place(NamedTuple):
         return f"{name}:{self.line}" if self.unit == "line" else f"{name}: {self.unit} {self.line}"
 
 
+class Within(NamedTuple):
+    """A field or part of a row; what an error begins with is written out only for one."""
+
+    place: Place
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+Where = Place | Within | str
+"""What an error begins with."""
+
+
 class ByteRange(NamedTuple):
     """The bytes of a raw file that are read at a time; by default all of them."""
 
@@ -95,6 +109,19 @@ def first_of(fields: Mapping[str, Any], keys: Iterable[str]) -> Any:
         if (value := fields.get(key)) is not None:
             return value
     return None
+
+
+def verdict_of(value: Any) -> bool | None:
+    """Return whether a value calls something good or true; None if it is neither true nor false."""
+    if isinstance(value, str):
+        return _VERDICTS.get(value.strip().lower()) if len(value) < _LONGEST_VERDICT else None
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+_VERDICTS: Final = {
+    "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
+}  # fmt: skip
+_LONGEST_VERDICT: Final = 20
 
 
 class Dropped(Exception):  # noqa: N818 - no error: the row is left out and counted
@@ -178,6 +205,8 @@ class Tally:
             of: Whose they are, such as "a message".
             beside: Names of those that a format has and that have no meaning for a model.
         """
+        if fields.keys() <= read:
+            return
         for name in fields:
             if name in read:
                 continue

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from mypt.data.reading.raw import Limits, decode
-from mypt.data.reading.records import Place
+from mypt.data.reading.records import Where
 from mypt.errors import DataError
 from mypt.text import shown
 
@@ -15,6 +15,7 @@ STRING = rb'"(?:[^"\\]++|\\.)*+"'
 BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+([\[\]{}])", re.DOTALL)
 DEPTH = {b"[": 1, b"{": 1, b",": 0, b"]": -1, b"}": -1}
 _MANY_DIGITS = re.compile(r"[0-9]{309}")
+_LIMITS = Limits()
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -31,6 +32,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_without_doubles)
+_SPELL = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _whole_number(digits: str) -> int | float:
@@ -59,16 +61,16 @@ _CURES_BY_PROBLEM = {
 }
 
 
-def parse_text(text: str, place: Place | str) -> Any:
+def parse_text(text: str, place: Where) -> Any:
     """Return the value of JSON that stands in a field or cell as text; see :func:`parse`.
 
     Raises:
         DataError: As :func:`parse` does.
     """
-    return parse(text.encode(), 0, place, Limits())
+    return _parse(text, place, _LIMITS)
 
 
-def parse(data: bytes, offset: int, place: Place | str, limits: Limits) -> Any:
+def parse(data: bytes, offset: int, place: Where, limits: Limits) -> Any:
     """Return the value of one JSON text.
 
     Args:
@@ -81,11 +83,15 @@ def parse(data: bytes, offset: int, place: Place | str, limits: Limits) -> Any:
         DataError: If it is no JSON or beyond the limits, has a key twice in one object, or
             holds half of a surrogate pair, which no tokenizer can encode.
     """
-    text = decode(data, offset, place)
-    _check_brackets(data, place, limits)
+    return _parse(decode(data, offset, place), place, limits)
+
+
+def _parse(text: str, place: Where, limits: Limits) -> Any:
+    if text.count("[") + text.count("{") > limits.nesting:
+        _check_brackets(text.encode(), place, limits)
     try:
         value = _decode(text)
-        if _SURROGATE.search(text):
+        if "\\u" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except _DoubledKeyError as error:
         raise DataError(
@@ -109,14 +115,14 @@ def parse(data: bytes, offset: int, place: Place | str, limits: Limits) -> Any:
     return value
 
 
-def spell(value: Any, place: Place | str) -> str:
+def spell(value: Any, place: Where) -> str:
     """Return a value as JSON on one line, equal values as equal text.
 
     Raises:
         DataError: If JSON has no such value, or a number is beyond what float64 reaches.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = _SPELL(value)
         if _MANY_DIGITS.search(text):
             json.dumps(json.loads(text, parse_int=float), allow_nan=False)
     except ValueError:
@@ -149,10 +155,7 @@ def _decode(text: str) -> Any:
         return _HUGE.decode(text)
 
 
-def _check_brackets(data: bytes, place: Place | str, limits: Limits) -> None:
-    opened = data.count(b"[") + data.count(b"{")
-    if opened <= limits.nesting:
-        return
+def _check_brackets(data: bytes, place: Where, limits: Limits) -> None:
     depth = opened = at = 0
     while match := BRACKET.match(data, at):
         at = match.end()
@@ -161,7 +164,7 @@ def _check_brackets(data: bytes, place: Place | str, limits: Limits) -> None:
         check_limits(depth, opened, place, limits)
 
 
-def check_limits(depth: int, opened: int, place: Place | str, limits: Limits) -> None:
+def check_limits(depth: int, opened: int, place: Where, limits: Limits) -> None:
     """Compare how deep brackets are nested, and how many there are, with the limits.
 
     Raises:
@@ -176,7 +179,7 @@ def check_limits(depth: int, opened: int, place: Place | str, limits: Limits) ->
         )
 
 
-def _too_deep(place: Place | str, limits: Limits) -> DataError:
+def _too_deep(place: Where, limits: Limits) -> DataError:
     return DataError(
         f"{place}: arrays or objects nested more than {limits.nesting} deep; expected a row of"
         " messages or text; remove it"

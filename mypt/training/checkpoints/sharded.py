@@ -7,20 +7,13 @@ and holds the digest of every other file; nothing is read before all of them are
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from mypt import files
 from mypt.data.manifest import TOKENIZER_STATE, FileRecord
@@ -32,6 +25,9 @@ from mypt.training.checkpoints.state import HISTORY, TrainerState, read_history,
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import Lineage, changed_files
 from mypt.training.optim import put_moments
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 SHARDS = "shards.json"
 PARTS = "parts"
@@ -82,6 +78,10 @@ def write_shards(
         CheckpointError: If a disk refuses.
         FileExistsError: If there are shards of that step.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     final = folder_of(model, parts.state.step)
     with ExitStack() as writing:
         if ranks.leads:
@@ -137,19 +137,21 @@ def load_shards(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
 
     Each rank reads what it needs of whichever files hold it; bits stay as they were.
     """
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     weights: dict[str, Tensor] = {n: w.detach() for n, w in model.named_parameters()}
     moments: dict[str, Tensor] = {}
     for name, size in _sizes(folder).items():
         if name not in weights:
             parameter = weights[name.rpartition(".")[0]]
             moments[name] = torch.zeros_like(parameter) if size else torch.zeros(())
-    load(weights | moments, storage_reader=HuggingFaceStorageReader(str(folder / PARTS)))
+    load(weights | moments, storage_reader=_reader(folder))
     put_moments(moments, folder, model, optimizer)
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
     """Read verified shards as whole tensors, in one process and without any other."""
-    metadata = HuggingFaceStorageReader(str(folder / PARTS)).read_metadata()
+    metadata = _reader(folder).read_metadata()
     found = {name: torch.empty(size) for name, size in _sizes(folder).items()}
     for index, stored in metadata.storage_data.items():
         with safe_open(stored.relative_path, "pt") as file:
@@ -195,8 +197,16 @@ def _record(path: Path, folder: Path) -> FileRecord:
 
 def _sizes(folder: Path) -> dict[str, torch.Size]:
     """Return the whole size of every tensor, as the headers of the files say."""
-    found = HuggingFaceStorageReader(str(folder / PARTS)).read_metadata().state_dict_metadata
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    found = _reader(folder).read_metadata().state_dict_metadata
     return {n: one.size for n, one in found.items() if isinstance(one, TensorStorageMetadata)}
+
+
+def _reader(folder: Path) -> "HuggingFaceStorageReader":
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    return HuggingFaceStorageReader(str(folder / PARTS))
 
 
 def _is_moment(name: str) -> bool:

@@ -194,6 +194,24 @@ def test_a_conversation_goes_on_where_it_cannot_be_saved(capsys, monkeypatch, tm
     assert f"[saved as {tmp_path}/talk.jsonl]" in said
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from flows.cli import main; main(['generate', 'tiny', '--prompt', 'Hi'])",
+        "import mypt.inference.server.serving, mypt.inference.server.answering",
+        "import mypt.training.loop",  # torch's own optimizer imports them at its first use
+    ],
+)
+def test_one_process_loads_nothing_that_only_several_need(home, statement):
+    several = ("sympy", "torch.distributed.fsdp", "torch.distributed.checkpoint")
+    program = f"import sys; {statement}; print([m for m in {several} if m in sys.modules])"
+    environment = os.environ | {"MYPT_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def started(home, *flags, **environment):
     words = [str(Path(sys.executable).parent / "mypt"), "serve", "tiny", "--port", "0", *flags]
     environment = os.environ | {"MYPT_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment

@@ -131,9 +131,9 @@ def test_a_table_of_single_messages_is_read_by_the_column_that_is_named(tmp_path
     assert prepare(path, flags=["--group_by", "nr"]) == [TALK, TALK]
 
 
-def test_rows_are_weighed_by_their_sources(tmp_path, prepare):
+def test_rows_are_weighed_by_their_own_word_or_by_their_sources(tmp_path, prepare):
     half = write(tmp_path / "a.jsonl", jsonl(ONE | {"weight": 0.5}))
-    assert "put them into sources of different weight" in prepare(half)
+    assert prepare(half) == [TALK]
     sources = [
         {"path": str(write(tmp_path / "b.jsonl", jsonl(ONE))), "weight": 0.5},
         {"path": str(write(tmp_path / "c.jsonl", jsonl(TWO)))},

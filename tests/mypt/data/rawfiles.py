@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,17 @@ def jsonl(*rows: Any) -> str:
 @contextmanager
 def memory_below(most_bytes: int) -> Iterator[None]:
     """Fail if Python objects take more at any time."""
+    with memory() as peak:
+        yield
+        assert peak() < most_bytes
+
+
+@contextmanager
+def memory() -> Iterator[Callable[[], int]]:
+    """Give what tells how much Python objects have taken at most since this began."""
     tracemalloc.start()
     try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < most_bytes
+        yield lambda: tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from mypt.data.conversations import Message
 from mypt.data.reading import strict_json
-from mypt.data.reading.records import WEIGHTS, Place, Tally, first_of
+from mypt.data.reading.records import WEIGHTS, Place, Tally, Within, first_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -23,6 +23,7 @@ CALL_IDS: Final = ("tool_call_id", "tool_use_id", "call_id")
 _ARGUMENTS: Final = ("arguments", "args", "input", "parameters")
 _CALL: Final = frozenset({"id", "call_id", "type", "function", "name", *_ARGUMENTS, *WEIGHTS})
 _CALLED: Final = frozenset({"id", "name", *_ARGUMENTS})
+_AROUND: Final = _CALL - _CALLED | {"id"}
 _GIVEN: Final = ("content", "response", "output", "value")
 
 
@@ -61,9 +62,9 @@ def spell_call(call: Any, place: Place, tally: Tally) -> str:
     if not isinstance(called, dict) or not isinstance(called.get("name"), str):
         raise DataError(f"{place}: a tool call is {shown(call)}; expected a name and arguments")
     if called is not call:
-        tally.check_fields(call, _CALL, place, "a tool call")
+        tally.check_fields(call, _AROUND, place, "a tool call")
     tally.check_fields(called, _CALL if called is call else _CALLED, place, "a tool call")
-    named = f"{place}: arguments of {shown(called['name'])}"
+    named = Within(place, f"arguments of {shown(called['name'])}")
     arguments = first_of(called, _ARGUMENTS)
     if isinstance(arguments, str):
         arguments = strict_json.parse_text(arguments, named) if arguments.strip() else None
@@ -80,7 +81,7 @@ def spell_text(text: str, place: Place, tally: Tally) -> list[str]:
     """
     if not text.lstrip().startswith(("{", "[")):
         return [text]
-    named = f"{place}: the text of a call"
+    named = Within(place, "the text of a call")
     value = strict_json.parse_text(text, named)
     calls = value if isinstance(value, list) else [value]
     if calls and all(

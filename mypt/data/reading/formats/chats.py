@@ -27,7 +27,9 @@ from mypt.data.reading.records import (
     Place,
     Record,
     Tally,
+    Within,
     first_of,
+    verdict_of,
 )
 from mypt.errors import DataError
 from mypt.text import names, shown
@@ -43,7 +45,7 @@ _IDS: Final = frozenset(
 )
 """Fields that place a message or a row among others, where nesting has done so already."""
 _READ: Final = {key: ROW | _IDS | MEANINGLESS | {key} for key in LISTS}
-_NODE: Final = frozenset({"replies", "deleted", *_IDS})
+_NODE: Final = frozenset({"replies", *_IDS})
 
 
 def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
@@ -253,9 +255,11 @@ def _by_default(message: Message, train: Train) -> Message:
 
 def _spell_tools(tools: Any, place: Place) -> str:
     """Return tools as JSON; text that is none, such as a list in prose, as it stands."""
+    if not tools:
+        return ""
     if isinstance(tools, str) and not tools.lstrip().startswith(("[", "{", "null")):
         return tools if tools.strip() else ""
-    named = f"{place}: tools"
+    named = Within(place, "tools")
     value = strict_json.parse_text(tools, named) if isinstance(tools, str) else tools
     return strict_json.spell(value, named) if value else ""
 
@@ -308,12 +312,14 @@ def _paths(
     replies = fields.get("replies") or []
     if not isinstance(replies, list):
         raise DataError(f"{place}: replies are {shown(replies)}; expected a list of messages")
+    deleted = verdict_of(fields.get("deleted"))
+    read = _NODE if deleted is None else _NODE | {"deleted"}
     try:
-        path = [*before, (id(node), read_message(fields, place, tally, _NODE))]
+        path = [*before, (id(node), read_message(fields, place, tally, read))]
     except Dropped as dropped:
         tally.notes[f"reply left out: {dropped}"] += 1
         return
-    if fields.get("deleted") is True:
+    if deleted:
         tally.notes["reply left out: deleted"] += 1
         return
     is_leaf = True

@@ -24,14 +24,14 @@ from mypt.data.reading.formats.shapes import (
     open_cell,
     parse_turns,
     top_field,
-    verdict_of,
 )
 from mypt.data.reading.formats.texts import SPEAKERS
 from mypt.data.reading.raw import Limits
-from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally
+from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdict_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
+_ROLES = frozenset({"user", "assistant", "tool"})
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 _TASK = "Below is an instruction that describes a task"
 _WITH_INPUT = ", paired with an input that provides further context"
@@ -44,7 +44,7 @@ def read_columns(
     """Yield the conversation of a row, each field of which says one thing.
 
     Which field speaks as whom is said by ``how.turns``, else by the table of shapes. A list of
-    messages that asks is context: none of its turns is supervised. Of two answers to choose from,
+    messages that asks is context: no answer in it is supervised. Of two answers to choose from,
     that of ``how.side`` is read and the other counted. A path through a list gives one
     conversation an item.
 
@@ -62,14 +62,17 @@ def read_columns(
         )
     if shape.name and shape.format == "columns":
         tally.notes[f"row read as {shape.name}: {shape.turns}"] += 1
-    _check_row(fields, shape, place, tally)
-    nested = parse_turns(shape.turns).nested
-    rows = list(_one_an_item(fields, shape.speakers, place)) if nested else [fields]
+    script = parse_turns(shape.turns)
+    _check_row(fields, script, place, tally)
+    rows = list(_one_an_item(fields, script.speakers, place)) if script.nested else [fields]
     if not rows:
         raise Dropped("a row whose list of items is empty")
     ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
     for one in rows:
-        yield _SpokenRow(one, place, tally, how, ask).read(shape)
+        try:
+            yield _SpokenRow(one, place, tally, how, ask).read(script)
+        except Dropped as dropped:  # of an item alone: the next ones are read
+            tally.dropped[str(dropped)] += 1
 
 
 def advise(fields: Mapping[str, Any]) -> str:
@@ -164,13 +167,12 @@ class _SpokenRow:
         self._frame: dict[str, Any] = {}
         self._ask = ask
 
-    def read(self, shape: RowShape) -> Conversation:
+    def read(self, script: Script) -> Conversation:
         """Hear every field, and what the row says about all of them."""
-        script = parse_turns(shape.turns)
-        heard = [key for key in self._fields if key in ROW]
-        if heard:
+        if not ROW.isdisjoint(self._fields):
             spoken = _spoken(self._fields, script)
-            self._frame = {key: self._fields[key] for key in heard if key not in spoken}
+            heard = (key for key in self._fields if key in ROW and key not in spoken)
+            self._frame = {key: self._fields[key] for key in heard}
         if script.nested:
             _check_inside(self._fields, script.speakers, self._place, self._tally)
         for voice, speakers in script.groups:
@@ -182,13 +184,26 @@ class _SpokenRow:
     def _hear(self, voice: Voice, speakers: Sequence[Speaker]) -> None:
         there = []
         for one in speakers:
-            value = self._value(one)
-            if not one.optional or value not in _NOTHING:
+            value = self._fields.get(one.path)
+            if value is None and not (one.optional and "." not in one.path):
+                value = self._value(one)
+            if value or not one.optional or value not in _NOTHING:
                 there.append((one, value))
         if not there:
             return
         first = there[0][1]
-        if voice == "turns":
+        if voice in _ROLES and not holds_messages(first):
+            text = self._text(voice, there)
+            part, role = Part("text", text), cast(Role, voice)
+            is_said = text and not text.isspace()
+            self._said.append(Message(role, (part,)) if is_said else to_message(role, [part]))
+            return
+        if len(there) > 1 and voice not in ("turns", "system"):
+            beside = {one.path: value for one, value in there[1:]}
+            self._tally.check_fields(beside, frozenset(), self._place)
+        if voice in _ROLES:
+            self._said += self._listed(first, context=voice == "user")
+        elif voice == "turns":
             self._said += self._turns([value for _, value in there])
         elif voice in ("chosen", "rejected"):
             self._choose(voice, first)
@@ -203,13 +218,8 @@ class _SpokenRow:
             self._judge(there[0][0].path, first)
         elif voice == "segments":
             self._said += self._segments(first)
-        elif voice == "system":
-            self._frame["system"] = self._text(voice, there)
-        elif holds_messages(first):
-            self._said += self._listed(first, context=voice == "user")
         else:
-            text = Part("text", self._text(voice, there))
-            self._said.append(to_message(cast(Role, voice), [text]))
+            self._frame["system"] = self._text(voice, there)
 
     def _value(self, one: Speaker) -> Any:
         value = at_path(self._fields, one.path)
@@ -237,7 +247,7 @@ class _SpokenRow:
                 raise DataError(
                     f"{self._place}: {one.path} is no text; found {shown(value)}; expected a string"
                 )
-            if not value.strip() and not one.optional:
+            if not one.optional and (not value or value.isspace()):
                 return ""
             texts.append(value)
         return self._ask(*texts) if voice == "user" else _join_texts(*texts)
@@ -246,7 +256,8 @@ class _SpokenRow:
         turns = self._parsed(value)
         turns = [turns] if isinstance(turns, dict) else turns
         read = read_list([(turn, self._place) for turn in turns], self._tally)
-        return [replace(message, train=False) for message in read] if context else read
+        told = ("assistant",) if context else ()  # what a user says is the same as a text
+        return [replace(one, train=False) if one.role in told else one for one in read]
 
     def _turns(self, values: list[Any]) -> Iterator[Message]:
         """Yield a whole conversation: texts in turn, pairs, messages, or one rendered text."""
@@ -277,9 +288,10 @@ class _SpokenRow:
                 f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
                 " content, or a question with its answer"
             )
-        _check_row(turn, shape, self._place, self._tally)
+        script = parse_turns(shape.turns)
+        _check_row(turn, script, self._place, self._tally)
         inner = _SpokenRow(turn, self._place, self._tally, self._how, self._ask)
-        yield from inner.read(shape).messages
+        yield from inner.read(script).messages
 
     def _choose(self, side: str, value: Any) -> None:
         """Hear the answer of the side that is wanted, and count the other one."""
@@ -314,6 +326,8 @@ class _SpokenRow:
                 f"{self._place}: segments are {shown(segments)}; expected a list of"
                 ' {"label": true or false, "text": ...}'
             )
+        for segment in segments:
+            self._tally.check_fields(segment, {"label", "text"}, self._place, "a segment")
         for learned, group in groupby(segments, key=itemgetter("label")):
             text = "".join(segment["text"] for segment in group)
             yield to_message("assistant" if learned else "user", [Part("text", text)])
@@ -337,8 +351,8 @@ def _is_segment(value: Any) -> bool:
     )
 
 
-def _check_row(fields: Mapping[str, Any], shape: RowShape, place: Place, tally: Tally) -> None:
-    spoken = _spoken(fields, parse_turns(shape.turns))
+def _check_row(fields: Mapping[str, Any], script: Script, place: Place, tally: Tally) -> None:
+    spoken = _spoken(fields, script)
     if not fields.keys() <= spoken:
         tally.check_fields(fields, spoken | ROW, place)
 

@@ -130,6 +130,7 @@ _AROUND: Final = re.compile(
     "|<\uff5cbegin\u2581of\u2581sentence\uff5c>"
 )
 _TO: Final = re.compile(r"\bto=([\w.]+)")
+_HEADER: Final = re.compile(r"\bto=[\w.]+|<\|(?:channel|constrain)\|>\s*\w+|\b(?:json|code)\b")
 _CALL: Final = re.compile(
     r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"(?:\s*,\s*"arguments":\s*\'(.*)\')?\s*\}\s*',
     re.DOTALL,
@@ -138,7 +139,10 @@ _CALL: Final = re.compile(
 
 def markup_of(text: str) -> Markup | None:
     """Return how a text was rendered; None if it holds no role tags."""
-    for name, form in MARKUPS.items():
+    marks = [mark for mark in "<[:*" if mark in text]
+    for name, form in MARKUPS.items() if marks else ():
+        if form.needs[0] not in text:  # so it is with nearly all
+            continue
         if not all(sign in text for sign in form.needs) or any(sign in text for sign in form.lacks):
             continue
         if re.search(form.sign or form.opening, text, re.MULTILINE):
@@ -220,9 +224,10 @@ def _turns(text: str, place: Place, tally: Tally, markup: Markup | None) -> list
 
 def _of_channel(tag: re.Match[str], content: str) -> dict[str, Any]:
     """Return the turn of a harmony header, which names a channel and who is called."""
-    role, header = tag[1], tag[2]
+    header = tag[2]
+    role = tag[1] + _HEADER.sub("", header).rstrip()  # what else stands there is no role
     called, thinks = _TO.search(header), "<|channel|>analysis" in header
-    if role not in ROLE_NAMES:
+    if role not in ROLE_NAMES and (called or role.startswith("functions.")):
         return {"role": "tool", "name": role.removeprefix("functions."), "content": content}
     if role == "assistant" and called:
         call = {"name": called[1].removeprefix("functions."), "arguments": content}

@@ -53,14 +53,16 @@ _DETAILS = ("train_detail", "training_detail")
 _SPEAKER = ("role", "from")
 _BOTH = frozenset(_SPEAKER)
 _UNSAID = {None}
-_MESSAGE = frozenset(
+MESSAGE = frozenset(
     {
         *("refusal", "tool_calls", "function_call", *_SPEAKER, *MEANINGLESS),
         *(*_CONTENT, *_REASONING, *OF_MESSAGES, *_DETAILS),
     }
 )
 """Fields that are read of every message, or need not be."""
-RESULT = _MESSAGE | {"name", *CALL_IDS}
+_MORE = MESSAGE - MEANINGLESS - {"role", "content"}
+"""Fields by which a message says more than one text."""
+RESULT = MESSAGE | {"name", *CALL_IDS}
 """And of what a tool gives back, whose links are read."""
 _HELD = ("value", "content", "text", "summary")
 _PART = frozenset({"type", "format", "thought", "call_id", *_HELD, *WEIGHTS})
@@ -99,13 +101,16 @@ def read_message(
         )
     role = read_role(name, place)
     content = first_of(fields, _CONTENT)
-    if isinstance(content, str) and len(fields) == 2:  # as most are
+    is_plain = len(fields) == 2
+    if not is_plain:
+        read = RESULT if role == "tool" else MESSAGE
+        tally.check_fields(fields, read | beside if beside else read, place, "a message")
+        is_plain = _MORE.isdisjoint(fields)
+    if is_plain and isinstance(content, str):  # as most are
         if content and not content.isspace() and name not in _CALLERS:
             return Message(role, (Part("text", content),))
         parts = [Part("text", content)]
     else:
-        read = RESULT if role == "tool" else _MESSAGE
-        tally.check_fields(fields, read | beside if beside else read, place, "a message")
         parts = list(_parts(fields, role, content, place, tally))
     if name.lower() in _CALLERS:
         parts = [
@@ -228,7 +233,7 @@ def _parts(
             " and content"
         )
     told = list(_content(content, role, fields, place, tally))
-    thought = "".join(part.text for part in told if part.kind == "reasoning")
+    thought = "".join([part.text for part in told if part.kind == "reasoning"])
     if thought and reasoning and thought.strip() != reasoning.strip():
         raise DataError(
             f"{place}: reasoning stands both beside the content and in its parts, and differs;"
@@ -251,7 +256,11 @@ def _content(
     if details is not None:
         yield from _cut(_as_text(content, "content", place), details, place)
     elif isinstance(content, list):
-        yield from (part for one in content for part in _read_part(one, place, tally))
+        for one in content:
+            if isinstance(one, dict) and len(one) == 2 and one.get("type") == "text":
+                yield Part("text", _as_text(first_of(one, _HELD), "content", place))
+            else:
+                yield from _read_part(one, place, tally)
     elif role == "tool" and isinstance(content, dict | int | float):
         yield Part("text", strict_json.spell(content, place))
     elif content is not None:
@@ -307,8 +316,14 @@ def _read_part(
         )
     train = read_train(part, place)
     value = call_in(part, kind) if is_call else first_of(part, (*_HELD, kind))
-    if value is not part and not part.keys() <= _PART:
-        tally.check_fields(part, _PART | {kind}, place, "a part of the content")
+    if value is not part and (len(part) > 2 or "type" not in part):
+        unread = {
+            key
+            for key in (*_HELD, "thought")
+            if key in part and part[key] != value and not isinstance(part[key], bool)
+        }
+        if unread or not part.keys() <= _PART:
+            tally.check_fields(part, (_PART | {kind}) - unread, place, "a part of the content")
     if is_call and isinstance(value, dict):
         yield Part("tool_call", spell_call(value, place, tally), train)
     elif is_call:

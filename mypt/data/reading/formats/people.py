@@ -149,8 +149,12 @@ def read_talk(
             is longer than the limits allow, or two speakers are called as the assistant is.
     """
     fields = fields_of(row, place)
-    chats = [chat for key in ("chats", "left_chats") for chat in _chats_of(fields.get(key), place)]
-    for chat in chats or [fields]:
+    accounts = {key: fields[key] for key in ("chats", "left_chats") if key in fields}
+    chats = [fields]
+    if isinstance(accounts.get("chats"), dict):
+        tally.check_fields(fields, accounts.keys() | {"about"}, place, "an account")
+        chats = [chat for one in accounts.values() for chat in _chats_of(one, place, tally)]
+    for chat in chats:
         tally.check_fields(chat, {"messages"}, place, "a chat", _BESIDE)
         talk = Talk(tally, limits)
         for turn in listed(chat, "messages", place):
@@ -160,9 +164,10 @@ def read_talk(
         yield from converse(talk.said, place, tally, how)
 
 
-def _chats_of(account: Any, place: Place) -> list[dict[str, Any]]:
-    chats = listed(account, "list", place) if isinstance(account, dict) else []
-    return [fields_of(chat, place) for chat in chats]
+def _chats_of(account: Any, place: Place, tally: Tally) -> list[dict[str, Any]]:
+    fields = fields_of(account, place)
+    tally.check_fields(fields, {"list", "about"}, place, "an account")
+    return [fields_of(chat, place) for chat in listed(fields, "list", place)]
 
 
 def add_message(
@@ -186,6 +191,8 @@ def add_message(
     """
     fields, spelled = fields_of(message, place), _PROGRAMS[program]
     kind = str(fields.get(spelled.kind) or "")
+    if program == "slack" and fields.get("type") != "message":
+        kind = str(fields.get("type") or "of no type")
     if kind not in spelled.spoken:
         talk.tally.notes[f"service message {shown(fields.get('action') or kind)} left out"] += 1
         return

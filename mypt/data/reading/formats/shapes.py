@@ -7,14 +7,14 @@ each other are one turn, with an empty line between. Every shape also hears a ro
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, NamedTuple, cast
 
 from mypt.config import Format, Voice
 from mypt.data.reading.formats.markups import markup_of
-from mypt.data.reading.records import Dropped
+from mypt.data.reading.records import Dropped, verdict_of
 
 MISSING: Final = object()
 """What a path finds where nothing is."""
@@ -138,9 +138,7 @@ def find_shape(
     """
     for null in (False, True)[: 1 + null_counts]:
         for shape, needs, needed in _NEEDS_OF.get(format, ()):
-            if needs <= fields.keys() and all(
-                _fits(one, fields, null, shape.only_texts) for one in needed
-            ):
+            if needs <= fields.keys() and _fit(needed, fields, null, shape.only_texts):
                 return shape
     return None
 
@@ -191,6 +189,16 @@ def top_field(row: Mapping[str, Any], path: str) -> str:
     return path if path in row else path.partition(".")[0]
 
 
+def _fit(
+    needed: Iterable[Speaker], fields: Mapping[str, Any], null_counts: bool, only_texts: bool
+) -> bool:
+    for one in needed:
+        there = fields.get(one.path) is not None and one.voice in ("user", "assistant")
+        if not (there or _fits(one, fields, null_counts, only_texts)):
+            return False
+    return True
+
+
 def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts: bool) -> bool:
     value = at_path(fields, one.path)
     if value is None or value is MISSING:
@@ -204,13 +212,6 @@ def _fits(one: Speaker, fields: Mapping[str, Any], null_counts: bool, only_texts
         listed = listed and (not only_texts or isinstance(value[0], str))
         return listed or (isinstance(value, str) and (value[:1] == "[" or bool(markup_of(value))))
     return True
-
-
-def verdict_of(value: Any) -> bool | None:
-    """Return whether a value calls an answer good or bad, as KTO rows do; None if neither."""
-    if isinstance(value, str):
-        return _VERDICTS.get(value.strip().lower()) if len(value) < _LONGEST_VERDICT else None
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
 def judge(fields: dict[str, Any]) -> dict[str, Any]:
@@ -230,10 +231,6 @@ def judge(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if said.get(key) is None}
 
 
-_VERDICTS: Final = {
-    "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
-}  # fmt: skip
-_LONGEST_VERDICT: Final = 20
 LABELS: Final = frozenset({"label", "kto_tag", "desirable", "accepted", "chosen", "rejected"})
 """Fields that say of a row's answer whether it is good, whatever its other columns; "rejected",
 where it is no answer itself, says the opposite."""
@@ -243,6 +240,8 @@ _GUARDED: Final = ("label", "chosen", "rejected")
 _GUARDS: Final = frozenset(
     one.path for shape in SHAPES for one in shape.speakers if one.voice in _GUARDED
 )
+JUDGED: Final = LABELS | _GUARDS
+"""Fields for which a row is looked at twice, since a part of it may not be for learning."""
 
 
 class _Needs(NamedTuple):

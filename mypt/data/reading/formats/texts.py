@@ -66,8 +66,10 @@ def refuse_speaker(fields: Mapping[str, Any], place: Place) -> None:
         DataError: If a field tells who, with the ways to read such rows.
     """
     for key, value in fields.items():
+        if key == "text":
+            continue
         named = key.lower() in SPEAKERS and value not in (None, "")
-        if named or (isinstance(value, str) and value.lower() in _SPOKEN and key != "text"):
+        if named or (isinstance(value, str) and value.lower() in _SPOKEN):
             raise DataError(
                 f"{place}: {key} {shown(fields[key])} says who speaks the text; expected a message"
                 " with role and content, of user or assistant, say; rename the fields, or --format"

@@ -19,7 +19,7 @@ import numpy as np
 
 from mypt.data.conversations import Conversation
 from mypt.data.reading.formats.chats import read_chat, read_tree
-from mypt.data.reading.formats.message import RESULT, fields_of
+from mypt.data.reading.formats.message import MESSAGE, RESULT, fields_of
 from mypt.data.reading.raw import Limits
 from mypt.data.reading.records import BLANK, Dropped, Place, Record, Tally, first_of
 from mypt.errors import DataError
@@ -91,7 +91,7 @@ class _Links(NamedTuple):
 
 def links_of(row: Any, group_by: str = "") -> _Links | None:
     """Return the columns by which a row of one message is linked to others; None if by none."""
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or (row.keys() <= MESSAGE and not group_by):
         return None
     keys = {
         _squeezed(key): key
@@ -279,10 +279,8 @@ def _group_key(record: Record, links: _Links, roots: dict[str, str]) -> str:
                 " conversation, as in the rows before"
             )
         return str(value)
-    own, parent = fields.get(links.own), fields.get(links.parent)
-    if own is None:
-        raise DataError(f"{record.place}: a message without {links.own}; expected it in every row")
-    root = str(own) if parent in (None, "") else roots.get(str(parent))
+    own, parent = _own(record, links), fields.get(links.parent)
+    root = own if parent in (None, "") else roots.get(str(parent))
     if root is None:
         raise DataError(
             f"{record.place}: {links.parent} {shown(parent)} is no {links.own} of a row before;"
@@ -290,8 +288,16 @@ def _group_key(record: Record, links: _Links, roots: dict[str, str]) -> str:
             " of others between; sort the file so, or name a column of conversations by --group_by"
             " COLUMN"
         )
-    roots[str(own)] = root
+    roots[own] = root
     return root
+
+
+def _own(record: Record, links: _Links) -> str:
+    """Return a message's own name."""
+    own = fields_of(record.value, record.place).get(links.own)
+    if own is None:
+        raise DataError(f"{record.place}: a message without {links.own}; expected it in every row")
+    return str(own)
 
 
 def _read_group(
@@ -349,9 +355,14 @@ def _trees(group: list[Record], links: _Links) -> Iterator[tuple[Place, dict[str
     nodes: dict[str, dict[str, Any]] = {}
     places: dict[str, Place] = {}
     for record in group:
-        name = str(record.value.get(links.own))
+        name = _own(record, links)
         if name in nodes:
             raise DataError(f"{record.place}: {links.own} {shown(name)} stands twice; keep one row")
+        if record.value.get("replies"):
+            raise DataError(
+                f"{record.place}: a message with replies in it and {links.parent!r} beside;"
+                " expected one of them to tell the tree; remove the other"
+            )
         fields = _without(record, {links.group, links.parent, links.own}).value
         nodes[name], places[name] = fields | {"replies": []}, record.place
     children: dict[str, list[str]] = {}

@@ -14,11 +14,13 @@ from pyarrow import parquet
 from mypt.config import FieldMapping, Source
 from mypt.data.conversations import Document
 from mypt.data.manifest import Count
+from mypt.data.reading import raw
+from mypt.data.reading.formats import threads
 from mypt.data.reading.portions import read_portion
 from mypt.data.reading.records import MOST_FIELDS, Place, Tally
 from mypt.data.reading.sources import find_files, open_source, source_name
 from mypt.errors import ConfigError, DataError
-from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, notes, read, turns, write
+from tests.mypt.data.rawfiles import ASK, TELL, chat, jsonl, memory, notes, read, turns, write
 
 
 def texts(rows):
@@ -340,3 +342,35 @@ def test_notes_without_end_are_named_up_to_a_bound():
     assert len(tally.notes) == 1001
     assert tally.notes.total() == 10000
     assert tally.notes["part 0999"] == 3
+
+
+TALK = [("user", "a" * 900), ("assistant", "b" * 900)]
+GROWING = {
+    "columns.jsonl": lambda n: jsonl(*[{"query": "a" * 900, "response": "b" * 900}] * n),
+    "unread.jsonl": lambda n: jsonl(*({"prompt": "a", "completion": "b" * 900, "x": [i] * 200}
+                                      for i in range(n))),
+    "flat.jsonl": lambda n: jsonl(*({"thread": i} | m for i in range(n) for m in chat(*TALK))),
+    "gemini.jsonl": lambda n: jsonl(*[{"contents": [
+        {"role": role, "parts": [{"text": text}]} for role, text in TALK]}] * n),
+    "claude.json": lambda n: json.dumps([{"chat_messages": [
+        {"sender": role, "text": text} for role, text in TALK]}] * n),
+    "chatml.jsonl": lambda n: jsonl(*[{"text": CHATML}] * n),
+    "chatml.txt": lambda n: f"{CHATML}\n\n" * n,
+    "tagged.txt": lambda n: f"<User>{'a' * 900}</User><Assistant>b</Assistant>\n\n" * n,
+}  # fmt: skip
+CHATML = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in TALK)
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_memory_does_not_grow_with_rows(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(threads, "WINDOW_BYTES", 64 << 10)
+    monkeypatch.setattr(raw, "CHUNK", 16 << 10)
+    markup = {"format": "rendered"} if "chatml" in name else {}
+    peaks = []
+    for n in (200, 1000):
+        path = write(tmp_path / f"{n}-{name}", GROWING[name](n))
+        reader = open_source(Source(path=str(path), **markup))
+        with memory() as peak:
+            assert sum(1 for _ in reader) == n
+            peaks.append(peak())
+    assert peaks[1] < peaks[0] + (300 << 10)  # of 1.5 MB more

@@ -105,6 +105,7 @@ def test_tools_thoughts_and_parts_that_are_no_text_keep_their_kind(tmp_path):
     assert notes(reader) == {
         "part 'image_asset_pointer', which is no text, left out": 1,
         "part 'reasoning_recap', which is no text, left out": 1,
+        "'summary' of a thought was not read": 1,
         "empty message left out": 1,
         "message joined to the one before": 1,
         "answer with status 'in_progress'": 1,
@@ -313,3 +314,39 @@ def test_what_stands_beside_the_text_of_a_part_is_counted(tmp_path):
     reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found) == [("user", "q"), ("assistant", "a")]
     assert notes(reader) == {"'inlineData' of a part of the content was not read": 1}
+
+
+def test_what_the_parts_of_an_export_hold_besides_is_counted(tmp_path):
+    content = {"content_type": "text", "parts": ["a"], "more": "x"}
+    nodes = node("last", None, "user", content=content)
+    nodes["last"]["about"] = "x"
+    reader, _ = chatgpt(tmp_path, tree(nodes | {"odd": {"said": "x"}}))
+    assert notes(reader) == {
+        "'more' of a content was not read": 1,
+        "'about' of a node was not read": 1,
+        "message of another branch left out": 1,
+    }
+    answer = {"functionResponse": {"name": "f", "why": "x"}}
+    call = {"functionCall": {"name": "f", "why": "x"}, "thought": "x"}
+    row = {"systemInstruction": {"parts": [{"text": "s", "why": "x"}]}, "contents": [
+        {"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [call]},
+        {"role": "user", "parts": [answer]}]}  # fmt: skip
+    reader, (row,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(row)[-1] == ("tool", "")
+    assert notes(reader) == {
+        "'why' of the system instruction was not read": 1,
+        "'why' of a functionCall was not read": 1,
+        "'why' of a functionResponse was not read": 1,
+        "'thought' of a part of the content was not read": 1,
+    }
+
+
+def test_a_text_of_a_tool_needs_no_call(tmp_path):
+    row = {"contents": [
+        {"role": "user", "parts": [{"text": "a"}]},
+        {"role": "model", "parts": [{"functionCall": {"name": "f"}}]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": "b"}}]},
+        {"role": "tool", "parts": [{"text": "c"}]},
+        {"role": "model", "parts": [{"text": "d"}]}]}  # fmt: skip
+    _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found)[2:] == [("tool", "b"), ("tool", "c"), ("assistant", "d")]

@@ -260,3 +260,25 @@ def test_a_question_that_no_call_answers_is_left_out(tmp_path):
     reader, found = read(write(tmp_path / "a.jsonl", jsonl(*rows)))
     assert len(found) == 1
     assert dropped(reader) == {"a row without calls": 1}
+
+
+def test_what_stands_beside_messages_or_in_a_segment_is_counted(tmp_path):
+    rows = [
+        {"instruction": chat(("user", "a")), "input": "x", "output": "b"},
+        {"segments": [{"label": False, "text": "a"}, {"label": True, "text": "b", "why": "x"}]},
+    ]
+    for row, note in zip(
+        rows, ("'input' of the row was not read", "'why' of a segment was not read"), strict=True
+    ):
+        reader, found = read(write(tmp_path / "a.jsonl", jsonl(row)))
+        assert [marked(one) for one in found] == [asked("a", "b")]
+        assert note in notes(reader)
+
+
+def test_an_item_that_says_nothing_does_not_take_the_next_ones_with_it(tmp_path):
+    items = [{"input": "", "output": text} for text in ("b", " ", "d")]
+    reader, found = read(
+        write(tmp_path / "a.jsonl", jsonl({"instruction": "a", "instances": items}))
+    )
+    assert [marked(one) for one in found] == [asked("a", "b"), asked("a", "d")]
+    assert dropped(reader) == {"a message of the assistant without text": 1}

@@ -156,6 +156,12 @@ def test_the_conversations_of_a_text_file_end_at_an_empty_line_behind_a_closed_t
     assert [row.origin.line for row in rows] == [1, 9, 15]
 
 
+def test_a_header_of_harmony_that_says_more_is_refused(tmp_path):
+    text = RENDERED["harmony"][0].replace("<|start|>user", "<|start|>user at noon")
+    with pytest.raises(DataError, match=r"a.jsonl:1: unknown role 'user at noon'"):
+        read(write(tmp_path / "a.jsonl", jsonl({"text": text})), format="rendered")
+
+
 def test_the_channels_of_a_harmony_turn_are_one_message():
     tag = "<|start|>{}<|message|>{}"
     text = "".join(

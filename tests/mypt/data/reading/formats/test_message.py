@@ -355,6 +355,9 @@ UNREAD = [
     ({"content": "x", "text": "y"}, "'text' of a message"),
     ({"content": "x", "from": "user"}, "'from' of a message"),
     ({"content": [{"text": "x", "citations": [1]}]}, "'citations' of a part of the content"),
+    ({"content": [{"type": "text", "value": "x", "text": "y"}]}, "'text' of a part of the content"),
+    ({"content": [{"text": "x", "thought": "y"}]}, "'thought' of a part of the content"),
+    ({"tool_calls": [{"name": "g", "function": {"name": "f"}}]}, "'name' of a tool call"),
     ({"tool_calls": [{"name": "f", "why": "x"}]}, "'why' of a tool call"),
     ({"tool_calls": [{"function": {"name": "f", "why": "x"}}]}, "'why' of a tool call"),
 ]

@@ -49,9 +49,9 @@ def test_pairs_are_one_question_and_one_answer(tmp_path, pair):
     assert turns(rows[0]) == [("user", "hi"), ("assistant", " yo")]
 
 
-def test_a_prompt_of_messages_is_context_and_only_the_completion_is_left_to_the_policy(tmp_path):
+def test_answers_in_a_prompt_of_messages_are_context_and_the_completion_is_not(tmp_path):
     row = {"prompt": chat(ASK, TELL, ASK), "completion": chat(TELL)}
     reader, rows = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert reader.format == "prompt_completion"
     assert turns(rows[0]) == [ASK, TELL, ASK, TELL]
-    assert trains(rows[0]) == [False, False, False, None]
+    assert trains(rows[0]) == [None, False, None, None]

@@ -138,3 +138,14 @@ def test_a_talk_beyond_the_limits_is_refused_in_one_line(tmp_path):
     many = json.dumps({"guild": {}, "channel": {}, "messages": said})
     with pytest.raises(DataError, match="item 3: more than 2,500 bytes"):
         read(write(tmp_path / "a.json", many), limits=Limits(row_bytes=2500), assistant="Ann")
+
+
+def test_what_an_account_holds_besides_its_chats_is_counted(tmp_path):
+    chat = telegram(letter(1, "Ann", "Hi"), letter(2, "Bob", "Ho"))
+    account = {"chats": {"list": [chat], "note": "x"}, "contacts": {"list": [{"name": "Cid"}]}}
+    reader, (row,) = read(write(tmp_path / "result.json", json.dumps(account)), assistant="Bob")
+    assert turns(row) == [("user", "Hi"), ("assistant", "Ho")]
+    assert notes(reader) == {
+        "'note' of an account was not read": 1,
+        "'contacts' of an account was not read": 1,
+    }

@@ -253,3 +253,17 @@ def test_an_answer_to_what_was_given_away_long_ago_is_refused(tmp_path, monkeypa
     assert len(read(write(tmp_path / "a.jsonl", jsonl(*rows)))[1]) == 9
     with pytest.raises(DataError, match=r"a.jsonl:19: parent_id '0assistant' is no message_id of"):
         read(write(tmp_path / "a.jsonl", jsonl(*rows, late)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"id": None}, "a.jsonl:2: a message without id"),
+     ({"replies": [1]}, "a.jsonl:2: a message with replies in it and 'parent_id' beside")],
+)  # fmt: skip
+def test_a_flat_tree_whose_rows_lack_a_name_or_hold_answers_is_refused(tmp_path, more, message):
+    rows = [
+        {"thread": "t", "id": "1", "parent_id": None, "role": "user", "content": "a"},
+        {"thread": "t", "id": "2", "parent_id": "1", "role": "assistant", "content": "b"} | more,
+    ]
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / "a.jsonl", jsonl(*rows)))

@@ -80,3 +80,15 @@ def test_a_row_around_a_tree_is_heard_and_its_other_fields_are_counted(tmp_path)
         "'mood' of the row was not read": 1,
         "'labels' of a message was not read": 1,
     }
+
+
+def test_a_reply_is_deleted_however_a_table_spells_it_and_other_words_are_counted(tmp_path):
+    replies = [
+        leaf("assistant", n, deleted=v) for n, v in zip("abc", ["True", 0, "x"], strict=True)
+    ]
+    reader, rows = read(write(tmp_path / "a.jsonl", jsonl(leaf("prompter", "q", *replies))))
+    assert [turns(row)[1] for row in rows] == [("assistant", "b"), ("assistant", "c")]
+    assert notes(reader) == {
+        "reply left out: deleted": 1,
+        "'deleted' of a message was not read": 1,
+    }
