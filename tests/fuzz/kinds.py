@@ -206,7 +206,11 @@ KINDS: dict[str, Kind] = {
         CLAUDE,
         "a.json",
         quiet=frozenset({"name", "uuid", "tool_use_id"}),
-        explained=(("^message of another branch left out", r"\.chat_messages\."), _NO_TEXT),
+        explained=(
+            ("^message of another branch left out", r"\.chat_messages\."),
+            ("", r"\.content\.\d+\.content\.\d+\.type\b"),
+            _NO_TEXT,
+        ),
     ),
     "chatgpt": Kind(
         CHATGPT,
@@ -232,7 +236,7 @@ KINDS: dict[str, Kind] = {
         (("", r"(\.chats\.list\.\d+|^\d+(\.\d+)?)\.(name|type)\b"), *_SERVICE), _one, 1,
     ),
     "slack": Kind(
-        SLACK, "slack", ({"assistant": "U2"},), frozenset({"user"}), _SERVICE, _days
+        SLACK, "slack", ({"assistant": "U2"},), frozenset({"user", "replies"}), _SERVICE, _days
     ),
     "whatsapp": Kind(
         WHATSAPP, "a.txt", ({"assistant": "Bob"},), explained=(_NAMED, *_SERVICE), most=1

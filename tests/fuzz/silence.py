@@ -248,6 +248,7 @@ EXPLAINED: tuple[Why, ...] = (
         "^question beside the chosen messages left out",
         r"^\d+\.(prompt|question|messages|conversations|input)\b",
     ),
+    ("^a result (whose|with a) name", r"\.name\b"),
     ("without text$", r"\.instances\.\d+\."),
     ("^further answer of a list left out", r"\.[1-9]\d*\.$"),
 )
