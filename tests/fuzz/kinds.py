@@ -155,7 +155,7 @@ TAGGED = (
     "<User>d</User>\n<Assistant>e</Assistant>\n\n",
 )
 PAIRS = ({"prompt": "a", "completion": "b"}, {"question": "c", "answer": "d"})
-_NAMED = ("", r" - [^:]*w\d+z[^:]*: ")
+_NAMED = ("", r" - (?:(?!: ).)*w\d+z")
 _NO_TEXT = ("^part .* which is no text, left out", r"\.(parts|content)\.")
 _REPLIES = (("^reply left out", r"\.replies\.|^\d+\.\d+\."),)
 _SERVICE = (("^(service|deleted) message .*left out|^media or notice", ""),)
