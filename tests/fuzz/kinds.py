@@ -205,7 +205,7 @@ KINDS: dict[str, Kind] = {
     "claude": Kind(
         CLAUDE,
         "a.json",
-        quiet=frozenset({"name", "uuid", "tool_use_id"}),
+        quiet=frozenset({"name", "uuid", "tool_use_id", "parent_message_uuid"}),
         explained=(
             ("^message of another branch left out", r"\.chat_messages\."),
             ("", r"\.content\.\d+\.content\.\d+\.type\b"),

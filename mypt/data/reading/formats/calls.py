@@ -25,6 +25,7 @@ _AROUND: Final = frozenset({"id", "call_id", "type", "function", *WEIGHTS})
 _CALLED: Final = {key: frozenset({"id", "name", key}) for key in (*_ARGUMENTS, "")}
 """What is read of a call by the field that holds its arguments."""
 _CALL: Final = {key: _AROUND | read for key, read in _CALLED.items()}
+_SPEAKER: Final = ("role", "from")
 _GIVEN: Final = ("content", "response", "output", "value")
 
 
@@ -128,6 +129,8 @@ def _result(part: dict[str, Any]) -> dict[str, Any]:
         if "id" in beside:
             beside["tool_call_id"] = beside.pop("id")
         beside |= {name: value for name, value in part.items() if name not in ("type", kind)}
+    # Whoever is named in it, a result is the tool's.
+    beside = {f"{kind}.{name}" if name in _SPEAKER else name: beside[name] for name in beside}
     return beside | {"role": "tool", "content": "" if given is None else given}
 
 

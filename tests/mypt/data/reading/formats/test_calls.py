@@ -227,9 +227,10 @@ def test_a_call_of_null_is_none_and_a_call_may_say_that_it_is_not_learned(tmp_pa
     [
         {"type": "tool_result", "content": "a", "value": "x"},
         {"functionResponse": {"name": "f", "response": "a"}, "value": "x"},
+        {"type": "tool_result", "content": "a", "value": "x", "role": "assistant"},
     ],
 )
-def test_what_stands_beside_what_a_tool_gave_is_counted(tmp_path, part):
+def test_what_stands_beside_what_a_tool_gave_is_counted_and_never_learned(tmp_path, part):
     row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "b"}]}
     reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found) == [("tool", "a"), ("assistant", "b")]
