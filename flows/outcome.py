@@ -27,11 +27,10 @@ def show_training(folder: Path, seconds: float | None = None) -> None:
     last = model / (model / "latest").read_text().strip()
     lineage, state = read_lineage(last), read_state(last)
     ago = state.step % lineage.config.eval_interval if state.finished is None else 0
-    when = f" at step {state.step - ago:,}" if ago else ""  # where both were evaluated
     figures = {
         "steps": f"{state.step:,} of {lineage.config.max_iters:,}",
-        f"train loss{when}": _loss(state.train_loss),
-        f"val loss{when}": _loss(state.val_loss),
+        "train loss": _loss(state.train_loss),
+        "val loss": _loss(state.val_loss),
         "best val loss": _loss(state.best_val_loss),
         "tokens": f"{state.tokens:,}",
         "supervised": f"{state.supervised:,}",
@@ -45,6 +44,8 @@ def show_training(folder: Path, seconds: float | None = None) -> None:
     console = Console()
     console.print()
     console.print(table)
+    if ago:
+        console.print(f"losses of step {state.step - ago:,}, which was evaluated last")
     used = checkpoint_to_use(model)
     best = "" if used == last else "best "
     console.print(f"{best}checkpoint: {used}", markup=False, soft_wrap=True)

@@ -73,7 +73,9 @@ def read_json(path: Path, example: str = "") -> dict[str, Any]:
         return parse_json(files.read_bytes(path).decode(), str(path))
     except FileNotFoundError:
         beside = {one.name: one for one in path.parent.glob("*.json")}
-        near = [beside[name] for name in difflib.get_close_matches(path.name, beside, n=1)]
+        near = [
+            beside[name] for name in difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
+        ]
         such = next(map(str, near), example)
         wanted = f"a file such as {such}" if such else "a file of one JSON object"
         raise ConfigError(f"{path}: no such file; expected {wanted}") from None

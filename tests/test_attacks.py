@@ -266,7 +266,7 @@ def test_a_report_and_its_proof_are_one_json(data, capsys):
         ("prepare --input_files a.json --out_dir x --template alpaca", "template mypt"),
         ("prepare --input_files chats.jsonl", "--out_dir is missing; see 'mypt prepare --help'"),
         ("prepare chats.jsonl --out_dir x", "'chats.jsonl' belongs to no flag"),
-        ("prepare --out_dir x", "neither was given"),
+        ("prepare --out_dir x", "none was given"),
         ("show d --row 0 --search hi", "--row and --search"),
         ("show d --html h.html --why", "leave --row, --search, --why"),
         ("run tiny.json", "'mypt train --config_file tiny.json'"),
@@ -328,7 +328,8 @@ def test_a_name_in_a_lineage_leaves_no_folder(data, tmp_path, capsys, name, comm
     forge_lineage(model_name=name)
     capsys.readouterr()
     assert "model_name is not what mypt writes" in refused(capsys, main(command.split()))
-    assert not [path for path in tmp_path.parent.glob("**/*out*") if path.is_dir()]
+    assert not [path for path in tmp_path.parent.glob("**/out") if path.is_dir()]
+    assert not [path for path in tmp_path.rglob("*out*") if path.is_dir()]
 
 
 @pytest.mark.parametrize("tokenization", ["gpt2", "bpe:300"])

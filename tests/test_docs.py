@@ -28,8 +28,8 @@ ROWS = {
         "prepare --input_files examples/chats/ --out_dir new"
     ],
     "`mypt mask DATASET --out_dir D --policy P`": ["mask data/chats --out_dir new --policy user"],
-    "`mypt adopt DIR`": ["adopt shards --tokenization byte"],
-    "`mypt adopt DIR --out_dir D`": [
+    "`mypt adopt DIR [--out_dir D]`": [
+        "adopt shards --tokenization byte",
         "export data/chats tables --to parquet",
         "adopt tables --out_dir new",
     ],
@@ -69,6 +69,7 @@ ROWS = {
         "lineage --uses data/chats",
     ],
     "`mypt reproduce CHECKPOINT`": ["reproduce mine"],
+    "`mypt sign MODEL --key K`, `mypt verify MODEL --key K`": ["sign --help", "verify --help"],
     "`mypt diff A B`": ["diff mine mine", "diff data/chats data/chats"],
     "`mypt run CONFIG.json [--param KNOB=VALUE]`": ["run configs/smoke.json --param sft.seed=1"],
     "`mypt run DEPLOYMENT [--param KNOB=VALUE] [--detach]`": ["run --help"],
@@ -76,7 +77,7 @@ ROWS = {
     "`mypt sync [--forget RUN]`": ["sync"],
 }
 """A short way to do what each row of the README's table says. What serves until somebody ends it,
-or asks such a server, only says what it would do; it is tested in tests/flows."""
+asks such a server or wants a key only says what it would do; other tests do it."""
 
 
 def quick(commands: list[str]) -> list[str]:

@@ -215,7 +215,7 @@ class Tokenizer:
             DataError: If an id is not in the vocabulary.
         """
         try:
-            return b"".join([self._bytes[number] for number in np.asarray(ids).tolist()])
+            return b"".join(map(self._bytes.__getitem__, np.asarray(ids).tolist()))
         except KeyError as error:
             raise DataError(
                 f"Invalid token for decoding: {error.args[0]}; tokenizer {self.name} has ids below"

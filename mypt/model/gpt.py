@@ -11,13 +11,7 @@ from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
 from mypt.model.cache import KVCache, Turned
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
-from mypt.model.loss import (
-    MaskedLoss,
-    masked_cross_entropy,
-    summed,
-    supervised_positions,
-    weights_at,
-)
+from mypt.model.loss import MaskedLoss, masked_cross_entropy, sums, supervised_positions, weights_at
 from mypt.model.objectives import NLL, Objective
 from mypt.model.transformer import Transformer, Wanted
 
@@ -127,7 +121,7 @@ class GPT(nn.Module):
             objective=objective,
             base=held,
         )
-        return summed(total, index, weights)
+        return sums(total, index, weights)
 
     def hidden(
         self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None

@@ -55,9 +55,9 @@ def masked_cross_entropy(
     precise = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
     weights, here = weights_at(loss_mask, index), targets.flatten()[index]
     if weights is None:
-        return summed(F.cross_entropy(precise, here, reduction="sum"), index, None)
+        return sums(F.cross_entropy(precise, here, reduction="sum"), index, None)
     terms = F.cross_entropy(precise, here, reduction="none")
-    return summed((weights * terms).sum(), index, weights)
+    return sums((weights * terms).sum(), index, weights)
 
 
 def supervised_positions(targets: Tensor, loss_mask: Tensor | None) -> Tensor:
@@ -89,7 +89,7 @@ def weights_at(loss_mask: Tensor | None, index: Tensor) -> Tensor | None:
     return loss_mask.flatten()[index]
 
 
-def summed(total: Tensor, index: Tensor, weights: Tensor | None) -> MaskedLoss:
+def sums(total: Tensor, index: Tensor, weights: Tensor | None) -> MaskedLoss:
     """Return a sum over the targets at ``index`` with what it is to be divided by."""
     if weights is None:
         return MaskedLoss(total, index.new_full((), index.numel()))

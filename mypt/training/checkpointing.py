@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,12 +18,9 @@ from mypt.references import CheckpointRef
 from mypt.training.checkpoints import sharded
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point, prune
-from mypt.training.distributed import copied
+from mypt.training.distributed import copied, reshard
 from mypt.training.events import CheckpointSaved
 from mypt.training.run import Run
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
 
 Work = Callable[[], CheckpointSaved | None]
 """Writes one checkpoint; None on a rank that leaves telling of it to rank 0."""
@@ -95,7 +91,6 @@ def _parts_of(run: Run) -> Callable[[], Work]:
     A run goes on from the parts, in as many processes as it likes; everything else (evaluation,
     lineage, a fine-tuning on top) reads the step folder. The parts of the newest step are kept.
     """
-    model = cast("FSDPModule", run.model)
     token = run.ranks.first(lambda: f"-{secrets.token_hex(4)}")
     mesh = init_device_mesh("cpu", (run.ranks.size,))
     group = dist.new_group(backend="gloo")
@@ -111,7 +106,7 @@ def _parts_of(run: Run) -> Callable[[], Work]:
         return saved
 
     def snapshot() -> Work:
-        model.reshard()  # an evaluation leaves the vocabulary's matrix whole
+        reshard(run.model)  # an evaluation leaves the vocabulary's matrix whole
         return partial(write, run.snapshot(lambda tensor: copied(tensor, mesh)))
 
     return snapshot

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from mypt.model.gpt import GPT
 from mypt.training.compute import Compute
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 Told = TypeVar("Told")
@@ -287,6 +288,11 @@ def shard(model: GPT, compute: Compute, size: int) -> None:
     # A float32 that goes into the whole model is a weight of a token, and stays one.
     fully_shard(model, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
     register_fsdp_forward_method(model, "loss")
+
+
+def reshard(model: GPT) -> None:
+    """Let this rank hold no more of a sharded ``model`` than its own part."""
+    cast("FSDPModule", model).reshard()
 
 
 def is_part(tensor: Tensor) -> "TypeGuard[DTensor]":

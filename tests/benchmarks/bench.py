@@ -15,7 +15,7 @@ RESULTS = HERE.parents[1] / ".benchmarks" / "results.json"
 REPORT = HERE.parents[1] / "BENCHMARKS.md"
 AREAS = (
     "masked_step", "trl_step", "reading", "chat_data", "loading", "packing", "packed_attention",
-    "generating", "text_data", "workers", "planning", "tracking", "shakespeare", "gpu",
+    "generating", "text_data", "workers", "waiting", "planning", "tracking", "shakespeare", "gpu",
 )  # fmt: skip
 PEERS = ("tiktoken", "gigatoken", "transformers", "trl", "datasets")
 

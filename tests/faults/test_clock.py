@@ -51,7 +51,11 @@ def test_the_core_reads_no_clock():
         core / "provenance" / "inventory.py",  # `mypt list` shows when a thing was made
         core / "home.py",  # the newest of the models that a typed beginning fits, which is said
     }
-    for path in set(core.rglob("*.py")) - for_people:
+    within_a_process = {  # whether a file was written to since it was read; then bytes decide
+        core / "data" / "dataset.py",
+        core / "data" / "vocabularies" / "base_files.py",
+    }
+    for path in set(core.rglob("*.py")) - for_people - within_a_process:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 assert ast.unparse(node) not in _CLOCKS, path

@@ -47,8 +47,7 @@ def test_a_training_that_was_stopped_says_of_which_step_its_losses_are(words, ca
     )
     main([*words, "--eval_interval", "2"])
     out = capsys.readouterr().out
-    assert "train loss at step 2" in out
-    assert "val loss at step 2 " in out
+    assert "losses of step 2, which was evaluated last" in out
     assert "3 of 4" in out
 
 

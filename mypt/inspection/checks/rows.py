@@ -6,42 +6,31 @@ template and tokenizer make of it.
 """
 
 import re
-from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from functools import partial
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from mypt.config import Role
 from mypt.data.conversations import (
-    Conversation,
     Document,
-    Message,
-    Origin,
     Part,
-    PartKind,
     Row,
-    Train,
 )
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.preparation.encoding import encode_rows, row_digest
+from mypt.data.preparation.encoding import encode_rows, row_digests
 from mypt.data.rendering.base_template import BaseTemplate
-from mypt.data.spans import KIND, KINDS, ROLE, ROLES, RowWeights
+from mypt.data.spans import KIND, KINDS, ROLE, RowWeights
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
-from mypt.inspection.checks.contents import part_forms
+from mypt.inspection.checks.blocks import RowBlock, blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES, FEW_TWINS, Findings, Where
-from mypt.inspection.rowview import RowView, count_rows, iter_rows, read_row
-
-PARTS: Final[dict[int, PartKind]] = {
-    KIND["content"]: "text",
-    KIND["reasoning"]: "reasoning",
-    KIND["tool_call"]: "tool_call",
-}
-"""Which part of a message a span of each kind holds; headers and ends hold none."""
+from mypt.inspection.rowview import RowView, count_rows, read_row
 
 _LAYOUT: Final = ["role", "kind", "message", "train"]
 _MARKED: Final = (KIND["reasoning"], KIND["tool_call"])
@@ -64,66 +53,28 @@ def place(view: RowView, detail: str = "") -> Where:
     return Where(split=view.split, row=view.index, where=view.where, detail=detail)
 
 
-def read_back(view: RowView, tokenizer: Tokenizer) -> Row:
-    """Return the row that a view's spans and tokens tell of.
-
-    Neighbouring parts of one kind come back as one; bytes that are no UTF-8 as U+FFFD.
-    """
-    origin = Origin(0, 1)
-    if view.spans is None or not len(view.spans):
-        return Document(tokenizer.decode_part(view.tokens), origin)
-    turns: dict[int, tuple[int, list[Train], list[Part]]] = {}
-    said_of = {-1: None, 0: False, 1: True} | {
-        int(np.uint8(number).view(np.int8)): weight
-        for number, weight in enumerate(view.row_weights, 2)
-    }
-    forms = part_forms(tokenizer.template)
-    # Plain tuples: reading the fields of numpy's records one by one takes most of the time.
-    for start, stop, _, turn, role, kind, train in view.spans.tolist():
-        _, whole, parts = turns.setdefault(turn, (role, [], []))
-        if kind not in PARTS:
-            whole.append(said_of[train])
-        else:
-            read = tokenizer.decode if role == ROLE["text"] else tokenizer.decode_part
-            said, form = read(view.tokens[start:stop]), forms.get(PARTS[kind])
-            if form is not None:
-                said = said.removeprefix(form.open).removesuffix(form.close)
-            parts.append(Part(PARTS[kind], said, said_of[train]))
-    if view.spans["role"][0] == ROLE["text"]:
-        said = "".join(p.text for *_, parts in turns.values() for p in parts)
-        own = said_of[int(view.spans["train"][0])]
-        return Document(said, origin, own)
-    messages = (
-        _message(cast(Role, ROLES[role]), whole, parts) for role, whole, parts in turns.values()
-    )
-    return Conversation(tuple(messages), origin)
-
-
-def _message(role: Role, whole: list[Train], parts: list[Part]) -> Message:
-    """Return a turn; what its header and end say, or all its parts, is the turn's own word."""
-    said = set(whole) or {part.train for part in parts}
-    train = said.pop() if len(said) == 1 else None
-    kept = (replace(part, train=None) if part.train == train else part for part in parts)
-    return Message(role, tuple(kept) or (Part("text", ""),), train)
-
-
-def check_digest(view: RowView, row: Row, findings: Findings, *, by_base: bool = False) -> None:
-    """Compare the digest of what tokens and spans tell with the digest of what was read.
+def _digests_differ(block: RowBlock, rows: list[Row], *, by_base: bool) -> NDArray[np.int64]:
+    """Return the rows whose tokens and spans tell of something else than what was read.
 
     Rows with marked parts are left out: where two such parts meet cannot be seen any more. So
-    are turns whose parts speak for themselves, since a template may write no header beside them.
+    are turns whose parts speak for themselves, since a template may write no header beside them,
+    turns without a token, and conversations whose white space a base's own template owns.
     """
-    if view.digest is None or view.spans is None or _has_gaps(view):
-        return
-    trimmed = by_base and isinstance(row, Conversation)  # its template owns the white space
-    marked = np.isin(view.spans["kind"], _MARKED).any() or _is_mixed(view.spans)
-    if not (marked or trimmed) and row_digest(row) != view.digest:
-        findings.add("digest_differs", place(view))
-
-
-def _is_mixed(spans: NDArray[np.void]) -> bool:
-    same = spans["message"][1:] == spans["message"][:-1]
-    return bool((same & (spans["train"][1:] != spans["train"][:-1])).any())
+    if block.shard.spans is None:
+        return np.empty(0, np.int64)
+    spans = block.spans
+    row = spans["conversation"].astype(np.int64) - block.start
+    opens = np.diff(row, prepend=-1) != 0
+    message, train = spans["message"].astype(np.int64), spans["train"]
+    before = np.where(opens, 0, np.roll(message, 1))
+    unsure = np.isin(spans["kind"], _MARKED) | (message - before > 1)
+    unsure |= ~opens & (message == before) & (train != np.roll(train, 1))
+    if by_base:
+        unsure |= spans["role"] != ROLE["text"]
+    found = np.frombuffer(b"".join(row_digests(rows)), "V16")
+    differs = found != block.table["digest"]
+    differs[row[unsure]] = False
+    return np.flatnonzero(differs)
 
 
 def _has_gaps(view: RowView) -> bool:
@@ -147,6 +98,29 @@ def check_rendering(view: RowView, row: Row, tokenizer: Tokenizer, findings: Fin
     differences = [_difference(view, one, tokenizer) for one in tried]
     if all(differences):
         findings.add("rendering_differs", place(view, differences[0][:200]))
+
+
+def _alike(views: list[RowView], rows: list[Row], tokenizer: Tokenizer) -> list[bool]:
+    """Return for each row whether rendering all of them in one call gives its very tokens.
+
+    Where it does not, or one row is refused, :func:`check_rendering` looks at the row itself.
+    """
+    try:
+        again = encode_rows(rows, tokenizer)
+        known = RowWeights()
+        known.numbered(views[0].row_weights if views else ())
+        known.add(again.spans, again.weights.tolist())
+    except MyptError:
+        return [False] * len(rows)
+    edges = np.searchsorted(again.spans["conversation"], np.arange(len(rows) + 1)).tolist()
+    places = zip(views, pairwise(edges), again.rows["start"], again.rows["stop"], strict=True)
+    return [
+        view.spans is not None
+        and np.array_equal(view.tokens, again.tokens[start:stop])
+        and np.array_equal(view.spans["stop"], again.spans["stop"][a:b] - start)
+        and np.array_equal(view.spans[_LAYOUT], again.spans[a:b][_LAYOUT])
+        for view, (a, b), start, stop in places
+    ]
 
 
 def _trimmed(row: Row, most: int | None) -> Row:
@@ -186,39 +160,67 @@ def _difference(view: RowView, row: Row, tokenizer: Tokenizer) -> str:
     return ""
 
 
-def forgeries(tokenizer: Tokenizer) -> dict[str, re.Pattern[str]]:
+class Forgery(NamedTuple):
+    """What finds text that looks like the work of a template."""
+
+    pattern: re.Pattern[str]
+    hints: tuple[str, ...]
+    """One of them stands in whatever the pattern matches; quicker to look for."""
+
+
+def forgeries(tokenizer: Tokenizer) -> dict[str, Forgery]:
     """Return what finds text that looks like the work of a template, by the finding's name."""
-    specials = (re.escape(text) for text in tokenizer.special_tokens)
-    found = {"looks_like_tag": re.compile("|".join((*TAGS, *specials)), re.IGNORECASE)}
+    specials = list(tokenizer.special_tokens)
+    pattern = "|".join((*TAGS, *map(re.escape, specials)))
+    begins = {case for text in ("<", "[", *specials) for case in (text[0].lower(), text[0].upper())}
+    found = {"looks_like_tag": Forgery(re.compile(pattern, re.IGNORECASE), tuple(sorted(begins)))}
     template = tokenizer.template
     # The headers of a base's own template are tokens, which no text can spell.
     headers = () if isinstance(template, BaseTemplate) else template.text_headers
     if headers:
-        found["looks_like_turn"] = re.compile(
-            rf"^(?:{'|'.join(map(re.escape, headers))})\s*$", re.MULTILINE
-        )
+        pattern = rf"^(?:{'|'.join(map(re.escape, headers))})\s*$"
+        found["looks_like_turn"] = Forgery(re.compile(pattern, re.MULTILINE), tuple(headers))
     return found
 
 
-def check_text(
-    view: RowView, row: Row, forged: dict[str, re.Pattern[str]], findings: Findings
+def check_texts(
+    rows: list[Row],
+    forged: dict[str, Forgery],
+    place_of: Callable[[int, str], Where],
+    found: Findings,
 ) -> bytes:
-    """Check what a row says.
+    """Check what rows say.
 
     Returns:
-        Eight bytes that are the same for rows that differ in case and white space only.
+        Eight bytes a row that are the same for rows that differ in case and white space only.
     """
-    hasher = blake3()
-    for role, text in _said(row):
-        hasher.update(f"{role}\n{' '.join(text.casefold().split())}\n".encode())
+    folded = []
+    hints = (_REPLACEMENT, *(hint for forgery in forged.values() for hint in forgery.hints))
+    for number, row in enumerate(rows):
+        said = _said(row)
+        same = "".join([f"{role}\n{' '.join(text.casefold().split())}\n" for role, text in said])
+        folded.append(blake3(same.encode()).digest(length=8))
+        whole = "\n".join([text for _, text in said])
+        for hint in hints:
+            if hint in whole:
+                _look_closer(said, forged, partial(place_of, number), found)
+                break
+    return b"".join(folded)
+
+
+def _look_closer(
+    said: list[tuple[str, str]],
+    forged: dict[str, Forgery],
+    place_of: Callable[[str], Where],
+    found: Findings,
+) -> None:
+    for role, text in said:
         if _REPLACEMENT in text:
             position = text.index(_REPLACEMENT)
-            detail = repr(text[max(0, position - 20) : position + 20])
-            findings.add("replacement", place(view, detail))
-        for code, pattern in forged.items():
-            if found := pattern.search(text):
-                findings.add(code, place(view, f"{role}: {found.group()!r}"))
-    return hasher.digest(length=8)
+            found.add("replacement", place_of(repr(text[max(0, position - 20) : position + 20])))
+        for code, forgery in forged.items():
+            if match := forgery.pattern.search(text):
+                found.add(code, place_of(f"{role}: {match.group()!r}"))
 
 
 def _said(row: Row) -> list[tuple[str, str]]:
@@ -259,18 +261,28 @@ def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Sp
     forged = forgeries(dataset.tokenizer)
     by_base = isinstance(dataset.tokenizer.template, BaseTemplate)
     step = max(1, -(-count_rows(dataset, split) // RENDERED))
-    folded: array[int] = array("Q")
+    folded = bytearray()
     rendered = 0
-    for view in iter_rows(dataset, split):
-        row = read_back(view, dataset.tokenizer)
-        check_digest(view, row, findings, by_base=by_base)
-        folded.frombytes(check_text(view, row, forged, findings))
-        if view.index % step == 0:
-            check_rendering(view, row, dataset.tokenizer, findings)
-            rendered += 1
+    for block in blocks(dataset, split):
+        rows = read_back(block)
+
+        def place_of(number: int, detail: str = "", *, first: int = block.first) -> Where:
+            return place(read_row(dataset, split, first + number), detail)
+
+        for number in _digests_differ(block, rows, by_base=by_base).tolist():
+            findings.add("digest_differs", place_of(number))
+        folded += check_texts(rows, forged, place_of, findings)
+        chosen = range(-block.first % step, len(rows), step)
+        views = [read_row(dataset, split, block.first + number) for number in chosen]
+        again = [rows[number] for number in chosen]
+        alike = _alike(views, again, dataset.tokenizer)
+        for view, row, same in zip(views, again, alike, strict=True):
+            if not same:
+                check_rendering(view, row, dataset.tokenizer, findings)
+        rendered += len(chosen)
     exact = [_first_eight(shard.rows) for shard in dataset.shards(split) if shard.rows is not None]
     digests = _Split(
-        np.concatenate([np.empty(0, np.uint64), *exact]), np.array(folded, dtype=np.uint64)
+        np.concatenate([np.empty(0, np.uint64), *exact]), np.frombuffer(bytes(folded), np.uint64)
     )
     return digests, rendered
 

@@ -10,7 +10,7 @@ from mypt.model.linear_loss import linear_cross_entropy
 from mypt.model.loss import (
     MaskedLoss,
     masked_cross_entropy,
-    summed,
+    sums,
     supervised_positions,
     weights_at,
 )
@@ -31,7 +31,7 @@ def head_loss(hidden, weight, targets, mask=None):
     rows = hidden.flatten(0, 1).index_select(0, index)
     weights = weights_at(mask, index)
     total = linear_cross_entropy(rows, weight, targets.flatten()[index], weights=weights)
-    return summed(total, index, weights)
+    return sums(total, index, weights)
 
 
 @pytest.fixture
