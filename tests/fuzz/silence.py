@@ -249,7 +249,7 @@ EXPLAINED: tuple[Why, ...] = (
         r"^\d+\.(prompt|question|instruction|messages|conversations|input)\b",
     ),
     ("^a result (whose|with a) name", r"\.name\b"),
-    ("^a result with the id of a call, where", r"\.(name|tool_call_id)\b"),
+    ("^a result with the id of a call, where", r"\.(name|tool_call_id|tool_use_id|call_id)\b"),
     ("without text$", r"\.instances\.\d+\."),
     ("^further answer of a list left out", r"\.[1-9]\d*\.$"),
 )
