@@ -155,7 +155,7 @@ TAGGED = (
     "<User>d</User>\n<Assistant>e</Assistant>\n\n",
 )
 PAIRS = ({"prompt": "a", "completion": "b"}, {"question": "c", "answer": "d"})
-_NAMED = ("", r" - [^:]*w\d+z[^:]*: ")
+_NAMED = ("", r" - (?:(?!: ).)*w\d+z")
 _NO_TEXT = ("^part .* which is no text, left out", r"\.(parts|content)\.")
 _REPLIES = (("^reply left out", r"\.replies\.|^\d+\.\d+\."),)
 _SERVICE = (("^(service|deleted) message .*left out|^media or notice", ""),)
@@ -205,8 +205,12 @@ KINDS: dict[str, Kind] = {
     "claude": Kind(
         CLAUDE,
         "a.json",
-        quiet=frozenset({"name", "uuid", "tool_use_id"}),
-        explained=(("^message of another branch left out", r"\.chat_messages\."), _NO_TEXT),
+        quiet=frozenset({"name", "uuid", "tool_use_id", "parent_message_uuid"}),
+        explained=(
+            ("^message of another branch left out", r"\.chat_messages\."),
+            ("", r"\.content\.\d+\.content\.\d+\.type\b"),
+            _NO_TEXT,
+        ),
     ),
     "chatgpt": Kind(
         CHATGPT,
@@ -232,7 +236,7 @@ KINDS: dict[str, Kind] = {
         (("", r"(\.chats\.list\.\d+|^\d+(\.\d+)?)\.(name|type)\b"), *_SERVICE), _one, 1,
     ),
     "slack": Kind(
-        SLACK, "slack", ({"assistant": "U2"},), frozenset({"user"}), _SERVICE, _days
+        SLACK, "slack", ({"assistant": "U2"},), frozenset({"user", "replies"}), _SERVICE, _days
     ),
     "whatsapp": Kind(
         WHATSAPP, "a.txt", ({"assistant": "Bob"},), explained=(_NAMED, *_SERVICE), most=1

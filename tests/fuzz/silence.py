@@ -246,8 +246,10 @@ EXPLAINED: tuple[Why, ...] = (
     ("^rejected answer left out", r"^\d+\.(rejected|non_preferred_output)\b"),
     (
         "^question beside the chosen messages left out",
-        r"^\d+\.(prompt|question|messages|conversations|input)\b",
+        r"^\d+\.(prompt|question|instruction|messages|conversations|input)\b",
     ),
+    ("^a result (whose|with a) name", r"\.name\b"),
+    ("^a result with the id of a call, where", r"\.(name|tool_call_id|tool_use_id|call_id)\b"),
     ("without text$", r"\.instances\.\d+\."),
     ("^further answer of a list left out", r"\.[1-9]\d*\.$"),
 )

@@ -135,7 +135,8 @@ def read_claude(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
         parts = [_of_block(fields_of(block, place), role, place, tally) for block in blocks]
         said = _merged(filter(None, parts))
         told = "".join(str(block["text"]) for block in blocks if block.get("type") == "text")
-        if isinstance(text, str) and "".join(text.split()) != "".join(told.split()):
+        beside = text if isinstance(text, str | None) else str(text)
+        if beside is not None and "".join(beside.split()) != "".join(told.split()):
             tally.notes["'text' of a message differs from its blocks, which are read"] += 1
         if not any(part.text.strip() for piece in said for part in piece.parts):
             tally.notes["empty message left out"] += 1

@@ -21,9 +21,11 @@ RESULTS: Final = frozenset({"tool_result", "function_response", "functionRespons
 CALL_IDS: Final = ("tool_call_id", "tool_use_id", "call_id")
 """Fields of a result that say which call it answers."""
 _ARGUMENTS: Final = ("arguments", "args", "input", "parameters")
-_CALL: Final = frozenset({"id", "call_id", "type", "function", "name", *_ARGUMENTS, *WEIGHTS})
-_CALLED: Final = frozenset({"id", "name", *_ARGUMENTS})
-_AROUND: Final = _CALL - _CALLED | {"id"}
+_AROUND: Final = frozenset({"id", "call_id", "type", "function", *WEIGHTS})
+_CALLED: Final = {key: frozenset({"id", "name", key}) for key in (*_ARGUMENTS, "")}
+"""What is read of a call by the field that holds its arguments."""
+_CALL: Final = {key: _AROUND | read for key, read in _CALLED.items()}
+_SPEAKER: Final = ("role", "from")
 _GIVEN: Final = ("content", "response", "output", "value")
 
 
@@ -63,9 +65,11 @@ def spell_call(call: Any, place: Place, tally: Tally) -> str:
         raise DataError(f"{place}: a tool call is {shown(call)}; expected a name and arguments")
     if called is not call:
         tally.check_fields(call, _AROUND, place, "a tool call")
-    tally.check_fields(called, _CALL if called is call else _CALLED, place, "a tool call")
+    key = next((key for key in _ARGUMENTS if called.get(key) is not None), "")
+    read = _CALL if called is call else _CALLED
+    tally.check_fields(called, read[key], place, "a tool call")
     named = Within(place, f"arguments of {shown(called['name'])}")
-    arguments = first_of(called, _ARGUMENTS)
+    arguments = called.get(key)
     if isinstance(arguments, str):
         arguments = strict_json.parse_text(arguments, named) if arguments.strip() else None
     if not isinstance(arguments, dict | None):
@@ -118,11 +122,16 @@ def unfold(fields: Any) -> Sequence[Any]:
 def _result(part: dict[str, Any]) -> dict[str, Any]:
     kind = kind_of(part) or ""
     inner = part[kind] if isinstance(part.get(kind), dict) else part
-    given = first_of(inner, _GIVEN)
-    beside = {key: value for key, value in inner.items() if key not in ("type", *_GIVEN)}
-    if inner is not part and "id" in beside:
-        beside["tool_call_id"] = beside.pop("id")
-    return {"role": "tool", "content": "" if given is None else given} | beside
+    key = next((key for key in _GIVEN if inner.get(key) is not None), "content")
+    given = inner.get(key)
+    beside = {name: value for name, value in inner.items() if name not in ("type", key)}
+    if inner is not part:
+        if "id" in beside:
+            beside["tool_call_id"] = beside.pop("id")
+        beside |= {name: value for name, value in part.items() if name not in ("type", kind)}
+    # Whoever is named in it, a result is the tool's.
+    beside = {f"{kind}.{name}" if name in _SPEAKER else name: beside[name] for name in beside}
+    return beside | {"role": "tool", "content": "" if given is None else given}
 
 
 def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
@@ -162,7 +171,7 @@ def _are_in_order(turns: list[Turn]) -> bool:
                 return False
         elif waiting:
             return False
-        elif calls := fields.get("tool_calls"):
+        elif calls := [call for call in fields.get("tool_calls") or () if call is not None]:
             waiting = [
                 (call.get("id"), call.get("function", call).get("name")) for call in reversed(calls)
             ]

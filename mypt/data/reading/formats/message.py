@@ -244,7 +244,8 @@ def _parts(
     yield from told
     if refusal is not None:
         yield Part("text", _as_text(refusal, "refusal", place))
-    yield from (Part("tool_call", spell_call(call, place, tally)) for call in calls)
+    for call in calls:
+        yield Part("tool_call", spell_call(call, place, tally), read_train(call, place))
     if len(_SAID & fields.keys()) > 1 or fields.keys() >= _BOTH:
         _check_doubled(fields, place, tally)
 
@@ -319,7 +320,7 @@ def _read_part(
     if value is not part and (len(part) > 2 or "type" not in part):
         unread = {
             key
-            for key in (*_HELD, "thought")
+            for key in (*_HELD, "thought", kind)
             if key in part and part[key] != value and not isinstance(part[key], bool)
         }
         if unread or not part.keys() <= _PART:

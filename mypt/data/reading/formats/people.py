@@ -117,6 +117,7 @@ _PROGRAMS: Final[dict[Format, _Program]] = {
 }
 
 
+_STRETCH: Final = fields_named("type text user_id document_id collapsed")
 _BESIDE: Final = fields_named("name type guild channel dateRange exportedAt messageCount")
 """Fields of a channel or chat that have no meaning for a model."""
 FORMATS: Final[frozenset[Format]] = frozenset({*_PROGRAMS, "whatsapp"})
@@ -197,7 +198,7 @@ def add_message(
         talk.tally.notes[f"service message {shown(fields.get('action') or kind)} left out"] += 1
         return
     talk.tally.check_fields(fields, spelled.read, place, "a message")
-    text = _plain(fields.get(spelled.text), place)
+    text = _plain(fields.get(spelled.text), place, talk.tally)
     if not text.strip():
         talk.tally.notes["message without text left out"] += 1
         return
@@ -214,12 +215,15 @@ def add_message(
     talk.add(Said(found[0], tuple(given), text, place, order, thread))
 
 
-def _plain(text: Any, place: Place) -> str:
+def _plain(text: Any, place: Place, tally: Tally) -> str:
     """Return a text that may be a list of stretches in bold and the like."""
     stretches = text if isinstance(text, list) else ["" if text is None else text]
     found: list[str] = []
     for one in stretches:
-        value = one.get("text") if isinstance(one, dict) else one
+        value = one
+        if isinstance(one, dict):
+            tally.check_fields(one, _STRETCH, place, "a stretch of text")
+            value = one.get("text")
         if not isinstance(value, str):
             raise DataError(f"{place}: the text of a message is {shown(value)}; expected a string")
         found.append(value)

@@ -207,3 +207,31 @@ def test_tools_that_the_system_names_already_are_not_named_twice(tmp_path):
     row = {"messages": [system, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}]}
     _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found) == [("system", system["content"]), ("assistant", "a")]
+
+
+def test_a_call_of_null_is_none_and_a_call_may_say_that_it_is_not_learned(tmp_path):
+    call = {"name": "f", "arguments": {}, "train": False}
+    said = [
+        {"role": "assistant", "content": "a", "tool_calls": [None]},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": "c", "tool_calls": [call]},
+    ]
+    _, (row,) = read(write(tmp_path / "a.jsonl", jsonl({"messages": said})))
+    assert [[(part.kind, part.train) for part in message.parts] for message in row.messages] == [
+        [("text", None)], [("text", None)], [("text", None), ("tool_call", False)],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "tool_result", "content": "a", "value": "x"},
+        {"functionResponse": {"name": "f", "response": "a"}, "value": "x"},
+        {"type": "tool_result", "content": "a", "value": "x", "role": "assistant"},
+    ],
+)
+def test_what_stands_beside_what_a_tool_gave_is_counted_and_never_learned(tmp_path, part):
+    row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "b"}]}
+    reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
+    assert turns(found) == [("tool", "a"), ("assistant", "b")]
+    assert "'value' of a message was not read" in notes(reader)

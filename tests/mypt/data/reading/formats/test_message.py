@@ -357,6 +357,11 @@ UNREAD = [
     ({"content": [{"text": "x", "citations": [1]}]}, "'citations' of a part of the content"),
     ({"content": [{"type": "text", "value": "x", "text": "y"}]}, "'text' of a part of the content"),
     ({"content": [{"text": "x", "thought": "y"}]}, "'thought' of a part of the content"),
+    (
+        {"content": [{"type": "thinking", "thinking": "y", "value": "x"}]},
+        "'thinking' of a part of the content",
+    ),
+    ({"tool_calls": [{"name": "f", "arguments": {}, "input": {"x": 1}}]}, "'input' of a tool call"),
     ({"tool_calls": [{"name": "g", "function": {"name": "f"}}]}, "'name' of a tool call"),
     ({"tool_calls": [{"name": "f", "why": "x"}]}, "'why' of a tool call"),
     ({"tool_calls": [{"function": {"name": "f", "why": "x"}}]}, "'why' of a tool call"),

@@ -149,3 +149,11 @@ def test_what_an_account_holds_besides_its_chats_is_counted(tmp_path):
         "'note' of an account was not read": 1,
         "'contacts' of an account was not read": 1,
     }
+
+
+def test_where_a_link_leads_is_counted(tmp_path):
+    text = ["See ", {"type": "text_link", "text": "this", "href": "https://a.example"}]
+    said = telegram(letter(1, "Ann", text), letter(2, "Bob", "Ok"))
+    reader, (row,) = read(write(tmp_path / "result.json", json.dumps(said)), assistant="Bob")
+    assert turns(row) == [("user", "See this"), ("assistant", "Ok")]
+    assert notes(reader) == {"'href' of a stretch of text was not read": 1}
