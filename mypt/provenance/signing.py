@@ -52,9 +52,9 @@ def sign(folder: Path, key: Path) -> Path:
         ConfigError: If the key is none, or the library is not installed.
         DataError: If a file is not as it was written, or other bytes were signed before.
     """
+    signer = _signer(key)
     from securesystemslib.dsse import Envelope
 
-    signer = _signer(key)
     if problems := _problems(folder):
         raise DataError(f"{problems[0]}; only what is whole is signed")
     payload = files.canonical_json(_statement(folder))

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_nothing_is_signed_that_is_not_whole_nor_with_what_is_no_key(signed, cap
     assert "nobody has signed" in said(capsys, VERIFY.format("m"), 2)
     (signed / "config.json").unlink()
     assert "config.json: missing" in said(capsys, SIGN.format("n"), 1)
+
+
+@pytest.mark.usefixtures("signed")
+@pytest.mark.parametrize("command", ["sign", "verify"])
+def test_without_the_library_it_says_what_to_install(capsys, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "securesystemslib", None)
+    for name in ("dsse", "signer", "exceptions"):
+        monkeypatch.setitem(sys.modules, f"securesystemslib.{name}", None)
+    assert main([command, "m", "--key", "a.pem" if command == "sign" else "a.pub"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pip install securesystemslib" in said
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="another program checks")
