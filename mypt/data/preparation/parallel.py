@@ -102,7 +102,7 @@ def encode_sources(
     if small or preparation.engine == "serial":
         for index, reader in enumerate(readers):
             for batch in meter.batches(reader):
-                tally = Tally()
+                tally = Tally.of(reader.how)
                 encoded = encode_counted(batch, tokenizer, tally)
                 reader.add(len(encoded.rows) - len(batch), tally)
                 yield index, encoded

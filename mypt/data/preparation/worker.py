@@ -115,8 +115,7 @@ def work(job: str) -> str:
 
 
 def _encode(job: PortionJob) -> Done:
-    how = job.portion.how
-    tokenizer, tally, n_rows = _load(job.tokenizer), Tally(how.strict, how.unread), 0
+    tokenizer, tally, n_rows = _load(job.tokenizer), Tally.of(job.portion.how), 0
     path = Path(job.folder) / secrets.token_hex(16)
     with files.create(path) as file:
         for batch in batches(read_portion(job.portion, tally)):

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final, Literal, NamedTuple
 
+from mypt.config import Reading
 from mypt.data.conversations import Origin
 from mypt.errors import DataError
 from mypt.text import one_line
@@ -187,6 +188,11 @@ class Tally:
         self._added: dict[str, Unread] = {}
         self.speakers: Counter[str] = _Counts(_MOST_SPEAKERS)
         """How often each person spoke, where nobody is named the assistant in the file."""
+
+    @classmethod
+    def of(cls, how: Reading) -> "Tally":
+        """Return an empty one that refuses what ``how`` says."""
+        return cls(how.strict, how.unread)
 
     def check_fields(
         self,

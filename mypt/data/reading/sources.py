@@ -145,7 +145,7 @@ class SourceReader:
 
     def begin(self) -> None:
         """Begin a pass over the rows: forget what was counted in the one before."""
-        self._tally = Tally(self._source.strict, self._source.unread)
+        self._tally = Tally.of(self.how)
         self._n_kept, self._finished = 0, False
         for raw in self._raws:
             raw.bytes_done = 0

@@ -344,7 +344,8 @@ def test_documents_begin_with_the_space_that_the_base_writes(tmp_path):
     assert not [f for f in validate(tmp_path / "data").findings if f.level == "error"]
 
 
-def test_characters_without_a_token_are_named_and_their_rows_dropped(tmp_path):
+def lacking(tmp_path):
+    """Write a tokenizer without a token for U+0004, and rows of which one holds it."""
     values = json.loads(trained(digits()).to_str())
     character = CHARACTER[4]
     assert not any(character in "".join(pair) for pair in values["model"]["merges"])
@@ -353,18 +354,32 @@ def test_characters_without_a_token_are_named_and_their_rows_dropped(tmp_path):
     for number, added in enumerate(values["added_tokens"]):
         added["id"] = len(left) + number
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    ours = ours_of(tmp_path)
-    with pytest.raises(DataError, match=r"has no token for U\+0004; leave it out"):
-        ours.encode("a\x04b")
     raw = tmp_path / "rows.jsonl"
     rows = [*(f"row {number}" for number in range(8)), "odd \x04 one"]
     raw.write_text("\n\n".join(json.dumps({"text": row}) for row in rows))
+    return raw
+
+
+def test_characters_without_a_token_are_named_and_their_rows_dropped(tmp_path):
+    raw = lacking(tmp_path)
+    ours = ours_of(tmp_path)
+    with pytest.raises(DataError, match=r"has no token for U\+0004; leave it out"):
+        ours.encode("a\x04b")
     config = PrepareConfig(sources=(Source(path=str(raw)),), tokenization=f"hf:{tmp_path}")
     made = tokenize(config, tmp_path / "data")
     (source,) = read_manifest(tmp_path / "data", made.digest).sources
     assert [(one.reason.partition(" has ")[2], one.rows) for one in source.dropped] == [
         ("no token for U+0004", 1)
     ]
+
+
+@pytest.mark.parametrize("engine", ["serial", "process"])
+def test_a_strict_reading_refuses_such_characters_whoever_encodes(tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(parallel, "_WORTH_PROCESSES", 0)
+    source = Source(path=str(lacking(tmp_path)), strict=True)
+    config = PrepareConfig(sources=(source,), tokenization=f"hf:{tmp_path}")
+    with pytest.raises(DataError, match=r"line 17: .* has no token for U\+0004"):
+        tokenize(config, tmp_path / "data", preparation=Preparation(engine=engine, workers=1))
 
 
 @pytest.mark.parametrize(
