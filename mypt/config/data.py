@@ -31,9 +31,14 @@ WEIGHED = ("system", "user", "assistant", "text", "content", "stop", "reasoning"
 """What a policy can weigh, besides ``source:NAME``: roles, plain text, and kinds of parts."""
 
 
-def later(default: Any) -> Any:
-    """Return a field that came after digests were made: at its default it is not written."""
-    return Field(default=default, exclude_if=lambda value: value == default)
+def later(default: Any, **limits: Any) -> Any:
+    """Return a field that came after digests were made: at its default it is not written.
+
+    Args:
+        default: Its default.
+        limits: As :func:`pydantic.Field` takes them.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default, **limits)
 
 
 class MaskPolicy(Frozen):
@@ -213,9 +218,7 @@ class PrepareConfig(Frozen):
     """Dataset or model folder whose tokenizer and template are used instead."""
     template: str = "mypt"
     """mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a template file."""
-    train_as: Literal["whole", "inference"] = Field(
-        default="whole", exclude_if=lambda word: word == "whole"
-    )
+    train_as: Literal["whole", "inference"] = later("whole")
     """Template base: conversations whole, or each turn of the assistant in a row of its own, after
     what inference would feed for it: for templates that write earlier turns otherwise."""
     val_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)

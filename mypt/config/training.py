@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mypt.config.architecture import Architecture, GPTConfig
+from mypt.config.data import later
 from mypt.parsing import Frozen, read_config
 
 Normalisation = Literal["token", "conversation", "source"] | dict[str, float]
@@ -56,9 +57,7 @@ class TrainConfig(Frozen):
     """Share of the peak at which the schedule ends."""
     warmup_iters: int = Field(default=100, ge=0)
     """Steps of linear warm-up."""
-    warmup: float | None = Field(
-        default=None, ge=0.0, le=1.0, exclude_if=lambda share: share is None
-    )
+    warmup: float | None = later(None, ge=0.0, le=1.0)
     """Share of max_iters that they take, instead of warmup_iters."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decay of matrices; vectors have none."""
@@ -86,9 +85,7 @@ class TrainConfig(Frozen):
     """Where to compute; auto takes CUDA, then MPS, then the CPU, and says which."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of matrix products; auto takes bfloat16 where it is quicker."""
-    weight_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", exclude_if=lambda kind: kind == "float32"
-    )
+    weight_dtype: Literal["float32", "bfloat16"] = later("float32")
     """What the matrices of products are kept in. bfloat16 takes half of their memory and rounds
     each update up or down by chance; gradients, moments and all else stay float32."""
     threads: int = Field(default=0, ge=0)

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from mypt import files
+from mypt.config import later
 from mypt.data.conversations import Message, say
 from mypt.data.rendering.sandbox import render
 from mypt.data.template import Shape, Slot, Template
@@ -38,9 +39,9 @@ class BaseTemplate(Frozen):
     """What it calls the tokenizer's tokens, such as ``bos_token``."""
     stop: str
     """The token that it makes the model write last."""
-    also_stops: tuple[str, ...] = Field(default=(), exclude_if=lambda tokens: not tokens)
+    also_stops: tuple[str, ...] = later(())
     """Others that end a turn, before a tool's result or another turn, and stand in none."""
-    each_turn: bool = Field(default=False, exclude_if=lambda said: not said)
+    each_turn: bool = later(False)
     """Whether each turn is trained on as inference sees it: the last one of a row of its own."""
     eats_before: tuple[str, ...] = ()
     """Tokens that swallow white space before them."""
