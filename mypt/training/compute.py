@@ -4,21 +4,17 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from mypt.config import GPTConfig, Preset, TrainConfig
 from mypt.errors import ConfigError, TrainingError
-from mypt.model.gpt import GPT
+from mypt.model.parameters import shapes
 from mypt.training.lineage import ComputeRecord
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_BLOCKS = "transformer.h."
 _WIDE = 128
 """Width from which a CPU step is quicker in bfloat16; below, casting costs what products save."""
 
@@ -55,31 +51,6 @@ class Compute:
             parallel=self.parallel,
             isa=torch.backends.cpu.get_cpu_capability(),
         )
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights as they are: without memory, filling them loads torch's compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        said = kwargs or {}
-        if getattr(func, "__module__", "") == nn.init.__name__:
-            return said["tensor"] if "tensor" in said else args[0]
-        return func(*args, **said)
-
-
-def shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
-    with torch.device("meta"), _Unfilled():
-        first = GPT(config.model_copy(update={"n_layer": 1}))
-    found = {name: weight.shape for name, weight in first.named_parameters()}
-    block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
-    return found | {
-        name.replace(f"{_BLOCKS}0.", f"{_BLOCKS}{number}.", 1): shape
-        for number in range(config.n_layer)
-        for name, shape in block.items()
-    }
 
 
 def check_room(config: GPTConfig) -> None:

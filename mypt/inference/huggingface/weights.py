@@ -12,7 +12,7 @@ from mypt.config import Architecture, GPTConfig
 from mypt.errors import CheckpointError
 from mypt.inference.huggingface.families import FAMILIES, Family, Form, Lying
 from mypt.inference.huggingface.tensors import Held
-from mypt.model.gpt import GPT
+from mypt.model.parameters import shapes
 from mypt.text import shorten
 
 Weights = dict[str, Tensor]
@@ -46,13 +46,8 @@ class Row(NamedTuple):
 
 def rows_of(family: Family, model: Architecture) -> tuple[Row, ...]:
     """Return every parameter of a model with the place that its family has for it."""
-    with torch.device("meta"):  # one block, since all have the same
-        built = GPT(GPTConfig(**model.model_dump() | {"n_layer": 1}))
-    return tuple(
-        _row(family, model, ours, tuple(parameter.shape))
-        for first, parameter in built.named_parameters()
-        for ours in _in_each_block(first, model.n_layer)
-    )
+    found = shapes(GPTConfig(**model.model_dump()))
+    return tuple(_row(family, model, ours, tuple(shape)) for ours, shape in found.items())
 
 
 def from_hf(family: Family, model: Architecture, tensors: TensorStore) -> Weights:
@@ -94,11 +89,6 @@ def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) 
         for there, tensor in zip(row.theirs, _write(row, model.n_head, ours), strict=True):
             theirs[there] = tensor.to(dtype).contiguous()
     return theirs
-
-
-def _in_each_block(name: str, n: int) -> tuple[str, ...]:
-    block = _BLOCK.fullmatch(name)
-    return (name,) if block is None else tuple(f"transformer.h.{i}.{block[2]}" for i in range(n))
 
 
 def _row(family: Family, model: Architecture, ours: str, shape: tuple[int, ...]) -> Row:

@@ -1,0 +1,37 @@
+"""The shapes of a model's parameters, whatever sizes it claims: no memory is taken."""
+
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mypt.config import GPTConfig
+from mypt.model.gpt import GPT
+
+_BLOCKS: Final = "transformer.h."
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they are: without memory, filling them loads torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        said = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return said["tensor"] if "tensor" in said else args[0]
+        return func(*args, **said)
+
+
+def shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
+    with torch.device("meta"), _Unfilled():
+        first = GPT(config.model_copy(update={"n_layer": 1}))
+    found = {name: weight.shape for name, weight in first.named_parameters()}
+    block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
+    return found | {
+        name.replace(f"{_BLOCKS}0.", f"{_BLOCKS}{number}.", 1): shape
+        for number in range(config.n_layer)
+        for name, shape in block.items()
+    }
