@@ -89,8 +89,8 @@ def _why(source: Source, fields: tuple[str, ...]) -> str:
 def _view(
     index: int, row: Row, reader: SourceReader, tokenizer: Tokenizer, policy: MaskPolicy | None
 ) -> RowView:
-    encoded = encode_rows([row], tokenizer, many=False)
-    name = Path(reader.files[row.origin.file].path).name
+    path = reader.files[row.origin.file].path
+    encoded = encode_rows([row], tokenizer, many=False, files={row.origin.file: path})
     weights, said = None, tuple(encoded.weights.tolist())
     if policy is not None:
         n_tokens = len(encoded.tokens)
@@ -102,7 +102,7 @@ def _view(
         split="train",
         index=index,
         source=reader.name,
-        where=f"{name}:{row.origin.line}",
+        where=f"{Path(path).name}:{row.origin.line}",
         tokens=encoded.tokens,
         weights=weights,
         spans=encoded.spans,
