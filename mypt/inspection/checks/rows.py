@@ -28,11 +28,10 @@ from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import KIND, KINDS, ROLE, RowWeights
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
-from mypt.inspection.checks.blocks import RowBlock, blocks, read_back
+from mypt.inspection.checks.blocks import LAYOUT, RowBlock, blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES, FEW_TWINS, Findings, Where
 from mypt.inspection.rowview import RowView, count_rows, read_row
 
-_LAYOUT: Final = ["role", "kind", "message", "train"]
 _MARKED: Final = (KIND["reasoning"], KIND["tool_call"])
 _WRITTEN: Final = (KIND["header"], KIND["end"])
 TAGS: Final = (
@@ -115,7 +114,7 @@ def _alike(views: list[RowView], rows: list[Row], tokenizer: Tokenizer) -> list[
         view.spans is not None
         and np.array_equal(view.tokens, again.tokens[start:stop])
         and np.array_equal(view.spans["stop"], again.spans["stop"][a:b] - start)
-        and np.array_equal(view.spans[_LAYOUT], again.spans[a:b][_LAYOUT])
+        and np.array_equal(view.spans[LAYOUT], again.spans[a:b][LAYOUT])
         for view, (a, b), start, stop in places
     ]
 
@@ -151,7 +150,7 @@ def _difference(view: RowView, row: Row, tokenizer: Tokenizer) -> str:
         again = _encoded_again([row], tokenizer, view.row_weights)
     except MyptError as error:
         return str(error)
-    if not np.array_equal(view.spans[_LAYOUT], again.spans[_LAYOUT]):
+    if not np.array_equal(view.spans[LAYOUT], again.spans[LAYOUT]):
         return "other spans than its text gives"
     for span, other in zip(view.spans, again.spans, strict=True):
         found = view.tokens[span["start"] : span["stop"]]
