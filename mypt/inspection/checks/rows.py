@@ -16,11 +16,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from mypt.data.conversations import (
-    Document,
-    Part,
-    Row,
-)
+from mypt.data.conversations import Document, Part, Row
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.preparation.encoding import Encoded, encode_rows, row_digests
