@@ -122,12 +122,13 @@ def _asked(messages: list[Message]) -> str | None:
 
 def _cure(turns: list[Any], key: str | None) -> str:
     """Return how a row is read whose roles are not all known; empty where it has no fields."""
-    roles: dict[str, str] = {}
-    for turn in turns:
-        role = first_of(turn, ("role", "from")) if isinstance(turn, dict) else None
-        if key is None or not isinstance(role, str) or not role.isprintable():
-            return ""
-        roles[role] = ROLE_NAMES.get(role.lower(), "assistant")
+    named = [first_of(one, ("role", "from")) if isinstance(one, dict) else None for one in turns]
+    if key is None or not all(isinstance(role, str) and role.isprintable() for role in named):
+        return ""
+    known = {role: ROLE_NAMES.get(role.lower()) for role in named}
+    # Nobody is taken for the assistant beside one who is.
+    other = "user" if "assistant" in known.values() else "assistant"
+    roles = {role: ours or other for role, ours in known.items()}
     role_field = "role" if "role" in turns[0] else "from"
     text_field = next((name for name in ("content", "value", "text") if name in turns[0]), "")
     meant = ",".join(f"{theirs}={ours}" for theirs, ours in roles.items())
