@@ -40,12 +40,10 @@ _SYSTEMS: Final = ("system", "system_prompt", "systemInstruction", "system_instr
 _TOOLS: Final = ("tools", "functions")
 ROW: Final = frozenset({*_SYSTEMS, *_TOOLS, *WEIGHTS})
 """Fields of a row that :func:`frame` hears."""
-_IDS: Final = frozenset(
-    {"conversation_id", "message_tree_id", "message_id", "parent_id", "user_id"}
-)
+IDS: Final = frozenset({"conversation_id", "message_tree_id", "message_id", "parent_id", "user_id"})
 """Fields that place a message or a row among others, where nesting has done so already."""
-_READ: Final = {key: ROW | _IDS | MEANINGLESS | {key} for key in LISTS}
-_NODE: Final = frozenset({"replies", *_IDS})
+_READ: Final = {key: ROW | IDS | MEANINGLESS | {key} for key in LISTS}
+_NODE: Final = frozenset({"replies", *IDS})
 
 
 def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
@@ -284,7 +282,7 @@ def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     fields = fields_of(row, place)
     root, outer = fields, dict[str, Any]()
     if isinstance(fields.get("prompt"), dict):
-        tally.check_fields(fields, ROW | _IDS | {"prompt"}, place)
+        tally.check_fields(fields, ROW | IDS | {"prompt"}, place)
         root, outer = fields["prompt"], _with_system_text(fields, place, tally)
     if not isinstance(root.get("replies"), list):
         raise DataError(
