@@ -90,11 +90,8 @@ def _silent(reader: SourceReader, held: list[dict[str, Any]]) -> Set[str]:
     if reader.format != "chat":
         return frozenset()
     links = links_of(held[0], reader.how.group_by) if held else None
-    return (
-        MEANINGLESS - {links.group, links.parent, links.own, *links.orders}
-        if links
-        else MEANINGLESS
-    )
+    told = (links.group, links.parent, links.own, *links.orders) if links else ()
+    return MEANINGLESS.difference(told)
 
 
 def _why(source: Source, fields: Collection[str]) -> str:

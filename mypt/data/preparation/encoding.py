@@ -64,7 +64,9 @@ class _Kind(NamedTuple):
     """(parts,) what each part says about its own; None is the turn's."""
 
 
-_UNNAMED: Final[Mapping[int, str]] = {}
+Files = Mapping[int, str]
+"""The raw files of a source by their index, for errors."""
+_UNNAMED: Final[Files] = {}
 _DOCUMENT: Final = _Kind("text", None, ("text",), (None,))
 
 
@@ -97,11 +99,7 @@ class _Slots(NamedTuple):
 
 
 def encode_rows(
-    rows: Sequence[Row],
-    tokenizer: Tokenizer,
-    *,
-    many: bool = True,
-    files: Mapping[int, str] = _UNNAMED,
+    rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True, files: Files = _UNNAMED
 ) -> Encoded:
     """Encode rows, to the same as rendering and encoding each segment by itself would give.
 
@@ -112,7 +110,7 @@ def encode_rows(
         rows: Conversations and documents.
         tokenizer: Its template says how they are written.
         many: Whether the encoder of many texts, which takes up to a second to make, is worth it.
-        files: The raw files by their index within the source, for errors.
+        files: Where the rows came from.
 
     Raises:
         DataError: If the template has no form for a row, or a text holds a lone surrogate.
@@ -161,7 +159,7 @@ def encode_rows(
 
 
 def encode_counted(
-    rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally, files: Mapping[int, str] = _UNNAMED
+    rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally, files: Files = _UNNAMED
 ) -> Encoded:
     """Encode rows, count those whose text was changed, and leave out those that are refused.
 
@@ -201,9 +199,7 @@ def _begun(turns: _Turns, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _writable(
-    rows: list[Row], tokenizer: Tokenizer, tally: Tally, files: Mapping[int, str]
-) -> list[Row]:
+def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally, files: Files) -> list[Row]:
     """Leave out rows that would not come back from their ids."""
     if not (tokenizer.vocabulary.lacking or tokenizer.vocabulary.prefix):
         return rows
@@ -242,7 +238,7 @@ def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
     return Encoded(found.tokens, found.spans, table, np.array(found.weights))
 
 
-def _at_line(row: Row, reason: str, files: Mapping[int, str]) -> DataError:
+def _at_line(row: Row, reason: str, files: Files) -> DataError:
     file, line = row.origin
     place = f"{one_line(files[file])}:{line}" if file in files else f"line {line}"
     return DataError(f"{place}: {reason}" if line else reason)
@@ -255,7 +251,8 @@ def row_digests(rows: Sequence[Row]) -> list[bytes]:
     line for each turn with its parts' lengths in bytes, an empty line, and the parts' UTF-8.
     Where a part speaks for itself its kind is ``kind:train``. (JSON would take longer.)
     """
-    return _digests(turns := _collect(rows), utf8(turns.texts))
+    turns = _collect(rows)
+    return _digests(turns, utf8(turns.texts))
 
 
 def _digests(turns: _Turns, texts: list[bytes]) -> list[bytes]:
@@ -322,7 +319,7 @@ def _shapes(
     kind: NDArray[np.int64],
     per_row: NDArray[np.int64],
     tokenizer: Tokenizer,
-    files: Mapping[int, str],
+    files: Files,
 ) -> tuple[list[Shape], list[_Kind], NDArray[np.int64]]:
     """Return the shapes of turns, the kind of turn that has each, and which one is whose, (T,)."""
     code = 2 * kind
