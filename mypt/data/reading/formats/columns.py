@@ -27,7 +27,7 @@ from mypt.data.reading.formats.shapes import (
     top_field,
 )
 from mypt.data.reading.formats.texts import SPEAKERS
-from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdict_of
+from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, no_text, verdict_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -231,7 +231,7 @@ class _SpokenRow:
                 " fields of this row, a question mark behind one that rows may lack"
             )
         if value is None and not one.optional:
-            raise DataError(f"{self._place}: {one.path} is no text; found null; expected a string")
+            raise no_text(self._place, one.path, value)
         return None if value is MISSING else value
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -246,9 +246,7 @@ class _SpokenRow:
                     self._tally.notes["further answer of a list left out"] += len(value) - 1
                 value = "".join(value[:1]) if voice == "assistant" else "\n".join(value)
             if not isinstance(value, str):
-                raise DataError(
-                    f"{self._place}: {one.path} is no text; found {shown(value)}; expected a string"
-                )
+                raise no_text(self._place, one.path, value)
             if not one.optional and (not value or value.isspace()):
                 return ""
             texts.append(value)

@@ -16,7 +16,7 @@ from mypt.data.reading.formats.calls import (
     spell_call,
     spell_text,
 )
-from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of
+from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of, no_text
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -214,9 +214,13 @@ def read_text(fields: Mapping[str, Any], key: str, place: Place) -> str:
         DataError: If it is missing or something else.
     """
     value = fields.get(key)
+    if key not in fields:
+        raise DataError(
+            f"{place}: {key} is no text; found only the fields {names(fields)}; expected a string;"
+            " mend or remove the row"
+        )
     if not isinstance(value, str):
-        found = shown(value) if key in fields else f"only the fields {names(fields)}"
-        raise DataError(f"{place}: {key} is no text; found {found}; expected a string")
+        raise no_text(place, key, value)
     return value
 
 
@@ -228,9 +232,11 @@ def _parts(
     calls = [call for call in calls if call is not None]
     refusal = fields.get("refusal")
     if content is None and not calls and reasoning is None and refusal is None:
+        named = not _SAID.isdisjoint(fields)
         raise DataError(
-            f"{place}: a message without content; found the fields {names(fields)}; expected role"
-            " and content"
+            f"{place}: a message {'whose content is null' if named else 'without content'}; found"
+            f" the fields {names(fields)}; expected role and content; write what it says, or remove"
+            " the row"
         )
     told = list(_content(content, role, fields, place, tally))
     thought = "".join([part.text for part in told if part.kind == "reasoning"])

@@ -61,6 +61,9 @@ def without_line(number):
     return remove
 
 
+NULL = json.dumps({"messages": [{"role": "user", "content": None}]})
+
+
 class Case(NamedTuple):
     name: str
     content: str | bytes
@@ -72,6 +75,8 @@ class Case(NamedTuple):
 
 
 CASES = [
+    Case("a.jsonl", jsonl({"prompt": "é", "completion": 4}), "quotes", replaced("4", '"é!"'), 1),
+    Case("a.jsonl", f"{NULL}\n{LINE}\n", "null; .* or remove the row", without_line(1), 1),
     Case("a.jsonl", f"{LINE} {NEXT}", "each row on a line", replaced("} {", "}\n{")),
     Case("a.jsonl", LINE[:-1] + ",}", "remove the comma before", replaced(",}", "}"), 1),
     Case("a.jsonl", LINE.replace("}]", "},]"), "remove the comma before", replaced(",]", "]"), 1),
