@@ -24,7 +24,7 @@ from mypt.data.reading.records import MEANINGLESS, Unread
 from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.tokenizer import Tokenizer
 from mypt.inspection.rowview import RowView
-from mypt.inspection.terminal import render_view
+from mypt.inspection.terminal import WAY_TO_READ, render_view
 from mypt.text import names, visible
 
 _ROWS = 2
@@ -156,6 +156,8 @@ def render_look(
     for name, found in sorted(look.unread.items()):
         varies = "varies" if found.varies else "is always the same"
         lines.append(("not read", f"{name}: held by {found.rows:,}, {varies}"))
+    if look.unread:
+        lines.append(("", WAY_TO_READ))
     for word, text in lines:
         yield Text(f"{word:<10}{visible(text)}")
     for view in look.rows:

@@ -9,6 +9,7 @@ from mypt.config import MaskPolicy, Source
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.look import look_at, render_look
+from mypt.inspection.terminal import WAY_TO_READ
 from tests.mypt.data.rawfiles import jsonl, write
 from tests.pages import ROOT
 
@@ -35,6 +36,7 @@ def test_a_look_names_the_format_its_reason_unread_fields_and_shows_two_rows(tmp
         "aside     uuid: without meaning for a model",
         "not read  'files' of a message: held by 6, varies",
         "not read  'project' of a conversation: held by 3, varies",
+        f"{'':10}{WAY_TO_READ}",
         "train row 0  talk.jsonl  talk.jsonl:1  5 tokens, 3 supervised (60%)",
         "ab",
         "\u27e6cd<|endoftext|>\u27e7",
