@@ -280,13 +280,14 @@ class _SpokenRow:
 
     def _round(self, turn: Any) -> Iterator[Message]:
         """Yield both sides of a round, itself a row of a shape."""
-        if isinstance(turn, list) and len(turn) == 2:
+        if isinstance(turn, list) and len(turn) == 2 and not holds_messages(turn):
             turn = {"human": turn[0], "assistant": turn[1]}
         shape = find_shape(turn) if isinstance(turn, dict) else None
         if shape is None or any(one.voice == "turns" for one in shape.speakers):
             raise DataError(
                 f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
-                " content, or a question with its answer"
+                " content, or a question with its answer; write messages that are a conversation of"
+                " their own as a row of their own"
             )
         script = parse_turns(shape.turns)
         _check_row(turn, script, self._place, self._tally)

@@ -250,8 +250,11 @@ def _parts(
     yield from told
     if refusal is not None:
         yield Part("text", _as_text(refusal, "refusal", place))
-    for call in calls:
-        yield Part("tool_call", spell_call(call, place, tally), read_train(call, place))
+    spelled = [spell_call(call, place, tally) for call in calls]
+    if fields.get("function_call") is not None and spelled[-1] in spelled[:-1]:
+        spelled.pop()  # the older name of the same call
+    for call, text in zip(calls, spelled, strict=False):
+        yield Part("tool_call", text, read_train(call, place))
     if len(_SAID & fields.keys()) > 1 or fields.keys() >= _BOTH:
         _check_doubled(fields, place, tally)
 
