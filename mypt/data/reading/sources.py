@@ -280,11 +280,7 @@ def _members(
     paths = [path for path in found if path.is_file()]
     open_ones = {folder for path in paths for folder in path.parents}
     others = (path for path in found if not path.is_file() and path not in open_ones)
-    left = Counter(
-        "folder left aside: name it by itself" if path.is_dir() else "link that leads to no file"
-        for path in others
-        if path.is_symlink() or not whole
-    )
+    left = Counter(filter(None, (_passed_over(path, root if whole else None) for path in others)))
     kept: dict[tuple[int, int], Path] = {}
     rows = any(p.suffix.lower() not in _DOCUMENTS and not _no_data(p, root) for p in paths)
     for path in paths:
@@ -306,6 +302,20 @@ def _members(
     if aside is not None:
         aside.update(left)
     return tuple(kept.values())
+
+
+def _passed_over(path: Path, root: Path | None) -> str:
+    """Return what is passed over with something that is no file; empty if nothing is.
+
+    Args:
+        path: A folder, a link or a device.
+        root: The folder all of which is read; None where a pattern says what is.
+    """
+    if not path.is_dir():
+        what = "link that leads to no file" if path.is_symlink() else "no ordinary file"
+        return f"file left aside: {what}"
+    is_read = root is not None and path.resolve().is_relative_to(root.resolve())
+    return "" if is_read else "folder left aside: name it by itself"
 
 
 def _no_data(path: Path, root: Path) -> str:
