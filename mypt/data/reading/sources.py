@@ -279,8 +279,8 @@ def _members(
     """Return the files among ``found`` that hold data, each once."""
     paths = [path for path in found if path.is_file()]
     open_ones = {folder for path in paths for folder in path.parents}
-    others = (path for path in found if not path.is_file() and path not in open_ones)
-    left = Counter(filter(None, (_passed_over(path, root if whole else None) for path in others)))
+    beside = (path for path in found if not path.is_file() and path not in open_ones)
+    left = Counter(filter(None, (_passed_over(path, root if whole else None) for path in beside)))
     kept: dict[tuple[int, int], Path] = {}
     rows = any(p.suffix.lower() not in _DOCUMENTS and not _no_data(p, root) for p in paths)
     for path in paths:

@@ -121,9 +121,10 @@ def _asked(messages: list[Message]) -> str | None:
 def _cure(turns: list[Any], key: str | None) -> str:
     """Return how a row is read whose roles are not all known; empty where it has no fields."""
     named = [first_of(one, ("role", "from")) if isinstance(one, dict) else None for one in turns]
-    if key is None or not all(isinstance(role, str) and role.isprintable() for role in named):
+    said = [role for role in named if isinstance(role, str) and role.isprintable()]
+    if key is None or len(said) < len(turns):
         return ""
-    known = {role: ROLE_NAMES.get(role.lower()) for role in named}
+    known = {role: ROLE_NAMES.get(role.lower()) for role in said}
     # Nobody is taken for the assistant beside one who is.
     other = "user" if "assistant" in known.values() else "assistant"
     roles = {role: ours or other for role, ours in known.items()}
