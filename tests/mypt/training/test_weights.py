@@ -58,7 +58,7 @@ def gradients(plan, batches, ranks=ALONE, **changes):
         places = [supervised_positions(one.targets, one.loss_mask) for one in mine]
         weighed = dict(zip(micros, map(step._weight, mine, places), strict=True))
         weight = sum(ranks.merge(weighed, len(batches)))
-        losses = add_gradients(run, Share(micros, mine, places, weight))
+        losses, _ = add_gradients(run, Share(micros, mine, places, weight))
         found = dict(zip(micros, losses.tolist(), strict=True))
         loss = sum(ranks.merge(found, len(batches))) / weight
         grads = [p.grad for p in run.model.parameters()]
