@@ -43,13 +43,21 @@ Groups = dict[str, dict[str, GroupLoss]]
 """By source, class and role; groups without a token are left out."""
 
 
+def _table(default: int, assistants: dict[str, int]) -> NDArray[np.uint8]:
+    found = np.full((len(ROLES), len(KINDS)), default, np.uint8)
+    for kind, value in assistants.items():
+        found[ROLE["assistant"], KIND[kind]] = value
+    return found
+
+
+_CLASS_OF: Final = _table(CLASS["other"], {kind: CLASS[name] for kind, name in _OF_KIND.items()})
+_CLASS_OF[ROLE["text"]] = CLASS["text"]
+_WRITTEN: Final = _table(0, dict.fromkeys(set(KINDS) - {"header", "end"}, 1)).astype(np.bool_)
+
+
 def classes_of(spans: NDArray[np.void]) -> NDArray[np.uint8]:
     """Return (S,) the class of each span's tokens, but of a turn's first."""
-    table = np.full((len(ROLES), len(KINDS)), CLASS["other"], np.uint8)
-    for kind, name in _OF_KIND.items():
-        table[ROLE["assistant"], KIND[kind]] = CLASS[name]
-    table[ROLE["text"]] = CLASS["text"]
-    found: NDArray[np.uint8] = table[spans["role"], spans["kind"]]
+    found: NDArray[np.uint8] = _CLASS_OF[spans["role"], spans["kind"]]
     return found
 
 
@@ -60,8 +68,7 @@ def begins_turn(spans: NDArray[np.void], kind_before: NDArray[np.uint8]) -> NDAr
         spans: (S,) of ``SPAN_DTYPE``.
         kind_before: (S,) the kind of the span before each in its shard.
     """
-    written = ~np.isin(spans["kind"], (KIND["header"], KIND["end"]))
-    found: NDArray[np.bool_] = written & (spans["role"] == ROLE["assistant"])
+    found: NDArray[np.bool_] = _WRITTEN[spans["role"], spans["kind"]]
     found &= kind_before == KIND["header"]
     return found
 
@@ -90,17 +97,20 @@ class LossGroups:
         """
         if not len(where):
             return where
-        by_shard: dict[str, tuple[ShardView, list[tuple[int, int, int]]]] = {}
+        by_shard: dict[int, tuple[ShardView, list[tuple[int, int, int]]]] = {}
         for row, pieces in enumerate(rows):
             at = row * length
             for piece in pieces:
-                stretches = by_shard.setdefault(piece.shard.record.tokens.name, (piece.shard, []))
-                skipped = 1  # a piece's first token is no target
-                for start, stop in (piece.system, (piece.start, piece.stop)):
-                    if start < stop:
-                        stretches[1].append((at, start + skipped, stop))
-                        at += stop - start - skipped
-                        skipped = 0
+                shard, first, end, (begin, stop) = piece
+                _, read = by_shard.setdefault(id(shard), (shard, []))
+                # A piece's first token, be it the system message's, is no target.
+                if begin < stop:
+                    read.append((at, begin + 1, stop))
+                    at += stop - begin - 1
+                else:
+                    first += 1
+                read.append((at, first, end))
+                at += end - first
         found = [self._runs(view, np.array(read)) for view, read in by_shard.values()]
         begins, cells, first_cells = (np.concatenate(part) for part in zip(*found, strict=True))
         order = begins.argsort(kind="stable")
@@ -153,10 +163,11 @@ class LossGroups:
             (K,) places; (K,) combinations; (K,) the same for the token at that place.
         """
         place, start, stop = read[read[:, 1] < read[:, 2]].T
-        spans, source = view.spans, view.record.source
-        if spans is None:
-            cell = np.full(len(place), self._cell(source, CLASS["other"], ROLE["text"]))
-            return place, cell, cell
+        source, (_, n_classes, n_roles) = view.record.source, self._shape
+        if view.spans is None:
+            cell = (source * n_classes + CLASS["other"]) * n_roles + ROLE["text"]
+            return place, *[np.full(len(place), cell)] * 2
+        spans = np.asarray(view.spans)  # a memory map's own indexing takes several times as long
         first, last = _span_at(spans["start"], np.concatenate([start, stop - 1])).reshape(2, -1)
         counts = last - first + 1
         of = np.repeat(np.arange(len(place)), counts)
@@ -164,16 +175,10 @@ class LossGroups:
         here = spans[number]
         within = here["start"].astype(np.int64) - start[of]
         begins = begins_turn(here, spans["kind"][np.maximum(number - 1, 0)]) & (within >= 0)
-        klass, role = classes_of(here), here["role"]
-        cells = self._cell(source, klass, role)
-        firsts = self._cell(source, np.where(begins, CLASS["first token"], klass), role)
+        klass = classes_of(here).astype(np.int64)
+        cells = (source * n_classes + klass) * n_roles + here["role"]
+        firsts = cells + n_roles * np.where(begins, CLASS["first token"] - klass, 0)
         return place[of] + np.maximum(within, 0), cells, firsts
-
-    def _cell(self, *numbers: NDArray[np.integer] | int) -> NDArray[np.int64]:
-        source, klass, role = (np.asarray(one, np.int64) for one in numbers)
-        _, n_classes, n_roles = self._shape
-        cell: NDArray[np.int64] = (source * n_classes + klass) * n_roles + role
-        return cell
 
 
 def _span_at(starts: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -181,7 +186,6 @@ def _span_at(starts: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[n
     found, step = np.zeros(len(tokens), np.int64), 1 << len(starts).bit_length()
     wanted = tokens.astype(np.uint64)
     while step := step >> 1:
-        probe = found + step
-        there = probe < len(starts)
-        found += step * (there & (starts[np.where(there, probe, 0)] <= wanted))
+        probe = np.minimum(found + step, len(starts) - 1)
+        found = np.where(starts[probe] <= wanted, probe, found)
     return found
