@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row, Train
+from mypt.data.pairs import in_pairs, with_pair_ids
 from mypt.data.preparation.rendered import Rendered, encode_rendered
 from mypt.data.reading.records import Tally
 from mypt.data.rendering.base_template import BaseTemplate
@@ -148,7 +149,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         kind=slots.kind[slot],
         train=slots.train[slot],
     )
-    table = _table(rows, spans, _digests(turns, texts))
+    table = _table(rows, spans, with_pair_ids(rows, _digests(turns, texts)))
     return Encoded(tokens, spans, table, np.array(weights.table))
 
 
@@ -163,7 +164,7 @@ def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> E
     if changed:
         form = tokenizer.vocabulary.normal_form
         tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
-    normal = _writable(normal, tokenizer, tally)
+    normal = in_pairs(normal, _writable(normal, tokenizer, tally), tally.dropped)
     if not isinstance(tokenizer.template, BaseTemplate):
         return encode_rows(normal, tokenizer)
     found = encode_rendered(normal, tokenizer, many=True)
@@ -171,6 +172,9 @@ def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> E
         if tally.strict:
             raise _of_line(row, reason)
         tally.dropped[f"the base's template cannot be proved: {reason}"] += 1
+    whole = in_pairs(normal, found.rows, tally.dropped)
+    if len(whole) < len(found.rows):
+        found = encode_rendered(whole, tokenizer, many=True)
     tally.notes.update(found.notes)
     return _encoded(found, tokenizer)
 
@@ -226,6 +230,7 @@ def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
     halves = _digests(wholes, tokenizer.spelled(wholes.texts))
     own = _digests(turns, tokenizer.spelled(turns.texts))
     digests = [whole[:8] + row[8:] for whole, row in zip(halves, own, strict=True)]
+    digests = with_pair_ids(found.rows, digests)
     table = _table(found.rows, found.spans, digests)
     return Encoded(found.tokens, found.spans, table, np.array(found.weights))
 
@@ -249,7 +254,7 @@ def row_digests(rows: Sequence[Row]) -> list[bytes]:
     (JSON would say the same, but escaping the text takes a fifth of a row's time.)
     """
     turns = _collect(rows)
-    return _digests(turns, utf8(turns.texts))
+    return with_pair_ids(rows, _digests(turns, utf8(turns.texts)))
 
 
 def _digests(turns: _Turns, texts: list[bytes]) -> list[bytes]:
