@@ -8,8 +8,8 @@ their digests, the pair's id.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import cycle
-from typing import Final
+from itertools import cycle, pairwise
+from typing import Final, Literal
 
 import numpy as np
 from blake3 import blake3
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mypt.data.conversations import Conversation, Message, Row, Side
 
-SIDES: Final = 2
-"""Rows of a pair."""
+SIDES: Final[tuple[Literal["chosen"], Literal["rejected"]]] = ("chosen", "rejected")
+"""The rows of a pair, in order."""
 ID_BYTES: Final = 8
 """Of a row's digest, at its beginning."""
 ORPHANED = "the other side of a pair of which one side was left out"
@@ -37,26 +37,25 @@ def with_pair_ids(rows: Sequence[Row], digests: Sequence[bytes]) -> list[bytes]:
     other half tells them apart.
 
     Args:
-        rows: Sides of pairs stand side by side.
+        rows: Sides of pairs stand side by side; one that stands alone keeps its own digest.
         digests: 16 bytes each, of what the row says.
     """
     found = list(digests)
-    for i, row in enumerate(rows):
-        if is_chosen(row):
-            other = rows[i + 1]
-            assert isinstance(row, Conversation)
-            assert isinstance(other, Conversation)
+    for i, (row, other) in enumerate(pairwise(rows)):
+        if not isinstance(row, Conversation) or not isinstance(other, Conversation):
+            continue
+        if (row.side, other.side) == SIDES:
             prompt = row.messages[: n_shared(row.messages, other.messages)]
             half = ID_BYTES // 2
             id = blake3(repr(prompt).encode()).digest(half)
             id += blake3(digests[i] + digests[i + 1]).digest(half)
-            found[i : i + SIDES] = [id + digest[ID_BYTES:] for digest in digests[i : i + SIDES]]
+            found[i : i + 2] = [id + digest[ID_BYTES:] for digest in digests[i : i + 2]]
     return found
 
 
 def with_sides(rows: Sequence[Row]) -> list[Row]:
     """Return rows that stand in twos as the sides of pairs, the first as the chosen one."""
-    sides: cycle[Side] = cycle(("chosen", "rejected"))
+    sides: cycle[Side] = cycle(SIDES)
     both = zip(rows, sides, strict=False)
     return [replace(row, side=s) if isinstance(row, Conversation) else row for row, s in both]
 

@@ -40,8 +40,7 @@ def take_step(run: Run) -> StepReport:
         places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
         tokens, supervised = run.ranks.total(sum(map(count_tokens, batches)), sum(map(len, places)))
         if supervised:
-            of_each, pairs = zip(batches, places, strict=True), run.objective.of_pairs
-            mine = {micros[n]: _weight(*each, pairs) for n, each in enumerate(of_each)}
+            mine = {m: _weight(run, b, p) for m, b, p in zip(micros, batches, places, strict=True)}
             weight = sum(run.ranks.merge(mine, config.grad_accumulation))
             on_device = add_gradients(run, Share(micros, batches, places, weight))
             measured = _norm(run)
@@ -75,12 +74,12 @@ def count_tokens(batch: Batch) -> int:
     return int((batch.segments >= 0).sum().item())
 
 
-def _weight(batch: Batch, places: Tensor, of_pairs: bool = False) -> float:
+def _weight(run: Run, batch: Batch, places: Tensor) -> float:
     """Return the weight of the supervised tokens: their number, where nothing is weighed.
 
     Of preference pairs it is theirs: each weighs the same, however long its sides are.
     """
-    if of_pairs:
+    if run.objective.of_pairs:
         return float(count_pairs(batch.segments))
     weights = weights_at(batch.loss_mask, places)
     return float(len(places)) if weights is None else weights.sum(dtype=torch.float64).item()

@@ -182,7 +182,7 @@ def _write_shards(
 ) -> Manifest:
     is_chat, weights = False, RowWeights()
     meter.rows = 0
-    together = SIDES if plan.config.pairs else 1
+    together = len(SIDES) if plan.config.pairs else 1
     with ShardWriter(folder, plan.config.shard_tokens, tokenizer.n_vocab, together) as writer:
         for index, encoded in rows:
             weights.add(encoded.spans, encoded.weights.tolist())
@@ -206,7 +206,7 @@ def _write_shards(
         sources=sources,
         shards=shards,
         row_weights=weights.table,
-        pairs=meter.rows // SIDES if plan.config.pairs else 0,
+        pairs=meter.rows // together if plan.config.pairs else 0,
         making=Making(config=plan.config, policies=(None,)),
     )
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from mypt.config import Reading
-from mypt.data.conversations import Conversation, Message
-from mypt.data.pairs import n_shared
+from mypt.data.conversations import Conversation, Message, Side
+from mypt.data.pairs import SIDES, n_shared
 from mypt.data.reading.formats.columns import read_columns
 from mypt.data.reading.formats.message import fields_of
 from mypt.data.reading.formats.shapes import at_path, find_guarded, parse_turns
@@ -14,7 +14,6 @@ from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.text import shown
 
-_BOTH: tuple[Literal["chosen", "rejected"], ...] = ("chosen", "rejected")
 _NOTHING: tuple[object, ...] = (None, [], {})
 _SAME = "a pair whose sides say the same"
 _BEGINNING = "a pair of which one side is the beginning of the other"
@@ -35,17 +34,17 @@ def read_pairs(row: Any, place: Place, tally: Tally, how: Reading) -> Iterator[C
     fields = fields_of(row, place)
     shape = find_guarded(fields)
     script = parse_turns(how.turns or (shape.turns if shape else "user=prompt"))
-    answers = {one.voice: one.path for one in script.speakers if one.voice in _BOTH}
-    if len(answers) < len(_BOTH):
+    answers = {one.voice: one.path for one in script.speakers if one.voice in SIDES}
+    if len(answers) < len(SIDES):
         raise DataError(
             f"{place}: found {shown(fields)}, which is no preference row; expected a prompt with"
             " chosen and rejected answers; name the fields with turns, or leave pairs out"
         )
-    for side in _BOTH:
+    for side in SIDES:
         value = at_path(fields, answers[side])
         if value in _NOTHING or (isinstance(value, str) and not value.strip()):
             raise Dropped(f"a pair without a {side} answer")
-    (chosen, counted), (rejected, more) = (_read_side(fields, place, how, side) for side in _BOTH)
+    (chosen, counted), (rejected, more) = (_read_side(fields, place, how, side) for side in SIDES)
     _count_once(tally, counted, more)
     if len(chosen) != len(rejected):
         raise Dropped("a pair whose sides are not as many conversations")
@@ -54,7 +53,7 @@ def read_pairs(row: Any, place: Place, tally: Tally, how: Reading) -> Iterator[C
 
 
 def _read_side(
-    fields: dict[str, Any], place: Place, how: Reading, side: Literal["chosen", "rejected"]
+    fields: dict[str, Any], place: Place, how: Reading, side: Side
 ) -> tuple[list[Conversation], Tally]:
     own = Tally.of(how)
     try:

@@ -60,9 +60,7 @@ def gradient(made, ranks=ALONE, damage=None):
         micros = ranks.share(n)
         batches = [run.batch(micro) for micro in micros]
         places = [supervised_positions(one.targets, one.loss_mask) for one in batches]
-        mine = {
-            m: step._weight(b, p, True) for m, b, p in zip(micros, batches, places, strict=True)
-        }
+        mine = {m: step._weight(run, b, p) for m, b, p in zip(micros, batches, places, strict=True)}
         weight = sum(ranks.merge(mine, n))
         losses = add_gradients(run, Share(micros, batches, places, weight))
         found = dict(zip(micros, losses.tolist(), strict=True))
