@@ -150,6 +150,8 @@ class Manifest(Frozen):
     shards: tuple[Shard, ...]
     row_weights: tuple[float, ...] = later(())
     """What rows, messages and parts say of themselves beside 0 and 1; spans count from 2 on."""
+    pairs: int = later(0)
+    """Preference pairs: rows stand in twos, the chosen one first, whose digests begin alike."""
     mask: MaskRecord | None = None
     making: Making | None = None
     """None for shards made by hand. It names paths and so is no part of the digest, which

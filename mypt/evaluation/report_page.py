@@ -9,7 +9,7 @@ import numpy as np
 
 from mypt.data.manifest import MaskStats, read_manifest
 from mypt.evaluation.exact_match import QUESTIONS
-from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
+from mypt.evaluation.scores import EvaluationReport, ModelScores, PairScores, harness_metrics
 from mypt.pages.render import COLOURS, plot, render
 from mypt.text import shorten, visible
 from mypt.training.checkpoints.state import read_history
@@ -127,7 +127,7 @@ def render_page(report: EvaluationReport) -> str:
         styles=["page.css", "evaluation.css"],
         report=report,
         headings=list(report.models),
-        tiles=_tiles(report.sft),
+        tiles=_pair_tiles(report.pairs) | _tiles(report.sft),
         figures=_figures(list(report.models.values())),
         changes=_changes(report),
         group_headings=_group_headings(report),
@@ -153,6 +153,16 @@ def _asked(model: ModelScores) -> dict[str, Any]:
             )
             for found in sorted(model.answers, key=lambda found: found.right)
         ],
+    }
+
+
+def _pair_tiles(found: PairScores | None) -> dict[str, str]:
+    """Return what became of held-out preference pairs."""
+    if found is None:
+        return {}
+    return {
+        f"of {found.pairs:,} pairs moved towards the chosen side": f"{found.accuracy:.1%}",
+        "nats of margin, the mean of pairs": f"{found.margin:+.3f}",
     }
 
 
@@ -193,6 +203,7 @@ def _figures(models: list[ModelScores]) -> list[tuple[str, list[str]]]:
     values: dict[str, list[float | None]] = {
         "loss, nats a token": [scores.val_loss for scores in models],
         "perplexity": [scores.perplexity for scores in models],
+        "pairs whose chosen side is likelier": [scores.preferred for scores in models],
         "bits per byte": [t.bits_per_byte if t else None for t in tokens],
         "accuracy of tokens": [t.all.accuracy if t else None for t in tokens],
         "stop recall, where a turn ends": [t.stop_recall if t else None for t in tokens],

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mypt.data.dataset import Dataset, ShardView
+from mypt.data.mask_files import supervised_in
 from mypt.data.shards import TokenRange
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
@@ -88,6 +89,7 @@ def score_tokens(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> Token
         use_loss_mask=dataset.manifest.mask is not None,
         seed=_SEED,
         batching="packed" if indexed else "windows",
+        length_policy="drop" if dataset.paired else "split",
         max_lost=1.0,
         device=model.lm_head.weight.device,
     )
@@ -198,6 +200,19 @@ def _bytes_of(tokenizer: Tokenizer) -> NDArray[np.uint32]:
     return sizes
 
 
+def of_side(scores: TokenScores, dataset: Dataset, side: int) -> TokenScores:
+    """Return the scores of one side of all preference pairs: 0 the chosen ones, 1 the rejected."""
+    own = scores.places["row"] % 2 == side
+    return TokenScores(
+        scores.loss[own],
+        scores.hit[own],
+        scores.said_stop[own],
+        scores.confidence[own],
+        scores.places[own],
+        _supervised_in(dataset, side),
+    )
+
+
 def _only_val_once(dataset: Dataset) -> Dataset:
     manifest = dataset.manifest
     sources = tuple(source.model_copy(update={"weight": 1.0}) for source in manifest.sources)
@@ -205,9 +220,13 @@ def _only_val_once(dataset: Dataset) -> Dataset:
     return replace(dataset, manifest=manifest.model_copy(update=changes))
 
 
-def _supervised_in(dataset: Dataset) -> int:
-    """Return the supervised tokens of val."""
-    return sum(
-        shard.record.n_tokens if shard.mask is None else int(np.count_nonzero(shard.mask))
-        for shard in dataset.shards("val")
-    )
+def _supervised_in(dataset: Dataset, side: int | None = None) -> int:
+    """Return the supervised tokens of val, or of one side of its pairs."""
+    found = 0
+    for shard in dataset.shards("val"):
+        mask = np.ones(shard.record.n_tokens, np.uint8) if shard.mask is None else shard.mask
+        if side is None:
+            found += int(np.count_nonzero(mask))
+        elif shard.rows is not None:
+            found += int(supervised_in(mask, shard.rows)[side::2].sum())
+    return found

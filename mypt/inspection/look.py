@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from mypt.config import MaskPolicy, Source
-from mypt.data.conversations import Row
+from mypt.data.conversations import Conversation, Row
 from mypt.data.manifest import Count, SourceRecord
 from mypt.data.masking import mask_from_spans, weight_table
 from mypt.data.preparation.encoding import encode_rows
@@ -127,6 +127,7 @@ def _view(
         spans=encoded.spans,
         row_weights=said,
         digest=None,
+        side=row.side if isinstance(row, Conversation) else "",
     )
 
 

@@ -68,12 +68,14 @@ def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedL
         run: Whose model, on whose device.
         batch: On the CPU, as the run's loaders give it.
         supervised: What the batch's targets and mask say, where it is learned from. None scores
-            it: plain nats, each supervised token the same, whatever training makes of them.
+            it: plain nats, each supervised token the same, whatever training makes of them; pairs
+            by what it makes of them.
     """
     objective, base = run.objective, run.base
     if supervised is None:
         supervised = supervised_positions(batch.targets, batch.loss_mask)
-        batch, objective, base = batch._replace(loss_mask=None), NLL, None
+        if not objective.of_pairs:
+            batch, objective, base = batch._replace(loss_mask=None), NLL, None
     device = run.compute.device
     batch, supervised = batch.to(device), send(supervised, device)
     with run.compute.autocast():

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from mypt import files
-from mypt.config import Preset
+from mypt.config import Preset, later
 from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord, changed_files
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.policies import policy_in_force
@@ -74,6 +74,8 @@ class DatasetRecord(Frozen):
     mask: MaskRecord | None
     """Policy and statistics, used or not; None has no masks."""
     sources: tuple[SourceRecord, ...]
+    pairs: int = later(0)
+    """Preference pairs of both splits, two rows each."""
     making: Making | None = None
     """What was asked for, so that it can be made again; None for shards made by hand."""
 

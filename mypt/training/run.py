@@ -68,7 +68,7 @@ class Run:
     ranks: Ranks = ALONE
     """Who else makes the same steps."""
     base: GPT | None = None
-    """What the objective's ``kl_base`` holds the model to."""
+    """What the objective holds the model to, or compares it with."""
     replica: DistributedDataParallel | None = None
     """What torch wraps the model in where ranks hold copies of it; made by the first step."""
 
@@ -80,8 +80,7 @@ class Run:
     @property
     def objective(self) -> Objective:
         """What the model learns by."""
-        config = self.plan.preset
-        return Objective(config.objective, config.z_loss, config.kl_base)
+        return Objective.of(self.plan.preset)
 
     def batch(self, micro: int) -> Batch:
         """Return micro-batch ``micro`` of the next step, on the CPU."""
@@ -196,7 +195,7 @@ def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
 
 
 def _base_to_hold_to(plan: RunPlan, compute: Compute) -> GPT | None:
-    if not plan.preset.kl_base:
+    if not plan.preset.keeps_base:
         return None
     return _load_base(plan, GPT(plan.preset.gpt())).to(compute.device).requires_grad_(False).eval()
 

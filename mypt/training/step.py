@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mypt.errors import TrainingError
 from mypt.model.loss import supervised_positions, weights_at
+from mypt.model.preference import count_pairs
 from mypt.training.compute import memory_named
 from mypt.training.distributed import is_part
 from mypt.training.events import StepReport
@@ -39,7 +40,7 @@ def take_step(run: Run) -> StepReport:
         places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
         tokens, supervised = run.ranks.total(sum(map(count_tokens, batches)), sum(map(len, places)))
         if supervised:
-            mine = dict(zip(micros, map(_weight, batches, places), strict=True))
+            mine = {m: _weight(run, b, p) for m, b, p in zip(micros, batches, places, strict=True)}
             weight = sum(run.ranks.merge(mine, config.grad_accumulation))
             share = Share(micros, batches, places, weight)
             found, measured = add_gradients(run, share), _norm(run)
@@ -88,8 +89,13 @@ def count_tokens(batch: Batch) -> int:
     return int((batch.segments >= 0).sum().item())
 
 
-def _weight(batch: Batch, places: Tensor) -> float:
-    """Return the weight of the supervised tokens: their number, where nothing is weighed."""
+def _weight(run: Run, batch: Batch, places: Tensor) -> float:
+    """Return the weight of the supervised tokens: their number, where nothing is weighed.
+
+    Of preference pairs it is theirs: each weighs the same, however long its sides are.
+    """
+    if run.objective.of_pairs:
+        return float(count_pairs(batch.segments))
     weights = weights_at(batch.loss_mask, places)
     return float(len(places)) if weights is None else weights.sum(dtype=torch.float64).item()
 

@@ -23,7 +23,7 @@ from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.datasets import PREVIEW
-from tasks.reporting.evaluations import evaluation_tables, summary_metrics
+from tasks.reporting.evaluations import evaluation_tables, pair_metrics, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
 from tasks.stages import tell
 from tasks.tracking.destination import (
@@ -146,6 +146,19 @@ def report_pipeline(
         _report_training(run, stage, preset, scores.checkpoint)
     if config.tracking.upload == "weights":
         _upload_weights(summary.base, summary.sft)
+
+
+def report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> None:
+    """Repeat on the parent what became of preference pairs, and what was forgotten by them."""
+    run.write(dataset_input(pairs, "prefer"))
+    run.write(Metrics(values=pair_metrics(summary)))
+    run.write(Tags(values={"preferred": summary.checkpoint}))
+    assert summary.pairs, "the dataset is one of pairs"
+    found = summary.pairs
+    said = f"{found.accuracy:.1%} of {found.pairs:,} held out, margin {found.margin:+.3f} nats"
+    lost = ", ".join(f"{name} {of.change:+.3f}" for name, of in summary.sets.items())
+    lines = (f"- **pairs**: {said}", f"- **change of loss by pairs**: {markdown(lost)}")
+    run.write(Described(lines=lines))
 
 
 def _upload_weights(*models: ModelScores) -> None:

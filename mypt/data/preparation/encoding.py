@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row, Train
+from mypt.data.pairs import in_pairs, with_pair_ids
 from mypt.data.preparation.rendered import Rendered, encode_rendered
 from mypt.data.reading.records import Tally
 from mypt.data.rendering.base_template import BaseTemplate
@@ -154,7 +155,7 @@ def encode_rows(
         kind=slots.kind[slot],
         train=slots.train[slot],
     )
-    table = _table(rows, spans, _digests(turns, texts))
+    table = _table(rows, spans, with_pair_ids(rows, _digests(turns, texts)))
     return Encoded(tokens, spans, table, np.array(weights.table))
 
 
@@ -171,7 +172,7 @@ def encode_counted(
     if changed:
         form = tokenizer.vocabulary.normal_form
         tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
-    normal = _writable(normal, tokenizer, tally, files)
+    normal = in_pairs(normal, _writable(normal, tokenizer, tally, files), tally.dropped)
     if not isinstance(tokenizer.template, BaseTemplate):
         return encode_rows(normal, tokenizer, files=files)
     found = encode_rendered(normal, tokenizer, many=True)
@@ -179,6 +180,9 @@ def encode_counted(
         if tally.strict:
             raise _at_line(row, reason, files)
         tally.dropped[f"the base's template cannot be proved: {reason}"] += 1
+    whole = in_pairs(normal, found.rows, tally.dropped)
+    if len(whole) < len(found.rows):
+        found = encode_rendered(whole, tokenizer, many=True)
     tally.notes.update(found.notes)
     return _encoded(found, tokenizer)
 
@@ -234,7 +238,7 @@ def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
     halves = _digests(wholes, tokenizer.spelled(wholes.texts))
     own = _digests(turns, tokenizer.spelled(turns.texts))
     digests = [whole[:8] + row[8:] for whole, row in zip(halves, own, strict=True)]
-    table = _table(found.rows, found.spans, digests)
+    table = _table(found.rows, found.spans, with_pair_ids(found.rows, digests))
     return Encoded(found.tokens, found.spans, table, np.array(found.weights))
 
 
@@ -249,10 +253,9 @@ def row_digests(rows: Sequence[Row]) -> list[bytes]:
 
     They are the first of a blake3 digest over ``role train kind length kind length ...``, a
     line for each turn with its parts' lengths in bytes, an empty line, and the parts' UTF-8.
-    Where a part speaks for itself its kind is ``kind:train``. (JSON would take longer.)
+    Where a part speaks for itself its kind is ``kind:train``.
     """
-    turns = _collect(rows)
-    return _digests(turns, utf8(turns.texts))
+    return with_pair_ids(rows, _digests(turns := _collect(rows), utf8(turns.texts)))
 
 
 def _digests(turns: _Turns, texts: list[bytes]) -> list[bytes]:

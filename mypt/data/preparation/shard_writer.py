@@ -27,9 +27,12 @@ TOKEN_DTYPE: Final = np.dtype("<u4")
 class ShardWriter:
     """Writes encoded rows as shards of one source each; holds one batch, never a shard."""
 
-    def __init__(self, folder: Path, shard_tokens: int, n_vocab: int) -> None:
-        """Write below ``folder``; a shard ends with the row that fills ``shard_tokens``."""
-        self._folder = folder
+    def __init__(self, folder: Path, shard_tokens: int, n_vocab: int, together: int = 1) -> None:
+        """Write below ``folder``; a shard ends with the row that fills ``shard_tokens``.
+
+        So many rows at a time stand ``together`` in one shard.
+        """
+        self._folder, self._together = folder, together
         self._shard_tokens = shard_tokens
         self._n_vocab = n_vocab
         self._open: dict[Split, _OpenShard] = {}
@@ -66,7 +69,8 @@ class ShardWriter:
             shard = self._shard(split, source)
             filled = rows["stop"][first:] - rows["start"][first]
             room = np.uint64(self._shard_tokens - shard.n_tokens)
-            stop = min(first + int(np.searchsorted(filled, room)) + 1, len(rows))
+            stop = first + int(np.searchsorted(filled, room)) + 1
+            stop = min(stop + (first - stop) % self._together, len(rows))
             shard.append(encoded, first, stop)
             first = stop
 

@@ -215,6 +215,7 @@ def _check_columns(source: Source, index: int) -> None:
         "turns": (source.turns, ("auto", "columns")),
         "markup": (source.markup, ("auto", "columns", "rendered")),
         "group_by": (source.group_by, ("auto", "chat")),
+        "pairs": (source.pairs, ("auto", "columns")),
         "side rejected": (source.side == "rejected", ("auto", "columns")),
     }
     for knob, (given, formats) in knobs.items():

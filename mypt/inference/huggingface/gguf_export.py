@@ -6,6 +6,7 @@ What the file says of model and tokenizer is what the exported folder would say
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -58,8 +59,7 @@ def export_gguf(
         weights: Its parameters by name; a tied one once.
         tokenizer: The model's own.
         name: What the model is called.
-        quant: Type of the matrices' numbers; vectors are float32 always. With ``q4_0`` the
-            embedding and the head have ``q8_0``.
+        quant: Type of the matrices' numbers, not of vectors; embedding and head never ``q4_0``.
         form: What it has learned to end: a turn, or, as a base model, a text.
         base: What the model came from, if it did.
         lineage: Digest of the checkpoint's lineage, kept as ``mypt.lineage``.
@@ -78,32 +78,32 @@ def export_gguf(
     if path.exists():
         raise FileExistsError(f"{path} exists and is never overwritten")
     files.make_folder(path.parent)
+    said = {"general.name": name, "general.file_type": _FILE_TYPES[quant]}
+    said |= {"general.quantization_version": 2} | ({"mypt.lineage": lineage} if lineage else {})
+    tensors = to_theirs(family, config, weights, torch.float32)
+    if factors:
+        tensors[FACTORS] = torch.tensor(factors)
     modelfile = path.with_name(f"{path.name}.Modelfile")
     temporary = path.with_name(f"{files.TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    writer = GGUFWriter(str(temporary), architecture)
     try:
-        writer.add_name(name)
-        writer.add_file_type(_FILE_TYPES[quant])
-        writer.add_quantization_version(2)
-        if lineage:
-            writer.add_string("mypt.lineage", lineage)
-        for key, value in (values | words).items():
-            _add(writer, key, value)
-        if factors:
-            writer.add_tensor(FACTORS, np.array(factors, np.float32))
-        for there, tensor in to_theirs(family, config, weights, torch.float32).items():
-            _add_tensor(writer, there, tensor.detach().numpy(), quant)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _write(GGUFWriter(str(temporary), architecture), said | values | words, tensors, quant)
         files.write_bytes(modelfile, _modelfile(path.name, tokenizer, form).encode())
         files.replace(temporary, path)
     except BaseException:
-        writer.close()
         temporary.unlink(missing_ok=True)
         raise
     return modelfile
+
+
+def _write(writer: "GGUFWriter", values: dict[str, Any], tensors: Weights, quant: Quant) -> None:
+    with closing(writer):
+        for key, value in values.items():
+            _add(writer, key, value)
+        for name, tensor in tensors.items():
+            _add_tensor(writer, name, tensor.detach().numpy(), quant)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def _add(writer: "GGUFWriter", key: str, value: Any) -> None:

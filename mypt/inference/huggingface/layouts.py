@@ -91,11 +91,7 @@ def write_layout(name: str, model: Architecture) -> dict[str, Any]:
 
 
 def family_of(model: Architecture, among: Iterable[str] = FAMILIES) -> str:
-    """Return the family that a model belongs to: its config, read back, is the same model.
-
-    Args:
-        model: What it is.
-        among: The families that come into question, by ``model_type``.
+    """Return which of some families a model belongs to: its config, read back, is the same model.
 
     Raises:
         ConfigError: If none has a place for all its parts; the message names the options.

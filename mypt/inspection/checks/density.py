@@ -213,6 +213,7 @@ def preview_length(
     """
     accounts: list[LengthAccount] = []
     packed = 0
+    length_policy = "drop" if dataset.paired else length_policy
     for split in SPLITS:
         if not dataset.shards(split):
             continue

@@ -38,6 +38,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
                            " forged"),
     "rendering_differs": ("error", "rows are not what template and tokenizer make of their text"),
     "digest_differs": ("error", "rows whose tokens do not give back what was read"),
+    "pair_apart": ("error", "rows without the other side of their preference pair beside them"),
+    "prompt_differs": ("error", "preference pairs whose prompts differ: only the answers may"),
     # masks
     "mask_partial": ("error", "only some shards have masks; mask the whole dataset again"),
     "mask_value": ("error", "mask bytes that stand for no weight of the dataset's table"),

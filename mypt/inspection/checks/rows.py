@@ -68,8 +68,11 @@ def _digests_differ(block: RowBlock, rows: list[Row], *, by_base: bool) -> NDArr
         unsure |= spans["role"] != ROLE["text"]
     found = np.frombuffer(b"".join(row_digests(rows)), "V16")
     differs = found != block.table["digest"]
-    differs[row[unsure]] = False
-    return np.flatnonzero(differs)
+    hidden = np.zeros(len(rows), np.bool_)
+    hidden[row[unsure]] = True
+    if block.paired:
+        hidden |= hidden[np.arange(len(rows)) ^ 1]
+    return np.flatnonzero(differs & ~hidden)
 
 
 def _has_gaps(view: RowView) -> bool:
@@ -278,15 +281,17 @@ def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Sp
             if not same:
                 check_rendering(view, row, dataset.tokenizer, findings)
         rendered += len(chosen)
-    exact = [_first_eight(shard.rows) for shard in dataset.shards(split) if shard.rows is not None]
+    # Of a pair the first eight bytes are its id, which both sides have.
+    half = int(dataset.paired)
+    exact = [_half(shard.rows, half) for shard in dataset.shards(split) if shard.rows is not None]
     digests = _Split(
         np.concatenate([np.empty(0, np.uint64), *exact]), np.frombuffer(bytes(folded), np.uint64)
     )
     return digests, rendered
 
 
-def _first_eight(rows: NDArray[np.void]) -> Digests:
-    return np.ascontiguousarray(rows["digest"]).view(np.uint64)[::2]
+def _half(rows: NDArray[np.void], which: int) -> Digests:
+    return np.ascontiguousarray(rows["digest"]).view(np.uint64)[which::2]
 
 
 def _copies(digests: Digests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

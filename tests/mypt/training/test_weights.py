@@ -56,7 +56,7 @@ def gradients(plan, batches, ranks=ALONE, **changes):
         micros = ranks.share(len(batches))
         mine = [batches[micro] for micro in micros]
         places = [supervised_positions(one.targets, one.loss_mask) for one in mine]
-        weighed = dict(zip(micros, map(step._weight, mine, places), strict=True))
+        weighed = dict(zip(micros, map(partial(step._weight, run), mine, places), strict=True))
         weight = sum(ranks.merge(weighed, len(batches)))
         losses, _ = add_gradients(run, Share(micros, mine, places, weight))
         found = dict(zip(micros, losses.tolist(), strict=True))
