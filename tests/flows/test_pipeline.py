@@ -46,7 +46,7 @@ STAGES = [
     "fine-tune small-chat",
     "evaluate small",
 ]
-TITLE = "assistant on exercises_chat (small)"
+TITLE = "assistant: exercises_c… (small)"
 """What people call the pipeline's run in MLflow."""
 
 
