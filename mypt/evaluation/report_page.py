@@ -185,9 +185,10 @@ def _scored(report: EvaluationReport) -> str:
     """Return what the losses are means of: another number of batches gives other losses."""
     model, most = report.sft, report.eval_iters
     batches = f", in at most {most:,} batches (eval_iters {most}; 0 scores all)" if most else ""
+    asked = f" {model.asked:,} held-out questions were asked." if model.asked else ""
     return (
         f"Each loss is a mean over {model.supervised:,} of {model.available:,} supervised tokens of"
-        f" the validation split{batches}. {model.asked:,} held-out questions were asked."
+        f" the validation split{batches}.{asked}"
     )
 
 

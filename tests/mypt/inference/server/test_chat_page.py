@@ -69,8 +69,9 @@ def test_people_talk_with_the_model_in_a_browser(page):
     assert page.run(TURNS) == [EVIL, EVIL]
     assert page.run("document.querySelectorAll('img').length") == 0
     assert page.run("document.title") == "echo · mypt"
-    assert page.run("document.querySelector('h1').textContent") == "echo step 1234"
-    assert "checkpoint dddddddddddd" in page.run("document.querySelector('.facts').textContent")
+    assert page.run("document.querySelector('h1').textContent") == "echo"
+    which = "answers from step 1,234 checkpoint dddddddddddd"
+    assert page.run("document.querySelector('.facts').textContent") == which
 
 
 @needs_browser
