@@ -1,4 +1,4 @@
-"""SQLite files of MLflow and Prefect: made aside, and named when they are whole (D105)."""
+"""SQLite files of MLflow and Prefect: made aside, and named when they are whole (D121)."""
 
 import shutil
 import sqlite3
