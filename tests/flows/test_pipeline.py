@@ -543,7 +543,7 @@ def test_data_that_breaks_its_contract_ends_the_run_and_no_run_stays_open(ran, m
         run_pipeline(path)
     experiment = mlflow.get_experiment_by_name("broken").experiment_id
     statuses = {run.info.run_name: run.info.status for run in mlflow.search_runs([experiment])}
-    assert statuses["assistant,user on missing.jsonl (broken)"] == "FAILED"
+    assert statuses["assistant…: missing.jso… (broken)"] == "FAILED"
     assert "RUNNING" not in statuses.values()
 
 
