@@ -82,6 +82,7 @@ def compare(
         base=score_answers(base_scores, before, config, form),
         base_plain=plain,
         sft=score_answers(sft_scores, after, config, form),
+        eval_iters=config.eval_iters,
         from_scratch=None if scratch is None else score(scratch, data, config, form),
         dialogues=tuple(
             Dialogue(prompt=prompt, base=one, sft=other)
@@ -127,6 +128,7 @@ def report_on(
     return EvaluationReport(
         dataset=DatasetRef(path=str(data.path), digest=data.manifest.digest),
         sft=score(subject, data, config, form),
+        eval_iters=config.eval_iters,
         dialogues=tuple(
             Dialogue(prompt=prompt, sft=text)
             for prompt, text in zip(config.prompts, said, strict=True)

@@ -147,6 +147,8 @@ class EvaluationReport(Frozen):
     """The base model, asked in plain text, as it was trained; None where ``base`` was so."""
     sft: ModelScores
     """The fine-tuned model, or the one that the report is about."""
+    eval_iters: int | None = None
+    """The most batches whose losses were taken; 0: the whole split. None where nobody noted it."""
     from_scratch: ModelScores | None = None
     """A model fine-tuned without the base model, where there is one to compare with."""
     dialogues: tuple[Dialogue, ...] = ()
@@ -159,11 +161,12 @@ class EvaluationReport(Frozen):
 
     @property
     def models(self) -> dict[str, ModelScores]:
-        """Who was measured, by what tables call it."""
-        asked = "as chat" if self.base and self.base.form == "chat" else "as text"
+        """Who was measured, by what tables call it; the base model once where its forms agree."""
+        plain = self.base_plain
+        twice = plain is not None and bool(plain.asked or plain.harness)
         found = {
-            f"base, {asked}": self.base,
-            "base, as text": self.base_plain or self.base,
+            "base, as chat" if twice else "base": self.base,
+            "base, as text": plain if twice else None,
             "fine-tuned" if self.base else "model": self.sft,
             "from scratch": self.from_scratch,
         }

@@ -23,6 +23,7 @@ from mypt.data.reading.readers import FROM_TEXT, values_of
 from mypt.data.reading.records import MEANINGLESS, Unread
 from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.tokenizer import Tokenizer
+from mypt.errors import DataError
 from mypt.inspection.rowview import RowView
 from mypt.inspection.terminal import WAY_TO_READ, render_view
 from mypt.text import names, visible
@@ -47,6 +48,8 @@ class Look:
     meaningless: frozenset[str]
     """Names of fields that say nothing a model could learn."""
     rows: tuple[RowView, ...]
+    wanted: str
+    """Why no dataset can be made of it as asked, and what to say besides; empty where one can."""
 
 
 def look_at(source: Source, tokenizer: Tokenizer, policy: MaskPolicy | None) -> Look:
@@ -59,19 +62,24 @@ def look_at(source: Source, tokenizer: Tokenizer, policy: MaskPolicy | None) -> 
 
     Raises:
         ConfigError: If the source contradicts itself.
-        DataError: If it cannot be read, as when a dataset is made of it.
+        DataError: If it cannot be read to its end.
     """
-    reader = open_source(source)
-    rows = iter(reader)
-    first = list(islice(rows, _ROWS))
-    for _ in rows:
-        pass
-    held = _first_values(reader, first[0].origin.file)
+    reader, wanted = open_source(source), ""
+    rows, first = iter(reader), list[Row]()
+    try:
+        first += islice(rows, _ROWS)
+        for _ in rows:
+            pass
+    except DataError as error:
+        if not reader.finished:
+            raise
+        wanted = str(error).removeprefix(f"{reader.name}: ")
+    held = _first_values(reader, first[0].origin.file) if first else []
     fields = tuple(dict.fromkeys(key for row in held for key in row))
     views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
     why = _why(source, held[0] if held else ())
     meaningless = frozenset(fields) & _silent(reader, held) | reader.meaningless
-    return Look(reader.record(), why, fields, reader.unread, meaningless, views)
+    return Look(reader.record(), why, fields, reader.unread, meaningless, views, wanted)
 
 
 def _first_values(reader: SourceReader, file: int) -> list[dict[str, Any]]:
@@ -136,7 +144,9 @@ def render_look(
 ) -> Iterator[RenderableType]:
     """Yield what people read of it, as things that rich can print."""
     record = look.record
-    unread = {name.split("'")[1] for name in look.unread}
+
+    def unread(name: str) -> bool:
+        return any(said.startswith(f"{name!r} of ") for said in look.unread)
 
     def unread_note(note: Count) -> bool:
         return any(note.reason.startswith(f"{name} was not read") for name in look.unread)
@@ -147,18 +157,32 @@ def render_look(
         *(("dropped", f"{count.rows:,}: {count.reason}") for count in record.dropped),
         *(("changed", f"{n.rows:,}: {n.reason}") for n in record.notes if not unread_note(n)),
     ]
-    aside = look.meaningless - unread
+    known = [name for name in look.fields if not unread(name)]
     kinds = {
-        "read": [name for name in look.fields if name not in unread | aside],
-        "aside": [name for name in look.fields if name in aside],
+        "read": [name for name in known if name not in look.meaningless],
+        "aside": [name for name in known if name in look.meaningless],
     }
     said = {"read": "", "aside": ": without meaning for a model"}
     lines += [(kind, f"{', '.join(some)}{said[kind]}") for kind, some in kinds.items() if some]
     for name, found in sorted(look.unread.items()):
         varies = "varies" if found.varies else "is always the same"
         lines.append(("not read", f"{name}: held by {found.rows:,}, {varies}"))
-    if look.unread:
-        lines.append(("", WAY_TO_READ))
+    reader, wanted = open_source(source), ""
+    rows, first = iter(reader), list[Row]()
+    try:
+        first += islice(rows, _ROWS)
+        for _ in rows:
+            pass
+    except DataError as error:
+        if not reader.finished:
+            raise
+        wanted = str(error).removeprefix(f"{reader.name}: ")
+    held = _first_values(reader, first[0].origin.file) if first else []
+    fields = tuple(dict.fromkeys(key for row in held for key in row))
+    views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
+    why = _why(source, held[0] if held else ())
+    meaningless = frozenset(fields) & _silent(reader, held) | reader.meaningless
+    return Look(reader.record(), why, fields, reader.unread, meaningless, views, wanted)
     for word, text in lines:
         yield Text(f"{word:<10}{visible(text)}")
     for view in look.rows:

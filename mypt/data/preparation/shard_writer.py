@@ -22,6 +22,7 @@ from mypt.data.spans import ROW_DTYPE, SPAN_DTYPE
 from mypt.errors import DataError
 
 TOKEN_DTYPE: Final = np.dtype("<u4")
+_NO_VALIDATION: Final = "set val_fraction to 0, which a pipeline refuses, since it evaluates on val"
 
 
 class ShardWriter:
@@ -218,12 +219,12 @@ class RowSplit:
             raise DataError(
                 f"{where}: one row is all there is, so none can be kept for validation; bring"
                 f" more (text is one row up to {DOCUMENT_BYTES >> 10} KiB, conversations part at an"
-                " empty line), or set val_fraction to 0"
+                f" empty line), or {_NO_VALIDATION}"
             )
         if self._smallest >= self._largest:
             raise DataError(
                 f"{where}: all rows say the same, so none can be kept for validation; expected at"
-                " least two different rows; add some, or set val_fraction to 0"
+                f" least two different rows; add some, or {_NO_VALIDATION}"
             )
         split = RowSplit(0.0)
         split._threshold = self._smallest + 1 if self.empty == "val" else self._largest

@@ -97,6 +97,8 @@ class SourceReader:
         said = {"markup": "none"} if source.format == "text" else {}
         self.how = Reading(**knobs | {"format": self.format} | said)
         self._raws = raws
+        self.finished = False
+        """Whether the last pass came to the end of all files."""
         self.begin()
 
     @property
@@ -148,7 +150,7 @@ class SourceReader:
     def begin(self) -> None:
         """Begin a pass over the rows: forget what was counted in the one before."""
         self._tally = Tally.of(self.how)
-        self._n_kept, self._finished = 0, False
+        self._n_kept, self.finished = 0, False
         for raw in self._raws:
             raw.bytes_done = 0
 
@@ -168,6 +170,7 @@ class SourceReader:
         Raises:
             DataError: If no row of the source is kept, or nothing says who is the assistant.
         """
+        self.finished = True
         found = ", ".join(
             f"{one_line(name)} ({n:,})" for name, n in self._tally.speakers.most_common(_SPEAKERS)
         )
@@ -183,7 +186,6 @@ class SourceReader:
                 f"choose --assistant NAME of the speakers {found}" if found else "choose other data"
             )
             raise DataError(f"{self.name}: every row was dropped ({why}); {way}")
-        self._finished = True
 
     def record(self) -> SourceRecord:
         """Return what was read and what was left out, for the dataset's metadata.
@@ -191,7 +193,7 @@ class SourceReader:
         Raises:
             ValueError: If the last pass over the rows did not reach their end.
         """
-        if not self._finished:
+        if not self.finished:
             raise ValueError(f"{self.name} was not read to its end")
         return SourceRecord(
             name=self.name,

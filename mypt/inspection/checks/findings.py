@@ -66,7 +66,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "first_supervised": ("notice", "rows whose first token is supervised: nothing comes before it,"
                          " so it is never a target"),
     "role_absent": ("notice", "roles that the policy supervises and no row has"),
-    "mask_none": ("notice", "no masks: the dataset is tokenized only; see 'mypt mask'"),
+    "mask_none": ("notice", "dataset of chats without masks, of which every token would be learned;"
+                  " 'mypt mask' makes them"),
     "mask_by_hand": ("notice", "masks made by hand: no spans and no policy to check them against"),
     # rows
     "leak": ("error", "validation rows that also stand in training"),
@@ -83,7 +84,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "changed": ("notice", "rows changed while reading"),
     "split_empty": ("notice", "splits without a row"),
     # length
-    "too_long": ("notice", "rows longer than the block"),
+    "too_long": ("notice", "rows longer than the block, which length_policy splits, drops or"
+                 " refuses"),
     "lone_answers": ("warning", "answers would be learned without their question, which does not"
                      " fit beside them; raise block_size"),
     "lost_systems": ("notice", "pieces of conversations would be read without their system message;"

@@ -97,6 +97,29 @@ def test_a_long_text_is_cut_and_what_is_left_out_is_counted(tmp_path):
     assert said.count("characters more") == 2  # the end of the turn is of the answer
 
 
+def test_a_look_says_what_is_wanted_where_no_dataset_could_be_made(tmp_path):
+    slack = Source(path=str(ROOT / "examples/exports/slack"))
+    assert printed(slack, MaskPolicy()) == [
+        "file      slack: slack, by how it begins",
+        "rows      1 read",
+        "dropped   1: a conversation of people, of whom none is said to be the assistant",
+        "changed   1: file of a Slack export without messages left aside",
+        "changed   1: service message 'channel_join' left out",
+        "wanted    nothing says who is the assistant in format 'slack'; found the speakers bob (3),"
+        " ann (2); choose one by",
+        "--assistant NAME, or another --format",
+    ]
+    path = str(write(tmp_path / "a.jsonl", jsonl({"text": " "}, {"text": ""})))
+    assert printed(Source(path=path), None)[-1].startswith("wanted    every row was dropped (")
+
+
+def test_names_of_fields_with_quotation_marks_in_them_stay_whole(tmp_path):
+    row = {"text": "x", "it's": 1, "a'b\"c": 2}
+    said = printed(Source(path=str(write(tmp_path / "a.jsonl", jsonl(row)))), None)
+    assert "read      text" in said
+    assert """not read  "it's" of the row: held by 1, is always the same""" in said
+
+
 def test_what_an_export_says_about_itself_is_not_called_read():
     said = printed(Source(path=str(ROOT / "examples/exports/claude.json")), MaskPolicy())
     assert said[2:4] == [
