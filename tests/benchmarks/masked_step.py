@@ -112,7 +112,8 @@ def _dearer(setting: Setting, what: str, most: float) -> Line:
         work=f"masked step with {what}, {setting}",
         against="the plain masked step",
         reach=f"<= {most:.0%} more time, the same memory",
-        measured=f"{1 / found.median - 1:+.1%} time",
+        measured=f"{1 / found.median - 1:+.1%} time"
+        f" ({1 / found.high - 1:+.1%} to {1 / found.low - 1:+.1%})",
         met="yes" if 1 / found.median <= 1 + most else "no",
         note=f"{memory[1] / 2**20:.1f} of {memory[0] / 2**20:.1f} MiB beside weights",
     )
