@@ -25,7 +25,7 @@ from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.inspection.rowview import RowView
-from mypt.inspection.terminal import WAY_TO_READ, render_view
+from mypt.inspection.terminal import render_view
 from mypt.text import names, visible
 
 _ROWS = 2
@@ -167,22 +167,9 @@ def render_look(
     for name, found in sorted(look.unread.items()):
         varies = "varies" if found.varies else "is always the same"
         lines.append(("not read", f"{name}: held by {found.rows:,}, {varies}"))
-    reader, wanted = open_source(source), ""
-    rows, first = iter(reader), list[Row]()
-    try:
-        first += islice(rows, _ROWS)
-        for _ in rows:
-            pass
-    except DataError as error:
-        if not reader.finished:
-            raise
-        wanted = str(error).removeprefix(f"{reader.name}: ")
-    held = _first_values(reader, first[0].origin.file) if first else []
-    fields = tuple(dict.fromkeys(key for row in held for key in row))
-    views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
-    why = _why(source, held[0] if held else ())
-    meaningless = frozenset(fields) & _silent(reader, held) | reader.meaningless
-    return Look(reader.record(), why, fields, reader.unread, meaningless, views, wanted)
+    if look.unread:
+        lines.append(("", WAY_TO_READ))
+    lines += [("wanted", look.wanted)] * bool(look.wanted)
     for word, text in lines:
         yield Text(f"{word:<10}{visible(text)}")
     for view in look.rows:
