@@ -64,6 +64,8 @@ class MaskPolicy(Frozen):
     """Supervise a stretch of reasoning only if it has more tokens than this."""
     tool_calls: bool = True
     """Supervise tool calls."""
+    skip_failed_calls: bool = later(False)
+    """Leave out tool calls whose result is marked as an error."""
     text: bool = True
     """Supervise plain-text documents (pretraining text replayed in a chat mix)."""
     weights: dict[str, float] = later({})

@@ -1,11 +1,15 @@
 """What the readers give: conversations of messages, or documents of plain text."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from mypt.config import Role
 
-PartKind = Literal["text", "reasoning", "tool_call"]
+PartKind = Literal["text", "reasoning", "tool_call", "failed_call"]
+WRITTEN_AS: Final[dict[PartKind, PartKind]] = {
+    "text": "text", "reasoning": "reasoning", "tool_call": "tool_call", "failed_call": "tool_call",
+}  # fmt: skip
+"""As which kind each is written, and counts in what a row says: how a call ended is not in it."""
 Train = bool | float | None
 """What a row says of its mask: learned or not; how much it weighs; None leaves it to the policy."""
 Form = Literal["chat", "plain"]

@@ -32,9 +32,10 @@ MOST_WEIGHTS: Final = 255
 
 _BLOCK: Final = 1 << 15  # spans at a time: their columns stay in the processor's cache
 _REFUSED: Final = 255  # no index of a weight
-_KIND_OF: Final = {"content": "content", "stop": "end", "reasoning": "reasoning",
-                   "tool_calls": "tool_call"}  # fmt: skip
-"""Which kind of part each word of a policy's weights means."""
+_CALLS: Final = ("tool_call", "failed_call")
+_KIND_OF: Final = {"content": ("content",), "stop": ("end",), "reasoning": ("reasoning",),
+                   "tool_calls": _CALLS}  # fmt: skip
+"""Which kinds of parts each word of a policy's weights means."""
 
 
 class Rule(NamedTuple):
@@ -81,7 +82,9 @@ def _rules(policy: MaskPolicy, source: str) -> Iterator[Rule]:
     if not policy.reasoning:
         yield Rule((("kind", ("reasoning",)),), 0, "the policy leaves reasoning out")
     if not policy.tool_calls:
-        yield Rule((("kind", ("tool_call",)),), 0, "the policy leaves tool calls out")
+        yield Rule((("kind", _CALLS),), 0, "the policy leaves tool calls out")
+    if policy.skip_failed_calls:
+        yield Rule((("kind", ("failed_call",)),), 0, "the policy leaves out a call that failed")
     for value, said in (("1", "train: true"), ("weight", "its own weight, which multiplies this")):
         yield from _weighed(policy, source, {"train": (value,)}, f"the row says {said}")
     if policy.text:
@@ -112,7 +115,7 @@ def _weighed(
     for role, kind in itertools.product(roles, (*kinds, None)):
         words = [*always, *(word for word in (role, kind) if word)]
         found = when | ({"role": (role,)} if role else {})
-        found |= {"kind": (_KIND_OF[kind],)} if kind else {}
+        found |= {"kind": _KIND_OF[kind]} if kind else {}
         named = " times ".join(f"{word} {weights[word]:g}" for word in words)
         said = f"{why}, weighed {named}" if named else why
         yield Rule(tuple(found.items()), math.prod(weights[word] for word in words), said)

@@ -19,6 +19,7 @@ WORDS: Final[dict[str, dict[str, Any]]] = {
     "no_reasoning": {"reasoning": False},
     "empty_reasoning": {"skip_empty_reasoning": False},
     "no_tool_calls": {"tool_calls": False},
+    "skip_failed_calls": {"skip_failed_calls": True},
     "no_text": {"text": False},
 }
 """Words beside the roles' names, and what each sets."""

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from mypt.errors import DataError
 
 ROLES: Final = ("text", "system", "user", "assistant", "tool")
-KINDS: Final = ("header", "content", "end", "reasoning", "tool_call")
+KINDS: Final = ("header", "content", "end", "reasoning", "tool_call", "failed_call")
 """header: what the program writes around a turn (tags, separators, the start token);
-content, reasoning, tool_call: what its author writes; end: the token that closes the turn."""
+content, reasoning, tool_call: what its author writes; failed_call: a call whose result is marked
+as an error; end: the token that closes the turn."""
 
 ROLE: Final = {name: index for index, name in enumerate(ROLES)}
 KIND: Final = {name: index for index, name in enumerate(KINDS)}

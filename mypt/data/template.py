@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mypt import files
 from mypt.config import Role
-from mypt.data.conversations import PartKind
+from mypt.data.conversations import WRITTEN_AS, PartKind
 from mypt.data.spans import KIND
 from mypt.errors import ConfigError, DataError
 from mypt.parsing import Frozen, read_config
@@ -141,12 +141,13 @@ class Template(Frozen):
 
     def _part(self, kind: PartKind, index: int) -> tuple[Slot, ...]:
         content = Slot(KIND["content" if kind == "text" else kind], part=index)
-        if kind == "text":
+        written = WRITTEN_AS[kind]
+        if written == "text":
             return (content,)
-        form = self.reasoning if kind == "reasoning" else self.tool_call
+        form = self.reasoning if written == "reasoning" else self.tool_call
         if form is None:
             raise DataError(
-                f"template {self.name!r} has no form for {kind} parts; choose another template,"
+                f"template {self.name!r} has no form for {written} parts; choose another template,"
                 " drop these parts, or, where they stand in tags, keep them text (--reasoning_tags"
                 " none)"
             )

@@ -27,7 +27,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from mypt.config import Role
-from mypt.data.conversations import Document, PartKind, Row, Train
+from mypt.data.conversations import WRITTEN_AS, Document, PartKind, Row, Train
 from mypt.data.pairs import in_pairs, with_pair_ids
 from mypt.data.preparation.rendered import Rendered, encode_rendered
 from mypt.data.reading.records import Tally
@@ -277,7 +277,7 @@ def _line_of(kind: _Kind) -> str:
     """Return a turn's line of its row's digest, with room for the sizes of its parts."""
     if kind.role == "text":  # a document does without its size
         return "text\n%.0s" if kind.train is None else f"text {kind.train}\n%.0s"
-    named = zip(kind.parts, kind.trains, strict=True)
+    named = zip((WRITTEN_AS[part] for part in kind.parts), kind.trains, strict=True)
     parts = [part if train is None else f"{part}:{train}" for part, train in named]
     return f"{kind.role} {kind.train} {' '.join(f'{part} %d' for part in parts)}\n"
 

@@ -17,14 +17,22 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mypt.data.conversations import Document, Message, Row
+from mypt.data.conversations import Conversation, Document, Message, Row
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import Unproved
-from mypt.data.rendering.written import Passage, Written, tiled, write_prompt, write_turns
+from mypt.data.rendering.written import (
+    Passage,
+    Written,
+    mixes_calls,
+    tiled,
+    write_prompt,
+    write_turns,
+)
 from mypt.data.spans import KIND, ROLE, RowWeights, spans_of
 from mypt.data.tokenizer import Tokenizer
 
 _TEXT: Final = -1
+_MIXED: Final = "calls beside one that failed, which the base's template writes as one: all failed"
 
 
 class Rendered(NamedTuple):
@@ -79,6 +87,7 @@ def encode_rendered(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool) ->
             continue
         notes["reasoning of earlier turns left out by the base's template"] += written.stripped
         notes["text that spells a token of the base stays text"] += _spells(written, controls)
+        notes[_MIXED] += isinstance(row, Conversation) and mixes_calls(row.messages)
         kept.append((whole, row, written, cut))
     ids = _encode([cut for *_, cut in kept], tokenizer, many)
     found: list[_Found] = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from mypt.data.conversations import Message, Part
+from mypt.data.conversations import WRITTEN_AS, Message, Part
 
 _FIRST: Final = 0x100000
 _MARK: Final = re.compile("[\U00100000-\U0010fffb]")
@@ -68,7 +68,7 @@ def marked_messages(turns: Sequence[Message]) -> Marked:
     leaves: list[Leaf] = []
     turns, tools = _without_tools(turns)
     for index, turn in enumerate(turns):
-        kinds = [part.kind for part in turn.parts]
+        kinds = [WRITTEN_AS[part.kind] for part in turn.parts]
         if sorted(kinds, key=_ORDER.__getitem__) != kinds:
             raise Unproved("a turn whose parts do not come as reasoning, text, tool calls")
         if any(_PRIVATE.search(part.text) for part in turn.parts):
@@ -80,7 +80,7 @@ def marked_messages(turns: Sequence[Message]) -> Marked:
         calls = [
             _call(part.text, index, n)
             for n, part in enumerate(turn.parts)
-            if part.kind == "tool_call"
+            if WRITTEN_AS[part.kind] == "tool_call"
         ]
         one: dict[str, Any] = {"role": turn.role}
         other: dict[str, Any] = {"role": turn.role}

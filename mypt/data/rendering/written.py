@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mypt.data.conversations import Message, Train
+from mypt.data.conversations import WRITTEN_AS, Message, Train
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.rendering.marks import (
     Leaf,
@@ -191,7 +191,12 @@ def _begins(
 
 
 def _calls(turn: Message) -> bool:
-    return any(part.kind == "tool_call" for part in turn.parts)
+    return any(WRITTEN_AS[part.kind] == "tool_call" for part in turn.parts)
+
+
+def mixes_calls(turns: Sequence[Message]) -> bool:
+    """Return whether a turn has calls that failed beside others: they are one stretch here."""
+    return any({"tool_call", "failed_call"} <= {part.kind for part in turn.parts} for turn in turns)
 
 
 def _stretch(
@@ -235,7 +240,8 @@ def _pieces(
         own = [one for one in regions if one.message == index]
 
         def add(stop: int, kind: str, is_own: bool = False) -> None:
-            train = trains.get(kind, trains["end"])  # noqa: B023
+            said = "tool_call" if kind == "failed_call" else kind
+            train = trains.get(said, trains["end"])  # noqa: B023
             where = (ROLE[turns[index].role], KIND[kind], index, train, is_own)  # noqa: B023
             pieces.append(Passage(stop, *where))
 
@@ -254,7 +260,8 @@ def _pieces(
             add(one.start, "reasoning" if marked else "content")
             add(one.stop, "reasoning" if one.kind == "reasoning" else "content", True)
             at = one.stop
-        add(words, "tool_call" if _calls(turn) else "end")
+        failed = any(part.kind == "failed_call" for part in turn.parts)
+        add(words, "failed_call" if failed else "tool_call" if _calls(turn) else "end")
         add(end, "end")
         done = max(done, end)
     if not pieces:
@@ -267,12 +274,11 @@ def _trains(turn: Message) -> dict[str, Train]:
     """Return what the row says about the mask of each kind of passage, the turn's own as "end"."""
     trains: dict[str, Train] = {"end": turn.train}
     for part in turn.parts:
-        kind = "content" if part.kind == "text" else part.kind
+        written = WRITTEN_AS[part.kind]
+        kind = "content" if written == "text" else written
         said = trains["end"] if part.train is None else part.train
         if trains.setdefault(kind, said) != said:
-            raise Unproved(
-                f"parts of kind {part.kind} in one turn, some to be learned and some not"
-            )
+            raise Unproved(f"parts of kind {written} in one turn, some to be learned and some not")
     return trains
 
 

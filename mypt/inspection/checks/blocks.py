@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import (
+    WRITTEN_AS,
     Conversation,
     Document,
     Message,
@@ -28,9 +29,7 @@ from mypt.data.tokenizer import Tokenizer
 from mypt.inspection.checks.contents import part_forms
 
 PARTS: Final[dict[int, PartKind]] = {
-    KIND["content"]: "text",
-    KIND["reasoning"]: "reasoning",
-    KIND["tool_call"]: "tool_call",
+    KIND["content" if kind == "text" else kind]: kind for kind in WRITTEN_AS
 }
 """Which part of a message a span of each kind holds; headers and ends hold none."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt import files
-from mypt.data.conversations import PartKind
+from mypt.data.conversations import WRITTEN_AS, PartKind
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS, FileRecord, Manifest, Shard, Split
 from mypt.data.pairs import prompt_sizes, unpaired
@@ -276,7 +276,7 @@ def _written_around(tokenizer: Tokenizer) -> dict[PartKind, list[int]]:
     template = tokenizer.template
     if isinstance(template, BaseTemplate):
         own = _specials_in(template.source, tokenizer)
-        return {"reasoning": own, "tool_call": own}
+        return {kind: own for kind, written in WRITTEN_AS.items() if written != "text"}
     return {
         kind: [] if form is None else _specials_in(form.open + form.close, tokenizer)
         for kind, form in part_forms(template).items()
@@ -287,7 +287,8 @@ def part_forms(template: AnyTemplate) -> dict[PartKind, PartForm | None]:
     """Return what a template writes around the parts that it marks; a base's own is not known."""
     if isinstance(template, BaseTemplate):
         return {}
-    return {"reasoning": template.reasoning, "tool_call": template.tool_call}
+    forms = {"reasoning": template.reasoning, "tool_call": template.tool_call}
+    return {kind: forms[written] for kind, written in WRITTEN_AS.items() if written in forms}
 
 
 def _specials_in(text: str, tokenizer: Tokenizer) -> list[int]:

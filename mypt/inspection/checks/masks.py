@@ -106,7 +106,7 @@ def wanted_weights(
     for number, name in enumerate(ROLES):
         found[role == number] *= policy.weights.get(name, 1.0)
     for name, word in {"content": "content", "end": "stop", "reasoning": "reasoning",
-                       "tool_call": "tool_calls"}.items():  # fmt: skip
+                       "tool_call": "tool_calls", "failed_call": "tool_calls"}.items():  # fmt: skip
         found[kind == KIND[name]] *= policy.weights.get(word, 1.0)
     for number, weight in enumerate(row_weights):
         found[train == 2 + number] *= weight
@@ -139,6 +139,8 @@ def _wanted(spans: NDArray[np.void], policy: MaskPolicy) -> Booleans:
     wanted &= ~(short & (kind == KIND["reasoning"]))
     if not policy.tool_calls:
         wanted &= kind != KIND["tool_call"]
+    if policy.skip_failed_calls or not policy.tool_calls:
+        wanted &= kind != KIND["failed_call"]
     return np.asarray(wanted, dtype=bool)
 
 
@@ -186,7 +188,7 @@ def _check_laws(
     too_much = ~wanted & (supervised > 0)
     too_little = wanted & (supervised == 0) & (length > 0)
     named = np.isin(role, [ROLE[name] for name in policy.roles])
-    part = np.isin(kind, (KIND["reasoning"], KIND["tool_call"]))
+    part = np.isin(kind, [KIND[name] for name in ("reasoning", "tool_call", "failed_call")])
     laws: tuple[tuple[str, Booleans], ...] = (
         ("header_supervised", too_much & (kind == KIND["header"])),
         ("tool_supervised", too_much & (kind != KIND["header"]) & (role == ROLE["tool"])),

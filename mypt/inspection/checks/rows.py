@@ -28,7 +28,7 @@ from mypt.inspection.checks.blocks import LAYOUT, RowBlock, blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES, FEW_TWINS, Findings, Where
 from mypt.inspection.rowview import RowView, count_rows, read_row
 
-_MARKED: Final = (KIND["reasoning"], KIND["tool_call"])
+_MARKED: Final = (KIND["reasoning"], KIND["tool_call"], KIND["failed_call"])
 _WRITTEN: Final = (KIND["header"], KIND["end"])
 TAGS: Final = (
     r"</?(?:user|assistant|system|human|tool)>",

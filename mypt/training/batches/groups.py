@@ -26,7 +26,8 @@ CLASSES: Final = (
 recorded spans or a person's own words are supervised."""
 CLASS: Final = {name: index for index, name in enumerate(CLASSES)}
 _OF_KIND: Final = {
-    "content": "answer content", "end": "stop", "tool_call": "tool call", "reasoning": "reasoning",
+    "content": "answer content", "end": "stop", "reasoning": "reasoning",
+    "tool_call": "tool call", "failed_call": "tool call",
 }  # fmt: skip
 
 

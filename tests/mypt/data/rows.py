@@ -21,7 +21,7 @@ texts = st.lists(st.one_of(st.text(max_size=12), st.sampled_from(LOOKALIKES)), m
 )
 parts = st.builds(
     Part,
-    st.sampled_from(["text", "text", "reasoning", "tool_call"]),
+    st.sampled_from(["text", "text", "reasoning", "tool_call", "failed_call"]),
     texts,
     st.sampled_from([None, None, None, True, False]),
 )

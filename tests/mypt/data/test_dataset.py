@@ -12,7 +12,10 @@ from mypt import files
 from mypt.config import MaskPolicy
 from mypt.data.dataset import mask, open_dataset, prepare, tokenize
 from mypt.data.manifest import METADATA, read_manifest, write_manifest
+from mypt.data.masking import explain
+from mypt.data.spans import KIND
 from mypt.errors import ConfigError, DataError, ManifestError, MaskError
+from mypt.inspection.validation import validate
 from tests.mypt.data.corpora import chats, config, say, supervised, tree, write_chats
 
 
@@ -114,6 +117,46 @@ def test_a_tool_result_is_never_supervised_though_it_holds_the_answer(tmp_path):
     open_dataset(made)
     without = mask(made, MaskPolicy(tool_calls=False), tmp_path / "without").path
     assert supervised(without) == b"</Assistant>It is 4.</Assistant>"
+
+
+def calling_twice(**mark):
+    first, second = (
+        {"role": "assistant", "content": None, "tool_calls": [{"name": name, "arguments": {}}]}
+        for name in "fg"
+    )
+    failed = say("tool", "no f", **mark)
+    answered = say("tool", "4"), say("assistant", "It is 4.")
+    return [say("user", "2+2?"), first, failed, second, *answered]
+
+
+def test_a_call_that_failed_is_left_out_where_the_policy_says_so_and_nowhere_else(tmp_path):
+    path = write_chats(tmp_path / "chat.jsonl", [calling_twice(is_error=True)])
+    made = prepare(config(path, val_fraction=0.0), MaskPolicy(), tmp_path / "d").path
+    assert (b'"name": "f"' in supervised(made), b'"name": "g"' in supervised(made)) == (True, True)
+    (source,) = open_dataset(made).manifest.sources
+    (note,) = source.notes
+    assert (note.reason, note.rows) == ("a call whose result is marked as an error", 1)
+    policy = MaskPolicy(skip_failed_calls=True)
+    skipped = mask(made, policy, tmp_path / "skipped").path
+    learned = b'<ToolCall>{"name": "g", "arguments": {}}</ToolCall></Assistant>It is 4.</Assistant>'
+    assert supervised(skipped) == b"</Assistant>" + learned
+    dataset = open_dataset(skipped)
+    assert validate(Path(skipped)).ok
+    (view,) = dataset.shards("train")
+    (span,) = view.spans[view.spans["kind"] == KIND["failed_call"]]
+    assert explain(span, policy).why == "the policy leaves out a call that failed"
+
+
+def test_a_mark_of_an_error_changes_no_token_and_no_mask_and_moves_no_row_to_the_other_split(
+    tmp_path,
+):
+    found = []
+    for name, mark in (("marked", {"status": "error"}), ("plain", {})):
+        path = write_chats(tmp_path / f"{name}.jsonl", [calling_twice(**mark)])
+        made = prepare(config(path, val_fraction=0.0), MaskPolicy(), tmp_path / name).path
+        (view,) = open_dataset(made).shards("train")
+        found.append((view.tokens.tolist(), view.mask.tolist(), view.rows["digest"].tolist()))
+    assert found[0] == found[1]
 
 
 def test_a_row_may_leave_a_message_out_or_ask_for_a_users(tmp_path):

@@ -60,8 +60,10 @@ def naive_wish(span, policy, last, begins):
     if kind == "header" or role == "tool" or span["train"] == 0:
         return False
     if (kind == "reasoning" and not policy.reasoning) or (
-        kind == "tool_call" and not policy.tool_calls
+        kind in ("tool_call", "failed_call") and not policy.tool_calls
     ):
+        return False
+    if kind == "failed_call" and policy.skip_failed_calls:
         return False
     if span["train"] == 1:
         return True
@@ -96,6 +98,7 @@ policies = st.builds(
     end_of_turn=st.booleans(),
     reasoning=st.booleans(),
     tool_calls=st.booleans(),
+    skip_failed_calls=st.booleans(),
     text=st.booleans(),
 )
 

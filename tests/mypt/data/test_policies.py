@@ -14,6 +14,7 @@ POLICIES = [
     ("user, assistant,last", MaskPolicy(roles=("user", "assistant"), last_turn_only=True)),
     ("system,no_stop", MaskPolicy(roles=("system",), end_of_turn=False)),
     ("no_reasoning,no_tool_calls", MaskPolicy(reasoning=False, tool_calls=False)),
+    ("skip_failed_calls", MaskPolicy(skip_failed_calls=True)),
     ("assistant,no_text", MaskPolicy(text=False)),
     ("no_role", MaskPolicy(roles=())),
     ("last_round", MaskPolicy(last_round_only=True)),

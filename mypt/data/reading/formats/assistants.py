@@ -40,7 +40,7 @@ _BLOCKS: Final = {
     "text": fields_named("type text"),
     "thinking": fields_named("type thinking"),
     "tool_use": fields_named("type name input"),
-    "tool_result": fields_named("type name content tool_use_id"),
+    "tool_result": fields_named("type name content tool_use_id is_error"),
 }
 """What is read of a block of Claude's by its type."""
 _BESIDE_BLOCK: Final = fields_named(
@@ -72,7 +72,8 @@ class Spoken(NamedTuple):
     parts: list[Part]
     train: Train = None
     links: tuple[dict[str, Any], ...] = ()
-    """Id and name of each call that it makes; of a result, those of the call that it answers."""
+    """Id and name of each call that it makes; of a result, those of the call that it
+    answers, and what marks it as an error."""
 
 
 def identify(fields: dict[str, Any]) -> Format | None:
@@ -173,7 +174,7 @@ def _of_block(block: dict[str, Any], role: Role, place: Place, tally: Tally) -> 
         call = call_part(block.get("name"), block.get("input"), place)
         return Spoken(role, [call], None, (_link(block),))
     given = list(_of_result(block.get("content"), place, tally))
-    return Spoken("tool", given, None, (_link(block),))
+    return Spoken("tool", given, None, (_link(block) | {"is_error": block.get("is_error")},))
 
 
 def _of_result(content: Any, place: Place, tally: Tally) -> Iterator[Part]:
@@ -239,6 +240,7 @@ def _of_part(part: dict[str, Any], role: Role, place: Place, tally: Tally) -> Sp
         return Spoken(role, [call_part(name, arguments, place)], None, (link,))
     given = held.get("response" if kind == "functionresponse" else "output") or ""
     text = given if isinstance(given, str) else strict_json.spell(given, place)
+    link |= {"outcome": held.get("outcome"), "content": given}
     return Spoken("tool", [Part("text", text)], None, (link,))
 
 

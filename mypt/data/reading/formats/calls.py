@@ -5,12 +5,13 @@ OpenAI's ``tool_calls`` and messages of the role tool, Anthropic's blocks ``tool
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from mypt.data.conversations import Message
 from mypt.data.reading import strict_json
-from mypt.data.reading.records import WEIGHTS, Place, Tally, Within, first_of
+from mypt.data.reading.records import WEIGHTS, Place, Tally, Within, first_of, verdict_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -20,6 +21,14 @@ RESULTS: Final = frozenset({"tool_result", "function_response", "functionRespons
 """The same for what a tool gives back, wherever in a message it stands."""
 CALL_IDS: Final = ("tool_call_id", "tool_use_id", "call_id")
 """Fields of a result that say which call it answers."""
+_STATUS: Final = {
+    "error": True, "failed": True, "failure": True,
+    "outcome_failed": True, "outcome_deadline_exceeded": True,
+    "ok": False, "success": False, "completed": False, "outcome_ok": False,
+}  # fmt: skip
+_MARKS: Final = frozenset({"is_error", "isError", "status", "outcome", "error"})
+LOST_ERROR: Final = "a result marked as an error whose call cannot be told"
+"""What is counted where a mark is read and nothing can be made of it."""
 _ARGUMENTS: Final = ("arguments", "args", "input", "parameters")
 _AROUND: Final = frozenset({"id", "call_id", "type", "function", *WEIGHTS})
 _CALLED: Final = {key: frozenset({"id", "name", key}) for key in (*_ARGUMENTS, "")}
@@ -134,16 +143,45 @@ def _result(part: dict[str, Any]) -> dict[str, Any]:
     return beside | {"role": "tool", "content": "" if given is None else given}
 
 
+def verdicts_of(result: Mapping[str, Any]) -> dict[str, bool]:
+    """Return which fields of a result say no more than whether its call failed, and what."""
+    if _MARKS.isdisjoint(result):
+        return {}
+    found = {key: verdict_of(result.get(key)) for key in ("is_error", "isError")}
+    found |= {key: _STATUS.get(str(result.get(key)).lower()) for key in ("status", "outcome")}
+    error = result.get("error")
+    found["error"] = error if isinstance(error, bool) else None
+    return {key: failed for key, failed in found.items() if failed is not None}
+
+
+def has_failed(result: Mapping[str, Any]) -> bool:
+    """Return whether a result is marked as an error.
+
+    It is by ``is_error``, a ``status`` or ``outcome``, or an ``error`` that says something, which
+    may stand in the object that the tool gave back.
+    """
+    given = result.get("content")
+    inner = given.get("error") if isinstance(given, dict) else None
+    return any(verdicts_of(result).values()) or _is_error(result.get("error")) or _is_error(inner)
+
+
+def _is_error(value: Any) -> bool:
+    said = isinstance(value, bool | str | dict | list) and bool(value)
+    return said and verdict_of(value) is not False
+
+
 def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
     """Return the messages; results in a row stand in the order of the calls that they answer.
 
     A result says by an id which call it answers, or by the name that was called; if by neither,
-    it answers the first call that waits.
+    it answers the first call that waits. A call whose result is marked as an error is of the kind
+    ``failed_call``.
 
     Raises:
         DataError: If a result has an id that no call before it has, though calls have ids.
     """
-    if _are_in_order(turns):
+    failed = any(turn.message.role == "tool" and has_failed(turn.fields) for turn in turns)
+    if not failed and _are_in_order(turns):
         return [turn.message for turn in turns]
     calls, linked, results = _Calls(tally), list[Message](), list[Turn]()
     for turn in turns:
@@ -152,11 +190,11 @@ def link_results(turns: list[Turn], tally: Tally) -> list[Message]:
             continue
         linked += calls.answer(results)
         results = []
+        calls.add(turn, len(linked))
         linked.append(turn.message)
-        calls.add(turn)
     linked += calls.answer(results)
     calls.count_missing(is_open=bool(turns) and turns[-1].message.role == "assistant")
-    return linked
+    return calls.told_apart(linked)
 
 
 def _are_in_order(turns: list[Turn]) -> bool:
@@ -192,22 +230,28 @@ class _Calls:
         """How many results each call has."""
         self._turn: list[int] = []
         """Which turn made each."""
+        self._places: list[tuple[int, int] | None] = []
+        """Message and part that each is; None where a text holds several."""
+        self._failed: set[tuple[int, int]] = set()
         self._waiting: list[tuple[int, Any]] = []
         """Index and name of those of the turns in a row that called last."""
         self._goes_on = False
         """Whether calls of the next turn are parallel to them."""
         self._n_turns = 0
 
-    def add(self, turn: Turn) -> None:
-        """Take in the calls that a message makes."""
-        is_call = turn.message.role == "assistant"
-        n_calls = sum([part.kind == "tool_call" for part in turn.message.parts]) if is_call else 0
+    def add(self, turn: Turn, at: int) -> None:
+        """Take in the calls that message ``at`` makes."""
+        parts = turn.message.parts if turn.message.role == "assistant" else ()
+        places = [(at, number) for number, part in enumerate(parts) if part.kind == "tool_call"]
+        n_calls = len(places)
         if n_calls and not self._goes_on:
             self._waiting = []
         self._goes_on = n_calls > 0
         if not n_calls:
             return
         made = list(_raw_calls(turn.fields)) or [(None, None)] * n_calls
+        told = places if len(made) >= n_calls else []
+        self._places += [*told, *[None] * (len(made) - len(told))]
         for key, name in made:
             index = len(self._answered)
             if isinstance(key, str | int):
@@ -224,6 +268,12 @@ class _Calls:
             return []
         found = list(self._find(results))
         self._goes_on = False
+        for at in (at for turn, at in zip(results, found, strict=True) if has_failed(turn.fields)):
+            place = None if at is None else self._places[at]
+            if place is None:
+                self._tally.notes[LOST_ERROR] += 1
+            else:
+                self._failed.add(place)
         messages = [turn.message for turn in results]
         known = [at for at in found if at is not None]
         if len(known) < len(found) or known == sorted(known):
@@ -270,6 +320,16 @@ class _Calls:
         while waiting and self._answered[waiting[0]]:
             waiting.popleft()
         return waiting.popleft() if waiting else None
+
+    def told_apart(self, messages: list[Message]) -> list[Message]:
+        """Return the messages, those of its calls that failed being of a kind of their own."""
+        if self._failed:
+            self._tally.notes["a call whose result is marked as an error"] += len(self._failed)
+        for at, number in self._failed:
+            parts = list(messages[at].parts)
+            parts[number] = replace(parts[number], kind="failed_call")
+            messages[at] = replace(messages[at], parts=tuple(parts))
+        return messages
 
     def count_missing(self, *, is_open: bool) -> None:
         """Count the calls without a result, but those of a conversation's end that wait for all.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mypt.data.conversations import Conversation, Message, Part, Train, say
 from mypt.data.reading import strict_json
-from mypt.data.reading.formats.calls import Turn, link_results, unfold
+from mypt.data.reading.formats.calls import LOST_ERROR, Turn, has_failed, link_results, unfold
 from mypt.data.reading.formats.message import (
     ROLE_NAMES,
     UnknownRoleError,
@@ -319,6 +319,8 @@ def _paths(
     except Dropped as dropped:
         tally.notes[f"reply left out: {dropped}"] += 1
         return
+    if path[-1][1].role == "tool" and has_failed(fields):
+        tally.notes[LOST_ERROR] += 1
     if deleted:
         tally.notes["reply left out: deleted"] += 1
         return

@@ -15,6 +15,7 @@ from mypt.data.reading.formats.calls import (
     kind_of,
     spell_call,
     spell_text,
+    verdicts_of,
 )
 from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of, no_text
 from mypt.errors import DataError
@@ -103,7 +104,10 @@ def read_message(
     content = first_of(fields, _CONTENT)
     is_plain = len(fields) == 2
     if not is_plain:
-        read = RESULT if role == "tool" else MESSAGE
+        read = MESSAGE
+        if role == "tool":
+            verdicts = verdicts_of(fields)
+            read = RESULT.union(verdicts) if verdicts else RESULT
         tally.check_fields(fields, read | beside if beside else read, place, "a message")
         is_plain = _MORE.isdisjoint(fields)
     if is_plain and isinstance(content, str):  # as most are

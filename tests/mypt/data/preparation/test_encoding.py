@@ -182,10 +182,12 @@ def learned(turns, template, policy):
         for part, train in zip(turn.parts, ours, strict=True):
             if not (asked if train is None else train):
                 continue
-            form = {"reasoning": template.reasoning, "tool_call": template.tool_call}.get(part.kind)
-            if form is None:
+            is_call = part.kind in ("tool_call", "failed_call")
+            form = template.tool_call if is_call else template.reasoning
+            skipped = part.kind == "failed_call" and policy.skip_failed_calls
+            if part.kind == "text":
                 said += part.text
-            elif policy.reasoning if part.kind == "reasoning" else policy.tool_calls:
+            elif (policy.tool_calls if is_call else policy.reasoning) and not skipped:
                 said += form.open + part.text + form.close
         if (asked and policy.end_of_turn) if turn.train is None else turn.train:
             said += template.turns[turn.role].end
@@ -199,6 +201,7 @@ policies = st.builds(
     end_of_turn=st.booleans(),
     reasoning=st.booleans(),
     tool_calls=st.booleans(),
+    skip_failed_calls=st.booleans(),
     text=st.booleans(),
 )
 

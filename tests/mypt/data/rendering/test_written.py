@@ -77,7 +77,7 @@ def theirs_of(fast, turns, monkeypatch, **options):
         for part in turn.parts:
             if part.kind == "reasoning":
                 one["reasoning_content"] = part.text
-            elif part.kind == "tool_call":
+            elif part.kind in ("tool_call", "failed_call"):
                 call = {"type": "function", "function": json.loads(part.text)}
                 one.setdefault("tool_calls", []).append(call)
         messages.append(one)
@@ -228,6 +228,24 @@ def test_reasoning_and_tool_calls_have_spans_of_their_own(qwen, monkeypatch):
         ("end", "<|im_end|>"), ("reasoning", "<think>\nright\n</think>\n\n"),
         ("content", "It is 3."), ("end", "<|im_end|>"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [(), ("tool_call",), ("failed_call",)])
+def test_calls_that_a_base_writes_as_one_count_as_failed_where_one_has(qwen, monkeypatch, others):
+    fast, ours = qwen
+    calls = tuple(Part(kind, CALL) for kind in ("failed_call", *others))
+    results = tuple(say("tool", "3") for _ in calls)
+    turns = (say("user", "add"), Message("assistant", calls), *results, say("assistant", "3."))
+    tally = Tally()
+    encoded = encode_counted([Conversation(turns, HERE)], ours, tally)
+    assert encoded.tokens.tolist() == theirs_of(fast, turns, monkeypatch)
+    kinds = [kind for kind, _ in told(encoded, ours)]
+    assert kinds == ["failed_call", "end", "reasoning", "content", "end"]
+    note = "calls beside one that failed, which the base's template writes as one: all failed"
+    assert tally.notes[note] == (others == ("tool_call",))
+    mask = mask_from_spans(encoded.spans, len(encoded.tokens), MaskPolicy(skip_failed_calls=True))
+    learned = ours.decode(encoded.tokens[mask.nonzero()[0]])
+    assert learned == "<|im_end|><think>\n\n</think>\n\n3.<|im_end|>"
 
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"a": "int"}}}

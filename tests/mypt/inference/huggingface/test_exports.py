@@ -41,7 +41,7 @@ POLICIES = {
     "assistant": MaskPolicy(),
     "both": MaskPolicy(roles=("user", "assistant"), tool_calls=False),
     "last": MaskPolicy(last_turn_only=True, reasoning=False),
-    "nobody's end": MaskPolicy(roles=("assistant", "system"), end_of_turn=True, text=False),
+    "nobody's end": MaskPolicy(roles=("assistant", "system"), skip_failed_calls=True, text=False),
 }
 # What an exported template refuses has a test of its own.
 ROWS = conversations.filter(

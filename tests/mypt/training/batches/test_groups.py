@@ -27,7 +27,8 @@ from tests.mypt.training.gloo import together
 
 POLICY = MaskPolicy(roles=("user", "assistant"), weights={"user": 0.1, "stop": 2.0})
 TOOL = {"name": "add", "arguments": {"a": 1}}
-NAMES = {"content": "answer content", "end": "stop", "tool_call": "tool call"}
+NAMES = {"content": "answer content", "end": "stop", "tool_call": "tool call",
+         "failed_call": "tool call"}  # fmt: skip
 
 
 def write_tools(path, n):

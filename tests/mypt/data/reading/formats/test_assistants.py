@@ -296,6 +296,26 @@ def test_results_in_a_claude_export_stand_in_the_order_of_their_calls(tmp_path):
     assert notes(reader) == {MOVED: 1}
 
 
+def kinds(row):
+    return [part.kind for message in row.messages for part in message.parts]
+
+
+def test_a_call_that_failed_is_told_apart_in_exports_of_claude_and_talks_of_gemini(tmp_path):
+    bad = {"type": "tool_result", "tool_use_id": "a", "content": [text("no")], "is_error": True}
+    use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    _, (row,) = claude(tmp_path, block("human", text("q")), block("assistant", use, bad))
+    assert kinds(row) == ["text", "failed_call", "text"]
+    calls = called(("f", {}), ("g", {}))
+    for answer in ({"response": {"error": "no"}}, {"response": {"output": "yes"}}):
+        _, (row,) = gemini(tmp_path, calls, answered(("f", {}), ("g", answer)))
+        failed = "failed_call" if "error" in answer["response"] else "tool_call"
+        assert kinds(row)[:3] == ["text", "tool_call", failed]
+    ran = [{"executableCode": {"code": "1/0"}}]
+    for outcome, kind in (("OUTCOME_FAILED", "failed_call"), ("OUTCOME_OK", "tool_call")):
+        answer = [{"codeExecutionResult": {"outcome": outcome, "output": "x"}}]
+        assert kinds(gemini(tmp_path, ran, answer)[1][0])[:2] == ["text", kind]
+
+
 def test_text_of_a_claude_message_that_is_not_that_of_its_blocks_is_counted(tmp_path):
     said = [block("human", text("q"), text_is="q"), block("assistant", text("a"), text_is="other")]
     reader, (row,) = claude(tmp_path, *said)

@@ -9,6 +9,8 @@ from tests.mypt.data.rawfiles import jsonl, notes, read, turns, write
 
 MOVED = "results of parallel calls put into the order of the calls"
 MISNAMED = "a result whose name is not that of the call with its id"
+FAILED = "a call whose result is marked as an error"
+LOST = "a result marked as an error whose call cannot be told"
 MISSING = "a call without a result beside calls that have one"
 
 
@@ -123,12 +125,12 @@ def test_blocks_of_anthropic_are_calls_and_messages_of_tools(tmp_path):
         system=[{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}],
     )
     assert said == ["1", "2"]
-    assert counts == {MOVED: 1, "'is_error' of a message was not read": 1}
+    assert counts == {MOVED: 1, FAILED: 1}
     assert turns(row)[0] == ("system", "Be brief.")
     assert turns(row)[-1] == ("user", "go on")
     assert [(part.kind, part.text) for part in row.messages[2].parts] == [
         ("reasoning", "hm"),
-        ("tool_call", '{"name": "f", "arguments": {"x": 1}}'),
+        ("failed_call", '{"name": "f", "arguments": {"x": 1}}'),
         ("tool_call", '{"name": "g", "arguments": {}}'),
     ]
 
@@ -245,3 +247,65 @@ def test_a_call_under_its_older_name_too_is_read_once(tmp_path):
         _, _, found = talk(tmp_path, calling(call("f")) | {"function_call": old})
         calls = [json.loads(part.text)["name"] for part in found.messages[1].parts]
         assert calls == names
+
+
+def kinds(row):
+    return [part.kind for message in row.messages for part in message.parts]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"is_error": True}, {"isError": 1}, {"status": "error"}, {"status": "Failed"},
+        {"error": True}, {"error": "no such file"}, {"error": {"code": 3}},
+        {"outcome": "OUTCOME_FAILED"}, {"is_error": False, "error": "no such file"},
+        {"content": {"error": "no such file"}},
+    ],
+)  # fmt: skip
+def test_a_call_whose_result_is_marked_as_an_error_is_told_apart(tmp_path, mark):
+    _, counts, row = talk(
+        tmp_path, AB, result("1", tool_call_id="a"), result("2", tool_call_id="b") | mark
+    )
+    assert kinds(row) == ["text", "tool_call", "failed_call", "text", "text"]
+    assert counts.pop(FAILED) == 1
+    # A mark is read; what an error says beside a result is not, and that is counted.
+    says = "content" not in mark and isinstance(mark.get("error"), str | dict)
+    assert counts == ({"'error' of a message was not read": 1} if says else {})
+
+
+@pytest.mark.parametrize(
+    ("mark", "counted"),
+    [
+        ({"is_error": False}, {}), ({"status": "success"}, {}), ({"error": None}, {}),
+        ({"error": ""}, {}), ({"error": {}}, {}), ({"error": False}, {}), ({"error": "false"}, 1),
+        ({"content": {"error": 0.02}}, {}), ({"content": '{"error": "e"}'}, {}),
+        ({"status": "odd"}, 1), ({"is_error": "perhaps"}, 1), ({"error": 0.02}, 1),
+    ],
+)  # fmt: skip
+def test_what_is_no_mark_of_an_error_leaves_the_call_as_it_is(tmp_path, mark, counted):
+    _, counts, row = talk(tmp_path, NAMELESS, result("1") | mark, result("2"))
+    assert "failed_call" not in kinds(row)
+    assert counts == ({f"'{next(iter(mark))}' of a message was not read": 1} if counted else {})
+
+
+def test_the_call_that_failed_is_found_by_id_by_name_or_by_order(tmp_path):
+    bad = {"is_error": True}
+    for first, second in (
+        (result("2", tool_call_id="b") | bad, result("1", tool_call_id="a")),
+        (result("2", name="g") | bad, result("1", name="f")),
+        (result("1"), result("2") | bad),
+    ):
+        calls = AB if "tool_call_id" in first else NAMELESS
+        row = talk(tmp_path, calls, first, second)[2]
+        assert kinds(row)[1:3] == ["tool_call", "failed_call"]
+    row = talk(tmp_path, AB, {"role": "user", "content": "x"}, result("1", tool_call_id="a") | bad)
+    assert kinds(row[2])[1:3] == ["failed_call", "tool_call"]
+
+
+def test_an_error_whose_call_cannot_be_told_is_counted(tmp_path):
+    bad = {"is_error": True}
+    assert talk(tmp_path, result("1") | bad, {"role": "assistant", "content": "a"})[1] == {LOST: 1}
+    two = json.dumps([{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}])
+    said = {"role": "assistant", "content": [{"type": "tool_call", "value": two}]}
+    _, counts, row = talk(tmp_path, said, result("1") | bad)
+    assert (counts[LOST], kinds(row)[1:3]) == (1, ["tool_call", "tool_call"])
