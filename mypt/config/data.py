@@ -17,6 +17,7 @@ Markup = Literal[
     "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
     "human_lines", "user", "vicuna", "glaive", "llama4", "oasst", "command", "deepseek",
     "harmony", "human_ai", "angled", "bold", "bracketed", "instruction", "question", "qa",
+    "prompt", "customer",
 ]  # fmt: skip
 Voice = Literal[
     "system", "user", "assistant", "tool",

@@ -10,7 +10,8 @@ from mypt.data.dataset import Dataset
 from mypt.data.spans import ROLES
 from mypt.errors import ConfigError
 from mypt.evaluation.scores import Calibration, Difference, GroupScore, TokenReport
-from mypt.evaluation.token_scores import CLASSES, TokenScores
+from mypt.evaluation.token_scores import TokenScores
+from mypt.training.batches.groups import CLASSES
 
 _BINS = 10
 _DRAWS = 1000

@@ -82,7 +82,7 @@ class GPT(nn.Module):
         objective: Objective = NLL,
         base: "GPT | None" = None,
     ) -> MaskedLoss:
-        """Return the sum and count of :meth:`forward`'s loss, for supervised targets' work only.
+        """Return sum, count and terms of :meth:`forward`'s loss, for supervised targets' work only.
 
         One backward pass goes through it (:mod:`mypt.model.linear_loss`).
 
@@ -112,6 +112,7 @@ class GPT(nn.Module):
                 held = base._states(index, *read), base.lm_head.weight
         states = self._states(index, *read, shared)
         weights = weights_at(loss_mask, index)
+        terms = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float))
         total = linear_cross_entropy(
             states,
             self.lm_head.weight,
@@ -120,8 +121,9 @@ class GPT(nn.Module):
             weights=weights,
             objective=objective,
             base=held,
+            terms=terms,
         )
-        return sums(total, index, weights)
+        return sums(total, index, weights)._replace(terms=terms)
 
     def hidden(
         self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None
