@@ -57,6 +57,7 @@ ROWS = {
     ],
     "`mypt serve MODEL [--port N]`": ["serve mine"],
     "`mypt export MODEL --to hf DIR`": ["export mine new --to hf"],
+    "`mypt export MODEL --to gguf FILE [--quant q8_0]`": ["export mine new --to gguf --quant q8_0"],
     "`mypt export MODEL --to mlflow DIR`": ["export mine new --to mlflow"],
     "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],

@@ -11,7 +11,8 @@ from mypt.data.spans import ROLES
 from mypt.errors import ConfigError, DataError
 from mypt.evaluation.exact_match import interval
 from mypt.evaluation.scores import Calibration, Difference, GroupScore, PairScores, TokenReport
-from mypt.evaluation.token_scores import CLASSES, TokenScores
+from mypt.evaluation.token_scores import TokenScores
+from mypt.training.batches.groups import CLASSES
 
 _BINS = 10
 _DRAWS = 1000

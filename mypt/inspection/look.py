@@ -1,9 +1,10 @@
 """What raw files would become, before anything is written: how they are read, and two rows."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -15,16 +16,19 @@ from mypt.data.manifest import Count, SourceRecord
 from mypt.data.masking import mask_from_spans, weight_table
 from mypt.data.preparation.encoding import encode_rows
 from mypt.data.reading.containers import container_of
+from mypt.data.reading.formats.chats import IDS
+from mypt.data.reading.formats.threads import links_of
 from mypt.data.reading.raw import RawFile
 from mypt.data.reading.readers import FROM_TEXT, values_of
-from mypt.data.reading.records import BLANK, Unread
+from mypt.data.reading.records import MEANINGLESS, Unread
 from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.tokenizer import Tokenizer
 from mypt.inspection.rowview import RowView
-from mypt.inspection.terminal import render_view
+from mypt.inspection.terminal import WAY_TO_READ, render_view
 from mypt.text import names, visible
 
 _ROWS = 2
+_LOOKED_AT = 1000
 _LONGEST = 500
 """Characters of a stretch that are shown."""
 
@@ -37,7 +41,7 @@ class Look:
     why: str
     """Why it is of this format."""
     fields: tuple[str, ...]
-    """Fields of the first row; none where it has none."""
+    """Fields of its first thousand rows; none where they have none."""
     unread: dict[str, Unread]
     """Fields that were not read, such as "'context' of the row"."""
     meaningless: frozenset[str]
@@ -62,35 +66,50 @@ def look_at(source: Source, tokenizer: Tokenizer, policy: MaskPolicy | None) -> 
     first = list(islice(rows, _ROWS))
     for _ in rows:
         pass
-    fields = _first_fields(reader, first[0].origin.file)
+    held = _first_values(reader, first[0].origin.file)
+    fields = tuple(dict.fromkeys(key for row in held for key in row))
     views = tuple(_view(i, row, reader, tokenizer, policy) for i, row in enumerate(first))
-    why = _why(source, fields)
-    return Look(reader.record(), why, fields, reader.unread, reader.meaningless, views)
+    why = _why(source, held[0] if held else ())
+    meaningless = frozenset(fields) & _silent(reader, held) | reader.meaningless
+    return Look(reader.record(), why, fields, reader.unread, meaningless, views)
 
 
-def _first_fields(reader: SourceReader, file: int) -> tuple[str, ...]:
-    """Return the fields of what stands first in one of the files; none in a text."""
+def _first_values(reader: SourceReader, file: int) -> list[dict[str, Any]]:
+    """Return what stands first in one of the files, if it has fields; none in a text."""
     raw = RawFile(Path(reader.files[file].path), encoding=reader.how.encoding)
     if reader.format in FROM_TEXT and container_of(raw, text=True) == "text":
-        return ()
-    records = values_of(raw, reader.how)
-    first = next((record.value for record in records if record.value is not BLANK), None)
-    return tuple(first) if isinstance(first, dict) else ()
+        return []
+    values = (record.value for record in values_of(raw, reader.how))
+    return [value for value in islice(values, _LOOKED_AT) if isinstance(value, dict)]
 
 
-def _why(source: Source, fields: tuple[str, ...]) -> str:
+def _silent(reader: SourceReader, held: list[dict[str, Any]]) -> Set[str]:
+    """Return the fields that a format passes over so quickly that nobody counts them."""
+    if reader.format in ("messages", "sharegpt", "tree"):
+        return IDS | MEANINGLESS
+    if reader.format != "chat":
+        return frozenset()
+    links = links_of(held[0], reader.how.group_by) if held else None
+    told = (links.group, links.parent, links.own, *links.orders) if links else ()
+    return MEANINGLESS.difference(told)
+
+
+def _why(source: Source, fields: Collection[str]) -> str:
     if source.format != "auto":
         return "as --format says"
     if source.mapping is not None:
         return "as there is a mapping"
+    said = next((knob for knob in ("turns", "group_by", "markup") if getattr(source, knob)), "")
+    if said:
+        return f"as --{said} says"
     return f"by the fields {names(fields)}" if fields else "by how it begins"
 
 
 def _view(
     index: int, row: Row, reader: SourceReader, tokenizer: Tokenizer, policy: MaskPolicy | None
 ) -> RowView:
-    encoded = encode_rows([row], tokenizer, many=False)
-    name = Path(reader.files[row.origin.file].path).name
+    path = reader.files[row.origin.file].path
+    encoded = encode_rows([row], tokenizer, many=False, files={row.origin.file: path})
     weights, said = None, tuple(encoded.weights.tolist())
     if policy is not None:
         n_tokens = len(encoded.tokens)
@@ -102,7 +121,7 @@ def _view(
         split="train",
         index=index,
         source=reader.name,
-        where=f"{name}:{row.origin.line}",
+        where=f"{Path(path).name}:{row.origin.line}",
         tokens=encoded.tokens,
         weights=weights,
         spans=encoded.spans,
@@ -138,6 +157,8 @@ def render_look(
     for name, found in sorted(look.unread.items()):
         varies = "varies" if found.varies else "is always the same"
         lines.append(("not read", f"{name}: held by {found.rows:,}, {varies}"))
+    if look.unread:
+        lines.append(("", WAY_TO_READ))
     for word, text in lines:
         yield Text(f"{word:<10}{visible(text)}")
     for view in look.rows:

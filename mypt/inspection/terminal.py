@@ -154,6 +154,8 @@ def render_manifest(folder: Path, manifest: Manifest) -> RenderableType:
         parts.append(_line("source", said))
         for what, counts in (("dropped", source.dropped), ("changed", source.notes)):
             parts += [_line("", f"{what} {count.rows:,}: {count.reason}") for count in counts]
+        if any(" was not read" in note.reason for note in source.notes):
+            parts.append(_line("", WAY_TO_READ))
     if manifest.mask is None:
         parts.append(_line("mask", "none; see 'mypt mask'"))
         return Group(*parts)
@@ -198,6 +200,8 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
     return Group(*parts)
 
 
+WAY_TO_READ = "--turns says which fields of a row are read, --strict refuses the others"
+"""What to do about fields that were not read."""
 OPEN, CLOSE = "\u27e6", "\u27e7"
 """Stand around supervised tokens where the output has no colour."""
 

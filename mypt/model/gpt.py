@@ -83,7 +83,7 @@ class GPT(nn.Module):
         objective: Objective = NLL,
         base: "GPT | None" = None,
     ) -> MaskedLoss:
-        """Return the sum and count of :meth:`forward`'s loss, for supervised targets' work only.
+        """Return sum, count and terms of :meth:`forward`'s loss, for supervised targets' work only.
 
         One backward pass goes through it (:mod:`mypt.model.linear_loss`).
 
@@ -117,10 +117,11 @@ class GPT(nn.Module):
         if objective.of_pairs:
             return preference_loss(*learned, segments, index, objective, held, shared)
         weights = weights_at(loss_mask, index)
+        terms = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float))
         total = linear_cross_entropy(
-            *learned, shared=shared, weights=weights, objective=objective, base=held
+            *learned, shared=shared, weights=weights, objective=objective, base=held, terms=terms
         )
-        return sums(total, index, weights)
+        return sums(total, index, weights)._replace(terms=terms)
 
     def hidden(
         self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None

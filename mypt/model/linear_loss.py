@@ -74,6 +74,7 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
     objective: Objective = NLL,
     base: tuple[Tensor, Tensor] | None = None,
+    terms: Tensor | None = None,
 ) -> Tensor:
     """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
 
@@ -92,6 +93,7 @@ def linear_cross_entropy(
         weights: (N,) how much each row counts; None: each as 1.
         objective: What stands in for the cross-entropy (:mod:`mypt.model.objectives`).
         base: (N, C) states and (V, C) head of the base model, for its ``kl_base``; C may differ.
+        terms: (N,) to be filled with what each row adds.
 
     Returns:
         The sum in nats, shape (): float32, or float64 for float64 input.
@@ -99,7 +101,7 @@ def linear_cross_entropy(
     kind, dtype = rows.device.type, _dtype_of(rows, weight)
     chunk_rows = chunk_rows or _chunk_of(rows, weight, dtype)
     to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
-    how = _How(objective, weights, to)
+    how = _How(objective, weights, to, terms)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -144,13 +146,15 @@ class _How(NamedTuple):
     objective: Objective
     weights: Tensor | None
     base: tuple[Tensor, Tensor] | None
+    terms: Tensor | None
+    """Where it is left."""
 
     @property
     def plain(self) -> bool:
         return self.objective == NLL and self.weights is None
 
 
-_PLAIN: Final = _How(NLL, None, None)
+_PLAIN: Final = _How(NLL, None, None, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -214,6 +218,8 @@ def _pass_over(
         if d_weight is not None:
             _add_product(d_weight, logits, (rows[part] / divisors).to(dtype), first=start == 0)
             d_weight.index_add_(0, here, (slopes * rows[part]).to(d_weight.dtype))
+    if how.terms is not None:
+        how.terms.copy_(losses.squeeze(1))
     return losses
 
 

@@ -42,11 +42,9 @@ def take_step(run: Run) -> StepReport:
         if supervised:
             mine = {m: _weight(run, b, p) for m, b, p in zip(micros, batches, places, strict=True)}
             weight = sum(run.ranks.merge(mine, config.grad_accumulation))
-            on_device = add_gradients(run, Share(micros, batches, places, weight))
-            measured = _norm(run)
-            # The only wait of a step: all that a device is to do is queued by now.
-            found = dict(zip(micros, on_device.tolist(), strict=True))
-            losses = run.ranks.merge(found, config.grad_accumulation)
+            share = Share(micros, batches, places, weight)
+            found, measured = add_gradients(run, share), _norm(run)
+            losses = _read(run, share, *found)
             norm = measured.item()
             _check_finite(run, losses, norm)
             _clip(run, config.grad_clip, measured, norm)
@@ -65,6 +63,23 @@ def take_step(run: Run) -> StepReport:
         supervised=supervised,
         seconds=time.monotonic() - started,
     )
+
+
+def _read(run: Run, mine: Share, on_device: Tensor, terms: list[Tensor]) -> list[float]:
+    """Return the loss of each micro-batch on all ranks, and note of which groups they are made."""
+    cells = [
+        run.groups.of(run.places(micro), batch.targets.shape[1], where.numpy())
+        for micro, batch, where in zip(mine.micros, mine.batches, mine.places, strict=True)
+    ]
+    # The only wait of a step: all that a device is to do is queued by now.
+    losses, *told = torch.split(
+        torch.cat([on_device, *terms]).cpu(), [len(terms), *map(len, terms)]
+    )
+    n = run.plan.preset.grad_accumulation
+    weights = [weights_at(batch.loss_mask, where) for batch, where in zip(*mine[1:3], strict=True)]
+    sums = dict(zip(mine.micros, map(run.groups.sums, cells, told, weights), strict=True))
+    run.learned += run.ranks.merge_rows(sums, n, run.learned.shape)
+    return run.ranks.merge(dict(zip(mine.micros, losses.tolist(), strict=True)), n)
 
 
 def count_tokens(batch: Batch) -> int:

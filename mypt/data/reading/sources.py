@@ -25,9 +25,11 @@ _DOCUMENTS = frozenset({".md", ".txt", ".text"})
 # What a folder of data holds besides: by its whole name, its name without suffix, its suffix.
 _DESCRIPTIONS = frozenset(
     {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "_success"}
+    | {"croissant.json", "datapackage.json"}
 )
 _PAPERS = frozenset(
     {"readme", "license", "licence", "copying", "notice", "changelog", "citation", "authors"}
+    | {"makefile", "dockerfile", "requirements", "md5sums", "sha256sums", "checksums"}
 )
 _NO_ROWS = frozenset(
     {".py", ".ipynb", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".bib", ".pdf"}
@@ -240,8 +242,9 @@ def find_files(source: Source, aside: Counter[str] | None = None) -> tuple[Path,
 
     A folder means all files below it, a pattern all that match, both by name, and a file once
     whatever its names. What is no data is left aside: names that begin with a dot, a README or
-    licence, what describes a dataset, Markdown beside rows, files of nothing but white space.
-    Generated exercises are written first, once.
+    licence, what describes a dataset, Markdown beside rows, files of nothing but white space,
+    folders behind a link or of which a pattern means no file. Generated exercises are written
+    first, once.
 
     Args:
         source: What to read.
@@ -268,12 +271,17 @@ def find_files(source: Source, aside: Counter[str] | None = None) -> tuple[Path,
         found = (root / name for name in names)
     else:
         return (path,)
-    return _members(path, sorted(p for p in found if p.is_file()), aside)
+    return _members(path, sorted(found), aside, whole=is_folder)
 
 
-def _members(root: Path, paths: Sequence[Path], aside: Counter[str] | None) -> tuple[Path, ...]:
-    """Return the files among ``paths`` that hold data, each once."""
-    left: Counter[str] = Counter()
+def _members(
+    root: Path, found: Sequence[Path], aside: Counter[str] | None, *, whole: bool
+) -> tuple[Path, ...]:
+    """Return the files among ``found`` that hold data, each once."""
+    paths = [path for path in found if path.is_file()]
+    open_ones = {folder for path in paths for folder in path.parents}
+    beside = (path for path in found if not path.is_file() and path not in open_ones)
+    left = Counter(filter(None, (_passed_over(path, root if whole else None) for path in beside)))
     kept: dict[tuple[int, int], Path] = {}
     rows = any(p.suffix.lower() not in _DOCUMENTS and not _no_data(p, root) for p in paths)
     for path in paths:
@@ -295,6 +303,20 @@ def _members(root: Path, paths: Sequence[Path], aside: Counter[str] | None) -> t
     if aside is not None:
         aside.update(left)
     return tuple(kept.values())
+
+
+def _passed_over(path: Path, root: Path | None) -> str:
+    """Return what is passed over with something that is no file; empty if nothing is.
+
+    Args:
+        path: A folder, a link or a device.
+        root: The folder all of which is read; None where a pattern says what is.
+    """
+    if not path.is_dir():
+        what = "link that leads to no file" if path.is_symlink() else "no ordinary file"
+        return f"file left aside: {what}"
+    is_read = root is not None and path.resolve().is_relative_to(root.resolve())
+    return "" if is_read else "folder left aside: name it by itself"
 
 
 def _no_data(path: Path, root: Path) -> str:

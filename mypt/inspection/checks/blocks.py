@@ -34,7 +34,8 @@ PARTS: Final[dict[int, PartKind]] = {
 }
 """Which part of a message a span of each kind holds; headers and ends hold none."""
 
-_LAYOUT: Final = ("role", "kind", "message", "train")
+LAYOUT: Final = ["role", "kind", "message", "train"]
+"""Fields of a span that say whose it is, and not where it lies."""
 _EDGES: Final = ("start", "stop")
 BLOCK = 512
 """Rows that are read together."""
@@ -100,7 +101,7 @@ def read_back(block: RowBlock) -> list[Row]:
     if block.shard.spans is None:
         return [Document(text, Origin(0, 1)) for text in said]
     # Plain lists: reading the fields of numpy's records one by one takes most of the time.
-    turned = list(zip(*(spans[name].tolist() for name in _LAYOUT), said, strict=True))
+    turned = list(zip(*(spans[name].tolist() for name in LAYOUT), said, strict=True))
     rows = np.searchsorted(spans["conversation"], np.arange(block.start, block.stop + 1))
     said_of = _words(block.row_weights)
     forms = part_forms(tokenizer.template)

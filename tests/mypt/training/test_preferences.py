@@ -62,7 +62,7 @@ def gradient(made, ranks=ALONE, damage=None):
         places = [supervised_positions(one.targets, one.loss_mask) for one in batches]
         mine = {m: step._weight(run, b, p) for m, b, p in zip(micros, batches, places, strict=True)}
         weight = sum(ranks.merge(mine, n))
-        losses = add_gradients(run, Share(micros, batches, places, weight))
+        losses, _ = add_gradients(run, Share(micros, batches, places, weight))
         found = dict(zip(micros, losses.tolist(), strict=True))
         loss = sum(ranks.merge(found, n)) / weight
         grads = [p.grad for p in run.model.parameters()]
