@@ -19,6 +19,7 @@ from flows.forms import (
 from mypt.config import (
     EvaluateConfig,
     MaskPolicy,
+    PipelineConfig,
     Preparation,
     PrepareConfig,
     Preset,
@@ -51,6 +52,15 @@ def pipeline_run_name() -> str:
     except MyptError:  # the flow meets the same error, and raises it
         return Path(str(asked["config"])).stem
     return _named(config.name, source_names(config.chat.sources))
+
+
+def sweep_run_name() -> str:
+    """Return the name of a run of a sweep, such as ``sweep of demo over mask.policy``."""
+    asked = _asked()
+    config = asked["config"]
+    name = config.name if isinstance(config, PipelineConfig) else Path(str(config)).stem
+    knobs = [text.partition("=")[0] for text in asked["over"]] or ["seeds"]
+    return _named(f"sweep of {name}", ", ".join(knobs), "over")
 
 
 def prepare_run_name() -> str:

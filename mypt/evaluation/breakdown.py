@@ -64,12 +64,8 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
             " with what was fine-tuned from it"
         )
     rows, row = np.unique(before.places["row"], return_inverse=True)
-    count = np.bincount(row)
     change = np.bincount(row, after.loss.astype(np.float64) - before.loss)
-    random = np.random.default_rng(_SEED)
-    drawn = [random.integers(0, len(rows), len(rows)) for _ in range(_DRAWS)]
-    means = [float(change[some].sum() / count[some].sum()) for some in drawn]
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    low, high = paired_interval(change[None], np.bincount(row))
     return Difference(
         before=before.mean,
         after=after.mean,
@@ -79,6 +75,28 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
         tokens=len(before.loss),
         rows=len(rows),
     )
+
+
+def paired_interval(
+    change: NDArray[np.float64], weight: NDArray[np.float64 | np.int64]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a mean change, from 1,000 paired draws.
+
+    Drawn are rows, and seeds where there are several: the same ones for both sides of a change.
+
+    Args:
+        change: (S, N) of S seeds and N rows, each times the row's weight.
+        weight: (N,) of the rows, such as their tokens.
+    """
+    random = np.random.default_rng(_SEED)
+    n_seeds, n_rows = change.shape
+    means = []
+    for _ in range(_DRAWS):
+        some = random.integers(0, n_rows, n_rows)
+        seeds = random.integers(0, n_seeds, n_seeds) if n_seeds > 1 else slice(None)
+        means.append(float(change[seeds].mean(axis=0)[some].sum() / weight[some].sum()))
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return low, high
 
 
 def _groups(

@@ -11,6 +11,7 @@ from mypt.data.manifest import MaskStats, read_manifest
 from mypt.evaluation.exact_match import QUESTIONS
 from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
 from mypt.pages.render import COLOURS, plot, render
+from mypt.references import CheckpointRef
 from mypt.text import shorten, visible
 from mypt.training.checkpoints.state import read_history
 
@@ -49,19 +50,26 @@ def plots(report: EvaluationReport) -> dict[str, str]:
 def _history(figure: "Figure", models: dict[str, ModelScores]) -> None:
     axes = figure.subplots()
     for name, scores in models.items():
-        step = scores.checkpoint.step
-        loss = np.array(read_history(Path(scores.checkpoint.path), step).loss)
-        lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
-        known = [lot[np.isfinite(loss[lot])] for lot in lots]
-        points = [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
-        if points:
+        if points := loss_curve(scores.checkpoint):
             axes.plot(*zip(*points, strict=True), label=name, color=_DRAWN_IN[name])
     axes.set(xlabel="optimizer step", ylabel="nats a supervised token", yscale="log")
-    _plain_ticks(axes)
+    plain_ticks(axes)
     _finish(figure, axes)
 
 
-def _plain_ticks(axes: "Axes") -> None:
+def loss_curve(checkpoint: CheckpointRef) -> list[tuple[float, float]]:
+    """Return (step, mean loss) of a training's steps, as many to a point as are easily drawn.
+
+    Raises:
+        CheckpointError: If the checkpoint's history is damaged.
+    """
+    loss = np.array(read_history(Path(checkpoint.path), checkpoint.step).loss)
+    lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
+    known = [lot[np.isfinite(loss[lot])] for lot in lots]
+    return [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
+
+
+def plain_ticks(axes: "Axes") -> None:
     """Write 0.5, 1, 2 and so on beside a logarithmic axis: losses seldom span a power of ten."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 

@@ -33,6 +33,7 @@ from tasks.tracking.destination import (
     PIPELINE,
     PREFECT_TAG,
     REUSED,
+    SWEEP,
     mlflow_url,
     overview_url,
     read_sent,
@@ -67,12 +68,27 @@ def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     policy = policy_words(config.mask) if config.sft.use_loss_mask else EVERY_TOKEN
     # What differs within an experiment comes first, since lists cut names.
     data = source_names(config.chat.sources)
-    title = f"{shorten(f'{policy} on {data}', _LONGEST)} ({config.name})"
+    told = flow_run.name if flow_run.parent_flow_run_id else ""  # in a sweep, what differs in it
+    title = f"{shorten(told or f'{policy} on {data}', _LONGEST)} ({config.name})"
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.base.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
         yield run
     _tell_where_ranked(run.name, config.name)
+
+
+@contextmanager
+def sweep_run(config: PipelineConfig, knobs: dict[str, str]) -> Iterator[Journal]:
+    """Record what the block does as one run above the pipelines of a sweep.
+
+    Args:
+        config: What the pipelines have but for the knobs.
+        knobs: What is varied, and the values.
+    """
+    title = f"{shorten('sweep over ' + ', '.join(knobs), _LONGEST)} ({config.name})"
+    words = {f"over.{knob}": values for knob, values in knobs.items()}
+    with _recorded_flow(title, config.name, config, {KIND_TAG: SWEEP}, words) as run:
+        yield run
 
 
 def _in_force(config: PipelineConfig) -> PipelineConfig:

@@ -33,7 +33,7 @@ def flow_of(deployment):
 def test_every_flow_has_a_deployment_on_the_pool():
     deployed = {flow_of(deployment).name: deployment["name"] for deployment in POOL["deployments"]}
     assert deployed == dict.fromkeys(FLOWS, "pool")
-    assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate"}
+    assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate", "sft-sweep"}
 
 
 @pytest.mark.parametrize("deployment", POOL["deployments"], ids=lambda d: d["entrypoint"])
