@@ -34,6 +34,7 @@ def start_temporary_api() -> None:
     """
     if os.environ.get("PREFECT_API_URL"):
         return
+    os.environ["MYPT_ASK_AT_TERMINAL"] = "1"  # nobody sees a page of this API
     room = shutil.disk_usage(home()).free
     if room < _ROOM:
         raise MyptError(
