@@ -11,7 +11,6 @@ from mypt.evaluation.ranking import Compared, SweepReport, SweptRun, render_page
 from mypt.evaluation.scores import Summary
 from mypt.home import home
 from mypt.references import DatasetRef
-from mypt.text import markdown
 from tasks.keys import stage_key
 from tasks.reporting import artifacts
 from tasks.stages import Output, make_room, stage, tell
@@ -108,11 +107,7 @@ def report_sweep(run: Journal, report: SweepReport, folder: Path) -> None:
     run.write(Tags(values={"mlflow.loggedArtifacts": shown, "best": report.best or "none"}))
     run.write(Metrics(values={"combinations": len(report.ranked), "runs": len(report.runs)}))
     run.write(Text(name=PAGE, text=(folder / PAGE).read_text(encoding="utf-8")))
-    run.write(
-        Described(
-            lines=(f"- **sweep**: {markdown(report.why)}",), pages=(("curves", run.name, PAGE),)
-        )
-    )
+    run.write(Described.of({"sweep": report.why}, ("curves", run.name, PAGE)))
 
 
 def _figures(figure: Compared | None) -> list[float | None]:

@@ -24,7 +24,7 @@ from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.datasets import PREVIEW
 from tasks.reporting.evaluations import evaluation_tables, summary_metrics
-from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
+from tasks.reporting.inputs import SHOWN_DIGITS, called, dataset_input
 from tasks.stages import tell
 from tasks.tracking.destination import (
     GATE_TAG,
@@ -185,25 +185,20 @@ def _describe(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary
     parent = f"{summary.base.model} step {summary.base.checkpoint.step}"
     facts = {
         "mask": f"{summary.policy}, {summary.mask_density:.1%} of the tokens read were learned",
-        "data": f"{_called(chat.path, chat.digest)}; base corpus {_called(base.path, base.digest)}",
-        "parent": _called(parent, summary.digests["base_checkpoint"]),
+        "data": f"{called(chat.path, chat.digest)}; base corpus {called(base.path, base.digest)}",
+        "parent": called(parent, summary.digests["base_checkpoint"]),
         "model": f"{summary.sft.model}, {answers}loss {losses}",
     }
     checked = f"validate-{Path(chat.path).name}-"
     previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
     pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
-    lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
-    run.write(Described(lines=lines, pages=(*previews, *pages)))
-
-
-def _called(path: str, digest: str) -> str:
-    return f"{Path(path).name} ({digest[:SHOWN_DIGITS]})"
+    run.write(Described.of(facts, *previews, *pages))
 
 
 def report_gate(run: Journal, decided: str) -> None:
     """Say on a flow's run what the gate decided; a tag, since a retry may find it otherwise."""
     run.write(Tags(values={GATE_TAG: decided}))
-    run.write(Described(lines=(f"- **gate**: {markdown(decided)}",)))
+    run.write(Described.of({"gate": decided}))
 
 
 def _data_sizes(dataset: DatasetRef) -> dict[str, float]:
