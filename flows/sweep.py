@@ -1,6 +1,7 @@
 """The whole pipeline under every combination of settings, and which of them is surely the best."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -51,7 +52,7 @@ def sft_sweep(
             seed = asked.sft.seed
             words = named(settings) if seeds == 1 else f"{named(settings)}, seed {seed}"
             title = shorten(f"{place}/{len(combinations)} {words}", _LONGEST)
-            one = sft_pipeline.with_options(flow_run_name=lambda title=title: title)
+            one = sft_pipeline.with_options(flow_run_name=partial(str, title))
             with acting(False):  # while Prefect is at work; the pipeline hears for itself
                 summary = one(asked)
             dataset = dataset or training_data(Path(summary.checkpoint))

@@ -15,6 +15,7 @@ from mypt.home import home, lock
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import read_lineage
 from tasks.approval import approved
+from tasks.assets import asset, dataset_asset, materialized, model_asset
 from tasks.keys import stage_key
 from tasks.reporting.evaluations import report_evaluation
 from tasks.reporting.inputs import dataset_input
@@ -26,7 +27,7 @@ from tasks.tracking.records import Params, flatten
 SUMMARY = "summary.json"
 NOT_ASKED = "not asked"
 """What a run says of the gate where its config does not ask it."""
-_APART = {"tokens": None, "answers": (), "hits": {}}
+_APART: dict[str, object] = {"tokens": None, "answers": (), "hits": {}}
 """What takes figures apart stands in the whole report."""
 PROMOTED, REFUSED = "mypt.gate.promoted", "mypt.gate.refused"
 """Prefect events of a model that became the champion, or did not."""
@@ -77,6 +78,9 @@ def evaluate(
                     files.write_sealed(unfinished / SUMMARY, summary.model_dump(mode="json"))
             summary = read_summary(folder)
             report_evaluation(run, name, summary, dataset)
+        upstream = [model_asset(base), model_asset(sft), dataset_asset(dataset)]
+        facts = {"digest": summary.digests["evaluation"], "path": str(folder)}
+        materialized(asset("evaluations", folder.name), upstream, **facts)
         return summary
 
     return Output(folder, key, make)
@@ -162,6 +166,9 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
         dataset=dataset.digest,
         champion=held.digest if held else None,
     )
+    if verdict.promoted:
+        facts = {"digest": model.digest, "path": model.path}
+        materialized(asset("champions", name), [model_asset(model)], **facts)
     return _told(name, f"{'promoted' if verdict.promoted else 'refused'}: {reasons}")
 
 

@@ -64,7 +64,7 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
             " with what was fine-tuned from it"
         )
     rows, row = np.unique(before.places["row"], return_inverse=True)
-    change = np.bincount(row, after.loss.astype(np.float64) - before.loss)
+    change = np.bincount(row, after.loss.astype(np.float64) - before.loss).astype(np.float64)
     low, high = paired_interval(change[None], np.bincount(row))
     return Difference(
         before=before.mean,

@@ -25,6 +25,7 @@ from mypt.training.events import (
 )
 from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.plan import RunPlan
+from tasks.assets import asset, dataset_asset, materialized, model_asset
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.inputs import called, dataset_input, measured_on, plan_params
@@ -182,14 +183,12 @@ class TrainingReport:
                 for label in curves.keys() & line.record.values.keys():
                     curves[label].append((line.record.step, line.record.values[label]))
         artifacts.loss_curves(name, curves)
-        announce(
-            MODEL_MADE,
-            name,
-            digest=checkpoint.digest,
-            path=checkpoint.path,
-            dataset=lineage.dataset.digest,
-            parent=lineage.parent.digest if lineage.parent else None,
-        )
+        facts = {"digest": checkpoint.digest, "path": checkpoint.path}
+        parent, data = lineage.parent, self._plan.dataset
+        made_of = {"dataset": data.digest, "parent": parent.digest if parent else None}
+        announce(MODEL_MADE, name, **facts, **made_of)
+        upstream = [dataset_asset(data), *([asset("models", parent.model_name)] if parent else [])]
+        materialized(model_asset(checkpoint), upstream, step=checkpoint.step, **facts)
 
 
 def _figures(event: StepReport) -> dict[str, float]:

@@ -22,6 +22,7 @@ POOL, RETRAIN, AUTOMATIONS = (
     for name in ("prefect", "retrain", "automations")
 )
 FAILED = "prefect.task-run.Failed"
+CROWNED = "prefect.asset.materialization.succeeded"
 DEPLOYMENTS = POOL["deployments"] + RETRAIN["deployments"]
 
 
@@ -76,6 +77,8 @@ def event(name, resource, called=""):
         (event(FAILED, "prefect.task-run.1", "validate chat x"), "data were refused"),
         (event(FAILED, "prefect.task-run.1", "pretrain x"), None),
         (event(REFUSED, "mypt.model.chat-1"), "the gate refused a model"),
+        (event(CROWNED, "mypt://champions/demo"), "there is a new champion of the demo"),
+        (event(CROWNED, "mypt://models/demo-chat"), None),
         (event("mypt.data.changed", "mypt.data.raw"), None),
     ],
 )
