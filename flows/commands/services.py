@@ -47,9 +47,10 @@ def run(
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         _check_asks(asked)
-        start_temporary_api()
+        wait = start_temporary_api()
         from flows.pipeline import run_pipeline
 
+        wait()
         run_pipeline(asked)
         return 0
     try:
@@ -94,9 +95,10 @@ def sweep(
     sys.stdout.flush()
     prepare_environment()
     _check_asks(asked)
-    start_temporary_api()
+    wait = start_temporary_api()
     from flows.sweep import run_sweep
 
+    wait()
     run_sweep(asked, over or [], seeds)
     return 0
 
