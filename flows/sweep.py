@@ -17,7 +17,11 @@ from flows.stages import sweep_run_name
 from mypt.config import PipelineConfig
 from mypt.evaluation.measuring import training_data
 from mypt.evaluation.ranking import Compared, SweepReport, named
+from mypt.evaluation.scores import Summary
+from mypt.home import place_now
+from mypt.references import DatasetRef
 from mypt.text import shorten, visible
+from mypt.training.lineage import read_lineage
 from tasks.ranking import PAGE, REPORT, rank, report_sweep, sweep_folder, swept
 from tasks.reporting.pipelines import sweep_run
 from tasks.stopping import acting, stoppable
@@ -55,7 +59,7 @@ def sft_sweep(
             one = sft_pipeline.with_options(flow_run_name=partial(str, title))
             with acting(False):  # while Prefect is at work; the pipeline hears for itself
                 summary = one(asked)
-            dataset = dataset or training_data(Path(summary.checkpoint))
+            dataset = dataset or _chat_data(summary)
             runs.append(swept(settings, seed, summary))
         assert dataset is not None
         folder = sweep_folder(config.name, dataset, config.evaluate, runs)
@@ -64,6 +68,13 @@ def sft_sweep(
     show_sweep(report, folder)
     leave_if_prefect_is_away(lambda: None)
     return report
+
+
+def _chat_data(summary: Summary) -> DatasetRef:
+    """Return the conversations that the chat model learned, before any pairs."""
+    place = Path(summary.checkpoint)
+    parent = read_lineage(place).parent if summary.pairs else None
+    return training_data(Path(place_now(parent.path)) if parent else place)
 
 
 def run_sweep(config: PipelineConfig, over: Sequence[str], seeds: int) -> None:

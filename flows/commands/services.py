@@ -48,10 +48,14 @@ def run(
         prepare_environment()
         _check_asks(asked)
         wait = start_temporary_api()
+        from prefect import tags
+
         from flows.pipeline import run_pipeline
+        from flows.service.parameters import PIPELINE, TAGS
 
         wait()
-        run_pipeline(asked)
+        with tags(TAGS[PIPELINE]):  # as a deployment's runs have
+            run_pipeline(asked)
         return 0
     try:
         find_prefect()
@@ -96,10 +100,14 @@ def sweep(
     prepare_environment()
     _check_asks(asked)
     wait = start_temporary_api()
-    from flows.sweep import run_sweep
+    from prefect import tags
+
+    from flows.service.parameters import TAGS
+    from flows.sweep import run_sweep, sft_sweep
 
     wait()
-    run_sweep(asked, over or [], seeds)
+    with tags(TAGS[sft_sweep.name]):
+        run_sweep(asked, over or [], seeds)
     return 0
 
 

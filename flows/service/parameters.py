@@ -49,6 +49,12 @@ TAGS = dict(
     zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation", "sweep"), strict=True)
 )
 """By which deployments and runs are found, wherever the flows are deployed."""
+NAMES = dict(
+    zip(
+        FLOWS, ("local", "prepare-data", "train-base", "fine-tune", "compare", "sweep"), strict=True
+    )
+)
+"""What the deployments of ``mypt up`` do, in the words that a page lists them by."""
 _SECONDS = 1.0
 _LATE = 3.0
 """Prefect sends log lines every two seconds."""
@@ -75,7 +81,7 @@ def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
     """Ask a deployment for a flow run, and follow its log to its end.
 
     Args:
-        word: The deployment, as ``FLOW/NAME`` or, for NAME ``local``, as ``FLOW``.
+        word: The deployment, as ``FLOW/NAME`` or, for what ``mypt up`` serves, as ``FLOW``.
         changes: Parameters, as in :func:`change`.
         wait: Follow the run; else it is only asked for.
 
@@ -87,7 +93,7 @@ def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
         MyptError: If Prefect refuses.
     """
     with get_client(sync_client=True) as client:
-        deployment = _find(client, word if "/" in word else f"{word}/local")
+        deployment = _find(client, word if "/" in word else f"{word}/{NAMES.get(word, 'local')}")
         flow = FLOWS.get(word.partition("/")[0])
         values = change(deployment.parameters, changes, flow) if flow else deployment.parameters
         if changes and not flow:
