@@ -74,6 +74,7 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
     objective: Objective = NLL,
     base: tuple[Tensor, Tensor] | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
 
@@ -92,6 +93,7 @@ def linear_cross_entropy(
         weights: (N,) how much each row counts; None: each as 1.
         objective: What stands in for the cross-entropy (:mod:`mypt.model.objectives`).
         base: (N, C) states and (V, C) head of the base model, for its ``kl_base``; C may differ.
+        softcap: What logits are bent by tanh to stay within, the base's too; None leaves them.
 
     Returns:
         The sum in nats, shape (): float32, or float64 for float64 input.
@@ -105,7 +107,7 @@ def linear_cross_entropy(
         n_chunks = max(1, -(-len(rows) // most))
         chunk_rows = max(1, -(-len(rows) // n_chunks))  # as equal as can be
     to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
-    how = _How(objective, weights, to)
+    how = _How(objective, weights, to, softcap)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -121,6 +123,7 @@ class _How(NamedTuple):
     objective: Objective
     weights: Tensor | None
     base: tuple[Tensor, Tensor] | None
+    softcap: float | None
 
     @property
     def plain(self) -> bool:
@@ -181,7 +184,11 @@ def _pass_over(
         part = slice(start, start + chunk_rows)
         logits, here = space[: len(low_rows[part])], targets[part]
         torch.mm(low_rows[part], low_weight.T, out=logits)
+        steep = None if how.softcap is None else bend(logits, how.softcap)
         losses[part], divisors, slopes = _terms(how, part, logits, here)[:3]
+        if steep is not None:
+            logits *= steep
+            slopes = slopes * steep.gather(1, here[:, None])
         if d_rows is not None:
             product = (logits @ low_weight).to(divisors.dtype)
             d_rows[part] = product / divisors + slopes * weight[here]
@@ -199,7 +206,10 @@ def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
     to = None
     if how.base is not None:
         states, head = how.base
-        to = anchor(logits.to(precise), (states[part] @ head.T).to(precise))
+        others = states[part] @ head.T
+        if how.softcap is not None:
+            bend(others, how.softcap)
+        to = anchor(logits.to(precise), others.to(precise))
     plain = _exponentiate(logits, targets, entropy=how.objective.name == "eaft")
     weights = None if how.weights is None else how.weights[part, None].to(precise)
     found = weigh(how.objective, plain, weights)
@@ -207,6 +217,14 @@ def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
         return found
     beta = torch.ones_like(found.nats) if weights is None else weights
     return hold(how.objective.kl_base * beta, to, logits, targets[:, None], plain, found)
+
+
+def bend(logits: Tensor, softcap: float) -> Tensor:
+    """Overwrite logits by ``softcap * tanh(logits / softcap)``; return the slope at each."""
+    logits.div_(softcap).tanh_()
+    steep = 1 - logits.square()
+    logits.mul_(softcap)
+    return steep
 
 
 def _exponentiate(logits: Tensor, targets: Tensor, entropy: bool = False) -> Terms:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mypt.config import GPTConfig
-from mypt.model.gpt import GPT
+from mypt.model.foreign import ForeignGPT, make_model
 
 _BLOCKS: Final = "transformer.h."
 
@@ -27,8 +27,10 @@ class _Unfilled(TorchFunctionMode):
 def shapes(config: GPTConfig) -> dict[str, torch.Size]:
     """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
     with torch.device("meta"), _Unfilled():
-        first = GPT(config.model_copy(update={"n_layer": 1}))
+        first = make_model(config.model_copy(update={"n_layer": 1}))
     found = {name: weight.shape for name, weight in first.named_parameters()}
+    if isinstance(first, ForeignGPT):  # whose config is the base's own
+        return found
     block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
     return found | {
         name.replace(f"{_BLOCKS}0.", f"{_BLOCKS}{number}.", 1): shape

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mypt.config import Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import TOKENIZER_STATE
 from mypt.errors import CheckpointError
-from mypt.model.compiling import compile_blocks, missing_compiler
+from mypt.model.compiling import compile_training
+from mypt.model.foreign import make_model
 from mypt.model.gpt import GPT
 from mypt.model.objectives import Objective
 from mypt.training.batches.shift import name_row
@@ -27,7 +27,7 @@ from mypt.training.checkpoints.checkpoint import (
 from mypt.training.checkpoints.sharded import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
 from mypt.training.circumstances import begin_lineage, begin_notes
-from mypt.training.compute import Compute, check_room, resolve, seed_everything
+from mypt.training.compute import Compute, check_room, read_together, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
@@ -132,8 +132,8 @@ def open_run(
     compute = replace(resolve(config, config.gpt()), processes=ranks.size)
     dataset = open_dataset(Path(plan.dataset.path), digest=plan.dataset.digest)
     model = narrow(_build_model(plan, found).to(compute.device), config.weight_dtype)
-    notes += _compile(model, config, compute)
-    model.transformer.checkpoint_blocks(config.activation_checkpointing)
+    notes += compile_training(model) if config.compile else ()
+    model.checkpoint_blocks(config.activation_checkpointing)
     if config.parallel == "fsdp":
         shard(model, compute, ranks.size)
     optimizer = make_optimizer(model, config)
@@ -146,6 +146,7 @@ def open_run(
         state = found.state.model_copy(update={"finished": None})  # or it was extended
         history = read_history(found.path, found.state.step)
     loader = GPTDataLoader.of(config, dataset)
+    notes += read_together(model, config, compute, loader.epoch("train").accounts)
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
         plan=plan,
@@ -178,7 +179,7 @@ def open_run(
 def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
     check_room(plan.preset.gpt())
     seed_everything(plan.preset.seed)
-    model = GPT(plan.preset.gpt())
+    model = make_model(plan.preset.gpt())
     if found is not None:
         load_weights(model, found.weights, found.path)
     elif plan.parent is not None:
@@ -189,7 +190,8 @@ def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
 def _base_to_hold_to(plan: RunPlan, compute: Compute) -> GPT | None:
     if not plan.preset.kl_base:
         return None
-    return _load_base(plan, GPT(plan.preset.gpt())).to(compute.device).requires_grad_(False).eval()
+    base = _load_base(plan, make_model(plan.preset.gpt()))
+    return base.to(compute.device).requires_grad_(False).eval()
 
 
 def _load_base(plan: RunPlan, model: GPT) -> GPT:
@@ -203,13 +205,3 @@ def _load_base(plan: RunPlan, model: GPT) -> GPT:
         )
     load_weights(model, base.weights, base.path)
     return model
-
-
-def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
-    """Compile where it is asked for; return a line where this machine cannot."""
-    if not config.compile:
-        return ()
-    if missing := missing_compiler(compute.device):
-        return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
-    compile_blocks(model)
-    return ()

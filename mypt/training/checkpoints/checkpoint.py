@@ -16,6 +16,7 @@ from mypt.config import GPTConfig, Preset
 from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import CheckpointError, TrainingError
+from mypt.model.foreign import make_model
 from mypt.model.gpt import GPT
 from mypt.model.parameters import shapes
 from mypt.references import CheckpointRef
@@ -152,7 +153,7 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> tuple[GPT, Toke
         CheckpointError: As :func:`load_checkpoint`.
     """
     checkpoint = load_checkpoint(home.checkpoint_to_use(name_or_path))
-    model = GPT(checkpoint.config)
+    model = make_model(checkpoint.config)
     load_weights(model, checkpoint.weights, checkpoint.path)
     return model.to(device).eval(), checkpoint.tokenizer, checkpoint
 

@@ -237,7 +237,7 @@ def test_an_evaluation_reports_plain_nats_whatever_is_trained(plan, weighed, tmp
 
 
 def test_kl_base_holds_a_fine_tuning_to_its_base_and_wants_one(plan, finish):
-    with pytest.raises(ConfigError, match="kl_base 1 holds a model to its base, and there is none"):
+    with pytest.raises(ConfigError, match=r"kl_base 1.0 wants a base model, and there is none"):
         plan("none", kl_base=1.0)
     finish(plan("base", max_iters=4))
     moved = {}
