@@ -85,23 +85,32 @@ def train(
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
     from mypt.training.launch.nodes import Nodes
-    from mypt.training.plan import plan_run
 
     machines = Nodes.parse(nodes, rendezvous)
-    begins_with = init_from_model and full_name(init_from_model)
-    plan = plan_run(preset, model_name, dataset_dir, init_from=begins_with)
-    return _train(plan, machines, asked, extend, json)
+    plan = _planned(preset, model_name, dataset_dir, init_from_model, extend)
+    return _train(plan, machines, asked, json)
 
 
-def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", extend: bool, json: bool) -> int:
-    from flows.outcome import show_training
+def _planned(
+    preset: Preset, model_name: str, dataset_dir: Path, init_from: str | None, extend: bool
+) -> "RunPlan":
     from mypt.training import claim
+    from mypt.training.plan import plan_run
+
+    preset = claim.as_begun(preset, model_name) if extend else preset
+    begins_with = init_from and full_name(init_from)
+    plan = plan_run(preset, model_name, dataset_dir, init_from=begins_with)
+    if extend:
+        claim.extend(plan)
+    return plan
+
+
+def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> int:
+    from flows.outcome import show_training
     from mypt.training.events import Finished
     from mypt.training.launch.launch import train_anywhere
     from tasks.progress import watch
 
-    if extend:
-        claim.extend(plan)
     began = time.monotonic()
     events = train_anywhere(plan, should_stop=asked, nodes=machines)
     *_, end = events if json else watch(events, plan)
