@@ -16,6 +16,7 @@ from mypt.data.policies import policy_words
 from mypt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mypt.inference.huggingface.gguf_export import Quant
     from mypt.training.lineage import Lineage, ParentRecord
 
 _ASKED = {
@@ -30,16 +31,25 @@ _ASKED = {
 """How a card shows what a model reads."""
 
 
-def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) -> int:
+def export(
+    source: str,
+    out: Path,
+    *,
+    to: Literal["hf", "gguf", "mlflow", "parquet"],
+    quant: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
+) -> int:
     """Write a model or a dataset for other programs.
 
     Args:
-        source: For hf and mlflow a model: a name or its beginning, a model folder or a step
-            folder. For parquet a dataset.
-        out: A new folder.
-        to: hf: what transformers loads. mlflow: what 'mlflow models serve' loads. parquet:
-            input_ids and labels, -100 where unsupervised.
+        source: For hf, gguf and mlflow a model: a name or its beginning, a model folder or a
+            step folder. For parquet a dataset.
+        out: A new folder; for gguf a new file, beside which OUT.Modelfile is written.
+        to: hf: what transformers loads. gguf: what llama.cpp and Ollama load. mlflow: what
+            'mlflow models serve' loads. parquet: input_ids and labels, -100 where unsupervised.
+        quant: Type of numbers in a gguf; f16 where it is not said.
     """
+    if quant and to != "gguf":
+        raise ConfigError(f"--quant {quant} goes with --to gguf; leave it out for --to {to}")
     if out.exists():
         raise ConfigError(f"{out} exists and is never overwritten; name another")
     if to == "parquet":
@@ -55,6 +65,8 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
         step = checkpoint_to_use(full_name(source))
         name = verify_folder(step).model_name
         export_mlflow(step, out, checkpoint_ref(step), name, weights=True)
+    elif to == "gguf":
+        _export_gguf(source, out, quant or "f16")
     else:
         _export_model(source, out)
     Console().print(f"written: {out}", markup=False)
@@ -83,6 +95,29 @@ def _export_model(source: str, out: Path) -> None:
             form=form,
             end=own.template.stop if form == "chat" else own.vocabulary.end,
         ),
+    )
+
+
+def _export_gguf(source: str, out: Path, quant: "Quant") -> None:
+    from mypt.home import checkpoint_to_use
+    from mypt.inference.huggingface.gguf_export import export_gguf
+    from mypt.training.base_import import base_of
+    from mypt.training.checkpoints.checkpoint import load_checkpoint
+
+    found = load_checkpoint(checkpoint_to_use(full_name(source)))
+    modelfile = export_gguf(
+        out,
+        found.config,
+        found.weights,
+        found.tokenizer,
+        name=found.lineage.model_name,
+        quant=quant,
+        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
+        base=base_of(found.lineage),
+        lineage=found.lineage.digest,
+    )
+    Console().print(
+        f"in Ollama: ollama create {found.lineage.model_name} -f {modelfile}", markup=False
     )
 
 

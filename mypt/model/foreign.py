@@ -214,15 +214,6 @@ class RowCaches(KVCache):
         self.states = [torch.empty(0) for _ in range(batch_size)]
 
 
-def make_model(config: GPTConfig) -> GPT:
-    """Return a model with random weights: ours, or that of `transformers` if the config says so.
-
-    Raises:
-        ConfigError: If `transformers` is not installed, or has no such model.
-    """
-    return ForeignGPT(config) if config.base == "transformers" else GPT(config)
-
-
 def read_module(text: str, weights: Mapping[str, Tensor], where: Path) -> ForeignGPT:
     """Return the model that a ``config.json`` and the tensors of its files are, in float32.
 

@@ -68,13 +68,14 @@ def linear_cross_entropy(
     rows: Tensor,
     weight: Tensor,
     targets: Tensor,
+    softcap: float | None = None,
     *,
     shared: TiedGradient | None = None,
     chunk_rows: int | None = None,
     weights: Tensor | None = None,
     objective: Objective = NLL,
     base: tuple[Tensor, Tensor] | None = None,
-    softcap: float | None = None,
+    terms: Tensor | None = None,
 ) -> Tensor:
     """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
 
@@ -87,34 +88,62 @@ def linear_cross_entropy(
         rows: (N, C), any float dtype; N may be 0.
         weight: (V, C), the rows of the output embedding.
         targets: (N,) int64.
+        softcap: What logits are bent by tanh to stay within, the base's too; None leaves them.
         shared: Where the weight's gradient is left for the embedding that it is tied to; None
             hands it to autograd.
         chunk_rows: Rows whose logits are made at a time; None takes what CHUNK_BYTES holds.
         weights: (N,) how much each row counts; None: each as 1.
         objective: What stands in for the cross-entropy (:mod:`mypt.model.objectives`).
         base: (N, C) states and (V, C) head of the base model, for its ``kl_base``; C may differ.
-        softcap: What logits are bent by tanh to stay within, the base's too; None leaves them.
+        terms: (N,) to be filled with what each row adds.
 
     Returns:
         The sum in nats, shape (): float32, or float64 for float64 input.
     """
-    kind = rows.device.type
-    dtype = torch.promote_types(rows.dtype, weight.dtype)
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    if chunk_rows is None:
-        most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
-        n_chunks = max(1, -(-len(rows) // most))
-        chunk_rows = max(1, -(-len(rows) // n_chunks))  # as equal as can be
+    kind, dtype = rows.device.type, _dtype_of(rows, weight)
+    chunk_rows = chunk_rows or _chunk_of(rows, weight, dtype)
     to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
-    how = _How(objective, weights, to, softcap)
+    how = _How(objective, weights, to, terms, softcap)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 rows, weight, targets, shared, chunk_rows, dtype, how
             )
             return total
-        return _pass_over(rows, weight, targets, chunk_rows, dtype, how)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, how).sum()
+
+
+@torch.no_grad()
+def token_nats(
+    rows: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Return (N,) what each row adds to :func:`linear_cross_entropy`, without gradients.
+
+    Args:
+        rows: As there.
+        weight: As there.
+        targets: As there.
+        softcap: As there.
+    """
+    dtype = _dtype_of(rows, weight)
+    with torch.autocast(rows.device.type, enabled=False):
+        chunk_rows = _chunk_of(rows, weight, dtype)
+        how = _PLAIN._replace(softcap=softcap)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, how)[:, 0]
+
+
+def _dtype_of(rows: Tensor, weight: Tensor) -> torch.dtype:
+    """Return what products are computed in."""
+    if torch.is_autocast_enabled(rows.device.type):
+        return torch.get_autocast_dtype(rows.device.type)
+    return torch.promote_types(rows.dtype, weight.dtype)
+
+
+def _chunk_of(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
+    """Return of how many rows to make logits at a time, so that chunks are as equal as can be."""
+    most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
+    n_chunks = max(1, -(-len(rows) // most))
+    return max(1, -(-len(rows) // n_chunks))
 
 
 class _How(NamedTuple):
@@ -123,11 +152,16 @@ class _How(NamedTuple):
     objective: Objective
     weights: Tensor | None
     base: tuple[Tensor, Tensor] | None
+    terms: Tensor | None
+    """Where it is left."""
     softcap: float | None
 
     @property
     def plain(self) -> bool:
         return self.objective == NLL and self.weights is None
+
+
+_PLAIN: Final = _How(NLL, None, None, None, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -150,7 +184,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = _pass_over(rows, weight, targets, chunk_rows, dtype, how, d_rows, d_weight)
         ctx.shared = shared
         ctx.gradients = d_rows, d_weight  # of a weight in bfloat16 still in float32
-        return total
+        return total.sum()
 
     @staticmethod
     @once_differentiable
@@ -176,7 +210,7 @@ def _pass_over(
     d_rows: Tensor | None = None,
     d_weight: Tensor | None = None,
 ) -> Tensor:
-    """Return the summed loss; fill its gradients where there is a place for them."""
+    """Return (N, 1) losses; fill the gradients of their sum where there is a place for them."""
     low_rows, low_weight = rows.to(dtype), weight.to(dtype)
     space = torch.empty((min(chunk_rows, len(rows)), len(weight)), dtype=dtype, device=rows.device)
     losses = torch.empty(len(rows), 1, dtype=_precise(dtype), device=rows.device)
@@ -195,7 +229,9 @@ def _pass_over(
         if d_weight is not None:
             _add_product(d_weight, logits, (rows[part] / divisors).to(dtype), first=start == 0)
             d_weight.index_add_(0, here, (slopes * rows[part]).to(d_weight.dtype))
-    return losses.sum()
+    if how.terms is not None:
+        how.terms.copy_(losses.squeeze(1))
+    return losses
 
 
 def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:

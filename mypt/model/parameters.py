@@ -1,4 +1,4 @@
-"""The shapes of a model's parameters, whatever sizes it claims: no memory is taken."""
+"""A model by its config, and the shapes of its parameters, for which no memory is taken."""
 
 from typing import Any, Final
 
@@ -7,7 +7,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mypt.config import GPTConfig
-from mypt.model.foreign import ForeignGPT, make_model
+from mypt.model.foreign import ForeignGPT
+from mypt.model.gpt import GPT
 
 _BLOCKS: Final = "transformer.h."
 
@@ -22,6 +23,15 @@ class _Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", "") == nn.init.__name__:
             return said["tensor"] if "tensor" in said else args[0]
         return func(*args, **said)
+
+
+def make_model(config: GPTConfig) -> GPT:
+    """Return a model with random weights: ours, or that of `transformers` if the config says so.
+
+    Raises:
+        ConfigError: If `transformers` is not installed, or has no such model.
+    """
+    return ForeignGPT(config) if config.base == "transformers" else GPT(config)
 
 
 def shapes(config: GPTConfig) -> dict[str, torch.Size]:

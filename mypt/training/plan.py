@@ -14,6 +14,7 @@ from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen, parse_config
 from mypt.references import DatasetRef
+from mypt.training.batches.order import check_pairs
 from mypt.training.lineage import (
     IMPORTED,
     MOST_PARENTS,
@@ -135,12 +136,11 @@ def plan_run(
 
 def _check_no_base(preset: Preset) -> None:
     """Refuse what wants a base model, where there is none."""
-    for key, alone in (("kl_base", 0.0), ("base", "mypt")):
-        if (said := getattr(preset, key)) != alone:
-            raise ConfigError(
-                f"{key} {said} wants a base model, and there is none; name one with"
-                f" --init_from_model, or leave {key} out"
-            )
+    if wants := preset.keeps_base or "base transformers" * (preset.base == "transformers"):
+        raise ConfigError(
+            f"{wants} holds a model to its base, and there is none; name one with"
+            " --init_from_model, or set kl_base 0, reference none or base mypt"
+        )
 
 
 def fit_to_data(
@@ -155,7 +155,8 @@ def fit_to_data(
         ConfigError: If vocabulary or splits do not do.
         MaskError: If the preset wants masks that the dataset has not.
     """
-    masked = _uses_masks(preset, folder, manifest, masks_by_default)
+    check_pairs(preset, folder, manifest)
+    masked = preset.of_pairs or _uses_masks(preset, folder, manifest, masks_by_default)
     policy = preset.length_policy or default_policy(folder, preset, preset.block_size)
     preset = preset.model_copy(update={"use_loss_mask": masked, "length_policy": policy})
     _check_sizes(preset, folder, manifest)

@@ -16,9 +16,8 @@ from mypt.config import GPTConfig, Preset
 from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import CheckpointError, TrainingError
-from mypt.model.foreign import make_model
 from mypt.model.gpt import GPT
-from mypt.model.parameters import shapes
+from mypt.model.parameters import make_model, shapes
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.state import HISTORY, STATE, History, TrainerState, write_history
 from mypt.training.lineage import WEIGHTS, Lineage, read_lineage, verify_folder, write_lineage

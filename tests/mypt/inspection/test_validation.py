@@ -374,6 +374,16 @@ def test_the_account_is_printed_by_source_and_in_all(whole):
             assert f"dropped: {lost.reason} {lost.rows:,} {lost.tokens:,}" in printed
 
 
+def test_plain_text_without_masks_is_no_finding(tmp_path):
+    (tmp_path / "a.txt").write_text("once\n\nupon\n\na time\n")
+    source = Source(path=str(tmp_path / "a.txt"))
+    made = tokenize(
+        PrepareConfig(sources=(source,), tokenization="byte", val_fraction=0.0), tmp_path / "d"
+    )
+    assert "mask_none" not in validate(Path(made.path)).codes()
+    assert "mask_none" in validate(tokenized(tmp_path)).codes()
+
+
 def test_rows_longer_than_the_block_are_counted(tmp_path):
     path = chat(tmp_path, ("q", "a"), LONG, LONG)
     (finding,) = (f for f in validate(path, block_size=64).findings if f.code == "too_long")

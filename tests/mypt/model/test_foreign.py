@@ -9,8 +9,7 @@ from mypt.config import GPTConfig
 from mypt.errors import CheckpointError, ConfigError
 from mypt.inference.generation import generate, generate_batch
 from mypt.inference.huggingface.imports import read_foreign
-from mypt.model.foreign import make_model
-from mypt.model.parameters import shapes
+from mypt.model.parameters import make_model, shapes
 from tests.mypt.inference.huggingface.families import FOREIGN, VOCAB, make
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[transformers]'")
