@@ -25,7 +25,7 @@ from mypt.data.reading.sources import SourceReader, open_source
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.inspection.rowview import RowView
-from mypt.inspection.terminal import render_view
+from mypt.inspection.terminal import WAY_TO_READ, render_view
 from mypt.text import names, visible
 
 _ROWS = 2
