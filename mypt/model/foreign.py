@@ -22,6 +22,7 @@ from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
 from mypt.model.linear_loss import TiedGradient
 from mypt.model.transformer import Head
+from mypt.parsing import parse_config
 
 _NEVER: Final = (
     "auto_map", "attn_implementation", "experts_implementation", "transformers_weights",
@@ -34,6 +35,10 @@ _CACHES: Final = ("past_key_values", "cache_params")
 """What the modules call what they have read."""
 _BESIDE: Final = ("token_type_ids", "mm_token_type_ids")
 """Inputs in which 0 says that a token is text."""
+_ODD: Final = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+)  # fmt: skip
+"""What modules raise of configs that no model has."""
 _CLOSE: Final = 1e-4
 """Of the largest state: how far one read beside another may lie from one read alone."""
 
@@ -58,7 +63,8 @@ class ForeignGPT(GPT):
         _keep_buffers(self.module)
         self.lm_head = Head(config, self.module.get_output_embeddings().weight)
         own = self.module.config.get_text_config()
-        self._scale = getattr(own, "logit_scale", None) or 1.0 / _divisor(own)
+        divisor = getattr(own, "logits_scaling", None) or 1.0
+        self._scale = getattr(own, "logit_scale", None) or 1.0 / divisor
         self.packs = False
         """Whether conversations of a row are read in one call."""
         inputs = inspect.signature(self.module.base_model.forward).parameters
@@ -223,12 +229,19 @@ def read_module(text: str, weights: Mapping[str, Tensor], where: Path) -> Foreig
             not the product of its states and its head, which alone is learned here.
     """
     kind, config = _kind(text)
+    with torch.device("meta"):
+        claimed = sum(weight.numel() for weight in _make_module(text).parameters())
+    if claimed > (held := sum(weight.numel() for weight in weights.values())):
+        raise CheckpointError(
+            f"{where}: tensors of {held:,} numbers; the config says {claimed:,}, expected the"
+            f" tensors of {kind.__name__}"
+        )
     try:
         module, found = kind.from_pretrained(
             None, config=config, state_dict=dict(weights), dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except _ODD as error:
         raise CheckpointError(f"{where}: {_first(error)}; expected {kind.__name__}") from None
     odd = {key: sorted(map(str, names)) for key, names in found.items() if names}
     if odd:
@@ -300,7 +313,7 @@ def _kind(text: str) -> tuple[Any, Any]:
     """Return class and config; the class is that which the config names, if it is a causal one."""
     library, values = _library(), _plain(json.loads(text))
     name = values.get("model_type")
-    if name not in library.CONFIG_MAPPING:
+    if not isinstance(name, str) or name not in library.CONFIG_MAPPING:
         raise ConfigError(
             f"model_type {name!r:.60}: transformers {library.__version__} has no such model"
         )
@@ -332,7 +345,7 @@ def _make_module(text: str) -> Any:
     kind, config = _kind(text)
     try:
         return kind._from_config(config, dtype=torch.float32)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _ODD as error:
         raise ConfigError(f"{kind.__name__}: {_first(error)}") from None
 
 
@@ -347,20 +360,24 @@ def _keep_buffers(module: nn.Module) -> None:
 
 def _architecture(text: str, module: Any) -> Architecture:
     own = module.config.get_text_config()
-    rows, width = module.get_output_embeddings().weight.shape
+    head = module.get_output_embeddings()
+    if head is None:
+        raise ConfigError(f"{type(module).__name__}: no head; expected a causal language model")
+    rows, width = head.weight.shape
     heads = getattr(own, "num_attention_heads", 1)
     longest = getattr(own, "max_position_embeddings", None) or MAX_BLOCK
-    return Architecture(
-        base="transformers",
-        base_config=text,
-        block_size=longest,
-        vocab_size=rows,
-        n_layer=own.num_hidden_layers,
-        n_head=heads if isinstance(heads, int) and width % heads == 0 else 1,
-        n_embd=width,
-        logit_softcap=getattr(own, "final_logit_softcapping", None),
-        tie_weights=bool(getattr(own, "tie_word_embeddings", False)),
-    )
+    values = {
+        "base": "transformers",
+        "base_config": text,
+        "block_size": longest,
+        "vocab_size": rows,
+        "n_layer": getattr(own, "num_hidden_layers", 1),
+        "n_head": heads if isinstance(heads, int) and width % heads == 0 else 1,
+        "n_embd": width,
+        "logit_softcap": getattr(own, "final_logit_softcapping", None),
+        "tie_weights": bool(getattr(own, "tie_word_embeddings", False)),
+    }
+    return parse_config(values, Architecture, type(module).__name__)
 
 
 @torch.no_grad()
@@ -374,11 +391,6 @@ def _check_head(model: ForeignGPT, where: Path) -> None:
             f"{where}: logits differ by {apart:.2g} of the largest from states times head; expected"
             " no more than a scale and a softcap beyond that product"
         )
-
-
-def _divisor(config: Any) -> float:
-    """Return what a config's modules divide logits by."""
-    return float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def _first(error: Exception) -> str:

@@ -100,6 +100,9 @@ def test_a_module_of_transformers_goes_from_prepare_to_export(tmp_path, monkeypa
     assert main(["export", "x", "--to", "hf", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "the module of transformers for `lfm2`" in card
+    pytest.importorskip("gguf", reason="pip install 'mypt[gguf]'")
+    assert main(["export", "x", "--to", "gguf", str(tmp_path / "x.gguf")]) == 2
+    assert "export it --to hf" in capsys.readouterr().err.replace("\n", " ")
     assert main(["generate", "x", "--prompt", "say 1", "--compile"]) == 2
     assert "is not compiled; leave it out" in capsys.readouterr().err
 
