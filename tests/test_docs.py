@@ -57,8 +57,10 @@ ROWS = {
         "chat mine",
     ],
     "`mypt serve MODEL [--port N]`": ["serve mine"],
-    "`mypt export MODEL --to hf DIR`": ["export mine new --to hf"],
-    "`mypt export MODEL --to gguf FILE [--quant q8_0]`": ["export mine new --to gguf --quant q8_0"],
+    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`": [
+        "export mine new --to hf",
+        "export mine new.gguf --to gguf --quant q8_0",
+    ],
     "`mypt export MODEL --to mlflow DIR`": ["export mine new --to mlflow"],
     "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],

@@ -104,7 +104,9 @@ def preference_loss(
     reference: tuple[Tensor, Tensor] | None = None,
     shared: TiedGradient | None = None,
 ) -> MaskedLoss:
-    """Return the summed loss of a batch's pairs, how many they are, and (N,) plain nats as terms.
+    """Return the summed loss of a batch's pairs, and how many they are; no logits are kept.
+
+    Its ``terms`` are plain nats of the supervised tokens, which do not add up to it.
 
     What a token's loss is to be multiplied by follows from the whole of its side. So the head is
     passed twice: without gradients for the sums, then with each token weighed by the slope of the
@@ -134,12 +136,12 @@ def preference_loss(
     model = sum_sides(nats, sides, segments)
     total = pair_losses(model, held, objective).sum()
     n_pairs = (model.n_tokens > 0).all(1).sum()
-    terms = nats.detach()
     if not learns:
-        return MaskedLoss(total, n_pairs, terms)
+        return MaskedLoss(total, n_pairs, nats)
     (slopes,) = torch.autograd.grad(total, nats)
     surrogate = linear_cross_entropy(rows, weight, targets, softcap, shared=shared, weights=slopes)
-    return MaskedLoss(total.detach() + (surrogate - surrogate.detach()), n_pairs, terms)
+    same = surrogate - surrogate.detach()
+    return MaskedLoss(total.detach() + same, n_pairs, nats.detach())
 
 
 def _sides_a_row(segments: Tensor) -> int:
