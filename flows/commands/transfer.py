@@ -3,6 +3,7 @@
 Exported weights carry a card: what made them, read from the lineage alone.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,12 +11,24 @@ from typing import TYPE_CHECKING, Literal
 from flows.commands.names import full_name
 from flows.console import Console
 from mypt.config import MaskPolicy
+from mypt.data.conversations import Form
 from mypt.data.policies import policy_words
 from mypt.errors import ConfigError
 
 if TYPE_CHECKING:
     from mypt.inference.huggingface.gguf_export import Quant
     from mypt.training.lineage import Lineage, ParentRecord
+
+_ASKED = {
+    "chat": (
+        'messages = [{"role": "user", "content": "..."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+    ),
+    "plain": ('inputs = tokenizer("...", return_tensors="pt")',),
+}
+"""How a card shows what a model reads."""
 
 
 def export(
@@ -67,15 +80,21 @@ def _export_model(source: str, out: Path) -> None:
     from mypt.training.checkpoints.checkpoint import load_checkpoint
 
     found = load_checkpoint(checkpoint_to_use(full_name(source)))
+    form: Form = "chat" if found.lineage.dataset.kind == "chat" else "plain"
+    own = found.tokenizer
     export_hf(
         out,
         found.config,
         found.weights,
-        found.tokenizer,
-        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
+        own,
+        form=form,
         policy=_marked(found.lineage),
         base=base_of(found.lineage),
-        card=model_card(found.lineage, stop=found.tokenizer.template.stop),
+        card=model_card(
+            found.lineage,
+            form=form,
+            end=own.template.stop if form == "chat" else own.vocabulary.end,
+        ),
     )
 
 
@@ -108,17 +127,18 @@ def _marked(lineage: "Lineage") -> MaskPolicy:
     return (mask and mask.policy) or MaskPolicy()
 
 
-def model_card(lineage: "Lineage", *, stop: str) -> str:
+def model_card(lineage: "Lineage", *, form: Form, end: str) -> str:
     """Return ``README.md`` for a model's exported folder.
 
     Args:
         lineage: The checkpoint's.
-        stop: The token that ends its turns.
+        form: What it has learned to end: a turn, or, as a base model, a text.
+        end: The token that does.
     """
-    return "\n".join(_lines(lineage, stop)) + "\n"
+    return "\n".join(_lines(lineage, form, end)) + "\n"
 
 
-def _lines(lineage: "Lineage", stop: str) -> Iterator[str]:
+def _lines(lineage: "Lineage", form: Form, end: str) -> Iterator[str]:
     yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "---", "")
     yield from (f"# {lineage.model_name}", "")
     yield f"Step {lineage.step}, written by mypt {lineage.code.version}. Every digest is blake3;"
@@ -128,17 +148,14 @@ def _lines(lineage: "Lineage", stop: str) -> Iterator[str]:
     yield ""
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
     yield 'model = AutoModelForCausalLM.from_pretrained(".")'
-    yield 'messages = [{"role": "user", "content": "..."}]'
-    yield "inputs = tokenizer.apply_chat_template("
-    yield '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-    yield ")"
+    yield from _ASKED[form]
     yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))"
-    yield from (
-        "```",
-        "",
-        f"The model ends a turn with `{stop}`. The tokenizer's template marks with",
-        f"`{{% generation %}}` what the policy `{policy_words(_marked(lineage))}` supervises.",
-    )
+    yield from ("```", "")
+    if form == "chat":
+        yield f"The model ends a turn with `{end}`. The tokenizer's template marks with"
+        yield f"`{{% generation %}}` what the policy `{policy_words(_marked(lineage))}` supervises."
+    else:
+        yield f"The model goes on with a text, and ends it with `{end}`."
     yield from ("", "## Training", "")
     yield from _training(lineage)
     parent = lineage.parent
@@ -160,7 +177,10 @@ def _training(lineage: "Lineage") -> Iterator[str]:
 
     data, config = lineage.dataset, lineage.config
     shape = f"{config.n_layer} layers, width {config.n_embd}, context {config.longest}"
-    yield f"- architecture: {shape}, {config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
+    parts = f"{config.pos_encoding}, {config.norm_type}, {config.mlp_type}"
+    if config.base == "transformers":
+        parts = f"the module of transformers for `{json.loads(config.base_config)['model_type']}`"
+    yield f"- architecture: {shape}, {parts}"
     yield f"- {lineage.tokens} tokens read, {learned(lineage)}, seed {config.seed}"
     yield f"- {data.kind} `{data.digest}`, tokenizer {data.tokenizer_name}"
     for source in data.sources:

@@ -204,6 +204,20 @@ class Preset(GPTConfig, TrainConfig):
     name: str = "custom"
     """What people call this preset."""
 
+    @model_validator(mode="after")
+    def _module_can(self) -> Self:
+        if self.base == "transformers":
+            only = {
+                "parallel": "none", "compile": False, "weight_dtype": "float32", "dropout": 0.0,
+            }  # fmt: skip
+            for key, value in only.items():
+                if getattr(self, key) != value:
+                    raise ValueError(
+                        f"base transformers with {key} {getattr(self, key)}; expected {value},"
+                        " since its module is trained as it is"
+                    )
+        return self
+
     def architecture(self) -> Architecture:
         """Return the part that decides which weights exist."""
         return Architecture(**{k: getattr(self, k) for k in Architecture.model_fields})

@@ -68,6 +68,7 @@ def linear_cross_entropy(
     rows: Tensor,
     weight: Tensor,
     targets: Tensor,
+    softcap: float | None = None,
     *,
     shared: TiedGradient | None = None,
     chunk_rows: int | None = None,
@@ -87,6 +88,7 @@ def linear_cross_entropy(
         rows: (N, C), any float dtype; N may be 0.
         weight: (V, C), the rows of the output embedding.
         targets: (N,) int64.
+        softcap: What logits are bent by tanh to stay within, the base's too; None leaves them.
         shared: Where the weight's gradient is left for the embedding that it is tied to; None
             hands it to autograd.
         chunk_rows: Rows whose logits are made at a time; None takes what CHUNK_BYTES holds.
@@ -101,7 +103,7 @@ def linear_cross_entropy(
     kind, dtype = rows.device.type, _dtype_of(rows, weight)
     chunk_rows = chunk_rows or _chunk_of(rows, weight, dtype)
     to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
-    how = _How(objective, weights, to, terms)
+    how = _How(objective, weights, to, terms, softcap)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -112,18 +114,22 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def token_nats(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_nats(
+    rows: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
     """Return (N,) what each row adds to :func:`linear_cross_entropy`, without gradients.
 
     Args:
         rows: As there.
         weight: As there.
         targets: As there.
+        softcap: As there.
     """
     dtype = _dtype_of(rows, weight)
     with torch.autocast(rows.device.type, enabled=False):
         chunk_rows = _chunk_of(rows, weight, dtype)
-        return _pass_over(rows, weight, targets, chunk_rows, dtype, _PLAIN)[:, 0]
+        how = _PLAIN._replace(softcap=softcap)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, how)[:, 0]
 
 
 def _dtype_of(rows: Tensor, weight: Tensor) -> torch.dtype:
@@ -148,13 +154,14 @@ class _How(NamedTuple):
     base: tuple[Tensor, Tensor] | None
     terms: Tensor | None
     """Where it is left."""
+    softcap: float | None
 
     @property
     def plain(self) -> bool:
         return self.objective == NLL and self.weights is None
 
 
-_PLAIN: Final = _How(NLL, None, None, None)
+_PLAIN: Final = _How(NLL, None, None, None, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -211,7 +218,11 @@ def _pass_over(
         part = slice(start, start + chunk_rows)
         logits, here = space[: len(low_rows[part])], targets[part]
         torch.mm(low_rows[part], low_weight.T, out=logits)
+        steep = None if how.softcap is None else bend(logits, how.softcap)
         losses[part], divisors, slopes = _terms(how, part, logits, here)[:3]
+        if steep is not None:
+            logits *= steep
+            slopes = slopes * steep.gather(1, here[:, None])
         if d_rows is not None:
             product = (logits @ low_weight).to(divisors.dtype)
             d_rows[part] = product / divisors + slopes * weight[here]
@@ -231,7 +242,10 @@ def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
     to = None
     if how.base is not None:
         states, head = how.base
-        to = anchor(logits.to(precise), (states[part] @ head.T).to(precise))
+        others = states[part] @ head.T
+        if how.softcap is not None:
+            bend(others, how.softcap)
+        to = anchor(logits.to(precise), others.to(precise))
     plain = _exponentiate(logits, targets, entropy=how.objective.name == "eaft")
     weights = None if how.weights is None else how.weights[part, None].to(precise)
     found = weigh(how.objective, plain, weights)
@@ -239,6 +253,14 @@ def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
         return found
     beta = torch.ones_like(found.nats) if weights is None else weights
     return hold(how.objective.kl_base * beta, to, logits, targets[:, None], plain, found)
+
+
+def bend(logits: Tensor, softcap: float) -> Tensor:
+    """Overwrite logits by ``softcap * tanh(logits / softcap)``; return the slope at each."""
+    logits.div_(softcap).tanh_()
+    steep = 1 - logits.square()
+    logits.mul_(softcap)
+    return steep
 
 
 def _exponentiate(logits: Tensor, targets: Tensor, entropy: bool = False) -> Terms:

@@ -97,6 +97,7 @@ def preference_loss(
     rows: Tensor,
     weight: Tensor,
     targets: Tensor,
+    softcap: float | None,
     segments: Tensor | None,
     index: Tensor,
     objective: Objective,
@@ -115,6 +116,7 @@ def preference_loss(
         rows: (N, C) states at the supervised positions.
         weight: (V, C), the rows of the output embedding.
         targets: (N,) int64.
+        softcap: As for :func:`~mypt.model.linear_loss.linear_cross_entropy`, the reference's too.
         segments: (B, T); a row's pieces stand in twos, as packed pairs do.
         index: (N,) places of the targets in the flattened (B, T).
         objective: One of this page.
@@ -129,15 +131,15 @@ def preference_loss(
     learns, sides = torch.is_grad_enabled(), number_sides(segments, index)
     held = None
     if reference is not None:
-        held = sum_sides(token_nats(*reference, targets), sides, segments).log_p
-    nats = token_nats(rows, weight, targets).requires_grad_(learns)
+        held = sum_sides(token_nats(*reference, targets, softcap), sides, segments).log_p
+    nats = token_nats(rows, weight, targets, softcap).requires_grad_(learns)
     model = sum_sides(nats, sides, segments)
     total = pair_losses(model, held, objective).sum()
     n_pairs = (model.n_tokens > 0).all(1).sum()
     if not learns:
         return MaskedLoss(total, n_pairs, nats)
     (slopes,) = torch.autograd.grad(total, nats)
-    surrogate = linear_cross_entropy(rows, weight, targets, shared=shared, weights=slopes)
+    surrogate = linear_cross_entropy(rows, weight, targets, softcap, shared=shared, weights=slopes)
     same = surrogate - surrogate.detach()
     return MaskedLoss(total.detach() + same, n_pairs, nats.detach())
 

@@ -233,6 +233,26 @@ class Block(nn.Module):
         return added if self.scale == 1.0 else added * self.scale
 
 
+class Head(nn.Linear):
+    """The vocabulary projection."""
+
+    def __init__(self, config: GPTConfig, weight: nn.Parameter | None = None) -> None:
+        """Make it, or take the weight (V, C) of another."""
+        device = None if weight is None else "meta"
+        super().__init__(config.n_embd, config.vocab_size, bias=False, device=device)
+        self.weight = self.weight if weight is None else weight
+        self.softcap = config.logit_softcap
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return logits (..., V) of states (..., C)."""
+        return self.bent(super().forward(states))
+
+    def bent(self, logits: Tensor) -> Tensor:
+        """Return the product's logits as the config bends them."""
+        cap = self.softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 class Transformer(nn.Module):
     """Everything but the vocabulary projection, under GPT-2's own parameter names."""
 

@@ -9,6 +9,7 @@ from filelock import Timeout
 from pydantic import ValidationError
 
 from mypt import files, home
+from mypt.config import Preset
 from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
 from mypt.training.checkpoints import folder as step_folders
@@ -17,7 +18,7 @@ from mypt.training.checkpoints.folder import RUN, steps
 from mypt.training.checkpoints.sharded import consolidate, newest_parts
 from mypt.training.checkpoints.state import read_state
 from mypt.training.distributed import Ranks
-from mypt.training.lineage import Lineage, RunContext
+from mypt.training.lineage import Lineage, RunContext, read_lineage
 from mypt.training.plan import RunPlan
 
 _LOCK = ".lock"
@@ -166,6 +167,24 @@ def _lengthened(old: RunPlan, new: RunPlan) -> RunPlan:
     """Return ``old`` with the steps of ``new``."""
     longer = old.preset.model_copy(update={"max_iters": new.preset.max_iters})
     return old.model_copy(update={"preset": longer})
+
+
+def as_begun(preset: Preset, model_name: str) -> Preset:
+    """Return the preset of a run that is to be extended, its warm-up as long as it was.
+
+    A share of the steps was one of the length that the run began with, or was extended to; another
+    share stays as it is, and is refused as another config.
+    """
+    folder = home.models_dir() / model_name
+    found = read_run(folder)
+    if preset.warmup is None or found is None or not steps(folder):
+        return preset
+    made = found.plan.preset
+    earlier = read_lineage(home.find_checkpoint(folder)).extended
+    lengths = {made.max_iters, *(one.max_iters for one in earlier)}
+    if made.warmup_iters not in {round(preset.warmup * length) for length in lengths}:
+        return preset
+    return preset.model_copy(update={"warmup": None, "warmup_iters": made.warmup_iters})
 
 
 def extend(plan: RunPlan) -> None:

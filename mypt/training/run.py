@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mypt.config import Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.shards import TokenRange, name_row
 from mypt.errors import CheckpointError
-from mypt.model.compiling import compile_blocks, missing_compiler
+from mypt.model.compiling import compile_training
 from mypt.model.gpt import GPT
 from mypt.model.objectives import Objective
+from mypt.model.parameters import make_model
 from mypt.training.batches.groups import LossGroups
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
@@ -30,7 +30,7 @@ from mypt.training.checkpoints.checkpoint import (
 from mypt.training.checkpoints.sharded import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
 from mypt.training.circumstances import begin_lineage, begin_notes
-from mypt.training.compute import Compute, check_room, resolve, seed_everything
+from mypt.training.compute import Compute, check_room, read_together, resolve, seed_everything
 from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
@@ -142,8 +142,8 @@ def open_run(
     compute = replace(resolve(config, config.gpt()), processes=ranks.size)
     dataset = open_dataset(Path(plan.dataset.path), digest=plan.dataset.digest)
     model = narrow(_build_model(plan, found).to(compute.device), config.weight_dtype)
-    notes += _compile(model, config, compute)
-    model.transformer.checkpoint_blocks(config.activation_checkpointing)
+    notes += compile_training(model) if config.compile else ()
+    model.checkpoint_blocks(config.activation_checkpointing)
     if config.parallel == "fsdp":
         shard(model, compute, ranks.size)
     optimizer = make_optimizer(model, config)
@@ -158,6 +158,7 @@ def open_run(
     loader = GPTDataLoader.of(config, dataset)
     groups = LossGroups([source.name for source in dataset.manifest.sources])
     epoch = loader.epoch("train")
+    notes += read_together(model, config, compute, epoch.accounts)
     lineage = begin_lineage(
         plan.model_name, config, plan.parent, dataset, compute, epoch, context, found
     )
@@ -186,7 +187,7 @@ def open_run(
 def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
     check_room(plan.preset.gpt())
     seed_everything(plan.preset.seed)
-    model = GPT(plan.preset.gpt())
+    model = make_model(plan.preset.gpt())
     if found is not None:
         load_weights(model, found.weights, found.path)
     elif plan.parent is not None:
@@ -197,7 +198,8 @@ def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
 def _base_to_hold_to(plan: RunPlan, compute: Compute) -> GPT | None:
     if not plan.preset.keeps_base:
         return None
-    return _load_base(plan, GPT(plan.preset.gpt())).to(compute.device).requires_grad_(False).eval()
+    base = _load_base(plan, make_model(plan.preset.gpt()))
+    return base.to(compute.device).requires_grad_(False).eval()
 
 
 def _load_base(plan: RunPlan, model: GPT) -> GPT:
@@ -211,13 +213,3 @@ def _load_base(plan: RunPlan, model: GPT) -> GPT:
         )
     load_weights(model, base.weights, base.path)
     return model
-
-
-def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
-    """Compile where it is asked for; return a line where this machine cannot."""
-    if not config.compile:
-        return ()
-    if missing := missing_compiler(compute.device):
-        return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
-    compile_blocks(model)
-    return ()

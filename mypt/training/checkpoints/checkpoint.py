@@ -17,7 +17,7 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import CheckpointError, TrainingError
 from mypt.model.gpt import GPT
-from mypt.model.parameters import shapes
+from mypt.model.parameters import make_model, shapes
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.state import HISTORY, STATE, History, TrainerState, write_history
 from mypt.training.lineage import WEIGHTS, Lineage, read_lineage, verify_folder, write_lineage
@@ -152,7 +152,7 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> tuple[GPT, Toke
         CheckpointError: As :func:`load_checkpoint`.
     """
     checkpoint = load_checkpoint(home.checkpoint_to_use(name_or_path))
-    model = GPT(checkpoint.config)
+    model = make_model(checkpoint.config)
     load_weights(model, checkpoint.weights, checkpoint.path)
     return model.to(device).eval(), checkpoint.tokenizer, checkpoint
 
