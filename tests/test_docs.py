@@ -57,11 +57,11 @@ ROWS = {
         "chat mine",
     ],
     "`mypt serve MODEL [--port N]`": ["serve mine"],
-    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`": [
+    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`": [
         "export mine new --to hf",
         "export mine new.gguf --to gguf --quant q8_0",
+        "export mine served --to mlflow",
     ],
-    "`mypt export MODEL --to mlflow DIR`": ["export mine new --to mlflow"],
     "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],
     "`mypt lineage CHECKPOINT [--verify]`": ["lineage mine --verify"],
