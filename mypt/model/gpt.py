@@ -103,7 +103,8 @@ class GPT(nn.Module):
             ValueError: If shapes do not fit.
         """
         index = supervised_positions(targets, loss_mask) if supervised is None else supervised
-        tied = self.lm_head.weight is self.transformer.wte.weight
+        head = self.lm_head.weight
+        tied = head is self.transformer.wte.weight and head.requires_grad
         shared = TiedGradient() if tied else None
         read = idx, positions, segments, index if prune_last_block else None
         held = None
@@ -114,7 +115,7 @@ class GPT(nn.Module):
         weights = weights_at(loss_mask, index)
         total = linear_cross_entropy(
             states,
-            self.lm_head.weight,
+            head,
             targets.flatten()[index],
             shared=shared,
             weights=weights,

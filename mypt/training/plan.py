@@ -62,10 +62,10 @@ class RunPlan(Frozen):
     def differences(self, other: "RunPlan") -> tuple[str, ...]:
         """Return ``key OLD -> NEW`` for each key in which ``other`` would be another run."""
         ours, theirs = self.identity(), other.identity()
-        return tuple(
-            f"{key} {_short(ours[key])} -> {_short(theirs[key])}"
-            for key in ours
-            if ours[key] != theirs[key]
+        return tuple(  # what is at its default may not be written
+            f"{key} {_short(ours.get(key))} -> {_short(theirs.get(key))}"
+            for key in ours | theirs
+            if ours.get(key) != theirs.get(key)
         )
 
     def differences_of(self, lineage: Lineage) -> tuple[str, ...]:
@@ -111,10 +111,12 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
-        if preset.kl_base:
+        if preset.kl_base or preset.lora:
+            beta = preset.kl_base
+            said = f"kl_base {beta:g} holds a model to" if beta else "lora adapts"
             raise ConfigError(
-                f"kl_base {preset.kl_base:g} holds a model to its base, and there is none; name one"
-                " with --init_from_model, or set kl_base to 0"
+                f"{said} its base, and there is none; name one with --init_from_model, or leave"
+                f" {said.split()[0]} out"
             )
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]

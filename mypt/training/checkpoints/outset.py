@@ -1,0 +1,92 @@
+"""The model that a run begins or goes on with, and the base that it is held to."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mypt.config import Preset
+from mypt.errors import CheckpointError
+from mypt.model.compiling import compile_blocks, missing_compiler
+from mypt.model.gpt import GPT
+from mypt.model.lora import adapt, bare
+from mypt.training.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mypt.training.compute import check_room, seed_everything
+from mypt.training.optim import narrow
+from mypt.training.plan import RunPlan
+
+
+class Outset(NamedTuple):
+    """What a run trains."""
+
+    model: GPT
+    base: GPT | None
+    """What the objective's ``kl_base`` holds it to; an adapter's is the same memory."""
+    notes: tuple[str, ...]
+    """How it is trained, a line each."""
+
+
+def begin_model(plan: RunPlan, found: Checkpoint | None, device: torch.device) -> Outset:
+    """Return the model of a run, as it is before its next step.
+
+    Args:
+        plan: Whose base, or random weights, it begins with.
+        found: The checkpoint to go on from, as it lies on the disk; None begins.
+        device: Where the weights go.
+
+    Raises:
+        CheckpointError: If the base is gone or another one.
+        ConfigError: If the model does not fit this machine, or has no such matrix as is to be
+            adapted.
+    """
+    config = plan.preset
+    check_room(config.gpt())
+    seed_everything(config.seed)
+    model = GPT(config.gpt())
+    if plan.parent is not None and (found is None or config.lora):
+        _load_base(plan, model)
+    if config.lora:
+        adapt(model, config.gpt(), config.lora)
+    if found is not None:
+        load_weights(model, found.weights, found.path)
+    narrow(model.to(device), config.weight_dtype)
+    base = _base_to_hold_to(plan, model, device)
+    notes = _compile(model, config, device)
+    model.transformer.checkpoint_blocks(config.activation_checkpointing)
+    if config.lora:
+        learned = sum(w.numel() for w in model.parameters() if w.requires_grad)
+        notes += (
+            f"lora: {learned:,} weights are learned beside {model.n_parameters() - learned:,}",
+        )
+    return Outset(model, base, notes)
+
+
+def _base_to_hold_to(plan: RunPlan, model: GPT, device: torch.device) -> GPT | None:
+    if not plan.preset.kl_base:
+        return None
+    if plan.preset.lora:
+        return bare(model).eval()
+    return _load_base(plan, GPT(plan.preset.gpt())).to(device).requires_grad_(False).eval()
+
+
+def _load_base(plan: RunPlan, model: GPT) -> GPT:
+    """Return ``model`` with the weights that the plan begins with."""
+    assert plan.parent is not None, "a plan has looked"
+    base = load_checkpoint(Path(plan.parent.path))
+    if base.lineage.weights != plan.parent.weights:
+        raise CheckpointError(
+            f"{base.path}: weights {base.lineage.weights[:12]} found,"
+            f" {plan.parent.weights[:12]} planned; plan the run again"
+        )
+    load_weights(model, base.weights, base.path)
+    return model
+
+
+def _compile(model: GPT, config: Preset, device: torch.device) -> tuple[str, ...]:
+    """Compile where it is asked for; return a line where this machine cannot."""
+    if not config.compile:
+        return ()
+    if missing := missing_compiler(device):
+        return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
+    compile_blocks(model)
+    return ()
