@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from mypt.training.lineage import Lineage, ParentRecord
 
 
-def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) -> int:
+def export(source: str, out: Path, *, to: Literal["hf", "peft", "mlflow", "parquet"]) -> int:
     """Write a model or a dataset for other programs.
 
     Args:
-        source: For hf and mlflow a model: a name or its beginning, a model folder or a step
+        source: For hf, peft and mlflow a model: a name or its beginning, a model folder or a step
             folder. For parquet a dataset.
         out: A new folder.
-        to: hf: what transformers loads. mlflow: what 'mlflow models serve' loads. parquet:
-            input_ids and labels, -100 where unsupervised.
+        to: hf: what transformers loads. peft: an adapter alone, without its base. mlflow: what
+            'mlflow models serve' loads. parquet: input_ids and labels, -100 where unsupervised.
     """
     if out.exists():
         raise ConfigError(f"{out} exists and is never overwritten; name another")
@@ -42,6 +42,8 @@ def export(source: str, out: Path, *, to: Literal["hf", "mlflow", "parquet"]) ->
         step = checkpoint_to_use(full_name(source))
         name = verify_folder(step).model_name
         export_mlflow(step, out, checkpoint_ref(step), name, weights=True)
+    elif to == "peft":
+        _export_adapter(source, out)
     else:
         _export_model(source, out)
     Console().print(f"written: {out}", markup=False)
@@ -63,6 +65,33 @@ def _export_model(source: str, out: Path) -> None:
         form="chat" if found.lineage.dataset.kind == "chat" else "plain",
         policy=_marked(found.lineage),
         base=base_of(found.lineage),
+        card=model_card(found.lineage, stop=found.tokenizer.template.stop),
+    )
+
+
+def _export_adapter(source: str, out: Path) -> None:
+    from mypt.home import checkpoint_to_use
+    from mypt.inference.huggingface.adapters import export_peft
+    from mypt.training.base_import import base_of
+    from mypt.training.checkpoints.checkpoint import load_checkpoint
+    from mypt.training.lineage import IMPORTED
+
+    found = load_checkpoint(checkpoint_to_use(full_name(source)), merge=False)
+    lora, parent = found.preset.lora, found.lineage.parent
+    if lora is None or parent is None:
+        raise ConfigError(
+            f"{found.path}: no adapter but whole weights; expected what was trained with lora;"
+            " export it --to hf"
+        )
+    base = parent.lineage
+    imported = base is not None and base.dataset.kind == IMPORTED
+    export_peft(
+        out,
+        found.config,
+        lora,
+        found.weights,
+        base=base_of(found.lineage),
+        base_name=base.dataset.path if base and imported else parent.model_name,
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
     )
 

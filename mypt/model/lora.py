@@ -26,14 +26,14 @@ Layout = tuple[tuple[slice, ...], float]
 """Which rows of a product each pair of A and B adds to, one after the other; and by how much."""
 
 
-class Piece(NamedTuple):
+class Target(NamedTuple):
     """Rows of one of a block's matrices that have an adapter of their own."""
 
-    target: str
+    name: str
     rows: slice
 
 
-def pieces(config: Architecture, lora: Lora) -> dict[str, tuple[Piece, ...]]:
+def targets(config: Architecture, lora: Lora) -> dict[str, tuple[Target, ...]]:
     """Return what is adapted of each matrix of a block, by the matrix's name within the block.
 
     Raises:
@@ -53,10 +53,10 @@ def pieces(config: Architecture, lora: Lora) -> dict[str, tuple[Piece, ...]]:
         raise ConfigError(f"lora.targets: mlp_type {config.mlp_type} has no {odd[0]}; leave it out")
     found = {}
     for name, parts in sizes.items():
-        start, here = 0, list[Piece]()
+        start, here = 0, list[Target]()
         for target, size in parts.items():
             if target in wanted:
-                here.append(Piece(target, slice(start, start + size)))
+                here.append(Target(target, slice(start, start + size)))
             start += size
         if here:
             found[name] = tuple(here)
@@ -64,13 +64,13 @@ def pieces(config: Architecture, lora: Lora) -> dict[str, tuple[Piece, ...]]:
 
 
 class LowRank(nn.Module):
-    """What is learned beside one matrix: an A and a B for each piece of it, stacked."""
+    """What is learned beside one matrix: an A and a B for each target in it, stacked."""
 
-    def __init__(self, of: "Linear", of_pieces: tuple[Piece, ...], lora: Lora) -> None:
+    def __init__(self, of: "Linear", wanted: tuple[Target, ...], lora: Lora) -> None:
         """Begin with B at 0, where the adapted matrix is the frozen one; A is drawn as is usual."""
         super().__init__()
         rank = lora.rank
-        self.rows = tuple(piece.rows for piece in of_pieces)
+        self.rows = tuple(target.rows for target in wanted)
         self.rank, self.scale, self.dropout = rank, lora.scale, lora.dropout
         self.a = nn.Parameter(of.weight.new_empty(rank * len(self.rows), of.in_features))
         out = sum(rows.stop - rows.start for rows in self.rows)
@@ -109,7 +109,7 @@ class Linear(nn.Linear):
         return self.some(x, slice(None))
 
     def some(self, x: Tensor, rows: slice) -> Tensor:
-        """Return the product with ``rows`` of the matrix alone; pieces are never cut."""
+        """Return the product with ``rows`` of the matrix alone; targets are never cut."""
         if self.adapter is not None:
             return self.adapter.beside(x, self.weight, self.bias, rows)
         return F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
@@ -178,14 +178,14 @@ class _Beside(torch.autograd.Function):
 
 
 def _split(places: tuple[slice, ...], stacked: Tensor) -> tuple[Tensor, ...]:
-    """Return the B of each piece."""
+    """Return the B of each target."""
     return torch.split(stacked, [place.stop - place.start for place in places])
 
 
 def _parts(
     places: tuple[slice, ...], thin: Tensor, b: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield each piece's place in the product, its thin product and its B."""
+    """Yield each target's place in the product, its thin product and its B."""
     yield from zip(places, torch.split(thin, b.shape[1], 1), _split(places, b), strict=True)
 
 
@@ -196,7 +196,7 @@ def adapt(model: nn.Module, config: Architecture, lora: Lora) -> None:
         ConfigError: If a target is none of this architecture's.
     """
     model.requires_grad_(False)
-    wanted = pieces(config, lora)
+    wanted = targets(config, lora)
     for name, layer in model.named_modules():
         kind = _BLOCK.sub("", name)
         if isinstance(layer, Linear) and kind in wanted:
@@ -235,7 +235,7 @@ def merged(
         adapter: The adapter's, as training keeps them.
         weight_dtype: What training rounded the base's matrices to.
     """
-    whole, wanted = dict(base), pieces(config, lora)
+    whole, wanted = dict(base), targets(config, lora)
     if weight_dtype == "bfloat16":
         read = {"transformer.wpe.weight"} | ({"transformer.wte.weight"} - {_head(config)})
         for name, weight in base.items():
@@ -248,9 +248,9 @@ def merged(
         own = wanted[_BLOCK.sub("", name)]
         weight = whole[f"{name}.weight"].double()
         b, start = adapter[f"{name}.{_ADAPTER}.b"].double(), 0
-        for piece, a in zip(own, torch.split(adapter[key].double(), lora.rank), strict=True):
-            size = piece.rows.stop - piece.rows.start
-            weight[piece.rows].addmm_(b[start : start + size], a, alpha=lora.scale)
+        for target, a in zip(own, torch.split(adapter[key].double(), lora.rank), strict=True):
+            size = target.rows.stop - target.rows.start
+            weight[target.rows].addmm_(b[start : start + size], a, alpha=lora.scale)
             start += size
         whole[f"{name}.weight"] = weight.float()
     return whole
