@@ -83,6 +83,11 @@ def _export_adapter(source: str, out: Path) -> None:
             f"{found.path}: no adapter but whole weights; expected what was trained with lora;"
             " export it --to hf"
         )
+    if lora.tokens:
+        raise ConfigError(
+            f"{found.path}: its adapter learned rows of {len(lora.tokens)} tokens that its base has"
+            " not, which peft's files do not hold beside it; export the merged model --to hf"
+        )
     base = parent.lineage
     imported = base is not None and base.dataset.kind == IMPORTED
     export_peft(

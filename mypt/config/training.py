@@ -29,6 +29,9 @@ class Lora(Frozen):
     up_proj, gate_proj and down_proj."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of what A reads that is left out while it is trained."""
+    tokens: tuple[int, ...] | None = None
+    """Ids of tokens whose rows of the embedding, and of a head of its own, are learned too. Left
+    out: those of the chat template, unless that is the base's own or the base has read chats."""
     rslora: bool = False
     """Divide alpha by the root of the rank, not by the rank (arXiv 2312.03732)."""
 
@@ -44,6 +47,8 @@ class Lora(Frozen):
             raise ValueError(
                 f"targets {said}: expected all-linear, or a list of {', '.join(TARGETS)}"
             )
+        if self.tokens and (len(set(self.tokens)) < len(self.tokens) or min(self.tokens) < 0):
+            raise ValueError(f"tokens {self.tokens}: expected distinct ids from 0 on")
         return self
 
 

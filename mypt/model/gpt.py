@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
 from mypt.model.cache import KVCache, Turned
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
+from mypt.model.lora import Linear, TokenRows
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, sums, supervised_positions, weights_at
 from mypt.model.objectives import NLL, Objective
 from mypt.model.transformer import Transformer, Wanted
@@ -29,7 +30,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self._turned = Turned()
         if config.tie_weights:
             self.lm_head.weight = self.transformer.wte.weight
@@ -121,6 +122,7 @@ class GPT(nn.Module):
             weights=weights,
             objective=objective,
             base=held,
+            learned=cast(TokenRows | None, self.lm_head.adapter),
         )
         return sums(total, index, weights)
 
@@ -228,7 +230,7 @@ class GPT(nn.Module):
         cache = KVCache(
             self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype
         )
-        if batch_size == 1 and weight.device.type == "cpu":
+        if batch_size == 1 and weight.device.type == "cpu" and self.lm_head.adapter is None:
             cache.head = self._turned.of(weight.detach())
         return cache
 
@@ -241,7 +243,7 @@ class GPT(nn.Module):
         """
         if cache.head is not None:
             return states @ cache.head
-        if states.device.type == "cpu":
+        if states.device.type == "cpu" and self.lm_head.adapter is None:
             return (self.lm_head.weight @ states.T).T
         logits: Tensor = self.lm_head(states)
         return logits

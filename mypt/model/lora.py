@@ -97,12 +97,50 @@ class LowRank(nn.Module):
         return found
 
 
+class TokenRows(nn.Module):
+    """What is added to the rows of a few tokens; all other rows stay as they are."""
+
+    def __init__(self, ids: tuple[int, ...], of: nn.Embedding | nn.Linear) -> None:
+        super().__init__()
+        vocabulary, width = of.weight.shape
+        self.delta = nn.Parameter(of.weight.new_zeros(len(ids), width))
+        place = torch.full((vocabulary,), len(ids))
+        place[list(ids)] = torch.arange(len(ids))
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        self.register_buffer("place", place, persistent=False)
+        """(V,) int64: where among them each token of the vocabulary is, K if nowhere."""
+
+    def at(self, idx: Tensor) -> Tensor:
+        """Return (..., C) what is added to the rows of ``idx``."""
+        padded = F.pad(self.delta, (0, 0, 0, 1))
+        return F.embedding(self.get_buffer("place")[idx], padded)
+
+    def beside(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+        """Return logits of ``x`` (..., C): those of ``weight``, and what its rows learned."""
+        assert rows == slice(None), "a vocabulary is read whole"
+        ids = self.get_buffer("ids")
+        return F.linear(x, weight, bias).index_add(-1, ids, F.linear(x, self.delta))
+
+
+class Embedding(nn.Embedding):
+    """Rows of tokens, of which a few may be adapted."""
+
+    def __init__(self, n: int, width: int) -> None:
+        super().__init__(n, width)
+        self.adapter: TokenRows | None = None
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Return the row of each token, (..., C)."""
+        found = super().forward(idx)
+        return found if self.adapter is None else found + self.adapter.at(idx)
+
+
 class Linear(nn.Linear):
     """A matrix, which may be computed in part, and adapted."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool) -> None:
         super().__init__(n_in, n_out, bias=bias)
-        self.adapter: LowRank | None = None
+        self.adapter: LowRank | TokenRows | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product of ``x`` (..., in) with the whole matrix."""
@@ -163,7 +201,7 @@ class _Beside(torch.autograd.Function):
             strict=True,
         ):
             torch.mm(flat[:, place], rows, out=d_part)
-            torch.mm(flat[:, place].T, part, out=d_rows)
+            d_rows.copy_((part.T @ flat[:, place]).T)  # wide rather than tall, which is quicker
         d_thin, d_b = d_thin.mul_(scale), d_b.mul_(scale)
         d_x = d_seen = None
         if ctx.needs_input_grad[0]:
@@ -192,8 +230,10 @@ def _parts(
 def adapt(model: nn.Module, config: Architecture, lora: Lora) -> None:
     """Freeze a GPT's weights and put an adapter beside each wanted matrix of its blocks.
 
+    Rows of ``lora.tokens`` are learned in the embedding, and in a head of its own.
+
     Raises:
-        ConfigError: If a target is none of this architecture's.
+        ConfigError: If a target or a token is none of this model's.
     """
     model.requires_grad_(False)
     wanted = targets(config, lora)
@@ -201,6 +241,16 @@ def adapt(model: nn.Module, config: Architecture, lora: Lora) -> None:
         kind = _BLOCK.sub("", name)
         if isinstance(layer, Linear) and kind in wanted:
             layer.adapter = LowRank(layer, wanted[kind], lora)
+    if lora.tokens:
+        if max(lora.tokens) >= config.vocab_size:
+            raise ConfigError(
+                f"lora.tokens: {max(lora.tokens)} is no id of vocab_size {config.vocab_size}"
+            )
+        table, head = (model.get_submodule(name) for name in ("transformer.wte", "lm_head"))
+        assert isinstance(table, Embedding), "a GPT's"
+        assert isinstance(head, Linear), "a GPT's"
+        table.adapter = TokenRows(lora.tokens, table)
+        head.adapter = table.adapter if config.tie_weights else TokenRows(lora.tokens, head)
 
 
 def bare(model: GPTLike) -> GPTLike:
@@ -208,7 +258,7 @@ def bare(model: GPTLike) -> GPTLike:
     held = [*model.parameters(), *model.buffers()]
     made = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
     for layer in made.modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear | Embedding):
             layer.adapter = None
     return made
 
@@ -243,6 +293,10 @@ def merged(
                 whole[name] = weight.bfloat16().float()
     for key in adapter:
         name, _, part = key.rpartition(f".{_ADAPTER}.")
+        if part == "delta":
+            weight = whole[f"{name}.weight"].clone()
+            weight[list(lora.tokens or ())] += adapter[key]
+            whole[f"{name}.weight"] = weight
         if part != "a":
             continue
         own = wanted[_BLOCK.sub("", name)]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mypt.config import GPTConfig, RopeScaling
 from mypt.model.attention import Attend
 from mypt.model.linear_loss import TiedGradient, embed
-from mypt.model.lora import Linear
+from mypt.model.lora import Embedding, Linear
 
 BASE = 10_000.0  # Su et al. 2021, section 3.2.2
 RMS_EPS = 1e-6  # as in Llama's descendants
@@ -237,7 +237,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
         self.rotary = config.pos_encoding == "rope"
         self.tables = [self._table(config, block) for block in range(config.n_layer)]
         if self.rotary:

@@ -126,6 +126,10 @@ def plan_run(
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
         sized = preset.model_copy(update=dict(_fitted(base, preset, step_folder)))
+        if preset.lora and preset.lora.tokens is None:
+            from mypt.training.base_import import with_tokens  # loads torch
+
+            sized = with_tokens(sized, base, open_dataset(folder, verify=False))
         resolved, length = fit_to_data(sized, folder, manifest, masks_by_default)
         lines = _inherited(base, preset, resolved) + news
     return RunPlan(

@@ -24,7 +24,7 @@ def adapted(lora, dtype=torch.float64, **changes):
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     adapt(model, config, lora)
     for name, weight in model.named_parameters():
-        if name.endswith("adapter.b"):
+        if name.endswith(("adapter.b", "adapter.delta")):
             torch.nn.init.normal_(weight, std=0.1)
     return model, before
 
@@ -55,10 +55,17 @@ def naive(model, ids, targets, mask, scale):
             before, own, after = found.tensor_split((rows.start, rows.stop))
             found, start = torch.cat([before, own + scale * b @ a, after]), start + size
         whole[f"{place}.weight"] = found
+    for place in ("transformer.wte", "lm_head"):
+        rows = model.get_submodule(place).adapter
+        if rows is not None:
+            few = torch.zeros_like(weights["transformer.wte.weight"]).index_add(
+                0, rows.ids, rows.delta
+            )
+            whole[f"{place}.weight"] = model.get_submodule(place).weight + few
     plain = bare(model)
     names = dict(plain.named_parameters())
     given = {name: whole[name] for name in names}
-    if model.config.tie_weights:
+    if model.config.tie_weights:  # whole has it from both
         given["lm_head.weight"] = given["transformer.wte.weight"]
     logits = torch.func.functional_call(plain, given, (ids,))[0]
     wanted = mask.flatten().bool()
@@ -68,8 +75,11 @@ def naive(model, ids, targets, mask, scale):
 @pytest.mark.parametrize("architecture", [{}, {"bias": True}, MODERN], ids=["gpt2", "bias", "swi"])
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj"), ("k_proj", "down_proj")])
 @pytest.mark.parametrize("tied", [True, False])
-def test_loss_and_gradients_are_those_of_the_effective_matrices(architecture, targets, tied):
-    lora = Lora(rank=3, alpha=5.0, targets=targets)
+@pytest.mark.parametrize("tokens", [None, (3, 39, 7)])
+def test_loss_and_gradients_are_those_of_the_effective_matrices(
+    architecture, targets, tied, tokens
+):
+    lora = Lora(rank=3, alpha=5.0, targets=targets, tokens=tokens)
     model, _ = adapted(lora, tie_weights=tied, **architecture)
     ids, targets, mask = batch()
     found = model.loss(ids, targets, mask).total
@@ -105,8 +115,9 @@ def test_of_full_rank_an_adapter_steps_where_full_tuning_does():
 
 @pytest.mark.parametrize("architecture", [{"bias": True}, MODERN], ids=["gpt2", "swiglu"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_merged_equals_unmerged(architecture, rslora):
-    lora = Lora(rank=5, alpha=7.0, rslora=rslora)
+@pytest.mark.parametrize("tokens", [None, (0, 21)])
+def test_merged_equals_unmerged(architecture, rslora, tokens):
+    lora = Lora(rank=5, alpha=7.0, rslora=rslora, tokens=tokens)
     model, before = adapted(lora, torch.float32, **architecture)
     own = {n: w.detach() for n, w in learned(model).items()}
     plain = GPT(model.config)
@@ -116,7 +127,7 @@ def test_merged_equals_unmerged(architecture, rslora):
 
 
 def test_the_base_beneath_is_the_same_memory_and_answers_as_before():
-    model, before = adapted(Lora(rank=2))
+    model, before = adapted(Lora(rank=2, tokens=(5,)))
     beneath = bare(model)
     held = dict(model.named_parameters())
     assert all(w is held[name] for name, w in beneath.named_parameters())

@@ -7,6 +7,9 @@ import safetensors.numpy
 import torch
 
 from mypt import home
+from mypt.config import PrepareConfig, Source
+from mypt.data.dataset import tokenize
+from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import CheckpointError, ConfigError
 from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
 from mypt.training.checkpoints.outset import begin_model
@@ -169,6 +172,27 @@ def test_ddp_adds_up_the_gradients_of_an_adapter_alone(plan):
 def _trained(plan, ranks):
     for _ in train(plan, ranks=ranks):
         pass
+
+
+def test_rows_of_tokens_that_the_base_never_read_are_learned_and_kept(plan, finish, tmp_path):
+    raw = tmp_path / "text.txt"
+    raw.write_text("7 it is, and 8 it is. " * 200)
+    config = PrepareConfig(
+        sources=(Source(path=str(raw), format="text"),), tokenization="byte", val_fraction=0.0
+    )
+    text = tokenize(config, tmp_path / "text").path
+    finish(plan("plain", dataset=text, use_loss_mask=False))
+    made = plan("tuned", init_from="plain", lora=LORA, sample_prompts=("say 7",))
+    tokenizer = load_tokenizer(made.dataset.path)
+    new = made.preset.lora.tokens
+    ids = [tokenizer.special_tokens[token] for token in tokenizer.template.special_tokens]
+    assert [*new] == sorted(ids)
+    finish(made)
+    before, after = (load_model(name)[0].lm_head.weight for name in ("plain", "tuned"))
+    moved = (before != after).any(1).nonzero().flatten().tolist()
+    assert moved == [*new]
+    again = plan("again", init_from="tuned", lora=LORA)
+    assert again.preset.lora.tokens == ()
 
 
 def test_fsdp_is_refused(tiny):
