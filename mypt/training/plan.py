@@ -226,12 +226,11 @@ def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ..
         for key, value in kept.items()
         if key in preset.model_fields_set and getattr(preset, key) != value
     ]
-    before = base.config.model_dump(exclude=_LABELS | kept.keys())
-    for key, old in before.items():
-        new = getattr(resolved, key)
+    for key in Preset.model_fields:
+        old, new = getattr(base.config, key), getattr(resolved, key)
         said = key in resolved.model_fields_set and getattr(preset, key) is not None
         origin = "preset" if said else "default"
-        if new != old:
+        if new != old and key not in _LABELS | kept.keys():
             lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")
     return tuple(lines)
 
