@@ -7,6 +7,8 @@ STAMP := $(VENV)/.ready
 .PHONY: setup demo test test-all test-cluster faults bench bench-quick fuzz real-files check format clean
 
 setup: $(STAMP)
+	@echo "setup is done: mypt $$($(BIN)/mypt --version), Prefect and MLflow are in $(VENV)"
+	@echo "next: 'source $(VENV)/bin/activate' puts mypt on the path; then 'make demo', or the README's five commands"
 
 # Remade when the pins change; constraints.txt records the set that was tested.
 $(STAMP): pyproject.toml constraints.txt
@@ -15,13 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup 2 of 2: some 200 packages (torch, Prefect, MLflow ...): two to four minutes, once"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,demo,dev]'
 	@touch $(STAMP)
-	@echo "setup is done: 'source $(VENV)/bin/activate' puts mypt on the path"
 
-demo: setup
+demo: $(STAMP)
 	$(BIN)/mypt run configs/demo.json
 
 # Two workers, a file each: what a file's tests share is made once.
-test: setup
+test: $(STAMP)
 	$(BIN)/pytest -n 2 --dist loadfile
 
 # Peers that only some tests ask; 'make test' says what it skips without them.
@@ -33,18 +34,18 @@ test-all: $(VENV)/.peers
 	$(BIN)/pytest -m 'not gpu and not cluster' -n 2 --dist loadfile
 
 # Two hosts that die, return or are cut off: minutes, and as root, since it makes networks.
-test-cluster: setup
+test-cluster: $(STAMP)
 	$(BIN)/pytest tests/cluster -m cluster
 
-faults: setup
+faults: $(STAMP)
 	$(BIN)/pytest tests/faults --faults full -m faults --timeout 3600 -n 2
 
 # By hand, after '$(BIN)/pip install atheris': make fuzz TARGET=jsonl RUNS=100000
-fuzz: setup
+fuzz: $(STAMP)
 	PYTHONPATH=. $(BIN)/python tests/fuzz/run.py $(TARGET) $(RUNS)
 
 # By hand, over files that are not the project's own: make real-files FOLDER=../shared/data
-real-files: setup
+real-files: $(STAMP)
 	PYTHONPATH=. $(BIN)/python tests/real_files.py $(FOLDER)
 
 # The peers are large, so that only who measures installs them.
@@ -58,13 +59,13 @@ bench: $(VENV)/.bench
 bench-quick: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py --quick
 
-check: setup
+check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup
+format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,5 +1,6 @@
 """The ``mypt`` command: parses, calls the core, prints, and turns errors into exit codes."""
 
+import difflib
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ from cyclopts import (
     Group,
     MissingArgumentError,
     Parameter,
+    UnknownCommandError,
     UnusedCliTokensError,
 )
 
@@ -157,9 +159,20 @@ def _explain(error: CycloptsError, words: Sequence[str]) -> str:
     elif isinstance(error, MissingArgumentError):
         missing = tuple(_missing(error, words))
         said = f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
+    elif isinstance(error, UnknownCommandError):
+        said = _unknown((error.unused_tokens or [""])[0])
     elif isinstance(error, UnusedCliTokensError):
         said = f"{' '.join(error.unused_tokens or ())[:60]!r} belongs to no flag and no name"
     return f"{said}; see 'mypt {name} --help'" if name else f"{said}; see 'mypt --help'"
+
+
+def _unknown(word: str) -> str:
+    """Say which command a word may have been meant for, or which there are."""
+    typed = [command.__name__.rstrip("_") for commands in STAGES.values() for command in commands]
+    known = (*typed, "help", "--help", "--version", "--install-completion")
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    wanted = f"the nearest is {near[0]!r}" if near else f"expected {', '.join(typed)}"
+    return f"{word[:60]!r} is no command; {wanted}"
 
 
 def _missing(error: CycloptsError, words: Sequence[str]) -> Iterator[str]:

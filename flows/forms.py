@@ -254,7 +254,9 @@ def _optional(
 
 def _valued(form: JsonSchemaValue, config: BaseModel | None, file: str) -> JsonSchemaValue:
     """Return the form with what each knob is in ``file``, or where it is left out there."""
-    values = config.model_dump(mode="json") if config else {}
+    fields = type(config).model_fields if config else {}
+    values = {key: field.default for key, field in fields.items()}  # a dump may leave them out
+    values |= config.model_dump(mode="json") if config else {}
     said_there, knobs = config.model_fields_set if config else set(), {}
     for key, knob in form["properties"].items():
         if "properties" in knob:

@@ -9,7 +9,7 @@ from prefect.exceptions import CancelledRun
 
 from flows.ending import cause_behind, leave_if_prefect_is_away
 from flows.forms import AS_IN_FILE, PIPELINE_FILE, PipelineFile, PipelineKnobs, asked_pipeline
-from flows.stages import pipeline_run_name
+from flows.stages import pipeline_run_name, prefer_after
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.errors import MyptError
@@ -48,10 +48,9 @@ def sft_pipeline(
         chat_model = sft(config.sft, chat, talk, base=base_model)
         summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)
         report_pipeline(run, config, text, talk, summary)
+        model, summary = prefer_after(run, config, chat_model, talk, summary)
         asked = config.evaluate.gate
-        report_gate(
-            run, gate(chat_model, talk, config.evaluate, config.name) if asked else NOT_ASKED
-        )
+        report_gate(run, gate(model, talk, config.evaluate, config.name) if asked else NOT_ASKED)
     if asked:  # by now MLflow's registry lists the model
         mirror_champion()
     leave_if_prefect_is_away(lambda: show_summary(summary))

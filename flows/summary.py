@@ -9,7 +9,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mypt.evaluation.scores import Difference, EvaluationReport, ModelScores, Summary
+from mypt.evaluation.scores import (
+    Difference,
+    EvaluationReport,
+    ModelScores,
+    PairScores,
+    Summary,
+)
 from mypt.home import home
 from mypt.text import shorten, visible
 from tasks.evaluation import summary_path
@@ -19,7 +25,12 @@ _LONGEST = 120
 
 
 def show_summary(summary: Summary) -> None:
-    """Print what a run came to; the last line is ``summary: PATH``."""
+    """Print what a run came to; the last line is ``summary: PATH``.
+
+    Where preference pairs were learned after fine-tuning, what they made of it comes first.
+    """
+    if summary.preferred is not None:
+        show_summary(summary.preferred)
     path = summary_path(summary)
     console = Console(highlight=False)
     report = EvaluationReport.model_validate(json.loads(Path(summary.evaluation).read_bytes()))
@@ -45,6 +56,8 @@ def show_summary(summary: Summary) -> None:
 def render_report(report: EvaluationReport) -> RenderableType:
     """Return a comparison: a line for each way of asking, then the dialogues."""
     parts: list[RenderableType] = [_table(list(report.models.items()))]
+    if report.pairs is not None:
+        parts.append(Text(_moved(report.pairs)))
     parts += [Text(visible(_changed(name, found))) for name, found in report.sets.items()]
     for dialogue in report.dialogues:
         parts.append(_said("asked", dialogue.prompt))
@@ -58,14 +71,18 @@ def _table(rows: Sequence[tuple[str, ModelScores]]) -> Table:
     tasks = list(dict.fromkeys(task for _, scores in rows for task in scores.exact_match))
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("loss", "perplexity", *tasks, "stops"):
+    pairs = any(scores.preferred is not None for _, scores in rows)
+    preferred = ("pairs right",) * pairs
+    for heading in ("loss", "perplexity", *preferred, *tasks, "stops"):
         table.add_column(heading, justify="right")
     for name, scores in rows:
-        shares = [_share(scores.exact_match.get(task)) for task in tasks]
+        shares = [_share(scores.preferred)] * pairs
+        shares += [_share(scores.exact_match.get(task)) for task in tasks]
         figures = (f"{scores.val_loss:.3f}", f"{scores.perplexity:.2f}")
         table.add_row(Text(visible(name)), *figures, *shares, _share(scores.stop_recall))
     scored, available = rows[0][1].supervised, rows[0][1].available
-    table.caption = f"loss: nats over {scored:,} of {available:,} supervised tokens of val"
+    of = "supervised tokens of val" + ", of the chosen sides" * pairs
+    table.caption = f"loss: nats over {scored:,} of {available:,} {of}"
     table.caption_justify = "left"
     return table
 
@@ -74,6 +91,14 @@ def _changed(name: str, found: Difference) -> str:
     return (
         f"{name}: loss {found.before:.3f} -> {found.after:.3f}, change {found.change:+.3f}"
         f" (95 % between {found.low:+.3f} and {found.high:+.3f})"
+    )
+
+
+def _moved(found: PairScores) -> str:
+    return (
+        f"pairs: {found.accuracy:.1%} of {found.pairs:,} held out moved towards the chosen side"
+        f" (95 % between {found.low:.1%} and {found.high:.1%}), margin {found.margin:+.3f} nats"
+        f" (between {found.margin_low:+.3f} and {found.margin_high:+.3f})"
     )
 
 

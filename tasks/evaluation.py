@@ -105,9 +105,11 @@ def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
         mask_density=tuned.density,
         checkpoint=report.sft.checkpoint.path,
         evaluation=str(folder / EVALUATION),
+        pairs=report.pairs,
+        sets=report.sets if report.pairs else {},
         digests={
             "base_dataset": read_lineage(Path(report.base.checkpoint.path)).dataset.digest,
-            "chat_dataset": report.dataset.digest,
+            "pair_dataset" if report.pairs else "chat_dataset": report.dataset.digest,
             "base_checkpoint": report.base.checkpoint.digest,
             "checkpoint": report.sft.checkpoint.digest,
             "evaluation": digest,

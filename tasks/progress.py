@@ -1,7 +1,8 @@
 """Progress on the terminal: bars where it is one, a line now and then where it is not."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from rich.progress import (
 from rich.text import Text
 
 from mypt.home import step_folder
-from mypt.text import counted
+from mypt.text import counted, visible
+from mypt.training.batches.groups import GroupLoss
 from mypt.training.events import EvalReport, Event, Finished, Sample, Started, StepReport
 from mypt.training.plan import RunPlan
 
@@ -89,6 +91,7 @@ def describe(event: Event) -> Iterator[str]:
                 f"step {event.step}: train loss {event.train_loss:.4f},"
                 f" val loss {event.val_loss:.4f}{best}"
             )
+            yield from _groups_line(event)
         case Sample():
             yield f"step {event.step}: {event.prompt!r} -> {event.answer!r}"
         case Finished():
@@ -96,6 +99,35 @@ def describe(event: Event) -> Iterator[str]:
             saved = used.with_name(step_folder(event.step))
             line = f"{event.reason} at step {event.step}: {saved}"
             yield line if saved == used else f"{line}; the best is {used.name}"
+
+
+def groups_of(event: EvalReport) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the losses of training and validation, nan where there is none, by group."""
+    found = {}
+    for by, val in event.val.items():
+        learned = event.learned.get(by, {})
+        names = dict.fromkeys([*learned, *val])
+        found[by] = {name: (_loss(learned, name), _loss(val, name)) for name in names}
+    return found
+
+
+def _loss(groups: Mapping[str, GroupLoss], name: str) -> float:
+    return groups[name].loss if name in groups else math.nan
+
+
+def _groups_line(event: EvalReport) -> Iterator[str]:
+    """Yield one line: what both losses are made of, where that is more than one thing."""
+    parts = [
+        f"{by}: "
+        + ", ".join(
+            f"{visible(name)} {'/'.join('-' if math.isnan(x) else f'{x:.2f}' for x in losses)}"
+            for name, losses in members.items()
+        )
+        for by, members in groups_of(event).items()
+        if len(members) > 1
+    ]
+    if parts:
+        yield f"  train/val by {'; '.join(parts)}"
 
 
 def describe_step(event: StepReport, plan: RunPlan) -> str:

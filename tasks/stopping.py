@@ -25,6 +25,8 @@ _KINDS = (signal.SIGINT, signal.SIGTERM)
 class _Thread(threading.local):
     acts = False
     """Whether a signal stops what it does just now."""
+    ours = False
+    """Whether that is our code: a second Ctrl-C cuts it short, and Prefect's never."""
 
 
 _this = _Thread()
@@ -41,8 +43,8 @@ def heard() -> Iterator[list[int]]:
     """Hear SIGINT and SIGTERM while the block runs, and yield the list of those that came.
 
     The first stops what is :func:`acting`, now or once it comes to act. A second Ctrl-C stops
-    wherever the program stands, and a third kills it. Only the main thread hears; in another
-    nothing is changed.
+    wherever our code stands, and what Prefect is doing once it is done; a third kills. Only the
+    main thread hears; in another nothing is changed.
     """
     global _asked
     if threading.current_thread() is not threading.main_thread():
@@ -62,8 +64,12 @@ def heard() -> Iterator[list[int]]:
 
 
 @contextmanager
-def acting(now: bool = True) -> Iterator[Callable[[], bool]]:
+def acting(now: bool = True, *, ours: bool = True) -> Iterator[Callable[[], bool]]:
     """Let a signal stop the block at once, or hold it back until the block ends.
+
+    Args:
+        now: Stop at once.
+        ours: The block is our code, which a second Ctrl-C stops at once in any case.
 
     Yields:
         Whether a stop was asked for, for a block that looks for itself where it can stop.
@@ -71,15 +77,15 @@ def acting(now: bool = True) -> Iterator[Callable[[], bool]]:
     Raises:
         Stopped: Behind the block, or in it.
     """
-    before = _this.acts
+    before = _this.acts, _this.ours
     try:
-        _this.acts = now
+        _this.acts, _this.ours = now, ours
         if now and _asked:
             raise Stopped
         yield lambda: bool(_asked)
     finally:
-        _this.acts = before
-    if before and _asked:
+        _this.acts, _this.ours = before
+    if before[0] and _asked:
         raise Stopped
 
 
@@ -92,7 +98,9 @@ def _hear(number: int, _frame: FrameType | None) -> None:
         raise Stopped
     if not first and number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        raise Stopped
+        if _this.ours:
+            raise Stopped
+        os.write(2, b"\nmypt: Prefect writes it down; Ctrl-C again kills\n")
 
 
 def cancelled() -> Any:
@@ -125,7 +133,7 @@ class StoppableTask(Task[P, R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task; where it was stopped, so is its flow."""
-        with acting(False):
+        with acting(False, ours=False):
             return super().__call__(*args, **kwargs)
 
 

@@ -85,3 +85,4 @@ def train(
 
 pretrain = stage("pretrain {name}", whole_model, name="pretrain")(train)
 sft = stage("fine-tune {name}", whole_model, name="sft")(train)
+prefer = stage("prefer {name}", whole_model, name="prefer")(train)

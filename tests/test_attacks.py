@@ -273,7 +273,10 @@ def test_a_report_and_its_proof_are_one_json(data, capsys):
         ("train --config_file demo.json --model_name n --dataset_dir d", "mypt run demo.json"),
         ("prepare --input_files chats.jsonl --out_dir x --tokenization gtp2", "'gpt2'? expected"),
         ("diff d data/nope", "no dataset, no model"),
-        ("train --config_file longer.json --model_name m --dataset_dir d", "--init_from_model m"),
+        (
+            "train --config_file longer.json --model_name m --dataset_dir d",
+            "give --extend to go on",
+        ),
     ],
     ids=lambda value: value[:50],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from mypt import __version__
 from tests.examples import paraphrases, share_right, taught
 from tests.faults import table
 from tests.pages import DOCS, PAGES, README, ROOT, commands_of, lines_of, rows_of
@@ -56,7 +57,10 @@ ROWS = {
         "chat mine",
     ],
     "`mypt serve MODEL [--port N]`": ["serve mine"],
-    "`mypt export MODEL --to hf DIR`": ["export mine new --to hf"],
+    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`": [
+        "export mine new --to hf",
+        "export mine new.gguf --to gguf --quant q8_0",
+    ],
     "`mypt export MODEL --to mlflow DIR`": ["export mine new --to mlflow"],
     "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],
@@ -242,6 +246,14 @@ def test_every_make_target_named_exists(page):
     typed = [line for line in lines_of(page) if line.startswith("make ")]
     for line in (*typed, *re.findall(r"`(make [^`]+)`", page.read_text())):
         assert f"\n{line.split()[1]}:" in makefile, line
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/bin/mypt").is_file(), reason="set up by other means")
+def test_a_setup_says_at_its_end_what_is_there_and_what_to_type():
+    made = ["make", "-s", "-o", ".venv/.ready", "setup"]
+    said = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"mypt {__version__}" in said
+    assert "next: 'source .venv/bin/activate'" in said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -162,7 +162,7 @@ def serve(
         gpt, tokenizer, checkpoint = _load(model, compiled=compile)
         name = checkpoint.lineage.model_name
         queue = Queue(waiting)
-        served = Served(gpt, tokenizer, name, checkpoint.ref.digest, queue, time.time, key)
+        served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         _write(f"{name} step {checkpoint.ref.step} at {url}, for clients {url}/v1; Ctrl-C ends\n")

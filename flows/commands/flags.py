@@ -81,6 +81,8 @@ class ReadingFlags:
     system=about?,user=question,assistant=answer; a question mark: rows may lack it."""
     side: Literal["chosen", "rejected"] = "chosen"
     """Which answer of preference rows is read; the other is counted."""
+    pairs: bool = False
+    """Both answers of preference rows, as pairs for objective dpo, ipo or simpo."""
     markup: Markup | None = None
     """How text was rendered with role tags, for --format rendered; default: found in each text."""
     group_by: str = ""

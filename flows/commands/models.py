@@ -251,6 +251,8 @@ def render(scores: "ModelScores") -> "Table":
     scored = f"{scores.supervised:,} of {scores.available:,} supervised tokens"
     table.add_row("validation loss", f"{scores.val_loss:.4f} nats", scored)
     table.add_row("perplexity", f"{scores.perplexity:.3f}", "")
+    if scores.preferred is not None:
+        table.add_row("pairs right", f"{scores.preferred:.1%}", "the chosen side is likelier")
     for task, share in scores.exact_match.items():
         low, high = scores.between.get(task, (share, share))
         sure = f", 95 % between {low:.1%} and {high:.1%}" if task in scores.between else ""

@@ -45,9 +45,13 @@ def run(
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         start_temporary_api()
-        from flows.pipeline import run_pipeline
+        from prefect import tags
 
-        run_pipeline(asked)
+        from flows.pipeline import run_pipeline
+        from flows.service.parameters import PIPELINE, TAGS
+
+        with tags(TAGS[PIPELINE]):  # as a deployment's runs have
+            run_pipeline(asked)
         return 0
     try:
         find_prefect()

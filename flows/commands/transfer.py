@@ -14,19 +14,30 @@ from mypt.data.policies import policy_words
 from mypt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mypt.inference.huggingface.gguf_export import Quant
     from mypt.training.lineage import Lineage, ParentRecord
 
 
-def export(source: str, out: Path, *, to: Literal["hf", "peft", "mlflow", "parquet"]) -> int:
+def export(
+    source: str,
+    out: Path,
+    *,
+    to: Literal["hf", "gguf", "peft", "mlflow", "parquet"],
+    quant: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
+) -> int:
     """Write a model or a dataset for other programs.
 
     Args:
-        source: For hf, peft and mlflow a model: a name or its beginning, a model folder or a step
-            folder. For parquet a dataset.
-        out: A new folder.
-        to: hf: what transformers loads. peft: an adapter alone, without its base. mlflow: what
-            'mlflow models serve' loads. parquet: input_ids and labels, -100 where unsupervised.
+        source: For hf, gguf, peft and mlflow a model: a name or its beginning, a model folder or a
+            step folder. For parquet a dataset.
+        out: A new folder; for gguf a new file, beside which OUT.Modelfile is written.
+        to: hf: what transformers loads. gguf: what llama.cpp and Ollama load. peft: an adapter
+            alone, without its base. mlflow: what 'mlflow models serve' loads. parquet: input_ids
+            and labels, -100 where unsupervised.
+        quant: Type of numbers in a gguf; f16 where it is not said.
     """
+    if quant and to != "gguf":
+        raise ConfigError(f"--quant {quant} goes with --to gguf; leave it out for --to {to}")
     if out.exists():
         raise ConfigError(f"{out} exists and is never overwritten; name another")
     if to == "parquet":
@@ -44,6 +55,8 @@ def export(source: str, out: Path, *, to: Literal["hf", "peft", "mlflow", "parqu
         export_mlflow(step, out, checkpoint_ref(step), name, weights=True)
     elif to == "peft":
         _export_adapter(source, out)
+    elif to == "gguf":
+        _export_gguf(source, out, quant or "f16")
     else:
         _export_model(source, out)
     Console().print(f"written: {out}", markup=False)
@@ -98,6 +111,29 @@ def _export_adapter(source: str, out: Path) -> None:
         base=base_of(found.lineage),
         base_name=base.dataset.path if base and imported else parent.model_name,
         card=model_card(found.lineage, stop=found.tokenizer.template.stop),
+    )
+
+
+def _export_gguf(source: str, out: Path, quant: "Quant") -> None:
+    from mypt.home import checkpoint_to_use
+    from mypt.inference.huggingface.gguf_export import export_gguf
+    from mypt.training.base_import import base_of
+    from mypt.training.checkpoints.checkpoint import load_checkpoint
+
+    found = load_checkpoint(checkpoint_to_use(full_name(source)))
+    modelfile = export_gguf(
+        out,
+        found.config,
+        found.weights,
+        found.tokenizer,
+        name=found.lineage.model_name,
+        quant=quant,
+        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
+        base=base_of(found.lineage),
+        lineage=found.lineage.digest,
+    )
+    Console().print(
+        f"in Ollama: ollama create {found.lineage.model_name} -f {modelfile}", markup=False
     )
 
 

@@ -34,6 +34,10 @@ FILES = {PIPELINE: PIPELINE_FILE, stages.pretrain.name: BASE_FILE, stages.sft.na
 """The config of each flow that reads one from a file, unless another is named."""
 TAGS = dict(zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation"), strict=True))
 """By which deployments and runs are found, wherever the flows are deployed."""
+NAMES = dict(
+    zip(FLOWS, ("local", "prepare-data", "train-base", "fine-tune", "compare"), strict=True)
+)
+"""What the deployments of ``mypt up`` do, in the words that a page lists them by."""
 _SECONDS = 1.0
 _LATE = 3.0
 """Prefect sends log lines every two seconds."""
@@ -60,7 +64,7 @@ def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
     """Ask a deployment for a flow run, and follow its log to its end.
 
     Args:
-        word: The deployment, as ``FLOW/NAME`` or, for NAME ``local``, as ``FLOW``.
+        word: The deployment, as ``FLOW/NAME`` or, for what ``mypt up`` serves, as ``FLOW``.
         changes: Parameters, as in :func:`change`.
         wait: Follow the run; else it is only asked for.
 
@@ -72,7 +76,7 @@ def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
         MyptError: If Prefect refuses.
     """
     with get_client(sync_client=True) as client:
-        deployment = _find(client, word if "/" in word else f"{word}/local")
+        deployment = _find(client, word if "/" in word else f"{word}/{NAMES.get(word, 'local')}")
         flow = FLOWS.get(word.partition("/")[0])
         values = change(deployment.parameters, changes, flow) if flow else deployment.parameters
         if changes and not flow:

@@ -1,4 +1,4 @@
-"""Serves the deployments ``NAME/local``: the process that starts asked-for flow runs.
+"""Serves the deployments of ``mypt up``: the process that starts asked-for flow runs.
 
 First it sets up its Prefect: one slot a GPU, and an end for runs that are dead.
 """
@@ -19,7 +19,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
 from flows.service.internals import patient_runner
-from flows.service.parameters import FILES, FLOWS, TAGS
+from flows.service.parameters import FILES, FLOWS, NAMES, TAGS
+from mypt import __version__
 from tasks.slot import LIMIT
 from tasks.tracking.mirror import follow_prefect
 
@@ -86,10 +87,11 @@ def serve(ready: Path) -> None:
         file = Path(FILES.get(name, "")).absolute()
         deployment = RunnerDeployment.from_flow(
             flow,
-            "local",
+            NAMES[name],
             parameters={"config": str(file)} if file.is_file() else {},
             description=str(flow.description).partition("\n")[0],
             tags=[TAGS[name]],
+            version=f"mypt {__version__}",
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         runner.add_deployment(deployment)

@@ -17,7 +17,7 @@ from mypt.config.data import (
     Voice,
     later,
 )
-from mypt.config.pipeline import EvaluateConfig, PipelineConfig, load_pipeline
+from mypt.config.pipeline import EvaluateConfig, PipelineConfig, PreferConfig, load_pipeline
 from mypt.config.training import Lora, Normalisation, Preset, TrainConfig, load_config
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "MaskPolicy",
     "Normalisation",
     "PipelineConfig",
+    "PreferConfig",
     "Preparation",
     "PrepareConfig",
     "Preset",

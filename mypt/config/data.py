@@ -17,6 +17,7 @@ Markup = Literal[
     "none", "chatml", "llama3", "llama2", "gemma", "zephyr", "alpaca", "guanaco", "human",
     "human_lines", "user", "vicuna", "glaive", "llama4", "oasst", "command", "deepseek",
     "harmony", "human_ai", "angled", "bold", "bracketed", "instruction", "question", "qa",
+    "prompt", "customer",
 ]  # fmt: skip
 Voice = Literal[
     "system", "user", "assistant", "tool",
@@ -133,6 +134,8 @@ class Reading(Frozen):
     """Which field of a row says what, in order: system=about,user=question,assistant=answer."""
     side: Literal["chosen", "rejected"] = "chosen"
     """Which answer of a preference row is read; the other is counted."""
+    pairs: bool = later(False)
+    """Read both answers of a preference row, as two conversations that share a pair id."""
     markup: Markup | None = None
     """How text with role tags was rendered, for format "rendered"; unsaid: found in each text."""
     group_by: str = ""
@@ -204,6 +207,11 @@ class Source(Reading):
     def _one_origin(self) -> Self:
         if bool(self.path) == bool(self.exercises):
             raise ValueError("a source has either a path or exercises")
+        if self.pairs and (self.exercises or self.side != "chosen"):
+            other = "exercises" if self.exercises else f"side {self.side}"
+            raise ValueError(
+                f"pairs with {other}: expected preference rows of a path; leave it out"
+            )
         return self
 
 
@@ -222,9 +230,23 @@ class PrepareConfig(Frozen):
     """Template base: conversations whole, or each turn of the assistant in a row of its own, after
     what inference would feed for it: for templates that write earlier turns otherwise."""
     val_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of rows that go to val, by the hash of their content, so twins never cross."""
+    """Share of rows that go to val, by the hash of their content, so twins never cross; of pairs,
+    by their prompt's."""
     shard_tokens: int = Field(default=10_000_000, ge=1, le=10**12)
     """Tokens after which a new shard begins."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether its rows are preference pairs."""
+        return self.sources[0].pairs
+
+    @model_validator(mode="after")
+    def _pairs_are_alone(self) -> Self:
+        if len({source.pairs for source in self.sources}) > 1:
+            raise ValueError("pairs: some sources have them and some not; make a dataset of each")
+        if self.pairs and self.train_as == "inference":
+            raise ValueError("pairs with train_as inference: expected whole; leave train_as out")
+        return self
 
 
 class Preparation(Frozen):

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mypt.config.data import MaskPolicy, Preparation, PrepareConfig
+from mypt.config.data import MaskPolicy, Preparation, PrepareConfig, later
 from mypt.config.training import Preset
 from mypt.parsing import Frozen, override, parse_config, read_json
 
@@ -42,8 +42,29 @@ class Tracking(Frozen):
     """The weights of both models themselves, or only where they lie in MYPT_HOME."""
 
 
+class PreferConfig(Frozen):
+    """What is learned from preference pairs after fine-tuning."""
+
+    pairs: PrepareConfig
+    """Rows with a chosen and a rejected answer; the tokenizer is always the base's."""
+    mask: MaskPolicy = MaskPolicy()
+    """Which tokens of the answers count."""
+    train: Preset
+    """Objective dpo, ipo or simpo, and how it is trained; the architecture is the base model's."""
+
+    @model_validator(mode="after")
+    def _pairs_are_learned(self) -> Self:
+        if not self.pairs.pairs:
+            raise ValueError("pairs: its sources are read as single answers; set pairs: true")
+        if not self.train.of_pairs:
+            raise ValueError(f"train.objective {self.train.objective}; set dpo, ipo or simpo")
+        if not self.pairs.val_fraction:
+            raise ValueError("pairs.val_fraction is 0, so nothing would be left to evaluate on")
+        return self
+
+
 class PipelineConfig(Frozen):
-    """One whole run: base corpus, chat data, two trainings, an evaluation."""
+    """One whole run: base corpus, chat data, two trainings, an evaluation; perhaps pairs."""
 
     name: str = Field(default="pipeline", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
     """Prefix of the datasets' and models' names, which are names of folders."""
@@ -57,6 +78,8 @@ class PipelineConfig(Frozen):
     """Architecture and training of the base model."""
     sft: Preset
     """Training of the chat model; the architecture is the base model's."""
+    prefer: PreferConfig | None = later(None)
+    """Preference pairs that the chat model learns from last; null: none."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is asked of both models."""
     preparation: Preparation = Preparation()
@@ -88,9 +111,10 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
     """
     path = Path(path)
     values = read_json(path, "configs/demo.json")
-    for stage in ("pretrain", "sft"):
-        inner = values.get(stage)
-        if isinstance(inner, dict) and "preset" in inner:
+    stages = [(values, "pretrain"), (values, "sft"), (values.get("prefer"), "train")]
+    for section, stage in stages:
+        inner = section.get(stage) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(inner, dict) and "preset" in inner:
             base = read_json(path.parent / str(inner["preset"]), "configs/tiny_sft.json")
-            values[stage] = override(base, {k: v for k, v in inner.items() if k != "preset"})
+            section[stage] = override(base, {k: v for k, v in inner.items() if k != "preset"})
     return parse_config(values, PipelineConfig, str(path))

@@ -70,9 +70,19 @@ class TrainConfig(Frozen):
     normalisation: Normalisation = "token"
     """What weighs the same: each token as its mask says; or, packed only, each conversation, or
     each source, where an object such as {"web": 1, "books": 3} gives shares."""
-    objective: Literal["nll", "dft", "eaft"] = "nll"
+    objective: Literal["nll", "dft", "eaft", "dpo", "ipo", "simpo"] = "nll"
     """What a token's loss is: its negative log-likelihood, or that times its probability (dft), or
-    times the entropy of the prediction (eaft). Evaluations report nll."""
+    times the entropy of the prediction (eaft), of which evaluations report nll. Of preference
+    pairs, packed: by how much the chosen side is to be likelier (dpo, ipo, simpo)."""
+    beta: float = later(0.1, gt=0.0, le=1000.0)
+    """Pairs only: how strongly a log-ratio counts; the higher, the nearer to the reference."""
+    label_smoothing: float = later(0.0, ge=0.0, lt=0.5)
+    """dpo and simpo: share of pairs whose sides are taken to be swapped."""
+    gamma: float = later(0.5, ge=0.0, le=1000.0)
+    """simpo only: the margin by which the chosen side is to be ahead."""
+    reference: Literal["base", "none"] = later("base")
+    """dpo and ipo: what likelihoods are compared with: the model that training began with, whose
+    weights are then kept beside, or nothing."""
     z_loss: float = Field(default=0.0, ge=0.0, le=1.0)
     """Added to each token's loss: so many times the squared logarithm of its normaliser."""
     kl_base: float = Field(default=0.0, ge=0.0, le=1000.0)
@@ -150,6 +160,18 @@ class TrainConfig(Frozen):
     step_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds after which a process that waits for others, or that makes no step, is ended."""
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it learns from preference pairs."""
+        return self.objective in ("dpo", "ipo", "simpo")
+
+    @property
+    def keeps_base(self) -> str:
+        """Which knob keeps the weights that training began with beside the model's; or none."""
+        if self.objective in ("dpo", "ipo") and self.reference == "base":
+            return f"objective {self.objective} with reference base"
+        return f"kl_base {self.kl_base:g}" if self.kl_base else ""
+
     def with_steps(self, steps: int) -> Self:
         """Return this config for so many steps, with what it says as a share of them as steps."""
         update: dict[str, object] = {}
@@ -189,8 +211,24 @@ class TrainConfig(Frozen):
             raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
         if self.parallel == "fsdp" and self.lora:
             raise ValueError("lora with parallel fsdp, which parts whole weights only; set ddp")
-        if self.parallel == "fsdp" and self.kl_base:
-            raise ValueError("kl_base wants a whole base model, which fsdp has not; set ddp")
+        if self.parallel == "fsdp" and self.keeps_base:
+            raise ValueError(f"{self.keeps_base} wants a whole base, which fsdp has not; set ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_compared(self) -> Self:
+        if not self.of_pairs:
+            return self
+        expected = {"batching": "packed", "normalisation": "token", "z_loss": 0.0, "kl_base": 0.0}
+        if self.objective == "ipo":
+            expected["label_smoothing"] = 0.0
+        for name, value in expected.items():
+            if (found := getattr(self, name)) != value:
+                raise ValueError(
+                    f"objective {self.objective} with {name} {found}; set {name} {value}"
+                )
+        if self.use_loss_mask is False:
+            raise ValueError(f"objective {self.objective} compares answers; set use_loss_mask true")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,9 @@ Train = bool | float | None
 Form = Literal["chat", "plain"]
 """Asked as a turn of a chat, or given as the beginning of a text."""
 
+Side = Literal["", "chosen", "rejected"]
+"""Which side of a preference pair a conversation is; its other side stands beside it."""
+
 
 class Origin(NamedTuple):
     """Where a row came from, for errors, lineage and deletion requests."""
@@ -53,6 +56,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     origin: Origin
+    side: Side = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,16 @@ class Dataset:
         if self._stamps() != self._opened:
             verify_files(self.path, self.manifest)
 
+    @property
+    def paired(self) -> bool:
+        """Whether its rows are the sides of preference pairs, two and two."""
+        return self.manifest.pairs > 0
+
+    @property
+    def together(self) -> int:
+        """How many rows stand side by side wherever they are read."""
+        return 2 if self.paired else 1
+
     @cached_property
     def weights(self) -> NDArray[np.float32] | None:
         """What each byte of a mask weighs, (W,); None where that is no more than 0 and 1."""

@@ -1,6 +1,7 @@
 """A dataset's metadata: the commit mark of its folder and the root of its digests."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,6 +150,8 @@ class Manifest(Frozen):
     shards: tuple[Shard, ...]
     row_weights: tuple[float, ...] = later(())
     """What rows, messages and parts say of themselves beside 0 and 1; spans count from 2 on."""
+    pairs: int = later(0)
+    """Preference pairs: rows stand in twos, the chosen one first, whose digests begin alike."""
     mask: MaskRecord | None = None
     making: Making | None = None
     """None for shards made by hand. It names paths and so is no part of the digest, which
@@ -260,15 +263,22 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         ManifestError: For the first file that is missing, short or changed.
     """
-    for record in manifest.files():
+    for problem in changed_files(folder, manifest.files(), METADATA):
+        raise ManifestError(f"{problem}; prepare again")
+
+
+def changed_files(folder: Path, records: Iterable[FileRecord], listed_in: str) -> Iterator[str]:
+    """Hash files of ``folder`` one by one; yield a line for each that is missing or changed."""
+    for record in records:
         path = folder / record.name
-        if not path.is_file():
-            raise ManifestError(f"{path}: missing, though {METADATA} lists it; prepare again")
-        size = path.stat().st_size
-        if size != record.size:
-            raise ManifestError(f"{path}: {size} bytes found, {record.size} expected")
-        if files.digest_file(path) != record.digest:
-            raise ManifestError(f"{path}: its bytes changed since it was written; prepare again")
+        if ".." in path.parts or Path(record.name).is_absolute():
+            yield f"{path}: lies outside {folder}, though {listed_in} lists it"
+        elif not path.is_file():
+            yield f"{path}: missing, though {listed_in} lists it"
+        elif path.stat().st_size != record.size:
+            yield f"{path}: {path.stat().st_size} bytes found, {record.size} expected"
+        elif files.digest_file(path) != record.digest:
+            yield f"{path}: its bytes changed since it was written"
 
 
 def reference(folder: Path) -> DatasetRef:

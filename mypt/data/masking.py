@@ -322,20 +322,24 @@ def last_turns(spans: NDArray[np.void], policy: MaskPolicy) -> NDArray[np.bool_]
 
 
 def _last_rounds(spans: NDArray[np.void]) -> NDArray[np.bool_]:
-    row, turn = (np.ascontiguousarray(spans[name]) for name in ("conversation", "message"))
-    first = np.flatnonzero(np.append(len(row) > 0, row[1:] != row[:-1]))
+    row, turn, role = (
+        np.ascontiguousarray(spans[name]) for name in ("conversation", "message", "role")
+    )
+    if not len(row):
+        return role > 0
+    first = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
     stop = np.append(first[1:], len(row))
-    answer = _last_before(stop, spans["role"] == ROLE["assistant"], first)
-    asked = _last_before(answer, spans["role"] == ROLE["user"], first)
-    begin = np.where(asked < 0, 0, turn[asked])
+    answer = _last_up_to(stop - 1, role == ROLE["assistant"], first)
+    asked = _last_up_to(answer, role == ROLE["user"], first)
+    begin = np.where((answer < 0) | (asked < 0), 0, turn[asked])
     found: NDArray[np.bool_] = turn >= np.repeat(begin, stop - first)
     return found
 
 
-def _last_before(
-    stop: NDArray[np.int64], wanted: NDArray[np.bool_], first: NDArray[np.int64]
+def _last_up_to(
+    place: NDArray[np.int64], wanted: NDArray[np.bool_], first: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return for each row its last wanted span before ``stop``; -1 where there is none."""
+    """Return for each row its last wanted span up to ``place``; -1 where there is none."""
     places = np.append(-1, np.flatnonzero(wanted))
-    found = places[np.maximum(np.searchsorted(places, stop) - 1, 0)]
+    found = places[np.cumsum(wanted, dtype=np.int32)[place]]  # quicker than a search for each row
     return np.where(found >= first, found, -1)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
@@ -55,6 +56,46 @@ def origin(shard: ShardView, source: SourceRecord, row: int) -> str:
 @cache
 def _last_name(path: str) -> str:
     return PurePath(path).name
+
+
+class TokenRange(NamedTuple):
+    """Neighbouring tokens of one shard, [start, stop)."""
+
+    shard: ShardView
+    start: int
+    """First token."""
+    stop: int
+    """One past the last token."""
+    system: tuple[int, int] = (0, 0)
+    """Tokens of the same shard that are read before them and never supervised, [start, stop)."""
+
+
+def name_row(sources: Sequence[SourceRecord], places: Iterable[TokenRange]) -> str:
+    """Return one batch row as people look it up: shard, tokens, and the raw file's lines.
+
+    Args:
+        sources: Of the dataset that the places lie in.
+        places: The stretches that the row is made of; none gives "", a row of padding.
+    """
+    return " + ".join(
+        f"{place.shard.record.tokens.name} tokens {place.start}..{place.stop}"
+        f"{_raw_lines(sources, place)}"
+        for place in places
+    )
+
+
+def _raw_lines(sources: Sequence[SourceRecord], place: TokenRange) -> str:
+    rows = place.shard.rows
+    if rows is None:  # made by hand: nobody recorded where the tokens came from
+        return ""
+    edges = rows["start"].searchsorted([place.start, place.stop - 1], side="right") - 1
+    found = sources[place.shard.record.source].files
+    (first, start), (last, stop) = (
+        (_last_name(found[int(row["file"])].path), int(row["line"])) for row in rows[edges]
+    )
+    if first != last:
+        return f" ({first} line {start} to {last} line {stop})"
+    return f" ({first} line {start})" if start == stop else f" ({first} lines {start} to {stop})"
 
 
 def view_shard(folder: Path, shard: Shard) -> ShardView:

@@ -90,7 +90,7 @@ ROW_DTYPE: Final = np.dtype(
     ]
 )
 """One conversation or document: its tokens, where it came from, and 16 bytes of a blake3 digest
-of what it says (:func:`mypt.data.preparation.encoding.row_digest`), by which train and val are
+of what it says (:func:`mypt.data.preparation.encoding.row_digests`), by which train and val are
 parted."""
 
 

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from mypt.data.dataset import Dataset
 from mypt.data.spans import ROLES
-from mypt.errors import ConfigError
-from mypt.evaluation.scores import Calibration, Difference, GroupScore, TokenReport
-from mypt.evaluation.token_scores import CLASSES, TokenScores
+from mypt.errors import ConfigError, DataError
+from mypt.evaluation.exact_match import interval
+from mypt.evaluation.scores import Calibration, Difference, GroupScore, PairScores, TokenReport
+from mypt.evaluation.token_scores import TokenScores
+from mypt.training.batches.groups import CLASSES
 
 _BINS = 10
 _DRAWS = 1000
@@ -58,11 +60,7 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
     Raises:
         ConfigError: If they were not, since their block sizes differ.
     """
-    if not np.array_equal(before.places, after.places):
-        raise ConfigError(
-            "two models of different block_size were scored on different tokens; compare a model"
-            " with what was fine-tuned from it"
-        )
+    _check_same(before, after)
     rows, row = np.unique(before.places["row"], return_inverse=True)
     count = np.bincount(row)
     change = np.bincount(row, after.loss.astype(np.float64) - before.loss)
@@ -79,6 +77,67 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
         tokens=len(before.loss),
         rows=len(rows),
     )
+
+
+def compare_pairs(before: TokenScores, after: TokenScores) -> PairScores:
+    """Return how much more the chosen sides of preference pairs gained than the rejected ones.
+
+    Args:
+        before: Both sides of held-out pairs, by the model that training began with.
+        after: The same tokens, by what it made.
+
+    Raises:
+        ConfigError: As :func:`difference`.
+    """
+    _check_same(before, after)
+    gains = _by_side(before) - _by_side(after)  # nats lost are log-probability gained
+    margins = gains[:, 0] - gains[:, 1]
+    hits = int((margins > 0).sum())
+    low, high = interval(hits, len(margins))
+    random = np.random.default_rng(_SEED)
+    means = [
+        float(margins[random.integers(0, len(margins), len(margins))].mean()) for _ in range(_DRAWS)
+    ]
+    margin_low, margin_high = np.quantile(means, (0.025, 0.975)).tolist()
+    return PairScores(
+        pairs=len(margins),
+        accuracy=hits / len(margins),
+        low=low,
+        high=high,
+        margin=float(margins.mean()),
+        margin_low=margin_low,
+        margin_high=margin_high,
+    )
+
+
+def share_preferred(scores: TokenScores) -> float:
+    """Return the share of preference pairs whose chosen side is likelier than the rejected one."""
+    nats = _by_side(scores)
+    return float((nats[:, 0] < nats[:, 1]).mean())
+
+
+def _by_side(scores: TokenScores) -> NDArray[np.float64]:
+    """Return (P, 2) summed nats of the chosen and the rejected side of each pair that was scored.
+
+    Raises:
+        DataError: If none was.
+    """
+    row = scores.places["row"].astype(np.int64)
+    size = 2 * (int(row.max(initial=-1)) // 2 + 1)
+    there = np.bincount(row, minlength=size).reshape(-1, 2).all(1)
+    if not there.any():
+        raise DataError("no preference pair of val was scored on both sides; raise block_size")
+    nats = np.zeros(size)
+    np.add.at(nats, row, scores.loss)
+    return nats.reshape(-1, 2)[there]
+
+
+def _check_same(before: TokenScores, after: TokenScores) -> None:
+    if not np.array_equal(before.places, after.places):
+        raise ConfigError(
+            "two models of different block_size were scored on different tokens; compare a model"
+            " with what was fine-tuned from it"
+        )
 
 
 def _groups(

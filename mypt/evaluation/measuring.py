@@ -10,10 +10,10 @@ from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.reading.exercises import test_exercises
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import CheckpointError, ConfigError, ManifestError
-from mypt.evaluation.breakdown import describe
+from mypt.evaluation.breakdown import describe, share_preferred
 from mypt.evaluation.exact_match import ask_exercises, read_questions
 from mypt.evaluation.scores import ModelScores
-from mypt.evaluation.token_scores import TokenScores, score_tokens
+from mypt.evaluation.token_scores import TokenScores, of_side, score_tokens
 from mypt.inference.chat import answer_prompts, prompt_of
 from mypt.model.gpt import GPT
 from mypt.provenance.search import Search
@@ -157,12 +157,15 @@ def tokens_of(subject: Subject, data: Dataset, config: EvaluateConfig) -> TokenS
 
 def score_loss(subject: Subject, data: Dataset, scored: TokenScores, form: Form) -> ModelScores:
     """Return what scored tokens say of a model that was asked nothing yet."""
+    preferred = share_preferred(scored) if data.paired else None
+    scored = of_side(scored, data, 0) if data.paired else scored
     return ModelScores(
         model=subject.name,
         checkpoint=subject.checkpoint.ref,
         form=form,
         val_loss=scored.mean,
         perplexity=scored.perplexity,
+        preferred=preferred,
         supervised=len(scored.loss),
         available=scored.available,
         tokens=describe(scored, data),

@@ -6,8 +6,10 @@ from typing import Literal
 from mypt import files
 from mypt.config import EvaluateConfig
 from mypt.data.conversations import Form
+from mypt.data.dataset import Dataset
+from mypt.data.pairs import SIDES
 from mypt.errors import CheckpointError
-from mypt.evaluation.breakdown import difference
+from mypt.evaluation.breakdown import compare_pairs, difference
 from mypt.evaluation.measuring import (
     Subject,
     answers_of,
@@ -23,6 +25,7 @@ from mypt.evaluation.measuring import (
 )
 from mypt.evaluation.report_page import render_page
 from mypt.evaluation.scores import Dialogue, Difference, EvaluationReport
+from mypt.evaluation.token_scores import TokenScores, of_side
 from mypt.home import checkpoint_to_use
 from mypt.provenance.search import Search
 from mypt.references import CheckpointRef, DatasetRef
@@ -40,6 +43,8 @@ __all__ = [
 EVALUATION = "evaluation.json"
 PAGE = "evaluation.html"
 BASE_CORPUS = "base corpus"
+DATA_OF_BASE = "data of the base"
+"""The same where learning from pairs followed a fine-tuning, whose data are no corpus."""
 
 
 def compare(
@@ -77,15 +82,15 @@ def compare(
         base=score_answers(base_scores, before, config, form),
         base_plain=plain,
         sft=score_answers(sft_scores, after, config, form),
+        eval_iters=config.eval_iters,
         from_scratch=None if scratch is None else score(scratch, data, config, form),
         dialogues=tuple(
             Dialogue(prompt=prompt, base=one, sft=other)
             for prompt, one, other in zip(config.prompts, *said, strict=True)
         ),
-        sets={
-            "chat" if form == "chat" else "text": difference(scored, scored_after),
-            **_other_sets(before, after, config),
-        },
+        pairs=compare_pairs(scored, scored_after) if data.paired else None,
+        sets=_own_sets(data, scored, scored_after, form)
+        | _other_sets(before, after, config, DATA_OF_BASE if data.paired else BASE_CORPUS),
     )
 
 
@@ -123,6 +128,7 @@ def report_on(
     return EvaluationReport(
         dataset=DatasetRef(path=str(data.path), digest=data.manifest.digest),
         sft=score(subject, data, config, form),
+        eval_iters=config.eval_iters,
         dialogues=tuple(
             Dialogue(prompt=prompt, sft=text)
             for prompt, text in zip(config.prompts, said, strict=True)
@@ -142,14 +148,28 @@ def write_report(report: EvaluationReport, folder: Path) -> Path:
     return path
 
 
-def _other_sets(before: Subject, after: Subject, config: EvaluateConfig) -> dict[str, Difference]:
-    """Score both models on the base corpus, to see what was forgotten, and on the named sets.
+def _own_sets(
+    data: Dataset, before: TokenScores, after: TokenScores, form: Form
+) -> dict[str, Difference]:
+    """Return what changed on the dataset itself, of preference pairs on each side."""
+    if not data.paired:
+        return {"chat" if form == "chat" else "text": difference(before, after)}
+    return {
+        name: difference(*(of_side(scores, data, side) for scores in (before, after)))
+        for side, name in enumerate(SIDES)
+    }
+
+
+def _other_sets(
+    before: Subject, after: Subject, config: EvaluateConfig, own: str
+) -> dict[str, Difference]:
+    """Score both models on the base's data, to see what was forgotten, and on the named sets.
 
     What a base from elsewhere was trained on is not here.
     """
     places: dict[str, DatasetRef | str] = {}
     if before.checkpoint.lineage.dataset.kind != IMPORTED:
-        places[BASE_CORPUS] = training_data(before.checkpoint.path)
+        places[own] = training_data(before.checkpoint.path)
     found = {}
     for name, place in (places | config.sets).items():
         data = open_data(place)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mypt.data.manifest import MaskStats, read_manifest
 from mypt.evaluation.exact_match import QUESTIONS
-from mypt.evaluation.scores import EvaluationReport, ModelScores, harness_metrics
+from mypt.evaluation.scores import EvaluationReport, ModelScores, PairScores, harness_metrics
 from mypt.pages.render import COLOURS, plot, render
 from mypt.text import shorten, visible
 from mypt.training.checkpoints.state import read_history
@@ -23,12 +23,13 @@ _POINTS = 300
 """Points of a loss curve; each is the mean of as many steps as that takes."""
 _NARROW, _WIDE = 8, 5000
 """Ratios of losses below which ticks stand evenly, and above which at powers of ten alone."""
+Points = list[tuple[float, float]]
 _SUPERVISED = COLOURS["accent"]
 _DRAWN_IN = {"base": COLOURS["soft"], "fine-tuned": COLOURS["accent"], "model": COLOURS["accent"]}
 
 
 def plots(report: EvaluationReport) -> dict[str, str]:
-    """Return an SVG element for each title.
+    """Return an SVG element for each title, or a line where there is no curve to draw.
 
     Raises:
         CheckpointError: If a checkpoint's history is damaged.
@@ -36,24 +37,44 @@ def plots(report: EvaluationReport) -> dict[str, str]:
     """
     models = {"base": report.base, "fine-tuned": report.sft} if report.base else {}
     models = models or {"model": report.sft}
-    drawings: dict[str, Callable[[Figure], object]] = {
-        "Loss while training": partial(_history, models=models),
+    history = {name: _losses(scores) for name, scores in models.items()}
+    sure = {name: _sureness(scores) for name, scores in models.items()}
+    drawings: dict[str, str | Callable[[Figure], object]] = {
+        "Loss while training": _no_curve(history, "at step {:g}: {:.4f} nats a supervised token")
+        or partial(_history, curves=history),
         "Loss by class of token": partial(_classes, models=models),
-        "Calibration": partial(_calibration, models=models),
+        "Calibration": _no_curve(sure, "{:.1%} sure of the likeliest token, right in {:.1%}")
+        or partial(_calibration, curves=sure),
     }
     if (record := read_manifest(Path(report.dataset.path)).mask) is not None:
         drawings["Supervised share of the chat data"] = partial(_density, stats=record.stats)
-    return {title: plot(title, (6.4, 3.2), draw) for title, draw in drawings.items()}
+    return {
+        title: draw if isinstance(draw, str) else plot(title, (6.4, 3.2), draw)
+        for title, draw in drawings.items()
+    }
 
 
-def _history(figure: "Figure", models: dict[str, ModelScores]) -> None:
+def _no_curve(curves: dict[str, Points], said: str) -> str:
+    """Return what single points say in words; nothing where one of the curves has more."""
+    if any(len(points) > 1 for points in curves.values()):
+        return ""
+    found = [
+        f"{name}, {said.format(*point)}" for name, points in curves.items() for point in points
+    ]
+    return f"No curve, since there is one point at most: {'; '.join(found) or 'none'}."
+
+
+def _losses(scores: ModelScores) -> Points:
+    """Return steps and losses of a training, some hundred means of both."""
+    loss = np.array(read_history(Path(scores.checkpoint.path), scores.checkpoint.step).loss)
+    lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
+    known = [lot[np.isfinite(loss[lot])] for lot in lots]
+    return [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
+
+
+def _history(figure: "Figure", curves: dict[str, Points]) -> None:
     axes = figure.subplots()
-    for name, scores in models.items():
-        step = scores.checkpoint.step
-        loss = np.array(read_history(Path(scores.checkpoint.path), step).loss)
-        lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
-        known = [lot[np.isfinite(loss[lot])] for lot in lots]
-        points = [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
+    for name, points in curves.items():
         if points:
             axes.plot(*zip(*points, strict=True), label=name, color=_DRAWN_IN[name])
     axes.set(xlabel="optimizer step", ylabel="nats a supervised token", yscale="log")
@@ -86,12 +107,15 @@ def _classes(figure: "Figure", models: dict[str, ModelScores]) -> None:
     _finish(figure, axes)
 
 
-def _calibration(figure: "Figure", models: dict[str, ModelScores]) -> None:
+def _sureness(scores: ModelScores) -> Points:
+    bins = scores.tokens.calibration if scores.tokens else ()
+    return [(found.confidence, found.accuracy) for found in bins]
+
+
+def _calibration(figure: "Figure", curves: dict[str, Points]) -> None:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=COLOURS["bar"], linestyle="--", linewidth=1, label="calibrated")
-    for name, scores in models.items():
-        bins = scores.tokens.calibration if scores.tokens else ()
-        points = [(found.confidence, found.accuracy) for found in bins]
+    for name, points in curves.items():
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_DRAWN_IN[name])
     axes.set(xlabel="how sure of the likeliest token", ylabel="how often it was right")
@@ -127,7 +151,8 @@ def render_page(report: EvaluationReport) -> str:
         styles=["page.css", "evaluation.css"],
         report=report,
         headings=list(report.models),
-        tiles=_tiles(report.sft),
+        tiles=_pair_tiles(report.pairs) | _tiles(report.sft),
+        scored=_scored(report),
         figures=_figures(list(report.models.values())),
         changes=_changes(report),
         group_headings=_group_headings(report),
@@ -156,6 +181,27 @@ def _asked(model: ModelScores) -> dict[str, Any]:
     }
 
 
+def _pair_tiles(found: PairScores | None) -> dict[str, str]:
+    """Return what became of held-out preference pairs."""
+    if found is None:
+        return {}
+    return {
+        f"of {found.pairs:,} pairs moved towards the chosen side": f"{found.accuracy:.1%}",
+        "nats of margin, the mean of pairs": f"{found.margin:+.3f}",
+    }
+
+
+def _scored(report: EvaluationReport) -> str:
+    """Return what the losses are means of: another number of batches gives other losses."""
+    model, most = report.sft, report.eval_iters
+    batches = f", in at most {most:,} batches (eval_iters {most}; 0 scores all)" if most else ""
+    asked = f" {model.asked:,} held-out questions were asked." if model.asked else ""
+    return (
+        f"Each loss is a mean over {model.supervised:,} of {model.available:,} supervised tokens of"
+        f" the validation split{batches}.{asked}"
+    )
+
+
 def _tiles(model: ModelScores) -> dict[str, str]:
     """Return what a reader looks for first; nothing that was not measured."""
     shares = {
@@ -164,7 +210,7 @@ def _tiles(model: ModelScores) -> dict[str, str]:
         "answers that leak role tags": model.leak_rate,
         "tokens right": model.tokens.all.accuracy if model.tokens else None,
     }
-    return {"nats a supervised token": f"{model.val_loss:.4f}"} | {
+    return {f"nats a token, over {model.supervised:,}": f"{model.val_loss:.4f}"} | {
         name: f"{share:.1%}" for name, share in shares.items() if share is not None
     }
 
@@ -193,6 +239,7 @@ def _figures(models: list[ModelScores]) -> list[tuple[str, list[str]]]:
     values: dict[str, list[float | None]] = {
         "loss, nats a token": [scores.val_loss for scores in models],
         "perplexity": [scores.perplexity for scores in models],
+        "pairs whose chosen side is likelier": [scores.preferred for scores in models],
         "bits per byte": [t.bits_per_byte if t else None for t in tokens],
         "accuracy of tokens": [t.all.accuracy if t else None for t in tokens],
         "stop recall, where a turn ends": [t.stop_recall if t else None for t in tokens],

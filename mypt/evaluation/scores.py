@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
+from mypt.config import later
 from mypt.data.conversations import Form
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, DatasetRef, HomePath
@@ -71,6 +72,23 @@ class Difference(Frozen):
     """Conversations and documents that were drawn from."""
 
 
+class PairScores(Frozen):
+    """What learning from preference pairs changed on held-out ones, against the model before."""
+
+    pairs: int
+    """Pairs of the validation split, both sides scored."""
+    accuracy: float
+    """Share of them whose chosen side gained more log-probability than the rejected one."""
+    low: float
+    """Wilson's 95 % interval of that share."""
+    high: float
+    margin: float
+    """Nats by which it gained more, the mean over pairs; times beta it is what DPO calls one."""
+    margin_low: float
+    """The 95 % interval of the margin, from 1,000 draws of pairs."""
+    margin_high: float
+
+
 class ModelScores(Frozen):
     """One checkpoint, measured."""
 
@@ -83,6 +101,9 @@ class ModelScores(Frozen):
     """Nats per supervised token of the validation split."""
     perplexity: float
     """exp of that loss."""
+    preferred: float | None = later(None)
+    """Share of held-out preference pairs whose chosen side it finds likelier; of such data the loss
+    is that of the chosen sides. None of other data."""
     supervised: int
     """Tokens that the loss is the mean of."""
     available: int
@@ -126,20 +147,26 @@ class EvaluationReport(Frozen):
     """The base model, asked in plain text, as it was trained; None where ``base`` was so."""
     sft: ModelScores
     """The fine-tuned model, or the one that the report is about."""
+    eval_iters: int | None = None
+    """The most batches whose losses were taken; 0: the whole split. None where nobody noted it."""
     from_scratch: ModelScores | None = None
     """A model fine-tuned without the base model, where there is one to compare with."""
     dialogues: tuple[Dialogue, ...] = ()
+    pairs: PairScores | None = later(None)
+    """What became of held-out preference pairs; None of other data."""
     sets: dict[str, Difference] = Field(default_factory=dict)
-    """Base model against fine-tuned model by evaluation set: "chat" or "text", "base corpus" (what
-    was forgotten), and those that the config names."""
+    """Base model against fine-tuned model by evaluation set: "chat" or "text", of preference pairs
+    "chosen" and "rejected"; "base corpus", of pairs "data of the base" (what was forgotten); and
+    those that the config names."""
 
     @property
     def models(self) -> dict[str, ModelScores]:
-        """Who was measured, by what tables call it."""
-        asked = "as chat" if self.base and self.base.form == "chat" else "as text"
+        """Who was measured, by what tables call it; the base model once where its forms agree."""
+        plain = self.base_plain
+        twice = plain is not None and bool(plain.asked or plain.harness)
         found = {
-            f"base, {asked}": self.base,
-            "base, as text": self.base_plain or self.base,
+            "base, as chat" if twice else "base": self.base,
+            "base, as text": plain if twice else None,
             "fine-tuned" if self.base else "model": self.sft,
             "from scratch": self.from_scratch,
         }
@@ -162,6 +189,12 @@ class Summary(Frozen):
     """Folder of the fine-tuned model's checkpoint."""
     evaluation: HomePath
     """The whole report, as a file."""
+    pairs: PairScores | None = later(None)
+    """What became of held-out preference pairs; None where there were none."""
+    sets: dict[str, Difference] = later({})
+    """Of preference pairs only: what their sides lost, and what was forgotten."""
+    preferred: "Summary | None" = later(None)
+    """What learning from preference pairs made of the fine-tuned model after that."""
     digests: dict[str, str]
     """What the run made, by name: datasets and checkpoints."""
 

@@ -12,25 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mypt.data.dataset import Dataset, ShardView
-from mypt.data.spans import KIND, ROLE
+from mypt.data.mask_files import supervised_in
+from mypt.data.shards import TokenRange
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.model.gpt import GPT
-from mypt.training.batches.shift import TokenRange
+from mypt.training.batches.groups import CLASS, begins_turn, classes_of
 from mypt.training.loader import Batch, GPTDataLoader
 
-CLASSES: Final = (
-    "answer content",
-    "first token",
-    "stop",
-    "tool call",
-    "reasoning",
-    "text",
-    "other",
-)
-"""``first token`` is what a turn begins with; ``text`` is plain text, ``other`` where nobody
-recorded spans or a person's own words are supervised."""
-_CLASS: Final = {name: index for index, name in enumerate(CLASSES)}
 _ROWS: Final = 32
 _SEED: Final = 0
 _LOGITS_AT_ONCE: Final = 2**24
@@ -100,6 +89,7 @@ def score_tokens(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> Token
         use_loss_mask=dataset.manifest.mask is not None,
         seed=_SEED,
         batching="packed" if indexed else "windows",
+        length_policy="drop" if dataset.paired else "split",
         max_lost=1.0,
         device=model.lm_head.weight.device,
     )
@@ -179,7 +169,7 @@ class _Tables:
         table["token"] = shard.tokens
         table["n_bytes"] = self._bytes[shard.tokens]
         table["source"] = shard.record.source
-        table["klass"] = _CLASS["other"]
+        table["klass"] = CLASS["other"]
         if shard.rows is not None:
             lengths = (shard.rows["stop"] - shard.rows["start"]).astype(np.int64)
             table["length"] = np.repeat(lengths, lengths)
@@ -193,22 +183,12 @@ def _describe(table: NDArray[np.void], shard: ShardView) -> None:
     """Fill in what the spans say: class, role and turn."""
     spans = shard.spans
     assert spans is not None
-    kinds = {
-        KIND["content"]: "answer content", KIND["end"]: "stop",
-        KIND["tool_call"]: "tool call", KIND["reasoning"]: "reasoning",
-    }  # fmt: skip
-    classes = np.full(len(spans), _CLASS["other"], np.uint8)
-    theirs = spans["role"] == ROLE["assistant"]
-    for kind, name in kinds.items():
-        classes[theirs & (spans["kind"] == kind)] = _CLASS[name]
-    classes[spans["role"] == ROLE["text"]] = _CLASS["text"]
     lengths = (spans["stop"] - spans["start"]).astype(np.int64)
-    table["klass"] = np.repeat(classes, lengths)
+    table["klass"] = np.repeat(classes_of(spans), lengths)
     table["role"] = np.repeat(spans["role"], lengths)
     table["turn"] = np.repeat(spans["message"], lengths)
-    after_header = np.append(False, spans["kind"][:-1] == KIND["header"])
-    begins = theirs & after_header & ~np.isin(spans["kind"], (KIND["header"], KIND["end"]))
-    table["klass"][spans["start"][begins]] = _CLASS["first token"]
+    begins = begins_turn(spans, np.append(spans["kind"][:1], spans["kind"][:-1]))
+    table["klass"][spans["start"][begins]] = CLASS["first token"]
 
 
 def _bytes_of(tokenizer: Tokenizer) -> NDArray[np.uint32]:
@@ -220,6 +200,19 @@ def _bytes_of(tokenizer: Tokenizer) -> NDArray[np.uint32]:
     return sizes
 
 
+def of_side(scores: TokenScores, dataset: Dataset, side: int) -> TokenScores:
+    """Return the scores of one side of all preference pairs: 0 the chosen ones, 1 the rejected."""
+    own = scores.places["row"] % 2 == side
+    return TokenScores(
+        scores.loss[own],
+        scores.hit[own],
+        scores.said_stop[own],
+        scores.confidence[own],
+        scores.places[own],
+        _supervised_in(dataset, side),
+    )
+
+
 def _only_val_once(dataset: Dataset) -> Dataset:
     manifest = dataset.manifest
     sources = tuple(source.model_copy(update={"weight": 1.0}) for source in manifest.sources)
@@ -227,9 +220,13 @@ def _only_val_once(dataset: Dataset) -> Dataset:
     return replace(dataset, manifest=manifest.model_copy(update=changes))
 
 
-def _supervised_in(dataset: Dataset) -> int:
-    """Return the supervised tokens of val."""
-    return sum(
-        shard.record.n_tokens if shard.mask is None else int(np.count_nonzero(shard.mask))
-        for shard in dataset.shards("val")
-    )
+def _supervised_in(dataset: Dataset, side: int | None = None) -> int:
+    """Return the supervised tokens of val, or of one side of its pairs."""
+    found = 0
+    for shard in dataset.shards("val"):
+        mask = np.ones(shard.record.n_tokens, np.uint8) if shard.mask is None else shard.mask
+        if side is None:
+            found += int(np.count_nonzero(mask))
+        elif shard.rows is not None:
+            found += int(supervised_in(mask, shard.rows)[side::2].sum())
+    return found

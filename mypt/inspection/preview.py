@@ -187,7 +187,7 @@ def _row(
         "split": view.split,
         "index": view.index,
         "source": visible(view.source),
-        "where": visible(view.where),
+        "where": visible(", ".join(filter(None, (view.where, view.pair)))),
         "findings": codes,
         "count": count,
         "density": None if mask is None else round(float(mask.mean()), 4),

@@ -1,16 +1,18 @@
 """One row of a dataset as people look at it: its tokens, who wrote them, where it came from."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
+from mypt.data.conversations import Side
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import Split
 from mypt.data.masking import Rule, explain, last_turns
+from mypt.data.pairs import ID_BYTES, SIDES
 from mypt.data.shards import origin
 from mypt.data.spans import KIND
 from mypt.data.tokenizer import Tokenizer
@@ -41,6 +43,14 @@ class RowView:
     """What ``train`` of the spans counts from 2 on."""
     digest: bytes | None
     """The recorded digest of what was read; None by hand."""
+    side: Side = ""
+    """Which side of its preference pair it is."""
+
+    @property
+    def pair(self) -> str:
+        """Which side of which pair it is, in words; empty where there is none."""
+        of = f" of pair {self.digest[:ID_BYTES].hex()}" if self.digest else " side"
+        return f"{self.side}{of}" if self.side else ""
 
     def said(self, tokenizer: Tokenizer) -> list[str]:
         """Return what was said, a text a span, without headers and ends."""
@@ -61,6 +71,19 @@ def reasons(view: RowView, policy: MaskPolicy | None) -> list[Rule | None]:
         explain(span, policy, source=view.source, last_turn=bool(is_last))
         for span, is_last in zip(view.spans, last, strict=True)
     ]
+
+
+def with_other_sides(dataset: Dataset, views: Iterable[RowView]) -> Iterator[RowView]:
+    """Yield rows, of a preference pair both sides, the chosen one first and each once."""
+    shown: set[int] = set()
+    for view in views:
+        if not view.side:
+            yield view
+        elif view.index not in shown:
+            first = view.index - view.index % 2
+            for index in (first, first + 1):
+                shown.add(index)
+                yield view if index == view.index else read_row(dataset, view.split, index)
 
 
 def count_rows(dataset: Dataset, split: Split) -> int:
@@ -153,6 +176,7 @@ def _view(
         spans=spans,
         row_weights=dataset.manifest.row_weights,
         digest=digest,
+        side=SIDES[local % 2] if dataset.paired else "",
     )
 
 

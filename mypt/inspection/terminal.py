@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -20,7 +20,14 @@ from mypt.data.tokenizer import Tokenizer
 from mypt.errors import DataError
 from mypt.inspection.checks.findings import DENSITY_BOUNDS, LengthPreview, Level, ValidationReport
 from mypt.inspection.diff import DatasetDiff
-from mypt.inspection.rowview import RowView, iter_rows, read_row, reasons, token_texts
+from mypt.inspection.rowview import (
+    RowView,
+    iter_rows,
+    read_row,
+    reasons,
+    token_texts,
+    with_other_sides,
+)
 from mypt.text import counted, shown, visible
 
 __all__ = ["render_diff", "render_manifest", "render_report", "render_rows"]
@@ -139,12 +146,16 @@ def render_manifest(folder: Path, manifest: Manifest) -> RenderableType:
     for split in SPLITS:
         rows = sum(shard.n_rows for shard in manifest.split(split))
         parts.append(_line(split, _size(rows, manifest.tokens(split))))
+    if manifest.pairs:
+        parts.append(_line("pairs", f"{manifest.pairs:,}, two rows each, the chosen one first"))
     parts.append(_line("shards", f"{shards:,}"))
     for source in manifest.sources:
         said = f"{source.name}: {source.format}, {counted(source.rows_read, 'row')} read"
         parts.append(_line("source", said))
         for what, counts in (("dropped", source.dropped), ("changed", source.notes)):
             parts += [_line("", f"{what} {count.rows:,}: {count.reason}") for count in counts]
+        if any(" was not read" in note.reason for note in source.notes):
+            parts.append(_line("", WAY_TO_READ))
     if manifest.mask is None:
         parts.append(_line("mask", "none; see 'mypt mask'"))
         return Group(*parts)
@@ -189,6 +200,8 @@ def render_diff(diff: DatasetDiff) -> RenderableType:
     return Group(*parts)
 
 
+WAY_TO_READ = "--turns says which fields of a row are read, --strict refuses the others"
+"""What to do about fields that were not read."""
 OPEN, CLOSE = "\u27e6", "\u27e7"
 """Stand around supervised tokens where the output has no colour."""
 
@@ -207,8 +220,8 @@ def render_rows(
     Args:
         path: The dataset's folder.
         split: Which split.
-        row: This row only, counted from 0.
-        rows: At most so many rows.
+        row: This row only, counted from 0; of a preference pair, both sides.
+        rows: At most so many rows, and the other sides of their pairs.
         search: Only rows that say this, whatever its case.
         why: A table of the row's tokens with id, role, kind and the deciding rule.
 
@@ -223,7 +236,7 @@ def render_rows(
         else search_rows(dataset, split, search)
     )
     found = False
-    for _, view in zip(range(rows if row is None else 1), chosen, strict=False):
+    for view in with_other_sides(dataset, islice(chosen, rows if row is None else 1)):
         found = True
         yield from render_view(view, dataset.tokenizer, policy, why=why)
     if search is not None and not found:
@@ -340,7 +353,8 @@ def _title(view: RowView) -> Text:
     if view.weights is not None:
         supervised = view.weights > 0
         count += f", {int(supervised.sum())} supervised ({supervised.mean():.0%})"
-    return Text(f"{view.split} row {view.index}", style="bold").append(
+    name = f"{view.split} row {view.index}{', ' * bool(view.pair)}{view.pair}"
+    return Text(name, style="bold").append(
         f"  {visible(view.source)}  {visible(view.where)}  {count}", style="not bold dim"
     )
 

@@ -14,6 +14,7 @@ from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
 from mypt.model.lora import Linear, TokenRows
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, sums, supervised_positions, weights_at
 from mypt.model.objectives import NLL, Objective
+from mypt.model.preference import preference_loss
 from mypt.model.transformer import Transformer, Wanted
 
 INIT_STD = 0.02  # Radford et al. 2019, section 2.3, as is the scaling of residual projections
@@ -83,7 +84,7 @@ class GPT(nn.Module):
         objective: Objective = NLL,
         base: "GPT | None" = None,
     ) -> MaskedLoss:
-        """Return the sum and count of :meth:`forward`'s loss, for supervised targets' work only.
+        """Return sum, count and terms of :meth:`forward`'s loss, for supervised targets' work only.
 
         One backward pass goes through it (:mod:`mypt.model.linear_loss`).
 
@@ -98,10 +99,11 @@ class GPT(nn.Module):
             prune_last_block: Let the last block compute keys and values everywhere, and all else
                 only where a target is supervised, since nothing reads the rest.
             objective: What is summed instead of negative log-likelihoods.
-            base: The model that the objective's ``kl_base`` holds this one to.
+            base: The model that the objective's ``kl_base`` holds this one to, or the reference of
+                one of pairs, whose loss is a sum over pairs.
 
         Raises:
-            ValueError: If shapes do not fit.
+            ValueError: If shapes do not fit, or an objective of pairs has no segments.
         """
         index = supervised_positions(targets, loss_mask) if supervised is None else supervised
         head = self.lm_head.weight
@@ -113,18 +115,22 @@ class GPT(nn.Module):
             with torch.no_grad():
                 held = base._states(index, *read), base.lm_head.weight
         states = self._states(index, *read, shared)
+        few = cast(TokenRows | None, self.lm_head.adapter)
+        learned = states, head, targets.flatten()[index]
+        if objective.of_pairs:
+            return preference_loss(*learned, segments, index, objective, held, shared, few)
         weights = weights_at(loss_mask, index)
+        terms = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float))
         total = linear_cross_entropy(
-            states,
-            head,
-            targets.flatten()[index],
+            *learned,
             shared=shared,
             weights=weights,
             objective=objective,
             base=held,
-            learned=cast(TokenRows | None, self.lm_head.adapter),
+            terms=terms,
+            few=few,
         )
-        return sums(total, index, weights)
+        return sums(total, index, weights)._replace(terms=terms)
 
     def hidden(
         self, idx: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None

@@ -75,7 +75,8 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
     objective: Objective = NLL,
     base: tuple[Tensor, Tensor] | None = None,
-    learned: TokenRows | None = None,
+    terms: Tensor | None = None,
+    few: TokenRows | None = None,
 ) -> Tensor:
     """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
 
@@ -94,21 +95,16 @@ def linear_cross_entropy(
         weights: (N,) how much each row counts; None: each as 1.
         objective: What stands in for the cross-entropy (:mod:`mypt.model.objectives`).
         base: (N, C) states and (V, C) head of the base model, for its ``kl_base``; C may differ.
-        learned: What is added to a few rows of ``weight``.
+        terms: (N,) to be filled with what each row adds.
+        few: What is added to a few rows of ``weight``.
 
     Returns:
         The sum in nats, shape (): float32, or float64 for float64 input.
     """
-    kind = rows.device.type
-    dtype = torch.promote_types(rows.dtype, weight.dtype)
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    if chunk_rows is None:
-        most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
-        n_chunks = max(1, -(-len(rows) // most))
-        chunk_rows = max(1, -(-len(rows) // n_chunks))  # as equal as can be
+    kind, dtype = rows.device.type, _dtype_of(rows, weight)
+    chunk_rows = chunk_rows or _chunk_of(rows, weight, dtype)
     to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
-    how = _How(objective, weights, to, learned)
+    how = _How(objective, weights, to, terms, few)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -119,10 +115,42 @@ def linear_cross_entropy(
                 chunk_rows,
                 dtype,
                 how,
-                None if learned is None else learned.delta,
+                None if few is None else few.delta,
             )
             return total
-        return _pass_over(rows, weight, targets, chunk_rows, dtype, how)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, how).sum()
+
+
+@torch.no_grad()
+def token_nats(
+    rows: Tensor, weight: Tensor, targets: Tensor, few: TokenRows | None = None
+) -> Tensor:
+    """Return (N,) what each row adds to :func:`linear_cross_entropy`, without gradients.
+
+    Args:
+        rows: As there.
+        weight: As there.
+        targets: As there.
+        few: As there.
+    """
+    dtype = _dtype_of(rows, weight)
+    with torch.autocast(rows.device.type, enabled=False):
+        chunk_rows = _chunk_of(rows, weight, dtype)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, _PLAIN._replace(few=few))[:, 0]
+
+
+def _dtype_of(rows: Tensor, weight: Tensor) -> torch.dtype:
+    """Return what products are computed in."""
+    if torch.is_autocast_enabled(rows.device.type):
+        return torch.get_autocast_dtype(rows.device.type)
+    return torch.promote_types(rows.dtype, weight.dtype)
+
+
+def _chunk_of(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
+    """Return of how many rows to make logits at a time, so that chunks are as equal as can be."""
+    most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
+    n_chunks = max(1, -(-len(rows) // most))
+    return max(1, -(-len(rows) // n_chunks))
 
 
 class _How(NamedTuple):
@@ -131,11 +159,16 @@ class _How(NamedTuple):
     objective: Objective
     weights: Tensor | None
     base: tuple[Tensor, Tensor] | None
-    learned: TokenRows | None
+    terms: Tensor | None
+    """Where it is left."""
+    few: TokenRows | None
 
     @property
     def plain(self) -> bool:
         return self.objective == NLL and self.weights is None
+
+
+_PLAIN: Final = _How(NLL, None, None, None, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -160,7 +193,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = _pass_over(rows, weight, targets, chunk_rows, dtype, how, d_rows, d_weight, d_delta)
         ctx.shared = shared
         ctx.gradients = d_rows, d_weight, d_delta  # of a weight in bfloat16 still in float32
-        return total
+        return total.sum()
 
     @staticmethod
     @once_differentiable
@@ -189,9 +222,9 @@ def _pass_over(
     d_weight: Tensor | None = None,
     d_delta: Tensor | None = None,
 ) -> Tensor:
-    """Return the summed loss; fill its gradients where there is a place for them."""
+    """Return (N, 1) losses; fill the gradients of their sum where there is a place for them."""
     low_rows, low_weight = rows.to(dtype), weight.to(dtype)
-    more = how.learned
+    more = how.few
     low_delta = low_weight[:0] if more is None else more.delta.detach().to(dtype)
     space = torch.empty((min(chunk_rows, len(rows)), len(weight)), dtype=dtype, device=rows.device)
     losses = torch.empty(len(rows), 1, dtype=_precise(dtype), device=rows.device)
@@ -213,7 +246,9 @@ def _pass_over(
         if d_weight is not None:
             _add_product(d_weight, logits, (rows[part] / divisors).to(dtype), first=start == 0)
             d_weight.index_add_(0, here, (slopes * rows[part]).to(d_weight.dtype))
-    return losses.sum()
+    if how.terms is not None:
+        how.terms.copy_(losses.squeeze(1))
+    return losses
 
 
 def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:

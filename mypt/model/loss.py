@@ -23,6 +23,8 @@ class MaskedLoss(NamedTuple):
     input. 0 where no token is supervised."""
     weight: Tensor
     """How many supervised tokens ``total`` sums over, int64; or the sum of their weights."""
+    terms: Tensor | None = None
+    """(N,) what each of them adds to ``total``, without a gradient; :meth:`GPT.loss` tells."""
 
     @property
     def mean(self) -> Tensor:

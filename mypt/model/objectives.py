@@ -22,16 +22,31 @@ from typing import Final, Literal, NamedTuple
 
 from torch import Tensor
 
+from mypt.config import TrainConfig
+
 TOP: Final = 20
 """How many of the largest probabilities ``eaft`` looks at."""
 
 
 class Objective(NamedTuple):
-    """Which objective a training has."""
+    """Which objective a training has; those of pairs stand in :mod:`mypt.model.preference`."""
 
-    name: Literal["nll", "dft", "eaft"] = "nll"
+    name: Literal["nll", "dft", "eaft", "dpo", "ipo", "simpo"] = "nll"
     z_loss: float = 0.0
     kl_base: float = 0.0
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float = 0.5
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Objective":
+        """Return that of a training."""
+        return cls(config.objective, *(getattr(config, name) for name in cls._fields[1:]))
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it compares the sides of preference pairs."""
+        return self.name in ("dpo", "ipo", "simpo")
 
 
 NLL: Final = Objective()

@@ -67,12 +67,12 @@ def turns(
     speeds = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     gain = 1.0
     if scaling is not None:
-        speeds, gain = speeds / _divisors(speeds, scaling), scaling.gain
+        speeds, gain = speeds / divisors(speeds, scaling), scaling.gain
     angles = torch.arange(block_size, dtype=torch.float64)[:, None] * speeds
     return (gain * torch.stack([angles.cos(), angles.sin()], dim=1)).float()
 
 
-def _divisors(speeds: Tensor, scaling: RopeScaling) -> Tensor:
+def divisors(speeds: Tensor, scaling: RopeScaling) -> Tensor:
     """Return by what each speed is divided; Llama 3.1 mixes speeds, not divisors, in between."""
     if scaling.kind == "factors":
         return torch.tensor(scaling.factors, dtype=speeds.dtype)

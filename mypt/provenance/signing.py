@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mypt import files
-from mypt.data.manifest import METADATA, read_manifest
+from mypt.data.manifest import METADATA, changed_files, read_manifest
 from mypt.errors import ConfigError, DataError, MissingFileError
 from mypt.home import find_checkpoint
 from mypt.provenance.trace import Link, trace
-from mypt.training.lineage import LINEAGE, changed_files, read_lineage
+from mypt.training.lineage import LINEAGE, read_lineage
 
 if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope
@@ -119,7 +119,7 @@ def _problems(folder: Path) -> tuple[str, ...]:
     """Return a line for each thing here or in the chain that is there and not as recorded."""
     if (folder / LINEAGE).is_file():
         return _changed(trace(folder, verify=True))
-    return changed_files(folder, read_manifest(folder).files(), METADATA)
+    return tuple(changed_files(folder, read_manifest(folder).files(), METADATA))
 
 
 def _changed(link: Link) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mypt import files
-from mypt.data.manifest import METADATA, SourceFile, SourceRecord
+from mypt.data.manifest import METADATA, SourceFile, SourceRecord, changed_files
 from mypt.data.policies import policy_words
 from mypt.parsing import Frozen
 from mypt.provenance.search import Search
@@ -16,7 +16,6 @@ from mypt.training.lineage import (
     EarlierSteps,
     Lineage,
     ParentRecord,
-    changed_files,
     problems,
     read_lineage,
 )
@@ -145,7 +144,7 @@ def _found_dataset(link: Link, recorded: str, search: Search, verify: bool) -> L
         return _judged(link, (gone,)) if verify else link
     path, manifest = found
     link = link.model_copy(update={"path": str(path)})
-    return _judged(link, changed_files(path, manifest.files(), METADATA)) if verify else link
+    return _judged(link, tuple(changed_files(path, manifest.files(), METADATA))) if verify else link
 
 
 def _source(source: SourceRecord, search: Search, verify: bool) -> Link:

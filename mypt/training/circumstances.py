@@ -52,6 +52,7 @@ def record_dataset(path: Path, manifest: Manifest) -> DatasetRecord:
         template=manifest.template,
         mask=manifest.mask,
         sources=manifest.sources,
+        pairs=manifest.pairs,
         making=manifest.making,
     )
 

@@ -145,11 +145,27 @@ def _check_same_run(folder: Path, plan: RunPlan, context: RunContext) -> None:
     if changed and not steps(folder) and not any(folder.glob(f"{files.DAMAGED}*")):
         _begin(folder, plan, context)  # a start that failed before its first step owns no name
     elif changed:
-        raise ConfigError(
-            f"model {plan.model_name!r} is a run of another config: {', '.join(changed)};"
-            f" choose another model name (with --init_from_model {plan.model_name} to train this"
-            f" one further, with --extend where only max_iters is higher), or remove {folder}"
+        raise ConfigError(f"model {plan.model_name!r} {_in_the_way(found.plan, plan, folder)}")
+
+
+def _in_the_way(old: RunPlan, new: RunPlan, folder: Path) -> str:
+    """Say why a name cannot mean ``new`` as well, and what to do."""
+    longer = new.preset.max_iters > old.preset.max_iters
+    if longer and not _lengthened(old, new).differences(new):
+        return (
+            f"is a run of {old.preset.max_iters:,} steps, and {new.preset.max_iters:,} are asked"
+            " for; give --extend to go on for so many, or choose another model name"
         )
+    return (
+        f"is a run of another config: {', '.join(old.differences(new))}; choose another model name"
+        f" (--init_from_model {new.model_name} begins with this one's weights), or remove {folder}"
+    )
+
+
+def _lengthened(old: RunPlan, new: RunPlan) -> RunPlan:
+    """Return ``old`` with the steps of ``new``."""
+    longer = old.preset.model_copy(update={"max_iters": new.preset.max_iters})
+    return old.model_copy(update={"preset": longer})
 
 
 def extend(plan: RunPlan) -> None:
@@ -165,8 +181,7 @@ def extend(plan: RunPlan) -> None:
     if found is None or not steps(folder):
         raise ConfigError(f"{folder}: no run that could be extended; train it first")
     old, new = found.plan.preset, plan.preset.max_iters
-    longer = {"preset": old.model_copy(update={"max_iters": new})}
-    if other := found.plan.model_copy(update=longer).differences(plan):
+    if other := _lengthened(found.plan, plan).differences(plan):
         raise ConfigError(
             f"model {plan.model_name!r} is a run of another config: {', '.join(other)}; --extend"
             " changes max_iters alone"

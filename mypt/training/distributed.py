@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -75,6 +77,18 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values)
         return values.tolist()
+
+    def merge_rows(
+        self, found: dict[int, NDArray[np.float64]], n: int, shape: tuple[int, ...]
+    ) -> NDArray[np.float64]:
+        """Return the sum of ``n`` arrays of which each rank found some, added in their order."""
+        rows = np.zeros((n, *shape))
+        for index, row in found.items():
+            rows[index] = row
+        if self.size > 1:
+            dist.all_reduce(torch.from_numpy(rows))
+        total: NDArray[np.float64] = rows.sum(axis=0)
+        return total
 
     def add_trees(self, mine: "Sum", n: int) -> list[Tensor]:
         """Return the tensors of the whole tree of ``n`` micro-batches.

@@ -4,7 +4,7 @@ As lines they are how the processes that train speak to the one that started the
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from mypt import errors
 from mypt.references import CheckpointRef
+from mypt.training.batches.groups import Groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class EvalReport:
     best: bool
     """Whether this is the lowest validation loss of a trained step so far; the evaluation before
     the first step is a baseline and never the best."""
+    learned: Groups = field(default_factory=dict)
+    """The losses of the steps since the last evaluation, by source, class and role: what was
+    learned by, with its weights."""
+    val: Groups = field(default_factory=dict)
+    """``val_loss`` by source, class and role."""
 
 
 @dataclass(frozen=True, slots=True)

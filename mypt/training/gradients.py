@@ -4,6 +4,7 @@ The same sum, whether one process makes it or many (DDP, FSDP2, or one fixed tre
 """
 
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,14 +32,15 @@ class Share(NamedTuple):
     """Of all supervised tokens of the whole step, on all ranks: what every loss is divided by."""
 
 
-def add_gradients(run: Run, mine: Share) -> Tensor:
-    """Leave the gradients of the whole step in the model; return this rank's summed losses.
+def add_gradients(run: Run, mine: Share) -> tuple[Tensor, list[Tensor]]:
+    """Leave the gradients of the whole step in the model; return what this rank's losses are.
 
     Each micro-batch's summed loss is divided by the count of the whole step, over all ranks
     (law 3), so that gradients only ever add up. Nothing here waits for a device.
 
     Returns:
-        (n,) float32, on the device: nats of each of this rank's micro-batches.
+        On the device, (n,) float32: nats of each of this rank's micro-batches. And for each of
+        them, (N,): what its supervised tokens add to that, where any of them were looked at.
     """
     if run.plan.preset.reduction == "tree":
         return _as_tree(run, mine)
@@ -47,6 +49,7 @@ def add_gradients(run: Run, mine: Share) -> Tensor:
             _Loss(run), forward_sync_buffers=False, gradient_as_bucket_view=True, init_sync=False
         )
     losses, last = torch.zeros(len(mine.batches), device=run.compute.device), len(mine.places) - 1
+    terms = [losses[:0]] * len(losses)
     replica = run.replica
     for index, where in enumerate(mine.places):
         # DDP adds up over the ranks while the last pass runs, supervised or not; FSDP2 gathers and
@@ -54,8 +57,8 @@ def add_gradients(run: Run, mine: Share) -> Tensor:
         together = run.sharded or (replica is not None and index == last)
         if len(where) or together:
             with nullcontext() if together or replica is None else replica.no_sync():
-                losses[index] = _backward(run, mine, index)
-    return losses
+                losses[index], terms[index] = _backward(run, mine, index)
+    return losses, terms
 
 
 def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedLoss:
@@ -65,12 +68,14 @@ def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedL
         run: Whose model, on whose device.
         batch: On the CPU, as the run's loaders give it.
         supervised: What the batch's targets and mask say, where it is learned from. None scores
-            it: plain nats, each supervised token the same, whatever training makes of them.
+            it: plain nats, each supervised token the same, whatever training makes of them; pairs
+            by what it makes of them.
     """
     objective, base = run.objective, run.base
     if supervised is None:
         supervised = supervised_positions(batch.targets, batch.loss_mask)
-        batch, objective, base = batch._replace(loss_mask=None), NLL, None
+        if not objective.of_pairs:
+            batch, objective, base = batch._replace(loss_mask=None), NLL, None
     device = run.compute.device
     batch, supervised = batch.to(device), send(supervised, device)
     with run.compute.autocast():
@@ -87,31 +92,33 @@ def loss_of(run: Run, batch: Batch, supervised: Tensor | None = None) -> MaskedL
         )
 
 
-def _as_tree(run: Run, mine: Share) -> Tensor:
+def _as_tree(run: Run, mine: Share) -> tuple[Tensor, list[Tensor]]:
     """Add up as the one tree of :mod:`mypt.training.distributed`, at any number of ranks."""
     losses = torch.zeros(len(mine.batches), device=run.compute.device)
+    terms = [losses[:0]] * len(losses)
     weights = [weight for weight in run.model.parameters() if weight.requires_grad]
     tree = Sum()
     for index, micro in enumerate(mine.micros):
         if len(mine.places[index]):
-            losses[index] = _backward(run, mine, index)
+            losses[index], terms[index] = _backward(run, mine, index)
         found = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         tree.add(Subtree(micro, 0), found)
         run.optimizer.zero_grad(set_to_none=True)
     sums = run.ranks.add_trees(tree, run.plan.preset.grad_accumulation)
     for weight, total in zip(weights, sums, strict=True):
         weight.grad = total
-    return losses
+    return losses, terms
 
 
-def _backward(run: Run, mine: Share, index: int) -> Tensor:
+def _backward(run: Run, mine: Share, index: int) -> tuple[Tensor, Tensor]:
     batch, where, replica = mine.batches[index], mine.places[index], run.replica
     seed_everything(run.plan.preset.seed, run.state.step, mine.micros[index])
-    loss: Tensor = loss_of(run, batch, where).total if replica is None else replica(batch, where)
+    found: MaskedLoss = (replica or partial(loss_of, run))(batch, where)
     averaged = run.sharded or replica is not None
     scale = run.ranks.size if averaged else 1  # torch takes the mean over ranks; a sum is meant
-    torch.autograd.backward([loss * scale / mine.weight])
-    return loss.detach()
+    torch.autograd.backward([found.total * scale / mine.weight])
+    assert found.terms is not None, "the model tells"
+    return found.total.detach(), found.terms
 
 
 class _Loss(nn.Module):
@@ -122,5 +129,5 @@ class _Loss(nn.Module):
         self.model = run.model
         self._run = (run,)
 
-    def forward(self, batch: Batch, supervised: Tensor) -> Tensor:
-        return loss_of(self._run[0], batch, supervised).total
+    def forward(self, batch: Batch, supervised: Tensor) -> MaskedLoss:
+        return loss_of(self._run[0], batch, supervised)

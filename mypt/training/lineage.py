@@ -1,14 +1,13 @@
 """What made a checkpoint, written beside it: readable offline, years later, without torch."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from mypt import files
-from mypt.config import Preset
-from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord
+from mypt.config import Preset, later
+from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord, changed_files
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.policies import policy_in_force
 from mypt.errors import CheckpointError
@@ -77,6 +76,8 @@ class DatasetRecord(Frozen):
     mask: MaskRecord | None
     """Policy and statistics, used or not; None has no masks."""
     sources: tuple[SourceRecord, ...]
+    pairs: int = later(0)
+    """Preference pairs of both splits, two rows each."""
     making: Making | None = None
     """What was asked for, so that it can be made again; None for shards made by hand."""
 
@@ -271,20 +272,4 @@ def problems(folder: Path, lineage: Lineage) -> tuple[str, ...]:
         for path in sorted(folder.iterdir())
         if {path.suffix.lower(), path.name} & PICKLES
     )
-    return changed_files(folder, lineage.files, LINEAGE) + tuple(strangers)
-
-
-def changed_files(folder: Path, records: Iterable[FileRecord], listed_in: str) -> tuple[str, ...]:
-    """Hash files of ``folder`` and return a line for each that is missing or changed."""
-    found = []
-    for record in records:
-        path = folder / record.name
-        if ".." in path.parts or Path(record.name).is_absolute():
-            found.append(f"{path}: lies outside {folder}, though {listed_in} lists it")
-        elif not path.is_file():
-            found.append(f"{path}: missing, though {listed_in} lists it")
-        elif path.stat().st_size != record.size:
-            found.append(f"{path}: {path.stat().st_size} bytes found, {record.size} expected")
-        elif files.digest_file(path) != record.digest:
-            found.append(f"{path}: its bytes changed since it was written")
-    return tuple(found)
+    return (*changed_files(folder, lineage.files, LINEAGE), *strangers)

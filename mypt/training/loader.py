@@ -11,10 +11,11 @@ from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.packing.pieces import LengthPolicy
+from mypt.data.shards import TokenRange
 from mypt.errors import ConfigError, DataError
 from mypt.training.batches.order import Batching
 from mypt.training.batches.packed import PackedRows
-from mypt.training.batches.shift import Arrays, TokenRange
+from mypt.training.batches.shift import Arrays
 from mypt.training.batches.windows import Windows
 
 

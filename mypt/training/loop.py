@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mypt.data.conversations import Form
 from mypt.data.manifest import Split
 from mypt.inference.chat import ask
+from mypt.model.loss import supervised_positions
 from mypt.training.checkpointing import keeper
 from mypt.training.checkpoints.folder import checkpoint_ref
 from mypt.training.claim import beginning
@@ -91,8 +94,10 @@ def evaluate(run: Run) -> EvalReport:
     """
     config, state = run.plan.preset, run.state
     with memory_named(f"step {state.step + 1}", config, run.compute), _eval_mode(run):
-        train_loss = _mean_loss(run, "train")
-        val_loss = _mean_loss(run, "val") if run.dataset.manifest.tokens("val") else math.nan
+        train_loss, _ = _mean_loss(run, "train")
+        val_loss, groups = math.nan, run.groups.none()
+        if run.dataset.manifest.tokens("val"):
+            val_loss, groups = _mean_loss(run, "val")
     best = state.step > 0 and val_loss < (
         math.inf if state.best_val_loss is None else state.best_val_loss
     )
@@ -107,7 +112,9 @@ def evaluate(run: Run) -> EvalReport:
     elif config.patience and state.evals_since_best >= config.patience:
         state = state.model_copy(update={"finished": EARLY_STOP})
     run.state = state
-    return EvalReport(state.step, train_loss, val_loss, best)
+    learned, run.learned = run.learned, run.groups.none()
+    by = map(run.groups.means, (learned, groups))
+    return EvalReport(state.step, train_loss, val_loss, best, *by)
 
 
 def _or_none(loss: float) -> float | None:
@@ -125,18 +132,28 @@ def answer_prompts(run: Run) -> Iterator[Sample]:
         yield Sample(run.state.step, prompt, reply.text)
 
 
-def _mean_loss(run: Run, split: Split) -> float:
-    """Return nats per supervised token over eval_iters micro-batches: sums before division."""
+def _mean_loss(run: Run, split: Split) -> tuple[float, NDArray[np.float64]]:
+    """Return nats per supervised token over eval_iters micro-batches: sums before division.
+
+    And (2, G): of which groups' losses and tokens they are made.
+    """
     config, n_batches = run.plan.preset, run.plan.preset.eval_iters
     if config.batching == "packed":
         n_batches = min(n_batches, run.watch.epoch(split).steps)  # no row twice
-    totals, counts = dict[int, float](), dict[int, float]()
+    totals, counts, parts = dict[int, float](), dict[int, float](), {}
     for index, counts_here in run.ranks.turns(n_batches):
-        loss = loss_of(run, run.watch.batch_at(split, index))
+        batch = run.watch.batch_at(split, index)
+        loss = loss_of(run, batch)
         if counts_here:
             totals[index], counts[index] = loss.total.item(), loss.weight.item()
+            where = supervised_positions(batch.targets, batch.loss_mask).numpy()
+            rows = run.watch.places_at(split, index)
+            cells = run.groups.of(rows, batch.targets.shape[1], where)
+            assert loss.terms is not None, "the model tells"
+            parts[index] = run.groups.sums(cells, loss.terms.cpu(), None)
     total, n_tokens = (sum(run.ranks.merge(found, n_batches)) for found in (totals, counts))
-    return total / n_tokens if n_tokens else math.nan
+    sums = run.ranks.merge_rows(parts, n_batches, run.learned.shape)
+    return (total / n_tokens if n_tokens else math.nan), sums
 
 
 @contextmanager

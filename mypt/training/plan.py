@@ -14,6 +14,7 @@ from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError, MaskError
 from mypt.parsing import Frozen
 from mypt.references import DatasetRef
+from mypt.training.batches.order import check_pairs
 from mypt.training.lineage import (
     IMPORTED,
     MOST_PARENTS,
@@ -111,12 +112,11 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
-        if preset.kl_base or preset.lora:
-            beta = preset.kl_base
-            said = f"kl_base {beta:g} holds a model to" if beta else "lora adapts"
+        if preset.keeps_base or preset.lora:
+            said = f"{preset.keeps_base} holds a model to" if preset.keeps_base else "lora adapts"
             raise ConfigError(
-                f"{said} its base, and there is none; name one with --init_from_model, or leave"
-                f" {said.split()[0]} out"
+                f"{said} its base, and there is none; name one with --init_from_model, or set"
+                " kl_base 0, reference none or no lora"
             )
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
@@ -155,7 +155,8 @@ def fit_to_data(
         ConfigError: If vocabulary or splits do not do.
         MaskError: If the preset wants masks that the dataset has not.
     """
-    masked = _uses_masks(preset, folder, manifest, masks_by_default)
+    check_pairs(preset, folder, manifest)
+    masked = preset.of_pairs or _uses_masks(preset, folder, manifest, masks_by_default)
     policy = preset.length_policy or default_policy(folder, preset, preset.block_size)
     preset = preset.model_copy(update={"use_loss_mask": masked, "length_policy": policy})
     _check_sizes(preset, folder, manifest)

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import TOKENIZER_STATE
+from mypt.data.shards import TokenRange, name_row
 from mypt.model.gpt import GPT
 from mypt.model.objectives import Objective
-from mypt.training.batches.shift import name_row
+from mypt.training.batches.groups import LossGroups
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
@@ -51,13 +54,17 @@ class Run:
     """Of the next checkpoint, but for its step and files."""
     state: TrainerState
     history: History
+    groups: LossGroups
+    """Sources, classes and roles of this dataset's tokens."""
+    learned: NDArray[np.float64]
+    """(2, G) what training learned by since the last evaluation: losses and weights."""
     saved_step: int | None
     """Step of the last snapshot; None before the first."""
     notes: tuple[str, ...]
     ranks: Ranks = ALONE
     """Who else makes the same steps."""
     base: GPT | None = None
-    """What the objective's ``kl_base`` holds the model to."""
+    """What the objective holds the model to, or compares it with."""
     replica: DistributedDataParallel | None = None
     """What torch wraps the model in where ranks hold copies of it; made by the first step."""
 
@@ -69,17 +76,19 @@ class Run:
     @property
     def objective(self) -> Objective:
         """What the model learns by."""
-        config = self.plan.preset
-        return Objective(config.objective, config.z_loss, config.kl_base)
+        return Objective.of(self.plan.preset)
 
     def batch(self, micro: int) -> Batch:
         """Return micro-batch ``micro`` of the next step, on the CPU."""
         return self.loader.batch_at("train", self.state.step, micro)
 
+    def places(self, micro: int) -> list[list[TokenRange]]:
+        """Return what each row of a micro-batch of the next step is made of."""
+        return self.loader.places_at("train", self.state.step, micro)
+
     def row_names(self, micro: int) -> list[str]:
         """Say where each row of a micro-batch of the next step comes from."""
-        places = self.loader.places_at("train", self.state.step, micro)
-        return [name_row(self.dataset, row) for row in places]
+        return [name_row(self.dataset.manifest.sources, row) for row in self.places(micro)]
 
     def count_step(self, tokens: int, supervised: int, loss: float, grad_norm: float) -> None:
         """Note that one more step was made, of ``tokens`` read and ``supervised`` learned."""
@@ -99,10 +108,11 @@ class Run:
         self.saved_step = self.state.step
         self.dataset.check_unchanged()
         tokenizer_state = (self.dataset.path / TOKENIZER_STATE).read_bytes()
+        noted = tuple(map(tuple, self.learned.tolist())) if self.learned.any() else ()
         return take_snapshot(
             self.model,
             self.optimizer,
-            self.state,
+            self.state.model_copy(update={"learned": noted}),
             self.history,
             tokenizer_state,
             self.lineage,
@@ -140,6 +150,11 @@ def open_run(
         state = found.state.model_copy(update={"finished": None})  # or it was extended
         history = read_history(found.path, found.state.step)
     loader = GPTDataLoader.of(config, dataset)
+    groups = LossGroups([source.name for source in dataset.manifest.sources])
+    epoch = loader.epoch("train")
+    lineage = begin_lineage(
+        plan.model_name, config, plan.parent, dataset, compute, epoch, context, found
+    )
     run_id = context.mlflow_run_id or state.mlflow_run_id
     return Run(
         plan=plan,
@@ -150,18 +165,11 @@ def open_run(
         watch=GPTDataLoader.of(config.model_copy(update=watched), dataset),
         model=model.train(),
         optimizer=optimizer,
-        lineage=begin_lineage(
-            plan.model_name,
-            config,
-            plan.parent,
-            dataset,
-            compute,
-            loader.epoch("train"),
-            context,
-            found,
-        ),
-        state=state.model_copy(update={"mlflow_run_id": run_id}),
+        lineage=lineage,
+        state=state.model_copy(update={"mlflow_run_id": run_id, "learned": ()}),
         history=history,
+        groups=groups,
+        learned=np.array(state.learned or groups.none()),
         saved_step=None if found is None else state.step,
         notes=notes + said + begin_notes(config, compute, dataset, found),
         ranks=ranks,

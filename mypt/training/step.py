@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mypt.errors import TrainingError
 from mypt.model.loss import supervised_positions, weights_at
+from mypt.model.preference import count_pairs
 from mypt.training.compute import memory_named
 from mypt.training.distributed import is_part
 from mypt.training.events import StepReport
@@ -39,13 +40,11 @@ def take_step(run: Run) -> StepReport:
         places = [supervised_positions(batch.targets, batch.loss_mask) for batch in batches]
         tokens, supervised = run.ranks.total(sum(map(count_tokens, batches)), sum(map(len, places)))
         if supervised:
-            mine = dict(zip(micros, map(_weight, batches, places), strict=True))
+            mine = {m: _weight(run, b, p) for m, b, p in zip(micros, batches, places, strict=True)}
             weight = sum(run.ranks.merge(mine, config.grad_accumulation))
-            on_device = add_gradients(run, Share(micros, batches, places, weight))
-            measured = _norm(run)
-            # The only wait of a step: all that a device is to do is queued by now.
-            found = dict(zip(micros, on_device.tolist(), strict=True))
-            losses = run.ranks.merge(found, config.grad_accumulation)
+            share = Share(micros, batches, places, weight)
+            found, measured = add_gradients(run, share), _norm(run)
+            losses = _read(run, share, *found)
             norm = measured.item()
             _check_finite(run, losses, norm)
             _clip(run, config.grad_clip, measured, norm)
@@ -66,6 +65,23 @@ def take_step(run: Run) -> StepReport:
     )
 
 
+def _read(run: Run, mine: Share, on_device: Tensor, terms: list[Tensor]) -> list[float]:
+    """Return the loss of each micro-batch on all ranks, and note of which groups they are made."""
+    cells = [
+        run.groups.of(run.places(micro), batch.targets.shape[1], where.numpy())
+        for micro, batch, where in zip(mine.micros, mine.batches, mine.places, strict=True)
+    ]
+    # The only wait of a step: all that a device is to do is queued by now.
+    losses, *told = torch.split(
+        torch.cat([on_device, *terms]).cpu(), [len(terms), *map(len, terms)]
+    )
+    n = run.plan.preset.grad_accumulation
+    weights = [weights_at(batch.loss_mask, where) for batch, where in zip(*mine[1:3], strict=True)]
+    sums = dict(zip(mine.micros, map(run.groups.sums, cells, told, weights), strict=True))
+    run.learned += run.ranks.merge_rows(sums, n, run.learned.shape)
+    return run.ranks.merge(dict(zip(mine.micros, losses.tolist(), strict=True)), n)
+
+
 def count_tokens(batch: Batch) -> int:
     """Return how many tokens the batch reads, padding apart."""
     if batch.segments is None:
@@ -73,8 +89,13 @@ def count_tokens(batch: Batch) -> int:
     return int((batch.segments >= 0).sum().item())
 
 
-def _weight(batch: Batch, places: Tensor) -> float:
-    """Return the weight of the supervised tokens: their number, where nothing is weighed."""
+def _weight(run: Run, batch: Batch, places: Tensor) -> float:
+    """Return the weight of the supervised tokens: their number, where nothing is weighed.
+
+    Of preference pairs it is theirs: each weighs the same, however long its sides are.
+    """
+    if run.objective.of_pairs:
+        return float(count_pairs(batch.segments))
     weights = weights_at(batch.loss_mask, places)
     return float(len(places)) if weights is None else weights.sum(dtype=torch.float64).item()
 

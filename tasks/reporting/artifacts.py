@@ -151,8 +151,18 @@ def scores(name: str, columns: Mapping[str, Mapping[str, float | None]]) -> None
     _table(f"evaluation-{name}", frame, description)
 
 
-def loss_curves(name: str, curves: Mapping[str, Curve]) -> None:
-    """Show losses in nats per supervised token over optimizer steps."""
+def loss_curves(
+    name: str,
+    curves: Mapping[str, Curve],
+    groups: Mapping[str, Mapping[str, tuple[float, float]]],
+) -> None:
+    """Show losses in nats per supervised token over optimizer steps, and what the last are made of.
+
+    Args:
+        name: The model's.
+        curves: By what they are called.
+        groups: By source, class and role: of training, of validation.
+    """
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for label, curve in curves.items():
@@ -165,6 +175,13 @@ def loss_curves(name: str, curves: Mapping[str, Curve]) -> None:
     figure.savefig(buffer, format="png", dpi=90)
     image = base64.b64encode(buffer.getvalue()).decode()
     text = f"![losses of {name}](data:image/png;base64,{image})"
+    rows: list[tuple[str, ...]] = [("", "group", "train", "val"), ("---",) * 4]
+    for by, members in groups.items():
+        for member, losses in members.items():
+            figures = ("" if math.isnan(loss) else f"{loss:.{_DIGITS}f}" for loss in losses)
+            rows.append((by, markdown(member), *figures))
+    if len(rows) > 2:
+        text += "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
     about = f"Losses of {name} over optimizer steps."
     show(Shown(key=artifact_key(f"loss-{name}"), description=about, text=text))
 

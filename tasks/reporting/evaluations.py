@@ -18,6 +18,7 @@ def score_metrics(scores: ModelScores, prefix: str = "") -> dict[str, float]:
     values = {
         "val_loss": scores.val_loss,
         "perplexity": scores.perplexity,
+        "pairs_preferred": scores.preferred,
         "stop_recall": scores.stop_recall,
         **{f"exact_match_{task}": share for task, share in scores.exact_match.items()},
         "leak_rate": scores.leak_rate,
@@ -30,10 +31,24 @@ def score_metrics(scores: ModelScores, prefix: str = "") -> dict[str, float]:
     return {f"{prefix}{key}": value for key, value in values.items() if value is not None}
 
 
+def pair_metrics(summary: Summary) -> dict[str, float]:
+    """Return what became of held-out preference pairs, and what was forgotten; none without any.
+
+    ``change_SET`` is in nats per token, of each side and of what the model before had learned.
+    """
+    if summary.pairs is None:
+        return {}
+    found = summary.pairs
+    figures = {"accuracy": found.accuracy, "margin": found.margin, "count": found.pairs}
+    changes = {f"change_{name.replace(' ', '_')}": of.change for name, of in summary.sets.items()}
+    return {f"pairs/{name}": float(value) for name, value in (figures | changes).items()}
+
+
 def summary_metrics(summary: Summary) -> dict[str, float]:
     """Return the figures by which runs are compared."""
     return {
         **score_metrics(summary.sft),
+        **pair_metrics(summary),
         **score_metrics(summary.base, "base_"),
         **score_metrics(summary.base_plain, "base_plain_"),
         "mask_density": summary.mask_density,
@@ -100,7 +115,7 @@ def report_evaluation(run: Journal, name: str, summary: Summary, dataset: Datase
         subject = measured_on(scores.checkpoint, dataset)
         values, step = score_metrics(scores, prefix), scores.checkpoint.step
         run.write(Metrics(step=step, values=values, subject=subject))
-    run.write(Metrics(values={"mask_density": summary.mask_density}))
+    run.write(Metrics(values={"mask_density": summary.mask_density} | pair_metrics(summary)))
     for path in sorted(Path(summary.evaluation).parent.iterdir()):
         run.write(Artifact(path=str(path)))
     for record in evaluation_tables(summary):
@@ -109,6 +124,8 @@ def report_evaluation(run: Journal, name: str, summary: Summary, dataset: Datase
     before, after = (
         scores.exact_match.get("overall", 0.0) for scores in (summary.base, summary.sft)
     )
+    if found := summary.pairs:
+        tell(f"{name}: pairs {found.accuracy:.1%}, margin {found.margin:+.3f} nats")
     tell(
         f"{name}: exact match {before:.1%} -> {after:.1%}, val loss {summary.base.val_loss:.3f} ->"
         f" {summary.sft.val_loss:.3f}; {summary.evaluation}"
@@ -119,5 +136,5 @@ def _columns(summary: Summary) -> dict[str, dict[str, float]]:
     return {
         "base (chat form)": score_metrics(summary.base),
         "base (plain form)": score_metrics(summary.base_plain),
-        "sft": score_metrics(summary.sft),
+        "sft": score_metrics(summary.sft) | pair_metrics(summary),
     }

@@ -12,7 +12,7 @@ from mypt import files
 from mypt.config import PipelineConfig, Preset
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.policies import EVERY_TOKEN, policy_words
-from mypt.data.reading.sources import source_names
+from mypt.data.reading.sources import source_name
 from mypt.evaluation.scores import ModelScores, Summary
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
@@ -23,7 +23,7 @@ from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.datasets import PREVIEW
-from tasks.reporting.evaluations import evaluation_tables, summary_metrics
+from tasks.reporting.evaluations import evaluation_tables, pair_metrics, summary_metrics
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
 from tasks.stages import tell
 from tasks.tracking.destination import (
@@ -56,8 +56,8 @@ from tasks.tracking.records import (
 
 PREFECT_UI = "http://127.0.0.1:4200"
 """Where ``mypt up`` shows what runs without a server left."""
-_LONGEST = 80
-"""Characters of a run's name before the pipeline's."""
+_SEEN, _DATA = 24, 11
+"""Characters of a run's name that MLflow's lists show, and how many of them name the data."""
 
 
 @contextmanager
@@ -65,14 +65,21 @@ def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     """Record what the block does as one run of the pipeline, with its resolved config."""
     config = _in_force(config)
     policy = policy_words(config.mask) if config.sft.use_loss_mask else EVERY_TOKEN
-    # What differs within an experiment comes first, since lists cut names.
-    data = source_names(config.chat.sources)
-    title = f"{shorten(f'{policy} on {data}', _LONGEST)} ({config.name})"
+    title = _title(policy, [source_name(source) for source in config.chat.sources], config.name)
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.base.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
         yield run
     _tell_where_ranked(run.name, config.name)
+
+
+def _title(policy: str, sources: list[str], pipeline: str) -> str:
+    """Return a run's name: what differs within an experiment comes first, since lists cut names."""
+    data = ", ".join(sources)
+    if len(data) > _DATA:
+        more = f" +{len(sources) - 1}" if len(sources) > 1 else ""
+        data = shorten(sources[0], _DATA - len(more)) + more
+    return f"{shorten(policy, _SEEN - len(data) - len(': '))}: {data} ({pipeline})"
 
 
 def _in_force(config: PipelineConfig) -> PipelineConfig:
@@ -146,6 +153,19 @@ def report_pipeline(
         _report_training(run, stage, preset, scores.checkpoint)
     if config.tracking.upload == "weights":
         _upload_weights(summary.base, summary.sft)
+
+
+def report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> None:
+    """Repeat on the parent what became of preference pairs, and what was forgotten by them."""
+    run.write(dataset_input(pairs, "prefer"))
+    run.write(Metrics(values=pair_metrics(summary)))
+    run.write(Tags(values={"preferred": summary.checkpoint}))
+    assert summary.pairs, "the dataset is one of pairs"
+    found = summary.pairs
+    said = f"{found.accuracy:.1%} of {found.pairs:,} held out, margin {found.margin:+.3f} nats"
+    lost = ", ".join(f"{name} {of.change:+.3f}" for name, of in summary.sets.items())
+    lines = (f"- **pairs**: {said}", f"- **change of loss by pairs**: {markdown(lost)}")
+    run.write(Described(lines=lines))
 
 
 def _upload_weights(*models: ModelScores) -> None:

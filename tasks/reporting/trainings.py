@@ -1,6 +1,7 @@
 """What a training tells its journal: figures, checkpoints, samples, what changed on resume."""
 
 import math
+import re
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mypt.training.events import (
 )
 from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.plan import RunPlan
+from tasks.progress import groups_of
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input, measured_on, plan_params
@@ -48,6 +50,9 @@ MODEL_MADE = "mypt.model.made"
 _INTERVAL = 10.0
 """Seconds between two looks; one takes less than a millisecond."""
 _MEGABYTE = 1e6
+_SPLITS = ("train", "val")
+_NO_NAME = r"[^\w.\- :]"
+"""What MLflow takes in no name of a metric; before a slash it sees a group of charts."""
 _ALIASES = {"latest": "newest", "best": "best"}
 """Pointers in a model folder, and what MLflow calls them: it keeps "latest" to itself."""
 
@@ -87,6 +92,7 @@ class TrainingReport:
         self._params = flatten(plan.preset) | plan_params(plan)
         self._measured: dict[int, Metrics] = {}
         self._said: list[str] = []
+        self._groups: dict[str, dict[str, tuple[float, float]]] = {}
         run.write(Params(values=self._params))
         for context in ("train", "validation"):
             run.write(dataset_input(plan.dataset, context))
@@ -115,7 +121,15 @@ class TrainingReport:
                 values = {"train_loss": event.train_loss, "val_loss": event.val_loss}
                 # All are kept: a checkpoint may be reported after the next evaluation.
                 self._measured[event.step] = Metrics(step=event.step, values=values)
-                self._run.write(self._measured[event.step])
+                groups = groups_of(event)
+                values = values | {
+                    f"{split}_{by}/{re.sub(_NO_NAME, '-', name)}": loss
+                    for by, members in groups.items()
+                    for name, losses in members.items()
+                    for split, loss in zip(_SPLITS, losses, strict=True)
+                }
+                self._groups = groups or self._groups
+                self._run.write(self._measured[event.step].model_copy(update={"values": values}))
             case Sample():
                 self._said.append(f"{event.prompt}\n-> {event.answer}\n")
                 name = f"samples/step_{event.step:06d}.txt"
@@ -183,7 +197,7 @@ class TrainingReport:
             if isinstance(line.record, Metrics):
                 for label in curves.keys() & line.record.values.keys():
                     curves[label].append((line.record.step, line.record.values[label]))
-        artifacts.loss_curves(name, curves)
+        artifacts.loss_curves(name, curves, self._groups)
         announce(
             MODEL_MADE,
             name,

@@ -87,6 +87,24 @@ def test_what_is_missing_or_too_much_is_named_at_once(capsys, words, says):
     assert says in said(capsys, words)
 
 
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("hlep", "help"),
+        ("help trian", "train"),
+        ("Gnerate m", "generate"),
+        ("--vresion", "--version"),
+    ],
+)
+def test_a_mistyped_command_is_offered_the_nearest(capsys, typed, nearest):
+    assert f"is no command; the nearest is '{nearest}'" in said(capsys, typed)
+
+
+def test_a_word_like_no_command_is_told_all_of_them(capsys):
+    assert "expected prepare, mask, adopt" in (text := said(capsys, "zzz"))
+    assert all(f" {name}" in text for name in ("list", "sync"))
+
+
 def test_a_config_of_the_other_kind_is_told_where_it_belongs(capsys):
     pipeline, preset = ROOT / "configs" / "demo.json", ROOT / "configs" / "tiny.json"
     words = f"train --config_file {pipeline} --model_name m --dataset_dir d"

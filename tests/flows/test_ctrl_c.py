@@ -82,23 +82,34 @@ def asked(database, *queries):
         return [row[0] for query in queries for row in connection.execute(query)]
 
 
-def check_the_records(home):
-    """See that nothing runs for ever, and nothing was ever taken for a crash."""
+def check_the_records(home, *, sent=True):
+    """See that nothing runs for ever, and nothing was ever taken for a crash.
+
+    ``sent``: it had the time to send its records to MLflow.
+    """
     kinds = ("flow_run", "task_run")
     prefect = home / "prefect" / "prefect.db"
+    assert set(asked(prefect, "SELECT tags FROM flow_run")) == {'["pipeline"]'}
     last = asked(prefect, *(f"SELECT state_type FROM {kind}" for kind in kinds))
     assert set(last) <= {"COMPLETED", "CANCELLED"}
     assert "CRASHED" not in asked(prefect, *(f"SELECT type FROM {kind}_state" for kind in kinds))
-    in_mlflow = asked(home / "mlflow.db", "SELECT status FROM runs")
-    assert set(in_mlflow) <= {"FINISHED", "KILLED"}
+    if sent:
+        in_mlflow = asked(home / "mlflow.db", "SELECT status FROM runs")
+        assert set(in_mlflow) <= {"FINISHED", "KILLED"}
     assert last.count("CANCELLED") == 2, "the flow and the task"
 
 
-def interrupt(home, config, pattern):
-    """Press Ctrl-C once something is on the screen, check all that is promised, return the rest."""
+def interrupt(home, config, pattern, *, again=None):
+    """Press Ctrl-C once something is on the screen, check all that is promised, return the rest.
+
+    ``again``: seconds after which it is pressed a second time.
+    """
     terminal = Terminal(home, config)
     begun = terminal.wait_for(pattern).end()
     terminal.press_ctrl_c()
+    if again is not None:
+        time.sleep(again)
+        terminal.press_ctrl_c()
     code, seconds = terminal.end()
     assert code == 130, terminal.said
     assert seconds < SECONDS
@@ -160,6 +171,14 @@ def test_ctrl_c_in_each_stage_ends_as_cancelled_and_the_same_again_completes(lin
     again = Terminal(home, config)
     code, _ = again.end()
     assert code == 0, again.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.02, 0.05, 0.2, 1.0])
+def test_a_second_ctrl_c_ends_as_cancelled_too(seconds, tmp_path):
+    home = tmp_path / "home"
+    interrupt(home, write_config(tmp_path), "validate base corpus small-base", again=seconds)
+    check_the_records(home, sent=False)
 
 
 @pytest.mark.slow

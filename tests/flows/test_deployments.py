@@ -12,7 +12,7 @@ from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from pydantic import TypeAdapter
 
-from flows.service.parameters import FLOWS, PIPELINE, TAGS
+from flows.service.parameters import FLOWS, NAMES, PIPELINE, TAGS
 from tasks.evaluation import REFUSED
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,14 @@ def flow_of(deployment):
 
 def test_every_flow_has_a_deployment_on_the_pool():
     deployed = {flow_of(deployment).name: deployment["name"] for deployment in POOL["deployments"]}
-    assert deployed == dict.fromkeys(FLOWS, "pool")
+    served = {flow: f"{name}-pool" for flow, name in NAMES.items()}
+    assert deployed == served | {PIPELINE: "pool"}
     assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate"}
+
+
+def test_no_two_deployments_are_called_alike_and_the_pipelines_name_stays():
+    assert len(set(NAMES.values())) == len(FLOWS)
+    assert NAMES[PIPELINE] == "local"
 
 
 @pytest.mark.parametrize("deployment", POOL["deployments"], ids=lambda d: d["entrypoint"])

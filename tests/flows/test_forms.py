@@ -45,9 +45,12 @@ def test_every_knob_says_what_it_is_in_the_file():
     assert said["sft.learning_rate"] == "Peak learning rate of AdamW. In demo.json: 0.001"
     assert said["sft.use_loss_mask"].endswith('In demo.json: "yes"')
     assert said["sft.dropout"].endswith("Left out in demo.json, default: 0.0")
+    for name, default in (("mask.last_round_only", '"no"'), ("sft.weight_dtype", '"float32"')):
+        assert said[name].endswith(f"Left out in demo.json, default: {default}")
     assert [name for name in said if "n demo.json" not in said[name]] == [
         "base.sources",
         "chat.sources",
+        "prefer.pairs.sources",
     ]
 
 

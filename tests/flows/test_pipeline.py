@@ -46,7 +46,7 @@ STAGES = [
     "fine-tune small-chat",
     "evaluate small",
 ]
-TITLE = "assistant on exercises_chat (small)"
+TITLE = "assistant: exercises_… (small)"
 """What people call the pipeline's run in MLflow."""
 
 
@@ -543,7 +543,7 @@ def test_data_that_breaks_its_contract_ends_the_run_and_no_run_stays_open(ran, m
         run_pipeline(path)
     experiment = mlflow.get_experiment_by_name("broken").experiment_id
     statuses = {run.info.run_name: run.info.status for run in mlflow.search_runs([experiment])}
-    assert statuses["assistant,user on missing.jsonl (broken)"] == "FAILED"
+    assert statuses["assistant,…: missing.js… (broken)"] == "FAILED"
     assert "RUNNING" not in statuses.values()
 
 

@@ -98,12 +98,12 @@ def read_aloud(world):
     yield "first line of the training", policy, None, None
     (listed,) = [found.mask for found in models() if found.path == str(world.step.parent)]
     yield "mypt list", listed.partition(", ")[0], None, None
-    yield "MLflow run name", world.parent.info.run_name.partition(" on ")[0], None, None
+    yield "MLflow run name", world.parent.info.run_name.partition(": ")[0], None, None
     flow_run = UUID(world.parent.data.tags["prefect.flow_run_id"])
     shown = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
         link = {a.key: a.data for a in client.read_artifacts(artifact_filter=shown)}["mlflow-run"]
-    (policy,) = words(link, r"\[(.+?) on .*in MLflow\]")
+    (policy,) = words(link, r"\[(.+?): .*in MLflow\]")
     yield "Prefect's link", policy, None, None
 
 

@@ -38,7 +38,7 @@ def test_figures_stand_under_their_headings():
     report = EvaluationReport(
         dataset=DatasetRef(path="d", digest="0" * 64),
         base=scores(),
-        base_plain=scores(exact_match={}, stop_recall=None, asked=0),
+        base_plain=scores(exact_match={}, stop_recall=None),
         sft=scores(loss=0.5, supervised=1),
     )
     lines = [cells(line) for line in printed(render_report(report))]

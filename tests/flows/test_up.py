@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import yaml
 
 from mypt.data.manifest import read_manifest
 from tests.flows.conftest import CONFIG
@@ -148,7 +149,7 @@ def test_a_wrong_parameter_is_refused_before_a_run_exists(up):
     said = up.run(f"mypt run sft-pipeline --param config={up.small} --param sft.n_head=5", 2)
     assert said.startswith("mypt: --param: sft: n_head 5 does not divide")
     said = up.run("mypt run sft-pipelin", 2)
-    assert "one of: evaluate/local, prepare/local" in said
+    assert "one of: evaluate/compare, prepare/prepare-data" in said
     assert up.ask("flow_runs/count", {}) == before
 
 
@@ -257,12 +258,13 @@ def test_the_file_of_deployments_works_from_the_root_and_from_elsewhere(up):
     file = ROOT / "deployments" / "prefect.yaml"
     up.run("prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml")
     up.run(f"prefect --no-prompt deploy --all --prefect-file {file}", folder=up.folder)
-    for flow in ("sft-pipeline", "prepare", "pretrain", "sft", "evaluate"):
-        up.run(f"prefect deployment inspect {flow}/pool")
+    for deployment in yaml.safe_load(file.read_text())["deployments"]:
+        flow = deployment["entrypoint"].rpartition(".")[2].replace("_", "-")
+        up.run(f"prefect deployment inspect {flow}/{deployment['name']}")
     worker = up.start("prefect worker start --pool mypt", "/")
     try:
         said = up.run(
-            "mypt run prepare/pool --param name=pooled --param mask=null --param"
+            "mypt run prepare/prepare-data-pool --param name=pooled --param mask=null --param"
             ' \'config={"sources": [{"exercises": "text", "count": 50}], "tokenization": "byte"}\''
         )
     finally:

@@ -105,6 +105,20 @@ def marks(folder):
     return made(folder, MaskPolicy(end_of_turn=False))
 
 
+def preferences(folder):
+    """Preference pairs, some after a conversation of several turns."""
+
+    def pair(rng, number):
+        asked = (turns(rng, number) if number % 2 else []) + [
+            {"role": "user", "content": f"{number}. {words(rng)}"}
+        ]
+        better, worse = (f"{word} {words(rng)}" for word in ("yes", "no"))
+        return {"prompt": asked, "chosen": better, "rejected": worse}
+
+    write(folder, pair, wrap=None)
+    return made(folder, sources=[Source(path=str(folder / "rows.jsonl"), pairs=True)])
+
+
 def weights(folder):
     """Weights of everything that can have one: roles, kinds, sources, rows, messages."""
     write(folder, lambda rng, n: (weighed, agent, turns)[n % 3](rng, n), count=60)
@@ -223,5 +237,5 @@ def everything(folder):
 
 CLEAN = (
     messages, chat_lines, agents, last_turns, marks, alpaca, pairs, sharegpt, tagged, mapped, text,
-    replay, by_hand, everything, weights, last_rounds,
+    replay, by_hand, everything, weights, last_rounds, preferences,
 )  # fmt: skip

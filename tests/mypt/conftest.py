@@ -97,3 +97,28 @@ def finish():
 def make_chat():
     """The function that prepares a chat dataset in a folder."""
     return prepare_chat
+
+
+def prepare_pairs(folder: Path, n: int = 60, **changes) -> Path:
+    """Pairs of all lengths, every third with a prompt of several turns."""
+    rows = []
+    for i in range(n):
+        asked = f"say {i}"
+        if i % 3 == 0:
+            asked = [
+                {"role": "user", "content": "hello"},
+                {"role": "assistant", "content": "hello yourself"[: 5 + i % 9]},
+                {"role": "user", "content": asked},
+            ]
+        worse = "no, I will not say it"[: 4 + i % 17]
+        rows.append({"prompt": asked, "chosen": f"{i} it is", "rejected": worse})
+    raw = folder / "pairs.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"tokenization": "byte", "val_fraction": 0.25} | changes
+    config = PrepareConfig(sources=(Source(path=str(raw), pairs=True),), **values)
+    return Path(prepare(config, MaskPolicy(), folder / "datasets" / "pairs").path)
+
+
+@pytest.fixture(scope="session")
+def pair_dataset(tmp_path_factory):
+    return prepare_pairs(tmp_path_factory.mktemp("pairs"))

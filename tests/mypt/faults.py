@@ -297,6 +297,75 @@ WEIGHT_FAULTS = {
 }  # fmt: skip
 """Faults of a dataset whose tokens weigh more or less than 1."""
 
+
+def reordered(view, order):
+    """Return a shard whose rows stand in another order, each with all that is its own."""
+    parts = {"tokens": [], "mask": [], "spans": [], "rows": []}
+    at = 0
+    for new, old in enumerate(order):
+        start, stop = (int(view.rows[name][old]) for name in ("start", "stop"))
+        own = view.spans[view.spans["conversation"] == old]
+        row = view.rows[old : old + 1].copy()
+        for table in (own, row):
+            for edge in ("start", "stop"):
+                table[edge] = table[edge].astype(np.int64) + (at - start)
+        own["conversation"] = new
+        for name, part in zip(parts, (view.tokens[start:stop], view.mask[start:stop], own, row),
+                              strict=True):  # fmt: skip
+            parts[name].append(part)
+        at += stop - start
+    return view._replace(**{name: np.concatenate(found) for name, found in parts.items()})
+
+
+def on_shards(change):
+    """Return a fault that gives every shard what ``change(view)`` returns."""
+
+    def damage(folder):
+        for view in list(shards(folder)):
+            new = change(view)
+            for name in ("tokens", "mask"):
+                getattr(new, name).tofile(folder / getattr(view.record, name).name)
+            for name in ("spans", "rows"):
+                np.save(folder / getattr(view.record, name).name, getattr(new, name))
+        seal(folder)
+
+    return damage
+
+
+def swapped_sides(view):
+    """Write the rejected side where the chosen one belongs."""
+    return reordered(view, np.arange(len(view.rows)) ^ 1)
+
+
+def other_partners(view):
+    """Put each chosen side beside the rejected one of another pair."""
+    order = np.arange(len(view.rows))
+    order[1::2] = np.roll(order[1::2], 1)
+    return reordered(view, order)
+
+
+def other_prompt(view):
+    """Ask the rejected side of the first pair something else."""
+    place = int(
+        view.spans["start"][of("user", "content")(view) & (view.spans["conversation"] == 1)][0]
+    )
+    view.tokens[place] += 1
+    return view
+
+
+def prompts_learned(view):
+    """Forget that earlier answers are context: all that the assistant says is learned."""
+    return painted(1, of("assistant", "content"))(view)
+
+
+PAIR_FAULTS = {
+    "sides swapped": (on_shards(swapped_sides), {"digest_differs"}),
+    "sides of different pairs side by side": (on_shards(other_partners), {"pair_apart"}),
+    "another prompt on one side": (on_shards(other_prompt), {"prompt_differs"}),
+    "answers of the prompt supervised": (on_masks(prompts_learned), {"turn_supervised"}),
+}
+"""Faults of a dataset of preference pairs."""
+
 DATASET_FAULTS = {
     "mask saved as uint32": (saved_as(np.uint32), {"file_size"}),
     "mask saved as uint16": (saved_as(np.uint16), {"file_size"}),

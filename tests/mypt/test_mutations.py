@@ -9,8 +9,15 @@ from mypt.errors import MyptError
 from mypt.evaluation.proof.proof import prove_mask
 from mypt.inspection.checks import masks
 from mypt.inspection.validation import validate
-from tests.mypt.clean import CLEAN, everything, pairs, weights
-from tests.mypt.faults import DATASET_FAULTS, MASK_FAULTS, WEIGHT_FAULTS, moved, on_spans
+from tests.mypt.clean import CLEAN, everything, pairs, preferences, weights
+from tests.mypt.faults import (
+    DATASET_FAULTS,
+    MASK_FAULTS,
+    PAIR_FAULTS,
+    WEIGHT_FAULTS,
+    moved,
+    on_spans,
+)
 from tests.mypt.loader_faults import FAULTS as LOADER_FAULTS
 from tests.mypt.loader_faults import OF_WEIGHTS
 
@@ -112,6 +119,16 @@ def test_the_proof_catches_in_the_weights_of_a_batch(name, weighed, monkeypatch)
     fault(monkeypatch, open_dataset(weighed))
     failed = {check.name for check in prove_mask(weighed, rows=32).checks if not check.ok}
     assert expected <= failed | {name.partition(": ")[2] for name in failed}
+
+
+@pytest.mark.parametrize("name", PAIR_FAULTS)
+def test_validation_catches_in_preference_pairs(name, tmp_path):
+    damage, expected = PAIR_FAULTS[name]
+    folder = preferences(tmp_path)
+    damage(folder)
+    report = validate(folder)
+    assert not report.ok
+    assert expected <= report.codes()
 
 
 def test_no_fault_no_alarm(copy):

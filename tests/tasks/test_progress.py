@@ -5,6 +5,7 @@ from rich.console import Console
 
 from mypt.config import Preset
 from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.batches.groups import GroupLoss
 from mypt.training.events import EvalReport, Finished, Sample, Started, StepReport
 from mypt.training.plan import RunPlan
 from tasks import progress
@@ -41,6 +42,16 @@ def test_an_end_names_what_was_saved_last_and_then_the_best():
     best = CheckpointRef(path="/m/tiny/step_002000", digest="1" * 64, step=2000)
     (line,) = describe(Finished(2257, "stopped", best))
     assert line == "stopped at step 2257: /m/tiny/step_002257; the best is step_002000"
+
+
+def test_an_evaluation_says_in_one_line_what_its_losses_are_made_of():
+    learned = {"source": {"a": GroupLoss(1.5, 9.0)}, "class": {"stop": GroupLoss(0.25, 2.0)}}
+    val = {
+        "source": {"a": GroupLoss(2.0, 3.0)},
+        "class": {"stop": GroupLoss(0.5, 1.0), "tool call": GroupLoss(1.0, 2.0)},
+    }
+    _, line = describe(EvalReport(2, 1.5, 2.0, False, learned, val))
+    assert line == "  train/val by class: stop 0.25/0.50, tool call -/1.00"
 
 
 def test_a_bar_shows_no_loss_before_there_is_one(monkeypatch, capsys):

@@ -161,6 +161,26 @@ class TestUnderPrefect:
         assert two(return_state=True).type is StateType.CANCELLED
         assert done == ["first", "prefect"]
 
+    def test_a_second_ctrl_c_in_prefects_own_work_lets_it_write_down_the_end(self, capfd):
+        found = []
+
+        def send_there(*_):
+            send(signal.SIGINT)
+            send(signal.SIGINT)
+            found.append(signal.getsignal(signal.SIGINT))
+
+        options = {"cache_policy": NO_CACHE, "on_completion": [send_there]}
+        task = StoppableTask(lambda: None, name="task", **options)
+
+        @flow
+        @stoppable
+        def one():
+            task()
+
+        state = one(return_state=True)
+        assert (state.type, found) == (StateType.CANCELLED, [signal.SIG_DFL])
+        assert "mypt: Prefect writes it down; Ctrl-C again kills" in capfd.readouterr().err
+
     def test_a_stopped_stage_is_not_remembered_as_done(self, tmp_path, monkeypatch):
         monkeypatch.setenv("MYPT_HOME", str(tmp_path / "home"))
         calls = []

@@ -25,7 +25,15 @@ from mypt.config import TrainConfig
 from mypt.data.dataset import Dataset, ShardView, open_dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.accounts import LengthAccount, account, check_budget, merge
-from mypt.data.packing.pieces import PIECE, Count, LengthPolicy, cut_rows, learnable
+from mypt.data.packing.pieces import (
+    PIECE,
+    TOO_LONG,
+    Count,
+    LengthPolicy,
+    cut_rows,
+    in_twos,
+    learnable,
+)
 from mypt.errors import DataError
 
 PIECE_DTYPE: Final = np.dtype([("shard", "<i8"), ("start", "<i8"), ("stop", "<i8")])
@@ -166,7 +174,8 @@ def plan_rows(
 ) -> PackingPlan:
     """Cut what does not fit, drop what teaches nothing, and pack the rest.
 
-    A source whose weight is k times the smallest weight is seen k times an epoch.
+    A source whose weight is k times the smallest weight is seen k times an epoch. Both sides of a
+    preference pair stand side by side in one row, or the pair is left out.
 
     Args:
         dataset: With a row index, and with masks if ``use_loss_mask``.
@@ -181,45 +190,54 @@ def plan_rows(
         DataError: If there is no row index, nothing to learn, a row too long for the policy
             ``error``, a weight that is no multiple of the smallest, or too much lost.
     """
+    _check_policy(dataset, length_policy)
     accounts: dict[int, list[LengthAccount]] = {}
-    pieces = [np.empty(0, PIECE_DTYPE)]
-    systems = [np.empty((0, 2), np.int64)]
-    shards = dataset.shards(split)
-    copies = _copies(dataset, shards)
+    pieces, systems = [np.empty(0, PIECE_DTYPE)], [np.empty((0, 2), np.int64)]
+    copies = _copies(dataset, shards := dataset.shards(split))
     for number, shard in enumerate(shards):
         rows, spans = _index(dataset, shard)
+        stretches = cut_rows(rows, spans, block_size, length_policy, pairs=dataset.paired)
         if length_policy == "error":
-            _refuse_long(dataset, shard, rows, block_size)
-        stretches = cut_rows(rows, spans, block_size, length_policy)
+            _refuse_long(dataset, shard, stretches, block_size)
         count = _counter(shard.mask if use_loss_mask else None)
         targets = learnable(stretches, count)
+        if dataset.paired:
+            targets *= in_twos(targets, np.minimum) > 0
         source = shard.record.source
         name = dataset.manifest.sources[source].name
-        entry = account(name, len(rows), spans, stretches, targets, count)
-        accounts.setdefault(source, []).append(entry)
+        found = account(name, len(rows), spans, stretches, targets, count)
+        accounts.setdefault(source, []).append(found)
         chosen = stretches[(stretches["fate"] == PIECE) & (targets > 0)]
+        chosen = np.repeat(chosen.reshape(-1, dataset.together), copies[source], axis=0).flatten()
         begins = rows["start"].astype(np.int64)[chosen["row"]]
-        repeated = np.stack([begins, begins + chosen["system"]], axis=1)
-        pieces.append(np.repeat(_pieces(number, chosen), copies[source]))
-        systems.append(np.repeat(repeated, copies[source], axis=0))
+        systems.append(np.stack([begins, begins + chosen["system"]], axis=1))
+        pieces.append(_pieces(number, chosen))
     merged = tuple(merge(entries, entries[0].source) for entries in accounts.values())
     if max_lost is not None:
         where = f"{dataset.path}, {split}: length_policy {length_policy!r} at block_size"
         check_budget(merge(merged, "all"), max_lost, f"{where} {block_size}")
-    everything = np.concatenate(pieces)
-    if not len(everything):
+    if not any(map(len, pieces)):
         raise DataError(
             f"{dataset.path}, {split}: no conversation holds a supervised token that fits"
             f" block_size {block_size}; look at it with 'mypt validate'"
         )
-    return _pack(everything, np.concatenate(systems), block_size, merged)
+    both = np.concatenate(pieces), np.concatenate(systems)
+    return _pack(*both, block_size, merged, dataset.together)
+
+
+def _check_policy(dataset: Dataset, policy: LengthPolicy) -> None:
+    if dataset.paired and policy not in ("drop", "error"):
+        raise DataError(
+            f"{dataset.path}: length_policy {policy!r} would cut preference pairs; expected drop or"
+            " error"
+        )
 
 
 def default_policy(folder: Path, config: TrainConfig, block_size: int) -> LengthPolicy:
     """Return what becomes of long conversations in a training that does not say it.
 
     It is ``keep_system`` where a piece would lose its system message. Elsewhere ``split`` does the
-    same, and is what trainings of before have written down.
+    same, and is what trainings of before have written down. A preference pair is never cut.
 
     Args:
         folder: The dataset's.
@@ -232,6 +250,8 @@ def default_policy(folder: Path, config: TrainConfig, block_size: int) -> Length
     if config.batching != "packed":
         return "split"
     dataset = open_dataset(folder, verify=False)
+    if dataset.paired:
+        return "drop"
     for shard in (shard for split in SPLITS for shard in dataset.shards(split)):
         rows, spans = _index(dataset, shard)
         if (cut_rows(rows, spans, block_size, "keep_system")["system"] > 0).any():
@@ -250,8 +270,10 @@ def _pack(
     systems: NDArray[np.int64],
     block_size: int,
     accounts: tuple[LengthAccount, ...],
+    together: int,
 ) -> PackingPlan:
-    bins, n_bins = best_fit(places_of(pieces, systems), block_size)
+    bins, n_bins = best_fit(places_of(pieces, systems).reshape(-1, together).sum(1), block_size)
+    bins = np.repeat(bins, together)
     # Distinct keys sort the same on every machine, whatever its sorting algorithm.
     order = np.sort(bins * len(bins) + np.arange(len(bins))) % len(bins)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=n_bins))])
@@ -299,16 +321,16 @@ def _index(dataset: Dataset, shard: ShardView) -> tuple[NDArray[np.void], NDArra
 
 
 def _refuse_long(
-    dataset: Dataset, shard: ShardView, rows: NDArray[np.void], block_size: int
+    dataset: Dataset, shard: ShardView, stretches: NDArray[np.void], block_size: int
 ) -> None:
-    lengths = rows["stop"].astype(np.int64) - rows["start"].astype(np.int64)
-    long = np.flatnonzero(lengths > block_size + 1)
+    long = stretches[stretches["fate"] == TOO_LONG]
     if len(long):
-        row = rows[long[0]]
+        assert shard.rows is not None, "the index was asked for"
+        row, n_tokens = shard.rows[long["row"][0]], long["stop"][0] - long["start"][0]
         file = dataset.manifest.sources[shard.record.source].files[int(row["file"])]
+        other = "drop" if dataset.paired else "split, keep_system, drop or keep_last_turns"
         raise DataError(
-            f"{file.path}:{row['line']}: {lengths[long[0]]} tokens, block_size {block_size} holds"
-            f" {block_size + 1} (and {len(long) - 1} more in {shard.record.tokens.name});"
-            " raise block_size, or choose length_policy split, keep_system, drop or"
-            " keep_last_turns"
+            f"{file.path}:{row['line']}: {n_tokens} tokens{' and its other side' * dataset.paired},"
+            f" block_size {block_size} holds {block_size + 1} (and {len(long) - 1} more in"
+            f" {shard.record.tokens.name}); raise block_size, or choose length_policy {other}"
         )

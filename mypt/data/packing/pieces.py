@@ -43,7 +43,12 @@ how many tokens of the row's beginning the piece reads again before its own."""
 
 
 def cut_rows(
-    rows: NDArray[np.void], spans: NDArray[np.void], block_size: int, policy: LengthPolicy
+    rows: NDArray[np.void],
+    spans: NDArray[np.void],
+    block_size: int,
+    policy: LengthPolicy,
+    *,
+    pairs: bool = False,
 ) -> NDArray[np.void]:
     """Say what becomes of every token of a shard: rows that fit stay whole.
 
@@ -59,12 +64,14 @@ def cut_rows(
         spans: (S,) of SPAN_DTYPE, tiling the same tokens.
         block_size: Places of a packed row.
         policy: One of the above; ``error`` is for the caller to refuse, and drops here.
+        pairs: Rows stand in twos, which must fit together, for ``drop`` and ``error``.
 
     Returns:
         (N,) of STRETCH_DTYPE in reading order.
     """
     start, stop = rows["start"].astype(np.int64), rows["stop"].astype(np.int64)
-    long = stop - start > block_size + 1
+    places = stop - start - 1
+    long = (in_twos(places, np.add) if pairs else places) > block_size
     first_span = np.searchsorted(spans["start"], rows["start"])
     text = spans["role"][np.minimum(first_span, max(len(spans) - 1, 0))] == ROLE["text"]
     number = np.arange(len(rows))
@@ -81,6 +88,11 @@ def cut_rows(
         parts += _last_turns(number[long], start[long], stop[long], spans, block_size)
     whole = np.concatenate(parts)
     return whole[np.argsort(whole["start"], kind="stable")]
+
+
+def in_twos(values: Ints, combine: np.ufunc) -> Ints:
+    """Return (R,): of each row of a shard of pairs, what both of its pair have together."""
+    return np.repeat(combine(values[::2], values[1::2]), 2)
 
 
 def learnable(stretches: NDArray[np.void], count: Count) -> Ints:

@@ -18,7 +18,7 @@ The docstrings of pieces, layout, windows, shift and packed go on with the same 
 [0, 0, 0, 1, 1]
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mypt.config import Role
 from mypt.data.conversations import Document, PartKind, Row, Train
+from mypt.data.pairs import in_pairs, with_pair_ids
 from mypt.data.preparation.rendered import Rendered, encode_rendered
 from mypt.data.reading.records import Tally
 from mypt.data.rendering.base_template import BaseTemplate
@@ -36,6 +37,7 @@ from mypt.data.template import Shape, Slot
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.encoder import utf8
 from mypt.errors import DataError
+from mypt.text import one_line
 
 
 class Encoded(NamedTuple):
@@ -63,6 +65,9 @@ class _Kind(NamedTuple):
     """(parts,) what each part says about its own; None is the turn's."""
 
 
+Files = Mapping[int, str]
+"""The raw files of a source by their index, for errors."""
+_UNNAMED: Final[Files] = {}
 _DOCUMENT: Final = _Kind("text", None, ("text",), (None,))
 
 
@@ -94,17 +99,19 @@ class _Slots(NamedTuple):
     """The ids of all fixed slots, in order."""
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True) -> Encoded:
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True, files: Files = _UNNAMED
+) -> Encoded:
     """Encode rows, to the same as rendering and encoding each segment by itself would give.
 
-    The authors' texts go to the encoder together, what the template writes is encoded once,
-    and numpy puts both in place: no Python object is made for a token, nor for a segment.
-    A few megabytes of text a call are quickest.
+    The authors' texts go to the encoder together, what the template writes is encoded once, and
+    numpy puts both in place, without an object for each token. Some megabytes a call are quickest.
 
     Args:
         rows: Conversations and documents.
         tokenizer: Its template says how they are written.
         many: Whether the encoder of many texts, which takes up to a second to make, is worth it.
+        files: Where the rows came from.
 
     Raises:
         DataError: If the template has no form for a row, or a text holds a lone surrogate.
@@ -112,11 +119,11 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
     if isinstance(tokenizer.template, BaseTemplate):
         found = encode_rendered(_normal_rows(rows, tokenizer), tokenizer, many=many)
         if found.refused:
-            raise _of_line(*found.refused[0])
+            raise _at_line(*found.refused[0], files)
         return _encoded(found, tokenizer)
     turns = _collect(rows)
     kind, per_row = np.array(turns.kind, np.int64), np.array(turns.per_row, np.int64)
-    shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer)
+    shapes, shaped, shape = _shapes(rows, turns.kinds, kind, per_row, tokenizer, files)
     weights = RowWeights()
     for one in turns.kinds:
         weights.numbered([one.train, *one.trains])
@@ -148,29 +155,33 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, *, many: bool = True)
         kind=slots.kind[slot],
         train=slots.train[slot],
     )
-    table = _table(rows, spans, _digests(turns, texts))
+    table = _table(rows, spans, with_pair_ids(rows, _digests(turns, texts)))
     return Encoded(tokens, spans, table, np.array(weights.table))
 
 
-def encode_counted(rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally) -> Encoded:
+def encode_counted(
+    rows: Sequence[Row], tokenizer: Tokenizer, tally: Tally, files: Files = _UNNAMED
+) -> Encoded:
     """Encode rows, count those whose text was changed, and leave out those that are refused.
 
-    A base refuses rows where its template rewrites what they say, or its tokenizer has no token for
-    a character.
+    A base refuses rows that its template rewrites, or for which its tokenizer has no token.
     """
     normal = _normal_rows(rows, tokenizer)
     changed = sum(new is not old for new, old in zip(normal, rows, strict=True))
     if changed:
         form = tokenizer.vocabulary.normal_form
         tally.notes[f"put into the tokenizer's normal form ({form})"] += changed
-    normal = _writable(normal, tokenizer, tally)
+    normal = in_pairs(normal, _writable(normal, tokenizer, tally, files), tally.dropped)
     if not isinstance(tokenizer.template, BaseTemplate):
-        return encode_rows(normal, tokenizer)
+        return encode_rows(normal, tokenizer, files=files)
     found = encode_rendered(normal, tokenizer, many=True)
     for row, reason in found.refused:
         if tally.strict:
-            raise _of_line(row, reason)
+            raise _at_line(row, reason, files)
         tally.dropped[f"the base's template cannot be proved: {reason}"] += 1
+    whole = in_pairs(normal, found.rows, tally.dropped)
+    if len(whole) < len(found.rows):
+        found = encode_rendered(whole, tokenizer, many=True)
     tally.notes.update(found.notes)
     return _encoded(found, tokenizer)
 
@@ -191,7 +202,7 @@ def _begun(turns: _Turns, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
+def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally, files: Files) -> list[Row]:
     """Leave out rows that would not come back from their ids."""
     if not (tokenizer.vocabulary.lacking or tokenizer.vocabulary.prefix):
         return rows
@@ -201,7 +212,7 @@ def _writable(rows: list[Row], tokenizer: Tokenizer, tally: Tally) -> list[Row]:
         if isinstance(row, Document):
             reason = reason or tokenizer.lost_space(row.text)
         if reason and tally.strict:
-            raise _of_line(row, reason)
+            raise _at_line(row, reason, files)
         if reason:
             tally.dropped[reason] += 1
         else:
@@ -226,18 +237,14 @@ def _encoded(found: Rendered, tokenizer: Tokenizer) -> Encoded:
     halves = _digests(wholes, tokenizer.spelled(wholes.texts))
     own = _digests(turns, tokenizer.spelled(turns.texts))
     digests = [whole[:8] + row[8:] for whole, row in zip(halves, own, strict=True)]
-    table = _table(found.rows, found.spans, digests)
+    table = _table(found.rows, found.spans, with_pair_ids(found.rows, digests))
     return Encoded(found.tokens, found.spans, table, np.array(found.weights))
 
 
-def _of_line(row: Row, reason: str) -> DataError:
-    line = row.origin.line
-    return DataError(f"line {line}: {reason}" if line else reason)
-
-
-def row_digest(row: Row) -> bytes:
-    """Return what :func:`row_digests` gives for one row."""
-    return row_digests([row])[0]
+def _at_line(row: Row, reason: str, files: Files) -> DataError:
+    file, line = row.origin
+    place = f"{one_line(files[file])}:{line}" if file in files else f"line {line}"
+    return DataError(f"{place}: {reason}" if line else reason)
 
 
 def row_digests(rows: Sequence[Row]) -> list[bytes]:
@@ -246,10 +253,8 @@ def row_digests(rows: Sequence[Row]) -> list[bytes]:
     They are the first of a blake3 digest over ``role train kind length kind length ...``, a
     line for each turn with its parts' lengths in bytes, an empty line, and the parts' UTF-8.
     Where a part speaks for itself its kind is ``kind:train``.
-    (JSON would say the same, but escaping the text takes a fifth of a row's time.)
     """
-    turns = _collect(rows)
-    return _digests(turns, utf8(turns.texts))
+    return with_pair_ids(rows, _digests(turns := _collect(rows), utf8(turns.texts)))
 
 
 def _digests(turns: _Turns, texts: list[bytes]) -> list[bytes]:
@@ -316,6 +321,7 @@ def _shapes(
     kind: NDArray[np.int64],
     per_row: NDArray[np.int64],
     tokenizer: Tokenizer,
+    files: Files,
 ) -> tuple[list[Shape], list[_Kind], NDArray[np.int64]]:
     """Return the shapes of turns, the kind of turn that has each, and which one is whose, (T,)."""
     code = 2 * kind
@@ -331,7 +337,7 @@ def _shapes(
         try:
             tokenizer.form(shapes[index])
         except DataError as error:
-            raise _of_line(rows[row_of[index]], str(error)) from None
+            raise _at_line(rows[row_of[index]], str(error), files) from None
     return shapes, shaped, shape
 
 

@@ -101,9 +101,10 @@ def encode_sources(
     small = preparation.engine == "process" and size < _WORTH_PROCESSES
     if small or preparation.engine == "serial":
         for index, reader in enumerate(readers):
+            names = {number: file.path for number, file in enumerate(reader.files)}
             for batch in meter.batches(reader):
                 tally = Tally.of(reader.how)
-                encoded = encode_counted(batch, tokenizer, tally)
+                encoded = encode_counted(batch, tokenizer, tally, names)
                 reader.add(len(encoded.rows) - len(batch), tally)
                 yield index, encoded
             reader.finish()  # once more: its template may have refused what was left

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from mypt.data.conversations import Document, Row
+from mypt.data.pairs import is_chosen
 from mypt.data.reading.sources import SourceReader
 
 _ROWS: Final = 1 << 14
@@ -14,13 +15,13 @@ Progress = Callable[[int, int, int, int], None]
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield rows in lists."""
+    """Yield rows in lists; both sides of a pair are in the same."""
     batch: list[Row] = []
     characters = 0
     for row in rows:
         batch.append(row)
         characters += sum(len(text) for text in texts_of((row,)))
-        if len(batch) >= _ROWS or characters >= _CHARACTERS:
+        if (len(batch) >= _ROWS or characters >= _CHARACTERS) and not is_chosen(row):
             yield batch
             batch, characters = [], 0
     if batch:

@@ -22,14 +22,18 @@ from mypt.data.spans import ROW_DTYPE, SPAN_DTYPE
 from mypt.errors import DataError
 
 TOKEN_DTYPE: Final = np.dtype("<u4")
+_NO_VALIDATION: Final = "set val_fraction to 0, which a pipeline refuses, since it evaluates on val"
 
 
 class ShardWriter:
     """Writes encoded rows as shards of one source each; holds one batch, never a shard."""
 
-    def __init__(self, folder: Path, shard_tokens: int, n_vocab: int) -> None:
-        """Write below ``folder``; a shard ends with the row that fills ``shard_tokens``."""
-        self._folder = folder
+    def __init__(self, folder: Path, shard_tokens: int, n_vocab: int, together: int = 1) -> None:
+        """Write below ``folder``; a shard ends with the row that fills ``shard_tokens``.
+
+        So many rows at a time stand ``together`` in one shard.
+        """
+        self._folder, self._together = folder, together
         self._shard_tokens = shard_tokens
         self._n_vocab = n_vocab
         self._open: dict[Split, _OpenShard] = {}
@@ -66,7 +70,8 @@ class ShardWriter:
             shard = self._shard(split, source)
             filled = rows["stop"][first:] - rows["start"][first]
             room = np.uint64(self._shard_tokens - shard.n_tokens)
-            stop = min(first + int(np.searchsorted(filled, room)) + 1, len(rows))
+            stop = first + int(np.searchsorted(filled, room)) + 1
+            stop = min(stop + (first - stop) % self._together, len(rows))
             shard.append(encoded, first, stop)
             first = stop
 
@@ -214,12 +219,12 @@ class RowSplit:
             raise DataError(
                 f"{where}: one row is all there is, so none can be kept for validation; bring"
                 f" more (text is one row up to {DOCUMENT_BYTES >> 10} KiB, conversations part at an"
-                " empty line), or set val_fraction to 0"
+                f" empty line), or {_NO_VALIDATION}"
             )
         if self._smallest >= self._largest:
             raise DataError(
                 f"{where}: all rows say the same, so none can be kept for validation; expected at"
-                " least two different rows; add some, or set val_fraction to 0"
+                f" least two different rows; add some, or {_NO_VALIDATION}"
             )
         split = RowSplit(0.0)
         split._threshold = self._smallest + 1 if self.empty == "val" else self._largest

@@ -20,6 +20,7 @@ from mypt.data.manifest import (
     Split,
     record_file,
 )
+from mypt.data.pairs import SIDES
 from mypt.data.preparation.encoding import Encoded
 from mypt.data.preparation.parallel import encode_sources
 from mypt.data.preparation.row_batches import Meter, Progress, texts_of
@@ -181,7 +182,8 @@ def _write_shards(
 ) -> Manifest:
     is_chat, weights = False, RowWeights()
     meter.rows = 0
-    with ShardWriter(folder, plan.config.shard_tokens, tokenizer.n_vocab) as writer:
+    together = len(SIDES) if plan.config.pairs else 1
+    with ShardWriter(folder, plan.config.shard_tokens, tokenizer.n_vocab, together) as writer:
         for index, encoded in rows:
             weights.add(encoded.spans, encoded.weights.tolist())
             is_chat = is_chat or bool((encoded.spans["role"] != ROLE["text"]).any())
@@ -204,6 +206,7 @@ def _write_shards(
         sources=sources,
         shards=shards,
         row_weights=weights.table,
+        pairs=meter.rows // together if plan.config.pairs else 0,
         making=Making(config=plan.config, policies=(None,)),
     )
 

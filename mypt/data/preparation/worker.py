@@ -117,9 +117,10 @@ def work(job: str) -> str:
 def _encode(job: PortionJob) -> Done:
     tokenizer, tally, n_rows = _load(job.tokenizer), Tally.of(job.portion.how), 0
     path = Path(job.folder) / secrets.token_hex(16)
+    names = {piece.file: piece.path for piece in job.portion.pieces}
     with files.create(path) as file:
         for batch in batches(read_portion(job.portion, tally)):
-            encoded = encode_counted(batch, tokenizer, tally)
+            encoded = encode_counted(batch, tokenizer, tally, names)
             n_rows += len(encoded.rows)
             _append(file, encoded)
     return Done(

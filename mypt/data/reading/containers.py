@@ -56,6 +56,11 @@ def read_csv(raw: RawFile) -> Iterator[Record]:
     csv.field_size_limit(raw.limits.row_bytes)
     text = (decode(line.data, line.offset, raw.place(line.number)) + "\n" for line in lines(raw))
     first = next(text, "")
+    if "\0" in first:
+        raise DataError(
+            f"{raw.place(1)}: a first line with zero bytes, as UTF-16 has; expected the names of"
+            f" columns; say --encoding utf-16-{'be' if first.startswith(chr(0)) else 'le'}"
+        )
     separator, blanks = _separator(first, raw)
     reader = csv.reader(
         chain((first,), text), strict=True, delimiter=separator, skipinitialspace=blanks
@@ -151,7 +156,7 @@ def container_of(raw: RawFile, *, text: bool | None = None) -> Container:
     if container is None and text is None:
         raise DataError(
             f"{raw.name}: its name does not tell its format; expected {' '.join(_CONTAINERS)}"
-            f" (then {', '.join(PACKED)} or nothing); rename it, or say --format"
+            f" (then {', '.join(PACKED)} or nothing); rename it, leave it out, or say --format"
         )
     if container in (None, "text"):
         return "text" if text or text is None else _lines_or_json(raw)

@@ -335,7 +335,8 @@ def _likely(data: bytes, offset: int) -> str:
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     zero = data[:_HEAD].find(b"\0")
-    return "latin-1" if zero < 0 else "utf-16-le" if (offset + zero) % 2 else "utf-16-be"
+    # cp1252 is Latin-1 with letters where that has control characters, which nobody types.
+    return "cp1252" if zero < 0 else "utf-16-le" if (offset + zero) % 2 else "utf-16-be"
 
 
 def _to_utf8(pieces: Iterator[bytes], encoding: str, name: str) -> Iterator[bytes]:

@@ -29,6 +29,7 @@ from mypt.data.reading.formats.markups import (
 from mypt.data.reading.formats.shapes import JUDGED, find_guarded, find_shape, judge, parse_turns
 from mypt.data.reading.formats.tags import mark_parts
 from mypt.data.reading.formats.threads import read_flat
+from mypt.data.reading.preferences import read_pairs
 from mypt.data.reading.raw import Limits, RawFile, lines
 from mypt.data.reading.records import BLANK, WHOLE, Dropped, Place, Record, Tally
 from mypt.errors import DataError
@@ -256,6 +257,8 @@ def _read_rows(raws: Sequence[RawFile], how: Reading, tally: Tally) -> Iterator[
 
 
 def _row_reader(how: Reading, limits: Limits) -> ReadRow:
+    if how.pairs:
+        return partial(read_pairs, how=how)
     mapping = how.mapping or FieldMapping()
     readers: dict[Format, ReadRow] = {
         "messages": chats.read_messages,
@@ -276,7 +279,8 @@ def _read_each(
     records: Iterable[Record], read_row: ReadRow, how: Reading, tally: Tally
 ) -> Iterator[Row]:
     # What a row says of its answer holds in every format that has answers.
-    judged = how.format in ("messages", "sharegpt", "alpaca", "prompt_completion")
+    answers = ("messages", "sharegpt", "alpaca", "prompt_completion")
+    judged = how.format in answers and not how.pairs
     by_shape = how.format == "columns" and not how.turns
     for value, place, _ in records:
         if value is BLANK:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 from mypt.config import Reading
 from mypt.data.conversations import Origin
 from mypt.errors import DataError
-from mypt.text import one_line
+from mypt.text import one_line, shown
 
 Unit = Literal["line", "item", "row"]
 BLANK: Final = object()
@@ -110,6 +110,12 @@ def first_of(fields: Mapping[str, Any], keys: Iterable[str]) -> Any:
         if (value := fields.get(key)) is not None:
             return value
     return None
+
+
+def no_text(place: Where, name: str, value: Any) -> DataError:
+    """Return the error of a field that must be a string and is something else."""
+    cure = "put it into quotes" if isinstance(value, int | float) else "mend or remove the row"
+    return DataError(f"{place}: {name} is no text; found {shown(value)}; expected a string; {cure}")
 
 
 def verdict_of(value: Any) -> bool | None:

@@ -25,9 +25,11 @@ _DOCUMENTS = frozenset({".md", ".txt", ".text"})
 # What a folder of data holds besides: by its whole name, its name without suffix, its suffix.
 _DESCRIPTIONS = frozenset(
     {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "_success"}
+    | {"croissant.json", "datapackage.json"}
 )
 _PAPERS = frozenset(
     {"readme", "license", "licence", "copying", "notice", "changelog", "citation", "authors"}
+    | {"makefile", "dockerfile", "requirements", "md5sums", "sha256sums", "checksums"}
 )
 _NO_ROWS = frozenset(
     {".py", ".ipynb", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".bib", ".pdf"}
@@ -95,6 +97,8 @@ class SourceReader:
         said = {"markup": "none"} if source.format == "text" else {}
         self.how = Reading(**knobs | {"format": self.format} | said)
         self._raws = raws
+        self.finished = False
+        """Whether the last pass came to the end of all files."""
         self.begin()
 
     @property
@@ -146,7 +150,7 @@ class SourceReader:
     def begin(self) -> None:
         """Begin a pass over the rows: forget what was counted in the one before."""
         self._tally = Tally.of(self.how)
-        self._n_kept, self._finished = 0, False
+        self._n_kept, self.finished = 0, False
         for raw in self._raws:
             raw.bytes_done = 0
 
@@ -166,6 +170,7 @@ class SourceReader:
         Raises:
             DataError: If no row of the source is kept, or nothing says who is the assistant.
         """
+        self.finished = True
         found = ", ".join(
             f"{one_line(name)} ({n:,})" for name, n in self._tally.speakers.most_common(_SPEAKERS)
         )
@@ -181,7 +186,6 @@ class SourceReader:
                 f"choose --assistant NAME of the speakers {found}" if found else "choose other data"
             )
             raise DataError(f"{self.name}: every row was dropped ({why}); {way}")
-        self._finished = True
 
     def record(self) -> SourceRecord:
         """Return what was read and what was left out, for the dataset's metadata.
@@ -189,7 +193,7 @@ class SourceReader:
         Raises:
             ValueError: If the last pass over the rows did not reach their end.
         """
-        if not self._finished:
+        if not self.finished:
             raise ValueError(f"{self.name} was not read to its end")
         return SourceRecord(
             name=self.name,
@@ -213,6 +217,7 @@ def _check_columns(source: Source, index: int) -> None:
         "turns": (source.turns, ("auto", "columns")),
         "markup": (source.markup, ("auto", "columns", "rendered")),
         "group_by": (source.group_by, ("auto", "chat")),
+        "pairs": (source.pairs, ("auto", "columns")),
         "side rejected": (source.side == "rejected", ("auto", "columns")),
     }
     for knob, (given, formats) in knobs.items():
@@ -239,8 +244,9 @@ def find_files(source: Source, aside: Counter[str] | None = None) -> tuple[Path,
 
     A folder means all files below it, a pattern all that match, both by name, and a file once
     whatever its names. What is no data is left aside: names that begin with a dot, a README or
-    licence, what describes a dataset, Markdown beside rows, files of nothing but white space.
-    Generated exercises are written first, once.
+    licence, what describes a dataset, Markdown beside rows, files of nothing but white space,
+    folders behind a link or of which a pattern means no file. Generated exercises are written
+    first, once.
 
     Args:
         source: What to read.
@@ -267,12 +273,17 @@ def find_files(source: Source, aside: Counter[str] | None = None) -> tuple[Path,
         found = (root / name for name in names)
     else:
         return (path,)
-    return _members(path, sorted(p for p in found if p.is_file()), aside)
+    return _members(path, sorted(found), aside, whole=is_folder)
 
 
-def _members(root: Path, paths: Sequence[Path], aside: Counter[str] | None) -> tuple[Path, ...]:
-    """Return the files among ``paths`` that hold data, each once."""
-    left: Counter[str] = Counter()
+def _members(
+    root: Path, found: Sequence[Path], aside: Counter[str] | None, *, whole: bool
+) -> tuple[Path, ...]:
+    """Return the files among ``found`` that hold data, each once."""
+    paths = [path for path in found if path.is_file()]
+    open_ones = {folder for path in paths for folder in path.parents}
+    beside = (path for path in found if not path.is_file() and path not in open_ones)
+    left = Counter(filter(None, (_passed_over(path, root if whole else None) for path in beside)))
     kept: dict[tuple[int, int], Path] = {}
     rows = any(p.suffix.lower() not in _DOCUMENTS and not _no_data(p, root) for p in paths)
     for path in paths:
@@ -294,6 +305,20 @@ def _members(root: Path, paths: Sequence[Path], aside: Counter[str] | None) -> t
     if aside is not None:
         aside.update(left)
     return tuple(kept.values())
+
+
+def _passed_over(path: Path, root: Path | None) -> str:
+    """Return what is passed over with something that is no file; empty if nothing is.
+
+    Args:
+        path: A folder, a link or a device.
+        root: The folder all of which is read; None where a pattern says what is.
+    """
+    if not path.is_dir():
+        what = "link that leads to no file" if path.is_symlink() else "no ordinary file"
+        return f"file left aside: {what}"
+    is_read = root is not None and path.resolve().is_relative_to(root.resolve())
+    return "" if is_read else "folder left aside: name it by itself"
 
 
 def _no_data(path: Path, root: Path) -> str:

@@ -44,8 +44,12 @@ def little_memory() -> Iterator[None]:
     """Let this process grow by no more than a gibibyte inside the block, where Linux can.
 
     A value of a table's dictionary may be repeated without end in a few bytes, and no library
-    says beforehand what it unpacks to. Within the block allocations beyond that fail.
+    says beforehand what it unpacks to. Within the block allocations beyond that, and beyond what
+    Arrow's allocator has in reserve, fail.
     """
+    import pyarrow as pa
+
+    pa.allocate_buffer(1)  # it reserves a gibibyte at its first call, which would be all of ours
     if sys.platform != "linux":
         yield
         return

@@ -14,9 +14,9 @@ from mypt.data.vocabularies.gguf_header import GGUFHeader
 from mypt.errors import DataError
 from mypt.text import shorten
 
-_UNKNOWN, _CONTROL, _ADDED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
+ORDINARY, UNKNOWN, CONTROL, ADDED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens; any other is an ordinary one."""
-_ROLES: Final = {
+ROLES: Final = {
     "bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep",
     "mask": "mask", "cls": "cls",
 }  # fmt: skip
@@ -48,7 +48,8 @@ def _bytes(*, cut: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gpt4(digits: str) -> dict[str, Any]:
+def gpt4(digits: str) -> dict[str, Any]:
+    """Return the stage that cuts as GPT-4 does, with an expression of its own for digits."""
     return _split(
         rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|"
         r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -58,10 +59,10 @@ def _gpt4(digits: str) -> dict[str, Any]:
 _GPT2: Final = _Cuts((_bytes(cut=True),))
 _DIGITS: Final = _Cuts(({"type": "Digits", "individual_digits": True}, _bytes(cut=True)))
 _LLAMA3: Final = _Cuts(
-    (_gpt4(r"\p{N}{1,3}"), _bytes(cut=False)), whole=True, begins=True
+    (gpt4(r"\p{N}{1,3}"), _bytes(cut=False)), whole=True, begins=True
 )  # fmt: skip
-_QWEN: Final = _Cuts((_gpt4(r"\p{N}"), _bytes(cut=False)), normalizer={"type": "NFC"})
-_CUTS: Final = {
+_QWEN: Final = _Cuts((gpt4(r"\p{N}"), _bytes(cut=False)), normalizer={"type": "NFC"})
+CUTS: Final = {
     "default": _GPT2, "gpt-2": _GPT2, "smollm": _DIGITS, "llama-bpe": _LLAMA3, "llama3": _LLAMA3,
     "qwen2": _QWEN,
 }  # fmt: skip
@@ -91,7 +92,7 @@ def tokenizer_of(header: GGUFHeader) -> tuple[dict[str, Any], dict[str, Any]]:
     make = _bytes_model if kind == "gpt2" else _space_model
     config = {
         f"{theirs}_token": words[number]
-        for ours, theirs in _ROLES.items()
+        for ours, theirs in ROLES.items()
         if 0 <= (number := values.get(f"tokenizer.ggml.{ours}_token_id", -1)) < len(words)
     }
     begins = kind == "llama" or _cuts(header).begins
@@ -104,20 +105,20 @@ def tokenizer_of(header: GGUFHeader) -> tuple[dict[str, Any], dict[str, Any]]:
 def _added(words: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return [
-        {"id": number, "content": word, "special": kind != _ADDED} | flags
+        {"id": number, "content": word, "special": kind != ADDED} | flags
         for number, (word, kind) in enumerate(zip(words, types, strict=True))
-        if kind in (_UNKNOWN, _CONTROL, _ADDED) and word.strip(" ")
+        if kind in (UNKNOWN, CONTROL, ADDED) and word.strip(" ")
     ]
 
 
 def _cuts(header: GGUFHeader) -> _Cuts:
     name = header.values.get("tokenizer.ggml.pre", "default")
-    if name not in _CUTS:
+    if name not in CUTS:
         raise DataError(
             f"{header.path}: tokenizer.ggml.pre is {shorten(repr(name), 40)}; expected one of"
-            f" {', '.join(_CUTS)}; prepare with hf:FOLDER, the folder that it was made from"
+            f" {', '.join(CUTS)}; prepare with hf:FOLDER, the folder that it was made from"
         )
-    return _CUTS[name]
+    return CUTS[name]
 
 
 def _bytes_model(header: GGUFHeader, words: list[str], types: Sequence[int]) -> dict[str, Any]:
@@ -127,7 +128,9 @@ def _bytes_model(header: GGUFHeader, words: list[str], types: Sequence[int]) -> 
     if not isinstance(merges, list):
         raise DataError(f"{header.path}: no tokenizer.ggml.merges; expected pairs of tokens")
     held = zip(words, types, strict=True)
-    vocab = {word: n for n, (word, kind) in enumerate(held) if kind != _UNUSED}
+    vocab = {word: n for n, (word, kind) in enumerate(held) if kind != UNUSED}
+    if len(merges) == 1 and types[vocab.get(str(merges[0]).split(" ")[0], 0)] == CONTROL:
+        merges = []  # what stands there where there are none, since no list may be empty
     return {
         "normalizer": cuts.normalizer,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(cuts.stages)},
@@ -152,13 +155,13 @@ def _space_model(header: GGUFHeader, words: list[str], types: Sequence[int]) -> 
     # A run of spaces that was added is found by merges too.
     spelled = [word if word.strip(" ") else word.replace(" ", SPACE) for word in words]
     held = list(enumerate(zip(spelled, types, strict=True)))
-    vocab = {word: number for number, (word, kind) in held if kind != _UNUSED}
+    vocab = {word: number for number, (word, kind) in held if kind != UNUSED}
     merging = {
         word: number
         for number, (word, kind) in held
-        if kind not in (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)
+        if kind not in (UNKNOWN, CONTROL, UNUSED, BYTE)
     }
-    best = np.where(np.array(types) == _ADDED, np.inf, scores)  # found before any merge
+    best = np.where(np.array(types) == ADDED, np.inf, scores)  # found before any merge
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepends = values.get("tokenizer.ggml.add_space_prefix", True)
     first = [{"type": "Prepend", "prepend": SPACE}] if prepends else []
@@ -167,12 +170,12 @@ def _space_model(header: GGUFHeader, words: list[str], types: Sequence[int]) -> 
         "pre_tokenizer": None,
         "model": {
             "type": "BPE", "ignore_merges": False, "byte_fallback": True, "vocab": vocab,
-            "merges": list(_merges(merging, best.tolist())),
+            "merges": list(merges_of(merging, best.tolist())),
         },
     }  # fmt: skip
 
 
-def _merges(merging: dict[str, int], scores: list[float]) -> Iterator[list[str]]:
+def merges_of(merging: dict[str, int], scores: list[float]) -> Iterator[list[str]]:
     """Yield the pairs of tokens that make another: the best score first, then long pieces."""
     pairs = []
     for word, number in merging.items():

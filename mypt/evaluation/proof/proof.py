@@ -9,7 +9,7 @@ import numpy as np
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import Manifest, Split
 from mypt.data.packing.layout import PackingPlan, plan_rows
-from mypt.data.packing.pieces import LengthPolicy
+from mypt.data.packing.pieces import LengthPolicy, in_twos
 from mypt.errors import MaskError
 from mypt.evaluation.proof.alignment import Truth
 from mypt.evaluation.proof.checks import (
@@ -53,8 +53,9 @@ def prove_mask(
         dataset: The dataset or its folder, with masks.
         split: Which split.
         rows: Rows of a batch.
-        block_size: Places of a row, lowered where no shard is long enough.
-        length_policy: For packed batches.
+        block_size: Places of a row, lowered where no shard is long enough, and raised to what the
+            longest preference pair needs.
+        length_policy: For packed batches; pairs are left whole.
         seed: Decides batches, weights and changes.
 
     Raises:
@@ -68,6 +69,8 @@ def prove_mask(
     limited, shards = Dataset(whole.path, manifest), manifest.split(split)
     truths = list(_truths(limited, split))
     places = min(block_size, max(shard.n_tokens for shard in shards) - 1)
+    if whole.paired:
+        length_policy, places = "drop", max(places, _longest_pair(limited, split))
     checks: list[ProofCheck] = []
     for batching in _batchings(manifest):
         loader = GPTDataLoader(
@@ -124,6 +127,13 @@ def _limited(manifest: Manifest, split: Split) -> Manifest:
     kept = {shards[i].index for i in np.linspace(0, len(shards) - 1, n_kept).round().astype(int)}
     chosen = tuple(shard for shard in shards if shard.index in kept)
     return manifest.model_copy(update={"shards": chosen})
+
+
+def _longest_pair(dataset: Dataset, split: Split) -> int:
+    """Return how many places the longest pair fills; a pair is never cut."""
+    tables = [shard.rows for shard in dataset.shards(split) if shard.rows is not None]
+    sizes = [(rows["stop"] - rows["start"]).astype(np.int64) for rows in tables]
+    return max(int(in_twos(size - 1, np.add).max()) for size in sizes)
 
 
 def _batchings(manifest: Manifest) -> tuple[Batching, ...]:

@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mypt.config import Architecture
 from mypt.data.vocabularies.gguf_header import GGUFHeader, Packed
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, ConfigError
 from mypt.inference.huggingface.families import FAMILIES, Family, Lying
+from mypt.inference.huggingface.layouts import family_of, write_layout
 from mypt.inference.huggingface.tensors import TYPES, Held
+from mypt.model.transformer import divisors
 from mypt.text import shorten
 
 _ARCHITECTURE: Final = "general.architecture"
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
-_FACTORS: Final = "rope_freqs.weight"
+FACTORS: Final = "rope_freqs.weight"
 """By what each speed is divided, where positions are stretched as Llama 3.1 does."""
+_BLOCK: Final = "blk.{}."
 _AT_ONCE: Final = 1 << 22
 """Numbers that are unpacked in one go."""
 
@@ -33,6 +37,8 @@ class _Layout(NamedTuple):
     """Ours, by ``model_type``."""
     parts: dict[str, Lying]
     """By our name, as in :class:`Family`; a norm of 1 + w is stored so."""
+    keys: dict[str, str]
+    """By GGUF's keys, after the architecture's name, those of ``config.json``."""
 
 
 _KEYS: Final = {
@@ -50,7 +56,7 @@ _KEYS: Final = {
     "final_logit_softcapping": "final_logit_softcapping",
     "attn_logit_softcapping": "attn_logit_softcapping",
 }
-"""GGUF's keys, after the architecture's name, and those of ``config.json``."""
+"""Of Llama and those after it."""
 _WIDTHS: Final = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 """All as wide as a head, or the model is another."""
 _SCALING: Final = ("rope.scaling.type", "rope.scaling.factor")
@@ -77,12 +83,24 @@ _QK_NORMS: Final = {
 _LAYOUTS: Final = {
     "llama": _Layout("llama", _BASIC | {
         "attn.c_attn": Lying(("attn_q", "attn_k", "attn_v"), "by pair"),
-    }),
-    "qwen2": _Layout("qwen2", _BASIC),
-    "qwen3": _Layout("qwen3", _BASIC | _QK_NORMS),
+    }, _KEYS),
+    "qwen2": _Layout("qwen2", _BASIC, _KEYS),
+    "qwen3": _Layout("qwen3", _BASIC | _QK_NORMS, _KEYS),
     "gemma3": _Layout("gemma3_text", _BASIC | _QK_NORMS | {
         "post_1": Lying(("post_attention_norm",)),
         "post_2": Lying(("post_ffw_norm",)),
+    }, _KEYS),
+    "gpt2": _Layout("gpt2", _BASIC | {
+        "transformer.wpe": Lying(("position_embd",)),
+        "attn.c_attn": Lying(("attn_qkv",)),
+        "mlp.c_fc": Lying(("ffn_up",)),
+    }, {
+        "context_length": "n_positions",
+        "embedding_length": "n_embd",
+        "feed_forward_length": "n_inner",
+        "block_count": "n_layer",
+        "attention.head_count": "n_head",
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
     }),
 }  # fmt: skip
 """By ``general.architecture``."""
@@ -95,7 +113,7 @@ def gguf_family(header: GGUFHeader) -> Family:
         CheckpointError: If its architecture is none that is read here.
     """
     layout = _layout(header)
-    return replace(FAMILIES[layout.family], parts=layout.parts, block="blk.{}.")
+    return replace(FAMILIES[layout.family], parts=layout.parts, block=_BLOCK)
 
 
 def gguf_config(header: GGUFHeader) -> dict[str, Any]:
@@ -107,7 +125,7 @@ def gguf_config(header: GGUFHeader) -> dict[str, Any]:
     layout, begins = _layout(header), f"{header.values[_ARCHITECTURE]}."
     family = FAMILIES[layout.family]
     own = {k.removeprefix(begins): v for k, v in header.values.items() if k.startswith(begins)}
-    known = {*_KEYS, *_WIDTHS, *_SCALING, *_HARMLESS}
+    known = {*layout.keys, *_WIDTHS, *_SCALING, *_HARMLESS}
     odd = [key for key in own if key not in known] + [
         key for key in known & own.keys() if not isinstance(own[key], (int, float, str))
     ]
@@ -116,7 +134,7 @@ def gguf_config(header: GGUFHeader) -> dict[str, Any]:
             f"{header.path}: {begins}{shorten(odd[0], 60)} is {shorten(repr(own[odd[0]]), 60)},"
             f" which {family.architecture} has not here"
         )
-    config = {theirs: own[key] for key, theirs in _KEYS.items() if key in own}
+    config = {theirs: own[key] for key, theirs in layout.keys.items() if key in own}
     config |= {"model_type": layout.family, "architectures": [family.architecture]}
     config |= {
         f"{role}_token_id": header.values[f"tokenizer.ggml.{role}_token_id"]
@@ -127,9 +145,58 @@ def gguf_config(header: GGUFHeader) -> dict[str, Any]:
     if embedding is not None:
         config["vocab_size"] = embedding.shape[0]
     config["tie_word_embeddings"] = _HEAD not in header.tensors
-    config.setdefault("rope_theta", 10_000.0)
-    config.setdefault("num_key_value_heads", own.get("attention.head_count"))
+    if "attention_bias" in family.keys:
+        biases = f"{_BLOCK.format(0)}attn_q.bias" in header.tensors
+        config |= {"attention_bias": biases, "mlp_bias": biases}
+    if family.rope is not None:
+        config.setdefault("rope_theta", 10_000.0)
+        config.setdefault("num_key_value_heads", own.get("attention.head_count"))
     return config | _widths(header, own, family) | _scaling(header, own)
+
+
+def gguf_values(model: Architecture) -> tuple[str, Family, dict[str, Any], tuple[float, ...]]:
+    """Return what a GGUF says of a model: :func:`gguf_family` and :func:`gguf_config` turned round.
+
+    Returns:
+        llama.cpp's name of the architecture; the family, with tensors where they lie there; values
+        by key; and the divisors of :data:`FACTORS`, empty where there are none.
+
+    Raises:
+        ConfigError: If no architecture that is written here has a place for all its parts.
+    """
+    named = {layout.family: name for name, layout in _LAYOUTS.items()}
+    name = family_of(model, named)
+    architecture, layout = named[name], _LAYOUTS[named[name]]
+    config, family = write_layout(name, model), FAMILIES[name]
+    values = {key: config.get(theirs) for key, theirs in layout.keys.items()}
+    values["feed_forward_length"] = model.inner_width
+    if family.window == "pattern":
+        values["attention.sliding_window_pattern"] = model.full_every
+    factors: tuple[float, ...] = ()
+    if family.rope is not None:
+        values |= dict.fromkeys(_WIDTHS, model.head_width)
+        said, factors = _stretched(architecture, model)
+        values |= said
+    known = {key: value for key, value in values.items() if value is not None}
+    parts = replace(family, parts=layout.parts, block=_BLOCK)
+    return architecture, parts, {f"{architecture}.{k}": v for k, v in known.items()}, factors
+
+
+def _stretched(architecture: str, model: Architecture) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """Return the keys that say how positions are stretched, and by what each speed is divided."""
+    scaling = model.rope_scaling
+    if scaling is None:
+        return {}, ()
+    if scaling.kind == "linear":
+        return dict(zip(_SCALING, ("linear", scaling.factor), strict=True)), ()
+    if architecture != "llama" or scaling.gain != 1.0:
+        raise ConfigError(
+            f"rope_scaling of kind {scaling.kind} with gain {scaling.gain} in a {architecture}"
+            " model; a GGUF has a place for it in llama models with gain 1"
+        )
+    width = model.turned_width
+    speeds = model.rope_base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return {}, tuple(divisors(speeds, scaling).tolist())
 
 
 def _layout(header: GGUFHeader) -> _Layout:
@@ -175,10 +242,10 @@ def _usual(header: GGUFHeader, own: dict[str, Any]) -> dict[str, Any]:
 
 def _scaling(header: GGUFHeader, own: dict[str, Any]) -> dict[str, Any]:
     """Return how positions are stretched, if they are."""
-    kind, factors = own.get(_SCALING[0], "none"), header.tensors.get(_FACTORS)
+    kind, factors = own.get(_SCALING[0], "none"), header.tensors.get(FACTORS)
     if factors is not None:
         if kind != "none":
-            raise CheckpointError(f"{header.path}: {_FACTORS} beside {_SCALING[0]} {kind!r:.40}")
+            raise CheckpointError(f"{header.path}: {FACTORS} beside {_SCALING[0]} {kind!r:.40}")
         divisors = GGUFTensors(header).unpack(factors).reshape(-1).tolist()
         context = own.get("context_length")
         return {"rope_scaling": {
@@ -189,7 +256,7 @@ def _scaling(header: GGUFHeader, own: dict[str, Any]) -> dict[str, Any]:
         return {}
     if kind != "linear":
         raise CheckpointError(
-            f"{header.path}: {_SCALING[0]} is {kind!r:.40}; expected none, linear or {_FACTORS}"
+            f"{header.path}: {_SCALING[0]} is {kind!r:.40}; expected none, linear or {FACTORS}"
         )
     return {"rope_scaling": {"rope_type": kind, "factor": own.get(_SCALING[1], 1.0)}}
 
@@ -211,7 +278,7 @@ class GGUFTensors:
         self._packed = header.tensors
         self._data = np.memmap(header.path, np.uint8, "r")
         for name, tensor in header.tensors.items():
-            if name != _FACTORS:
+            if name != FACTORS:
                 self.held[name] = Held(header.path, tensor.kind, tensor.shape)
         for kind in {tensor.kind for tensor in header.tensors.values()}:
             known = GGMLQuantizationType[kind]

@@ -1,6 +1,7 @@
 """``config.json`` of ``transformers`` as an architecture of ours, and back; nothing is run."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,15 +90,16 @@ def write_layout(name: str, model: Architecture) -> dict[str, Any]:
     return values
 
 
-def family_of(model: Architecture) -> str:
-    """Return the family that a model belongs to: its config, read back, is the same model.
+def family_of(model: Architecture, among: Iterable[str] = FAMILIES) -> str:
+    """Return which of some families a model belongs to: its config, read back, is the same model.
 
     Raises:
         ConfigError: If none has a place for all its parts; the message names the options.
     """
     wanted = _plain(model)
     best: tuple[str, dict[str, Any]] | None = None
-    for name, family in FAMILIES.items():
+    for name in among:
+        family = FAMILIES[name]
         if (family.rope is None) == (model.pos_encoding == "rope"):
             continue
         try:
@@ -115,7 +117,7 @@ def family_of(model: Architecture) -> str:
     said = [f"{key} {wanted[key]!r} (expected {value!r})" for key, value in odd.items()]
     raise ConfigError(
         f"{FAMILIES[name].architecture} has no place for {', '.join(said)}; such a model cannot be"
-        " exported to transformers"
+        " exported so"
     )
 
 

@@ -77,11 +77,16 @@ def check_weights(family: Family, model: Architecture, tensors: TensorStore) -> 
 
 
 def to_hf(name: str, model: Architecture, weights: Weights, dtype: torch.dtype) -> Weights:
+    """Return weights under the names and in the layout of a family of transformers."""
+    return to_theirs(FAMILIES[name], model, weights, dtype)
+
+
+def to_theirs(family: Family, model: Architecture, weights: Weights, dtype: torch.dtype) -> Weights:
     """Return weights under the names and in the layout of a family.
 
     Where its models have biases and ours has none, they are 0.
     """
-    family, theirs = FAMILIES[name], Weights()
+    theirs = Weights()
     full = model.model_copy(update={"bias": True}) if family.always_bias else model
     for row in rows_of(family, full):
         known = weights.get(row.ours)
@@ -207,7 +212,13 @@ def write_row(row: Row, heads: int, ours: Tensor) -> list[Tensor]:
         return [_by_part(ours, heads).transpose(0, 1).reshape(ours.shape)]
     if row.form == "less one":
         return [ours - 1]
-    return list(torch.split(ours, row.sizes))
+    theirs = list(torch.split(ours, row.sizes))
+    if row.form == "by pair":
+        half = row.sizes[0] // heads // 2
+        for number in (0, 1):
+            halves = theirs[number].reshape(-1, 2, half, *row.shape[1:])
+            theirs[number] = halves.transpose(1, 2).reshape(theirs[number].shape)
+    return theirs
 
 
 def _by_part(tensor: Tensor, heads: int) -> Tensor:

@@ -25,6 +25,7 @@ from mypt.inference.reply import Reply
 from mypt.inference.server import protocol
 from mypt.inference.server.protocol import ChatRequest, Refused
 from mypt.model.gpt import GPT
+from mypt.references import CheckpointRef
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
@@ -130,8 +131,8 @@ class Served:
     tokenizer: Tokenizer
     name: str
     """What clients call the model."""
-    digest: str
-    """Of the checkpoint."""
+    checkpoint: CheckpointRef
+    """What was loaded."""
     queue: Queue
     clock: Callable[[], float]
     """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
@@ -146,7 +147,7 @@ async def answer(served: Served, asked: ChatRequest, request: Request) -> Respon
         Refused: If the model cannot read the conversation, or too many wait.
     """
     reply, left_out = reply_to(served.model, served.tokenizer, asked)
-    head = head_of(served.digest, int(served.clock()), left_out)
+    head = head_of(served.checkpoint.digest, int(served.clock()), left_out)
     headers = {"x-mypt-turns-left-out": str(left_out)}
     texts = _texts(served.queue, reply, request)
     if asked.stream:

@@ -19,6 +19,7 @@ from mypt.errors import ConfigError
 from mypt.inference.server.answering import Queue, Served, answer, refused
 from mypt.inference.server.protocol import Refused, read_request
 from mypt.pages.render import render, script_hash
+from mypt.references import CheckpointRef
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 4 * 2**20
@@ -32,15 +33,17 @@ _MOST_HELD = 64 * 2**20
 """Bytes of all requests that are on their way at once."""
 
 
-def chat_page(name: str, *, key: bool) -> tuple[str, str]:
+def chat_page(name: str, checkpoint: CheckpointRef, *, key: bool) -> tuple[str, str]:
     """Return the page's HTML and the policy that lets a browser run its script and no other.
 
     Args:
         name: What the model is called.
+        checkpoint: Which of its steps answers.
         key: Whether people must give an API key.
     """
     styles = ["page.css", "chat.css"]
-    html = render("chat.html", styles=styles, script="chat.js", name=name, key=key)
+    shown = {"name": name, "step": checkpoint.step, "digest": checkpoint.digest, "key": key}
+    html = render("chat.html", styles=styles, script="chat.js", **shown)
     policy = (
         "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline';"
         f" script-src '{script_hash('chat.js')}'; frame-ancestors 'none'; base-uri 'none'"
@@ -73,7 +76,7 @@ def create_app(served: Served) -> FastAPI:
 
     @app.get("/")
     async def page() -> Response:
-        html, policy = chat_page(served.name, key=served.api_key is not None)
+        html, policy = chat_page(served.name, served.checkpoint, key=served.api_key is not None)
         return HTMLResponse(html, headers={"content-security-policy": policy})
 
     app.include_router(routes)

@@ -21,6 +21,7 @@ from mypt.data.conversations import (
 )
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import Split
+from mypt.data.pairs import with_sides
 from mypt.data.spans import KIND, ROLE, ROLES, SPAN_DTYPE
 from mypt.data.template import PartForm
 from mypt.data.tokenizer import Tokenizer
@@ -33,7 +34,8 @@ PARTS: Final[dict[int, PartKind]] = {
 }
 """Which part of a message a span of each kind holds; headers and ends hold none."""
 
-_LAYOUT: Final = ("role", "kind", "message", "train")
+LAYOUT: Final = ["role", "kind", "message", "train"]
+"""Fields of a span that say whose it is, and not where it lies."""
 _EDGES: Final = ("start", "stop")
 BLOCK = 512
 """Rows that are read together."""
@@ -51,6 +53,8 @@ class RowBlock:
     """The number of the first in the split."""
     tokenizer: Tokenizer
     row_weights: tuple[float, ...]
+    paired: bool
+    """Whether they are sides of preference pairs, two and two."""
 
     @property
     def table(self) -> NDArray[np.void]:
@@ -75,8 +79,9 @@ def blocks(dataset: Dataset, split: Split) -> Iterator[RowBlock]:
         for start in range(0, n_rows, BLOCK):
             stop = min(start + BLOCK, n_rows)
             yield RowBlock(
-                shard, start, stop, first + start, dataset.tokenizer, manifest.row_weights
-            )
+                shard, start, stop, first + start, dataset.tokenizer, manifest.row_weights,
+                dataset.paired,
+            )  # fmt: skip
         first += n_rows
 
 
@@ -96,14 +101,15 @@ def read_back(block: RowBlock) -> list[Row]:
     if block.shard.spans is None:
         return [Document(text, Origin(0, 1)) for text in said]
     # Plain lists: reading the fields of numpy's records one by one takes most of the time.
-    turned = list(zip(*(spans[name].tolist() for name in _LAYOUT), said, strict=True))
+    turned = list(zip(*(spans[name].tolist() for name in LAYOUT), said, strict=True))
     rows = np.searchsorted(spans["conversation"], np.arange(block.start, block.stop + 1))
     said_of = _words(block.row_weights)
     forms = part_forms(tokenizer.template)
     prefixed = bool(tokenizer.vocabulary.prefix)
-    return [
+    found = [
         _row(turned[a:b], said_of, forms, prefixed=prefixed) for a, b in pairwise(rows.tolist())
     ]
+    return with_sides(found) if block.paired else found
 
 
 def _words(row_weights: tuple[float, ...]) -> dict[int, Train]:

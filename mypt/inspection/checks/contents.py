@@ -14,6 +14,7 @@ from mypt import files
 from mypt.data.conversations import PartKind
 from mypt.data.dataset import Dataset, ShardView
 from mypt.data.manifest import SPLITS, FileRecord, Manifest, Shard, Split
+from mypt.data.pairs import prompt_sizes, unpaired
 from mypt.data.rendering.base_template import AnyTemplate, BaseTemplate
 from mypt.data.shards import open_table, origin
 from mypt.data.spans import BY_POLICY, KIND, KINDS, ROLES, ROW_DTYPE, SPAN_DTYPE
@@ -160,7 +161,7 @@ def check_tokens(check: ShardCheck) -> bool:
         Whether rows and spans tile the shard, so that what they hold can be looked at.
     """
     _check_ids(check)
-    tiled = _check_rows(check) and _check_spans(check)
+    tiled = _check_rows(check) and _check_spans(check) and _check_pairs(check)
     if tiled:
         _check_specials(check)
     return tiled
@@ -194,6 +195,28 @@ def _check_rows(check: ShardCheck) -> bool:
         detail = f"row {gap} of {len(rows)} of {len(check.shard.tokens)} tokens"
         check.findings.add("rows_gap", Where(where=check.shard.record.tokens.name, detail=detail))
     return gap is None
+
+
+def _check_pairs(check: ShardCheck) -> bool:
+    """Check that both sides of each preference pair stand together after the same prompt."""
+    rows, spans, n_pairs = check.shard.rows, check.shard.spans, check.dataset.manifest.pairs
+    if not n_pairs or rows is None or spans is None:
+        return True
+    apart = unpaired(rows)
+    for row in apart[:EXAMPLES]:
+        check.findings.add("pair_apart", check.place(int(row)), 0)
+    if len(apart):
+        check.findings.add("pair_apart", count=len(apart))
+        return False
+    size = prompt_sizes(spans, len(rows))
+    start = rows["start"].astype(np.int64)
+    for pair, (a, b) in enumerate(zip(start[::2].tolist(), start[1::2].tolist(), strict=True)):
+        ours, theirs = size[2 * pair : 2 * pair + 2]
+        tokens = check.shard.tokens
+        if ours != theirs or not np.array_equal(tokens[a : a + ours], tokens[b : b + theirs]):
+            detail = f"{ours} and {theirs} tokens"
+            check.findings.add("prompt_differs", check.place(2 * pair, detail))
+    return True
 
 
 def _first_gap(parts: NDArray[np.void], n_tokens: int) -> int | None:

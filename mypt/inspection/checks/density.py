@@ -154,7 +154,8 @@ def check_density(
     Plain text is left out: by policy it is supervised wholly or not at all.
     """
     if manifest.mask is None:
-        findings.add("mask_none")
+        if manifest.kind == "chat":  # a base model learns every token of its text
+            findings.add("mask_none")
         return
     if manifest.mask.policy is None:
         findings.add("mask_by_hand")
@@ -213,6 +214,7 @@ def preview_length(
     """
     accounts: list[LengthAccount] = []
     packed = 0
+    length_policy = "drop" if dataset.paired else length_policy
     for split in SPLITS:
         if not dataset.shards(split):
             continue

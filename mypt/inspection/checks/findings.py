@@ -38,6 +38,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
                            " forged"),
     "rendering_differs": ("error", "rows are not what template and tokenizer make of their text"),
     "digest_differs": ("error", "rows whose tokens do not give back what was read"),
+    "pair_apart": ("error", "rows without the other side of their preference pair beside them"),
+    "prompt_differs": ("error", "preference pairs whose prompts differ: only the answers may"),
     # masks
     "mask_partial": ("error", "only some shards have masks; mask the whole dataset again"),
     "mask_value": ("error", "mask bytes that stand for no weight of the dataset's table"),
@@ -64,7 +66,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "first_supervised": ("notice", "rows whose first token is supervised: nothing comes before it,"
                          " so it is never a target"),
     "role_absent": ("notice", "roles that the policy supervises and no row has"),
-    "mask_none": ("notice", "no masks: the dataset is tokenized only; see 'mypt mask'"),
+    "mask_none": ("notice", "dataset of chats without masks, of which every token would be learned;"
+                  " 'mypt mask' makes them"),
     "mask_by_hand": ("notice", "masks made by hand: no spans and no policy to check them against"),
     # rows
     "leak": ("error", "validation rows that also stand in training"),
@@ -81,7 +84,8 @@ CODES: Final[dict[str, tuple[Level, str]]] = {
     "changed": ("notice", "rows changed while reading"),
     "split_empty": ("notice", "splits without a row"),
     # length
-    "too_long": ("notice", "rows longer than the block"),
+    "too_long": ("notice", "rows longer than the block, which length_policy splits, drops or"
+                 " refuses"),
     "lone_answers": ("warning", "answers would be learned without their question, which does not"
                      " fit beside them; raise block_size"),
     "lost_systems": ("notice", "pieces of conversations would be read without their system message;"

@@ -6,7 +6,7 @@ template and tokenizer make of it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -16,23 +16,18 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from mypt.data.conversations import (
-    Document,
-    Part,
-    Row,
-)
+from mypt.data.conversations import Document, Part, Row
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.preparation.encoding import encode_rows, row_digests
+from mypt.data.preparation.encoding import Encoded, encode_rows, row_digests
 from mypt.data.rendering.base_template import BaseTemplate
 from mypt.data.spans import KIND, KINDS, ROLE, RowWeights
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import MyptError
-from mypt.inspection.checks.blocks import RowBlock, blocks, read_back
+from mypt.inspection.checks.blocks import LAYOUT, RowBlock, blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES, FEW_TWINS, Findings, Where
 from mypt.inspection.rowview import RowView, count_rows, read_row
 
-_LAYOUT: Final = ["role", "kind", "message", "train"]
 _MARKED: Final = (KIND["reasoning"], KIND["tool_call"])
 _WRITTEN: Final = (KIND["header"], KIND["end"])
 TAGS: Final = (
@@ -73,8 +68,11 @@ def _digests_differ(block: RowBlock, rows: list[Row], *, by_base: bool) -> NDArr
         unsure |= spans["role"] != ROLE["text"]
     found = np.frombuffer(b"".join(row_digests(rows)), "V16")
     differs = found != block.table["digest"]
-    differs[row[unsure]] = False
-    return np.flatnonzero(differs)
+    hidden = np.zeros(len(rows), np.bool_)
+    hidden[row[unsure]] = True
+    if block.paired:
+        hidden |= hidden[np.arange(len(rows)) ^ 1]
+    return np.flatnonzero(differs & ~hidden)
 
 
 def _has_gaps(view: RowView) -> bool:
@@ -106,10 +104,7 @@ def _alike(views: list[RowView], rows: list[Row], tokenizer: Tokenizer) -> list[
     Where it does not, or one row is refused, :func:`check_rendering` looks at the row itself.
     """
     try:
-        again = encode_rows(rows, tokenizer)
-        known = RowWeights()
-        known.numbered(views[0].row_weights if views else ())
-        known.add(again.spans, again.weights.tolist())
+        again = _encoded_again(rows, tokenizer, views[0].row_weights if views else ())
     except MyptError:
         return [False] * len(rows)
     edges = np.searchsorted(again.spans["conversation"], np.arange(len(rows) + 1)).tolist()
@@ -118,9 +113,18 @@ def _alike(views: list[RowView], rows: list[Row], tokenizer: Tokenizer) -> list[
         view.spans is not None
         and np.array_equal(view.tokens, again.tokens[start:stop])
         and np.array_equal(view.spans["stop"], again.spans["stop"][a:b] - start)
-        and np.array_equal(view.spans[_LAYOUT], again.spans[a:b][_LAYOUT])
+        and np.array_equal(view.spans[LAYOUT], again.spans[a:b][LAYOUT])
         for view, (a, b), start, stop in places
     ]
+
+
+def _encoded_again(rows: list[Row], tokenizer: Tokenizer, weights: Sequence[float]) -> Encoded:
+    """Return rows encoded once more, their spans with the dataset's own numbers of weights."""
+    again = encode_rows(rows, tokenizer)
+    known = RowWeights()
+    known.numbered(weights)
+    known.add(again.spans, again.weights.tolist())
+    return again
 
 
 def _trimmed(row: Row, most: int | None) -> Row:
@@ -142,13 +146,10 @@ def _difference(view: RowView, row: Row, tokenizer: Tokenizer) -> str:
     """Return how a row's tokens differ from what its text gives; empty where they do not."""
     assert view.spans is not None, "the caller has looked"
     try:
-        again = encode_rows([row], tokenizer)
-        known = RowWeights()
-        known.numbered(view.row_weights)
-        known.add(again.spans, again.weights.tolist())
+        again = _encoded_again([row], tokenizer, view.row_weights)
     except MyptError as error:
         return str(error)
-    if not np.array_equal(view.spans[_LAYOUT], again.spans[_LAYOUT]):
+    if not np.array_equal(view.spans[LAYOUT], again.spans[LAYOUT]):
         return "other spans than its text gives"
     for span, other in zip(view.spans, again.spans, strict=True):
         found = view.tokens[span["start"] : span["stop"]]
@@ -280,15 +281,17 @@ def _read_split(dataset: Dataset, split: Split, findings: Findings) -> tuple[_Sp
             if not same:
                 check_rendering(view, row, dataset.tokenizer, findings)
         rendered += len(chosen)
-    exact = [_first_eight(shard.rows) for shard in dataset.shards(split) if shard.rows is not None]
+    # Of a pair the first eight bytes are its id, which both sides have.
+    half = int(dataset.paired)
+    exact = [_half(shard.rows, half) for shard in dataset.shards(split) if shard.rows is not None]
     digests = _Split(
         np.concatenate([np.empty(0, np.uint64), *exact]), np.frombuffer(bytes(folded), np.uint64)
     )
     return digests, rendered
 
 
-def _first_eight(rows: NDArray[np.void]) -> Digests:
-    return np.ascontiguousarray(rows["digest"]).view(np.uint64)[::2]
+def _half(rows: NDArray[np.void], which: int) -> Digests:
+    return np.ascontiguousarray(rows["digest"]).view(np.uint64)[which::2]
 
 
 def _copies(digests: Digests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

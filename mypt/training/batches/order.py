@@ -3,11 +3,12 @@
 What a trained checkpoint was shown is counted from the same record, and without torch.
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mypt.config import Normalisation, Preset
+from mypt.config import UNWEIGHED, Normalisation, Preset, TrainConfig
 from mypt.data.dataset import Dataset
-from mypt.data.manifest import Split
+from mypt.data.manifest import Manifest, Split
 from mypt.data.packing.layout import plan_rows
 from mypt.data.packing.pieces import LengthPolicy
 from mypt.data.shards import MASK, shard_name
@@ -111,4 +112,29 @@ def check_masks(dataset: Dataset, split: Split) -> None:
         raise MaskError(
             f"{dataset.path}: the masks of {split} are all zero, so no token would be learned; mask"
             " it again with 'mypt mask' and another policy, or set use_loss_mask: false"
+        )
+
+
+def check_pairs(config: TrainConfig, where: Path, manifest: Manifest) -> None:
+    """Refuse an objective that does not fit what the rows are.
+
+    Raises:
+        ConfigError: If one wants preference pairs and the dataset has none, or the other way round.
+        MaskError: If the tokens of pairs are weighed.
+    """
+    if config.of_pairs and not manifest.pairs:
+        raise ConfigError(
+            f"{where}: its rows are no preference pairs, which objective {config.objective}"
+            " compares; prepare it with pairs (--pairs), or set objective nll"
+        )
+    if manifest.pairs and not config.of_pairs:
+        raise ConfigError(
+            f"{where}: its rows are preference pairs, whose rejected sides objective"
+            f" {config.objective} would learn; set objective dpo, ipo or simpo, or prepare it"
+            " without pairs to learn the chosen sides"
+        )
+    if manifest.pairs and manifest.mask and manifest.mask.weights != UNWEIGHED:
+        raise MaskError(
+            f"{where}: its tokens are weighed, which objective {config.objective} does not hear;"
+            " mask it again with 'mypt mask' and a policy without weights"
         )

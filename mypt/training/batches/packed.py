@@ -18,8 +18,9 @@ from mypt.config import Normalisation
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.packing.layout import PackingPlan, Range, places_of
+from mypt.data.shards import TokenRange
 from mypt.training.batches.normalisation import piece_scales
-from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
+from mypt.training.batches.shift import Arrays, Scalar, shift
 
 
 class PackedRows:

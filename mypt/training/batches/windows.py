@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
-from mypt.data.shards import ShardView
+from mypt.data.shards import ShardView, TokenRange
 from mypt.errors import DataError
-from mypt.training.batches.shift import Arrays, Scalar, TokenRange, shift
+from mypt.training.batches.shift import Arrays, Scalar, shift
 
 _DRAWN_AT_ONCE = 256  # batches; seeding a generator takes longer than drawing a batch
 _RECOUNTED_AT_ONCE = 1 << 21  # windows; bounds the memory, whatever the number of steps

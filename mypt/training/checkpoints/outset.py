@@ -21,7 +21,7 @@ class Outset(NamedTuple):
 
     model: GPT
     base: GPT | None
-    """What the objective's ``kl_base`` holds it to; an adapter's is the same memory."""
+    """What its objective holds it to; an adapter's is the same memory."""
     notes: tuple[str, ...]
     """How it is trained, a line each."""
 
@@ -62,7 +62,7 @@ def begin_model(plan: RunPlan, found: Checkpoint | None, device: torch.device) -
 
 
 def _base_to_hold_to(plan: RunPlan, model: GPT, device: torch.device) -> GPT | None:
-    if not plan.preset.kl_base:
+    if not plan.preset.keeps_base:
         return None
     if plan.preset.lora:
         return bare(model).eval()

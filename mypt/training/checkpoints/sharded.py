@@ -16,14 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mypt import files
-from mypt.data.manifest import TOKENIZER_STATE, FileRecord
+from mypt.data.manifest import TOKENIZER_STATE, FileRecord, changed_files
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.state import HISTORY, TrainerState, read_history, write_history
 from mypt.training.distributed import Ranks
-from mypt.training.lineage import Lineage, changed_files
+from mypt.training.lineage import Lineage
 from mypt.training.optim import put_moments
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mypt import files
+from mypt.config import later
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 
@@ -41,6 +42,8 @@ class TrainerState(Frozen):
     """Of the last evaluation, on rows of the training split; None before it."""
     val_loss: float | None = None
     """Of the last evaluation; None before it, or where there is no validation split."""
+    learned: tuple[tuple[float, ...], ...] = later(())
+    """Losses and weights of the steps since the last evaluation, by source, class and role."""
     finished: str | None = None
     """Why training ended; None while it goes on."""
     mlflow_run_id: str | None = None

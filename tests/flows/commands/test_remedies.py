@@ -199,3 +199,16 @@ def test_an_edit_that_an_error_names_gives_the_mask_that_was_meant(
         assert content.count(old) == 1
         new = content.replace(old, new)
     assert prepare(write(path, new)) == meant
+
+
+def test_a_field_that_was_not_read_is_read_or_refused_as_the_account_says(
+    tmp_path, prepare, capsys
+):
+    path = write(tmp_path / "a.jsonl", jsonl(ONE | {"scene": "night"}))
+    assert main(["prepare", "--look", str(path), "--tokenization", "byte"]) == 0
+    assert "--turns says which fields of a row are read, --strict" in capsys.readouterr().out
+    assert prepare(path) == [TALK]
+    told = ["--turns", "system=scene,turns=messages"]
+    assert prepare(path, flags=told) == [asked("hi", "yo", "night")]
+    assert "'scene' of the row is not read" in prepare(path, flags=["--strict"])
+    assert prepare(path, flags=["--strict", "--unread", "scene"]) == [TALK]

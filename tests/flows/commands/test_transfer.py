@@ -7,6 +7,7 @@ import torch
 
 from flows.cli import main
 from mypt.config import Preset, load_config
+from mypt.data.vocabularies.gguf_header import read_header
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.loop import train
 from mypt.training.plan import plan_run
@@ -42,6 +43,21 @@ def test_a_model_answers_in_transformers_as_here_and_its_card_says_what_made_it(
     source = lineage.dataset.sources[0]
     for fact in (lineage.digest, lineage.weights, source.files[0].sha256, "licence CC0"):
         assert fact in card
+
+
+def test_a_gguf_is_written_with_its_modelfile_and_names_its_lineage(world, capsys):
+    pytest.importorskip("gguf", reason="pip install 'mypt[gguf]'")
+    out = world / "chat.gguf"
+    assert main(["export", "chat", "--to", "gguf", str(out), "--quant", "q8_0"]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"written: {out}" in said
+    assert f"ollama create chat -f {out}.Modelfile" in said
+    values = read_header(out).values
+    assert values["mypt.lineage"] == load_model("chat")[2].lineage.digest
+    assert values["general.name"] == "chat"
+    assert main(["export", "chat", "--to", "gguf", str(out)]) == 2
+    assert main(["export", "chat", "--to", "hf", str(world / "b"), "--quant", "f16"]) == 2
+    assert "--quant f16 goes with --to gguf" in capsys.readouterr().err
 
 
 def test_what_is_there_is_never_overwritten(world, capsys):

@@ -20,7 +20,7 @@ from mypt.evaluation.token_scores import score_tokens
 from mypt.inference.chat import ask
 from mypt.references import DatasetRef
 from mypt.training.checkpoints.checkpoint import load_model
-from tests.mypt.evaluation.worlds import fit, make_world
+from tests.mypt.evaluation.worlds import LEARNED, fit, make_world
 
 FEW = EvaluateConfig(exercises=8, max_tokens=4, prompts=("Spell cat.", "Hi"), eval_iters=0)
 
@@ -102,7 +102,8 @@ def test_a_report_is_written_and_reads_back_the_same(made, tmp_path):
     path = report.write_report(found, tmp_path / "new" / "folder")
     assert path.name == "evaluation.json"
     page = path.with_name("evaluation.html").read_text()
-    assert page.count("<svg") == page.count("<figure ") == 4
+    assert page.count("<figure ") == 4
+    assert page.count("<svg") == 3, "how sure a model is that was hardly trained is one point"
     assert not re.search(r"<script|<img|\b(src|href)=\"http", page)
     assert "base corpus" in page
     assert "prefers-color-scheme: dark" in page
@@ -135,6 +136,46 @@ def test_a_file_of_questions_is_asked_and_every_answer_shown(tmp_path, capsys):
     assert "are asked as a chat" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("made")
+def test_a_base_model_that_was_asked_nothing_stands_there_once():
+    found = report.report_on("sft", None, EvaluateConfig(exercises=0))
+    assert list(found.models) == ["base", "fine-tuned"]
+    assert list(report.report_on("sft", None, FEW).models)[:2] == ["base, as chat", "base, as text"]
+
+
+@pytest.mark.usefixtures("made")
+def test_a_page_says_over_how_many_tokens_and_batches_its_losses_are(tmp_path):
+    some = report.report_on("sft", None, EvaluateConfig(exercises=0, eval_iters=1))
+    all_of_it = report.report_on("sft", None, EvaluateConfig(exercises=0, eval_iters=0))
+    page, whole = (write_again(found, tmp_path / "page") for found in (some, all_of_it))
+    assert f"nats a token, over {some.sft.supervised:,}<" in page
+    assert f"over {some.sft.supervised:,} of {some.sft.available:,} supervised tokens" in page
+    assert "in at most 1 batches (eval_iters 1; 0 scores all)" in page
+    assert f"over {some.sft.available:,} of {some.sft.available:,} supervised tokens" in whole
+    assert "eval_iters" not in whole
+
+
+def test_a_single_point_is_said_in_words_and_not_drawn(made, tmp_path):
+    fit("once", made["chat"].path, "base", **LEARNED, max_iters=1)
+    found = report.report_on("once", None, EvaluateConfig(exercises=0))
+    one = found.sft.tokens.calibration[:1]
+    tokens = {
+        name: scores.tokens.model_copy(update={"calibration": one})
+        for name, scores in (("base", found.base), ("sft", found.sft))
+    }
+    sure = {
+        name: getattr(found, name).model_copy(update={"tokens": tokens[name]}) for name in tokens
+    }
+    drawn = plots.plots(found.model_copy(update=sure))
+    said = f"{one[0].confidence:.1%} sure of the likeliest token, right in {one[0].accuracy:.1%}"
+    assert drawn["Calibration"].count(said) == 2
+    assert drawn["Loss while training"].startswith("<svg"), "the base model has a curve"
+    page = write_again(found.model_copy(update=sure), tmp_path)
+    assert f"<p>{drawn['Calibration']}</p>" in page
+    alone = plots.plots(found.model_copy(update={"base": None}))
+    assert "model, at step 1: " in alone["Loss while training"]
+
+
 def test_a_report_on_one_model_has_its_parent_beside_it(made):
     found = report.report_on("sft", None, FEW)
     assert found == report.compare("base", "sft", made["chat"], FEW)
@@ -149,7 +190,7 @@ def test_a_report_on_a_model_that_began_at_random_has_it_alone(tmp_path):
     path = report.write_report(found, tmp_path)
     assert EvaluationReport.model_validate_json(path.read_bytes()) == found
     page = path.with_name("evaluation.html").read_text()
-    assert page.count("<svg") == 3, "plain text has no masks to draw"
+    assert page.count("<svg") == 2, "plain text has no masks to draw"
     for word in ("Fine-tuned", "fine-tuned", "base, as", ", base", ">Base<", "None"):
         assert word not in page
 
@@ -158,7 +199,7 @@ def test_a_text_model_that_went_on_from_another_is_compared_as_text(made):
     text = report.training_data(Path(made["base"].path))
     fit("more", text.path, "base")
     found = report.report_on("more", None, FEW)
-    assert list(found.models) == ["base, as text", "fine-tuned"]
+    assert list(found.models) == ["base", "fine-tuned"]
     assert found.base == report.evaluate_model("base", text, FEW, form="plain")
     assert found.sets.keys() == {"text", "base corpus"}
 

@@ -12,8 +12,9 @@ from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import open_dataset, prepare
 from mypt.errors import ConfigError
 from mypt.evaluation.breakdown import describe, difference
-from mypt.evaluation.token_scores import CLASSES, PLACES, TokenScores, score_tokens
+from mypt.evaluation.token_scores import PLACES, TokenScores, score_tokens
 from mypt.model.gpt import GPT
+from mypt.training.batches.groups import CLASSES
 
 TOOL = {"name": "add", "arguments": {"a": 1}}
 

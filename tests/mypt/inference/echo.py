@@ -12,8 +12,10 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.inference.server.answering import Queue, Served
 from mypt.inference.server.serving import configured, create_app, listen
 from mypt.model.gpt import GPT
+from mypt.references import CheckpointRef
 
 CONTEXT = 256
+CHECKPOINT = CheckpointRef(path="step_001234", digest="d" * 64, step=1234)
 
 
 class Echo(GPT):
@@ -46,7 +48,7 @@ class Echo(GPT):
 def serving(model, tokenizer, *, waiting=64, api_key=None):
     """Yield the address of a server that ends with the block."""
     queue = Queue(waiting)
-    served = Served(model, tokenizer, "echo", "d" * 64, queue, lambda: 1, api_key)
+    served = Served(model, tokenizer, "echo", CHECKPOINT, queue, lambda: 1, api_key)
     with listen("127.0.0.1", 0, None) as listening:
         config = configured(create_app(served), 1)
         server = uvicorn.Server(config)

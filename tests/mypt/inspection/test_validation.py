@@ -25,6 +25,7 @@ from tests.mypt.clean import everything
 from tests.mypt.faults import (
     DATASET_FAULTS,
     MASK_FAULTS,
+    PAIR_FAULTS,
     WEIGHT_FAULTS,
     of,
     on_masks,
@@ -255,10 +256,11 @@ def test_a_provoked_finding_is_made_at_its_level(code, copy, tmp_path):
     assert report.ok == all(finding.level != "error" for finding in report.findings)
 
 
+FAULTS = (MASK_FAULTS, DATASET_FAULTS, WEIGHT_FAULTS, PAIR_FAULTS)
+
+
 def test_every_finding_is_provoked_here_or_in_the_mutation_suite():
-    mutations = set().union(
-        *(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS | WEIGHT_FAULTS).values())
-    )
+    mutations = set().union(*(codes for faults in FAULTS for _, codes in faults.values()))
     length = {"too_long", "lone_answers", "length_refused", "too_much_lost", "lost_systems"}
     elsewhere = {"density_one", "mask_differs", "span_astray", "digest_differs"} | length
     assert set(CODES) == set(PROVOKED) | mutations | elsewhere
@@ -372,6 +374,16 @@ def test_the_account_is_printed_by_source_and_in_all(whole):
         assert f"{account.source}, in {figures}" in printed
         for lost in account.dropped:
             assert f"dropped: {lost.reason} {lost.rows:,} {lost.tokens:,}" in printed
+
+
+def test_plain_text_without_masks_is_no_finding(tmp_path):
+    (tmp_path / "a.txt").write_text("once\n\nupon\n\na time\n")
+    source = Source(path=str(tmp_path / "a.txt"))
+    made = tokenize(
+        PrepareConfig(sources=(source,), tokenization="byte", val_fraction=0.0), tmp_path / "d"
+    )
+    assert "mask_none" not in validate(Path(made.path)).codes()
+    assert "mask_none" in validate(tokenized(tmp_path)).codes()
 
 
 def test_rows_longer_than_the_block_are_counted(tmp_path):

@@ -4,6 +4,7 @@ import math
 
 from mypt.errors import ConfigError, TrainingError
 from mypt.references import CheckpointRef
+from mypt.training.batches.groups import GroupLoss
 from mypt.training.events import (
     CheckpointSaved,
     EvalReport,
@@ -21,6 +22,7 @@ SAID = [
     Started("m", 0, 4, 100, "cpu", "float32", 64, "assistant", ("a",), ("b", "c")),
     StepReport(1, 0.1 + 0.2, 1e-3, 2.5, 64, 7, 0.5),
     EvalReport(1, 1.5, 2.5, True),
+    EvalReport(1, 1.5, 2.5, True, {}, {"class": {"stop": GroupLoss(0.1 + 0.2, 3.0)}}),
     Sample(1, "hi\n", "há"),
     CheckpointSaved(2, REF),
     Finished(2, "stopped", REF),

@@ -42,8 +42,17 @@ def test_the_record_says_that_it_was_extended_and_reproduces_it(longer, finish, 
 
 
 def test_a_longer_run_is_refused_unless_it_is_asked_for(longer, finish):
-    with pytest.raises(ConfigError, match="with --extend where only max_iters is higher"):
+    said = "a run of 4 steps, and 6 are asked for; give --extend to go on for so many, or choose"
+    with pytest.raises(ConfigError, match=f"{said} another model name$"):
         finish(longer)
+
+
+@pytest.mark.usefixtures("longer")
+def test_extending_is_no_cure_for_any_other_change(plan, finish):
+    for changed in (plan(max_iters=3), plan(max_iters=6, seed=5)):
+        with pytest.raises(ConfigError, match=r"another config: .*; choose another") as refused:
+            finish(changed)
+        assert "--extend" not in str(refused.value)
 
 
 def test_nothing_but_the_length_changes_and_only_upwards(plan, finish, longer):

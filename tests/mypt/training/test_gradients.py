@@ -52,7 +52,7 @@ def gradients(run, ranks):
     micros = ranks.share(len(STEP))
     batches = [BATCHES[micro] for micro in micros]
     places = [one.loss_mask.flatten().nonzero().squeeze(1) for one in batches]
-    found = add_gradients(run, Share(micros, batches, places, N_SUPERVISED))
+    found, _ = add_gradients(run, Share(micros, batches, places, N_SUPERVISED))
     losses = dict(zip(micros, found.tolist(), strict=True))
     return flat(run.model), ranks.merge(losses, len(STEP))
 

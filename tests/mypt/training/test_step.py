@@ -1,11 +1,13 @@
 """Law 3 on hand-made batches: every supervised token of a step weighs the same."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mypt.data.shards import TokenRange
 from mypt.training import step
 from mypt.training.claim import claim
 from mypt.training.lineage import RunContext
@@ -22,6 +24,11 @@ class Rows:
 
     def batch_at(self, _split, _step, micro):
         return self.batches[micro]
+
+    def places_at(self, _split, _step, micro):
+        record = SimpleNamespace(tokens=SimpleNamespace(name="by hand"), source=0)
+        row = TokenRange(SimpleNamespace(record=record, spans=None), 0, 33)
+        return [[row]] * len(self.batches[micro].targets)
 
 
 def batch(*supervised, block=32):

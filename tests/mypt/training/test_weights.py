@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from mypt.config import GPTConfig, MaskPolicy, PrepareConfig, Source
-from mypt.data.dataset import mask, open_dataset, prepare
+from mypt.data.dataset import Dataset, mask, open_dataset, prepare
 from mypt.errors import ConfigError
 from mypt.home import models_dir
 from mypt.model.gpt import GPT
@@ -56,9 +56,9 @@ def gradients(plan, batches, ranks=ALONE, **changes):
         micros = ranks.share(len(batches))
         mine = [batches[micro] for micro in micros]
         places = [supervised_positions(one.targets, one.loss_mask) for one in mine]
-        weighed = dict(zip(micros, map(step._weight, mine, places), strict=True))
+        weighed = dict(zip(micros, map(partial(step._weight, run), mine, places), strict=True))
         weight = sum(ranks.merge(weighed, len(batches)))
-        losses = add_gradients(run, Share(micros, mine, places, weight))
+        losses, _ = add_gradients(run, Share(micros, mine, places, weight))
         found = dict(zip(micros, losses.tolist(), strict=True))
         loss = sum(ranks.merge(found, len(batches))) / weight
         grads = [p.grad for p in run.model.parameters()]
@@ -222,6 +222,31 @@ def test_weights_and_objectives_survive_a_stop(plan, finish, weighed, changes, t
     mask(weighed, MaskPolicy(roles=("user", "assistant")), rounded)  # as learned, each as 1
     finish(plan("rounded", **how | {"dataset": rounded}))
     assert weights_of("rounded") != weights_of("straight")
+
+
+MISTAKES = {
+    "weights lost": (Dataset, "weights", np.minimum(np.arange(256, dtype=np.float32), 1)),
+    "normalised per micro-batch": (
+        step, "add_gradients",
+        lambda run, mine: add_gradients(
+            run, mine._replace(weight=sum(map(step._weight, mine.batches[:1], mine.places[:1])))
+        ),
+    ),
+}  # fmt: skip
+"""What a resumed run may do wrong from its third step on."""
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_resume_with_a_mistake_of_weights_ends_elsewhere(
+    plan, finish, weighed, monkeypatch, name
+):
+    how = {"dataset": weighed, "max_iters": 6, "block_size": 64, "grad_accumulation": 2}
+    finish(plan("straight", **how))
+    done = []
+    list(train(plan("stopped", **how), should_stop=lambda: len(done) >= 3 or done.append(0)))
+    monkeypatch.setattr(*MISTAKES[name])
+    finish(plan("stopped", **how))
+    assert weights_of("stopped") != weights_of("straight")
 
 
 def test_an_evaluation_reports_plain_nats_whatever_is_trained(plan, weighed, tmp_path):

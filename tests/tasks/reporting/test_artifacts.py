@@ -89,12 +89,18 @@ def test_a_figure_that_is_no_number_is_shown_and_can_be_kept(shown):
     assert artifacts.Shown.model_validate_json(part.model_dump_json()) == part
 
 
-def test_a_loss_curve_is_a_picture_in_the_text(shown):
-    artifacts.loss_curves("demo", {"loss": [(1, 2.0), (2, 1.0)], "val_loss": []})
+def test_a_loss_curve_is_a_picture_in_the_text_and_what_it_is_made_of_a_table(shown):
+    groups = {"class": {"stop": (0.25, 0.5), "reasoning": (math.nan, 1.0)}}
+    artifacts.loss_curves("demo", {"loss": [(1, 2.0), (2, 1.0)], "val_loss": []}, groups)
     text = shown["loss-demo"]
-    start, _, data = text.partition("base64,")
+    picture, _, table = text.partition("\n\n")
+    start, _, data = picture.partition("base64,")
     assert start == "![losses of demo](data:image/png;"
     assert base64.b64decode(data.rstrip(")")).startswith(b"\x89PNG")
+    assert table.splitlines()[2:] == [
+        "| class | stop | 0.2500 | 0.5000 |",
+        "| class | reasoning |  | 1.0000 |",
+    ]
 
 
 def test_outside_of_prefect_nothing_is_shown(shown, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mypt.config import PipelineConfig
-from tasks.reporting.pipelines import pipeline_run, report_gate
+from tasks.reporting.pipelines import _title, pipeline_run, report_gate
 from tasks.tracking.destination import KIND_TAG, PIPELINE
 from tasks.tracking.recording import note_work, recorded, reuse
 from tests.flows.conftest import CONFIG
@@ -28,7 +28,7 @@ def test_what_differs_comes_first_in_a_runs_name_and_it_says_where_runs_are_rank
     with pipeline_run(PipelineConfig.model_validate(CONFIG)):
         pass
     (run,), (same,) = ranked()
-    assert run.info.run_name == "assistant on exercises_chat (small)"
+    assert run.info.run_name == "assistant: exercises_… (small)"
     assert run.info.run_id == same.info.run_id
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "best first" in line]
     route = f"/#/experiments/{run.info.experiment_id}/runs?workflowType=machine_learning"
@@ -36,6 +36,20 @@ def test_what_differs_comes_first_in_a_runs_name_and_it_says_where_runs_are_rank
         f"runs of small, the best first: http://127.0.0.1:5000{route}&viewStateShareKey=pipelines"
         " (with 'mypt up')"
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "sources", "name"),
+    [
+        ("assistant", ["chitchat", "questions"], "assistant: chitchat +1 (p)"),
+        ("every token", ["exercises_chat"], "every token: exercises_… (p)"),
+        ("user,assistant,last,no_stop", ["talk"], "user,assistant,la…: talk (p)"),
+        ("user=0.1,assistant", ["a" * 30, "b", "c"], "user=0.1,a…: aaaaaaa… +2 (p)"),
+    ],
+)
+def test_policy_and_data_are_read_in_the_room_that_a_list_has(policy, sources, name):
+    assert _title(policy, sources, "p") == name
+    assert name.index(" (p)") <= 24
 
 
 @pytest.mark.usefixtures("own_home")

@@ -119,3 +119,12 @@ def test_the_machine_is_looked_at_now_and_then():
     load = Load()
     assert load.look()["system/process_memory_megabytes"] > 1
     assert load.look() == {}
+
+
+def test_what_losses_are_made_of_is_a_chart_a_group(reported):
+    records = reported(max_iters=4, eval_interval=2)
+    first, *_, last = (r for r in of(records, Metrics) if "val_loss" in r.values)
+    assert not [name for name in first.values if name.startswith("train_class/")]
+    for split in ("train", "val"):
+        assert last.values[f"{split}_class/stop"] > 0
+        assert last.values[f"{split}_source/chat.jsonl"] > 0

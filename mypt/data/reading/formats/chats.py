@@ -40,12 +40,10 @@ _SYSTEMS: Final = ("system", "system_prompt", "systemInstruction", "system_instr
 _TOOLS: Final = ("tools", "functions")
 ROW: Final = frozenset({*_SYSTEMS, *_TOOLS, *WEIGHTS})
 """Fields of a row that :func:`frame` hears."""
-_IDS: Final = frozenset(
-    {"conversation_id", "message_tree_id", "message_id", "parent_id", "user_id"}
-)
+IDS: Final = frozenset({"conversation_id", "message_tree_id", "message_id", "parent_id", "user_id"})
 """Fields that place a message or a row among others, where nesting has done so already."""
-_READ: Final = {key: ROW | _IDS | MEANINGLESS | {key} for key in LISTS}
-_NODE: Final = frozenset({"replies", *_IDS})
+_READ: Final = {key: ROW | IDS | MEANINGLESS | {key} for key in LISTS}
+_NODE: Final = frozenset({"replies", *IDS})
 
 
 def read_messages(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
@@ -122,12 +120,14 @@ def _asked(messages: list[Message]) -> str | None:
 
 def _cure(turns: list[Any], key: str | None) -> str:
     """Return how a row is read whose roles are not all known; empty where it has no fields."""
-    roles: dict[str, str] = {}
-    for turn in turns:
-        role = first_of(turn, ("role", "from")) if isinstance(turn, dict) else None
-        if key is None or not isinstance(role, str) or not role.isprintable():
-            return ""
-        roles[role] = ROLE_NAMES.get(role.lower(), "assistant")
+    named = [first_of(one, ("role", "from")) if isinstance(one, dict) else None for one in turns]
+    said = [role for role in named if isinstance(role, str) and role.isprintable()]
+    if key is None or len(said) < len(turns):
+        return ""
+    known = {role: ROLE_NAMES.get(role.lower()) for role in said}
+    # Nobody is taken for the assistant beside one who is.
+    other = "user" if "assistant" in known.values() else "assistant"
+    roles = {role: ours or other for role, ours in known.items()}
     role_field = "role" if "role" in turns[0] else "from"
     text_field = next((name for name in ("content", "value", "text") if name in turns[0]), "")
     meant = ",".join(f"{theirs}={ours}" for theirs, ours in roles.items())
@@ -283,7 +283,7 @@ def read_tree(row: Any, place: Place, tally: Tally) -> Iterator[Conversation]:
     fields = fields_of(row, place)
     root, outer = fields, dict[str, Any]()
     if isinstance(fields.get("prompt"), dict):
-        tally.check_fields(fields, ROW | _IDS | {"prompt"}, place)
+        tally.check_fields(fields, ROW | IDS | {"prompt"}, place)
         root, outer = fields["prompt"], _with_system_text(fields, place, tally)
     if not isinstance(root.get("replies"), list):
         raise DataError(

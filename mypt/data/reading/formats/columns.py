@@ -27,7 +27,7 @@ from mypt.data.reading.formats.shapes import (
     top_field,
 )
 from mypt.data.reading.formats.texts import SPEAKERS
-from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, verdict_of
+from mypt.data.reading.records import MEANINGLESS, Dropped, Place, Tally, no_text, verdict_of
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -231,7 +231,7 @@ class _SpokenRow:
                 " fields of this row, a question mark behind one that rows may lack"
             )
         if value is None and not one.optional:
-            raise DataError(f"{self._place}: {one.path} is no text; found null; expected a string")
+            raise no_text(self._place, one.path, value)
         return None if value is MISSING else value
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -246,9 +246,7 @@ class _SpokenRow:
                     self._tally.notes["further answer of a list left out"] += len(value) - 1
                 value = "".join(value[:1]) if voice == "assistant" else "\n".join(value)
             if not isinstance(value, str):
-                raise DataError(
-                    f"{self._place}: {one.path} is no text; found {shown(value)}; expected a string"
-                )
+                raise no_text(self._place, one.path, value)
             if not one.optional and (not value or value.isspace()):
                 return ""
             texts.append(value)
@@ -282,13 +280,14 @@ class _SpokenRow:
 
     def _round(self, turn: Any) -> Iterator[Message]:
         """Yield both sides of a round, itself a row of a shape."""
-        if isinstance(turn, list) and len(turn) == 2:
+        if isinstance(turn, list) and len(turn) == 2 and not holds_messages(turn):
             turn = {"human": turn[0], "assistant": turn[1]}
         shape = find_shape(turn) if isinstance(turn, dict) else None
         if shape is None or any(one.voice == "turns" for one in shape.speakers):
             raise DataError(
                 f"{self._place}: a turn is {shown(turn)}; expected a text, a message with role and"
-                " content, or a question with its answer"
+                " content, or a question with its answer; write messages that are a conversation of"
+                " their own as a row of their own"
             )
         script = parse_turns(shape.turns)
         _check_row(turn, script, self._place, self._tally)

@@ -7,7 +7,7 @@ from mypt.config import FieldMapping, Role
 from mypt.data.conversations import Conversation, Message, Part, Train
 from mypt.data.reading.formats.message import fields_of, read_role, read_train, to_message
 from mypt.data.reading.formats.shapes import top_field
-from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally
+from mypt.data.reading.records import WEIGHTS, Dropped, Place, Tally, no_text
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -64,7 +64,7 @@ def _utterances(
         if not isinstance(speaker, str | int):
             raise DataError(f"{place}: {mapping.role} is {shown(speaker)}; expected a name")
         if not isinstance(text, str):
-            raise DataError(f"{place}: {mapping.text} is {shown(text)}; expected a string")
+            raise no_text(place, mapping.text, text)
         read = {top_field(turn, mapping.role), top_field(turn, mapping.text), *WEIGHTS}
         tally.check_fields(turn, read, place, "a turn")
         yield _Utterance(str(speaker), text, read_train(turn, place))

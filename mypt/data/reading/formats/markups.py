@@ -33,13 +33,12 @@ class RenderedForm(NamedTuple):
     """What stands in it besides, as a regular expression; empty: the opening of a turn."""
 
 
-def _labels(*names: str, around: str = "{}:", where: str = "^") -> RenderedForm:
+def _labels(*names: str, needs: str, around: str = "{}:", where: str = "^") -> RenderedForm:
     """Return the form of turns that begin with a label alone: who asks, who answers, others."""
-    asks, answers = (where + re.escape(around.format(name)) for name in names[:2])
-    opening = where + re.escape(around).replace(r"\{\}", f"({'|'.join(names)})")
-    needs = tuple(around.format(name) for name in names[:2])
-    sign = rf"{asks}[\s\S]*?{answers}"
-    return RenderedForm(needs, opening, ("<|endoftext|>", "</s>"), sign=sign)
+    label = where + re.escape(around).replace(r"\{\}", "({})")
+    sign = rf"{label.format(names[0])}[\s\S]*?{label.format(names[1])}"
+    opening = label.format("|".join(names))
+    return RenderedForm((needs,), opening, ("<|endoftext|>", "</s>"), sign=sign)
 
 
 MARKUPS: Final[dict[Markup, RenderedForm]] = {
@@ -97,19 +96,22 @@ MARKUPS: Final[dict[Markup, RenderedForm]] = {
     "vicuna": RenderedForm(
         ("USER:", "ASSISTANT:"), r"(?:^|(?<=[\s>]))(SYSTEM|USER|ASSISTANT):", ("</s>",),
     ),
-    "user": _labels("User", "Assistant", "System"),
-    "human_ai": _labels("Human", "AI", "System"),
-    "angled": _labels("human", "bot", around="<{}>:", where=""),
+    "user": _labels("[Uu]ser", "[Aa]ssistant|[Bb]ot|AI", "[Ss]ystem", needs="ser:"),
+    "human_ai": _labels("[Hh]uman", "AI|[Bb]ot|assistant", "[Ss]ystem", needs="uman:"),
+    "angled": _labels("human", "bot", needs="<human>:", around="<{}>:", where=""),
     "bold": RenderedForm(
         ("**User", "\n**Assistant"), r"^\*\*(User|Assistant|System)(?::\*\*|\*\*:)",
     ),
     "bracketed": RenderedForm(
-        ("[USER]", "[ASSISTANT]"), r"\[(SYSTEM|USER|ASSISTANT)\]",
+        ("[", "]"), r"\[((?i:SYSTEM|USER|ASSISTANT|BOT))\]:?",
         ("[/SYSTEM]", "[/USER]", "[/ASSISTANT]", "</s>"),
+        sign=r"\[(?i:USER)\][\s\S]*?\[(?i:ASSISTANT|BOT)\]",
     ),
-    "instruction": _labels("Instruction", "Response", "Input"),
-    "question": _labels("Question", "Answer"),
-    "qa": _labels("Q", "A"),
+    "instruction": _labels("Instruction", "Response", "Input", needs="Instruction:"),
+    "prompt": _labels("Prompt", "Response|Completion", needs="Prompt:"),
+    "customer": _labels("Customer", "Agent", needs="Customer:"),
+    "question": _labels("Question", "Answer", needs="Question:"),
+    "qa": _labels("Q", "A", needs="Q:"),
     "human_lines": RenderedForm(
         ("Human:", "\nAssistant:"), r"^(Human|Assistant|System):", ("<|endoftext|>", "</s>"),
         lacks=("\n\nHuman:", "\n\nAssistant:"),
@@ -123,7 +125,8 @@ _ROLES: Final = {
     "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool", "Human": "user",
     "Assistant": "assistant", "System": "system", "ipython": "tool", "User": "user",
     "CHATBOT": "assistant", "AI": "assistant", "Question": "user", "Answer": "assistant",
-    "Q": "user", "A": "assistant",
+    "Q": "user", "A": "assistant", "Prompt": "user", "Completion": "assistant",
+    "Customer": "user", "Agent": "assistant",
 }  # fmt: skip
 _AROUND: Final = re.compile(
     r"<\|begin_of_text\|>|<\|endoftext\|>|</?s>|<bos>|<eos>|<BOS_TOKEN>"

@@ -16,7 +16,7 @@ from mypt.data.reading.formats.calls import (
     spell_call,
     spell_text,
 )
-from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of
+from mypt.data.reading.records import MEANINGLESS, WEIGHTS, Dropped, Place, Tally, first_of, no_text
 from mypt.errors import DataError
 from mypt.text import names, shown
 
@@ -214,9 +214,13 @@ def read_text(fields: Mapping[str, Any], key: str, place: Place) -> str:
         DataError: If it is missing or something else.
     """
     value = fields.get(key)
+    if key not in fields:
+        raise DataError(
+            f"{place}: {key} is no text; found only the fields {names(fields)}; expected a string;"
+            " mend or remove the row"
+        )
     if not isinstance(value, str):
-        found = shown(value) if key in fields else f"only the fields {names(fields)}"
-        raise DataError(f"{place}: {key} is no text; found {found}; expected a string")
+        raise no_text(place, key, value)
     return value
 
 
@@ -228,9 +232,11 @@ def _parts(
     calls = [call for call in calls if call is not None]
     refusal = fields.get("refusal")
     if content is None and not calls and reasoning is None and refusal is None:
+        named = not _SAID.isdisjoint(fields)
         raise DataError(
-            f"{place}: a message without content; found the fields {names(fields)}; expected role"
-            " and content"
+            f"{place}: a message {'whose content is null' if named else 'without content'}; found"
+            f" the fields {names(fields)}; expected role and content; write what it says, or remove"
+            " the row"
         )
     told = list(_content(content, role, fields, place, tally))
     thought = "".join([part.text for part in told if part.kind == "reasoning"])
@@ -244,8 +250,11 @@ def _parts(
     yield from told
     if refusal is not None:
         yield Part("text", _as_text(refusal, "refusal", place))
-    for call in calls:
-        yield Part("tool_call", spell_call(call, place, tally), read_train(call, place))
+    spelled = [spell_call(call, place, tally) for call in calls]
+    if fields.get("function_call") is not None and spelled[-1] in spelled[:-1]:
+        spelled.pop()  # the older name of the same call
+    for call, text in zip(calls, spelled, strict=False):
+        yield Part("tool_call", text, read_train(call, place))
     if len(_SAID & fields.keys()) > 1 or fields.keys() >= _BOTH:
         _check_doubled(fields, place, tally)
 

@@ -20,7 +20,8 @@ _OTHERS = (
     "<|channel|>", "<|tool_call|>", "<|tool_call_start|>", "<|tool_call_begin|>",
     "<|tool_calls_section_begin|>", "<\uff5ctool\u2581calls\u2581begin\uff5c>",
     "<\uff5ctool\u2581call\u2581begin\uff5c>", "[THINK]", "[/THINK]", "[TOOL_CALLS]",
-    "[TOOL_RESULTS]",
+    "[TOOL_RESULTS]", "<|begin_of_thought|>", "<|begin_of_solution|>", "<scratchpad>",
+    "<reflection>", "\u25c1think\u25b7",
 )  # fmt: skip
 """What begins reasoning, a call or a result elsewhere; it stays text."""
 _DEFAULT = Reading().reasoning_tags
@@ -46,7 +47,8 @@ def mark_parts(row: Row, tags: str, tally: Tally) -> Row:
             continue
         for part in message.parts:
             text = part.text
-            if "<" in text or ("[" in text and ("[T" in text or "[/T" in text)):
+            squared = "[" in text and ("[T" in text or "[/T" in text)
+            if "<" in text or squared or "\u25c1" in text:
                 marked = marked or list(row.messages)
                 marked[index] = mark_message(message, tags, tally)
                 break

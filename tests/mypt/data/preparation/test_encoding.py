@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mypt.config import MaskPolicy
 from mypt.data.conversations import Conversation, Document, Message, Origin, Part, say
 from mypt.data.masking import mask_from_spans
-from mypt.data.preparation.encoding import encode_rows, row_digest
+from mypt.data.preparation.encoding import encode_rows, row_digests
 from mypt.data.spans import KIND, KINDS, ROLES, SPAN_DTYPE
 from mypt.data.template import load_template
 from mypt.data.tokenizer import Tokenizer, train_tokenizer
@@ -32,6 +32,11 @@ rows_of_all_kinds = st.lists(st.one_of(conversations, documents), max_size=4)
 
 def chat(*turns):
     return Conversation(tuple(say(role, text) for role, text in turns), HERE)
+
+
+def row_digest(row):
+    (digest,) = row_digests([row])
+    return digest
 
 
 def told(spans):
@@ -394,12 +399,15 @@ def test_a_digest_is_taken_over_turns_sizes_and_texts_and_nothing_else():
     assert row_digest(Conversation((own,), HERE)) == blake3(said).digest(length=16)
 
 
-def test_a_row_that_the_template_cannot_write_is_refused_with_its_line():
+def test_a_row_that_the_template_cannot_write_is_refused_with_its_place():
     template = load_template("plain").model_copy(update={"reasoning": None})
     ours = Tokenizer(Vocabulary("byte", r"[\s\S]+", SINGLE_BYTES), template)
     thought = Message("assistant", (Part("reasoning", "hm"),))
     with pytest.raises(DataError, match="line 41: template 'plain' has no form for reasoning"):
         encode_rows([Conversation((say("user", "x"), thought), Origin(0, 41))], ours)
+    row = Conversation((say("user", "x"), thought), Origin(1, 41))
+    with pytest.raises(DataError, match=r"^b.jsonl:41: template 'plain' has no form"):
+        encode_rows([row], ours, files={0: "a.jsonl", 1: "b.jsonl"})
     with pytest.raises(DataError, match=r"^template 'plain' has no form for reasoning"):
         chat_prompt(ours, [say("user", "x"), thought])
 

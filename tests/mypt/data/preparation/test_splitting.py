@@ -57,7 +57,10 @@ def test_a_split_that_leaves_one_side_empty_is_repaired_by_one_row_and_its_twins
 def test_rows_that_all_say_the_same_cannot_be_parted():
     split = RowSplit(0.5)
     split.in_val(rows_of(9, 9, 9))
-    with pytest.raises(DataError, match=r"^chat\.jsonl: all rows say the same.* val_fraction"):
+    with pytest.raises(
+        DataError,
+        match=r"^chat\.jsonl: all rows say the same.* val_fraction to 0, which a pipeline refuses",
+    ):
         split.repaired("chat.jsonl")
 
 

@@ -61,6 +61,9 @@ def without_line(number):
     return remove
 
 
+NULL = json.dumps({"messages": [{"role": "user", "content": None}]})
+
+
 class Case(NamedTuple):
     name: str
     content: str | bytes
@@ -72,6 +75,8 @@ class Case(NamedTuple):
 
 
 CASES = [
+    Case("a.jsonl", jsonl({"prompt": "é", "completion": 4}), "quotes", replaced("4", '"é!"'), 1),
+    Case("a.jsonl", f"{NULL}\n{LINE}\n", "null; .* or remove the row", without_line(1), 1),
     Case("a.jsonl", f"{LINE} {NEXT}", "each row on a line", replaced("} {", "}\n{")),
     Case("a.jsonl", LINE[:-1] + ",}", "remove the comma before", replaced(",}", "}"), 1),
     Case("a.jsonl", LINE.replace("}]", "},]"), "remove the comma before", replaced(",]", "]"), 1),
@@ -153,6 +158,8 @@ def flags(error, *names):
         ("a.csv", "prompt,completion\né,é!\nb,b!\n".encode("latin-1")),
         ("a.csv", "prompt,completion\né,é!\nb,b!\n".encode("utf-16")),
         ("a.jsonl.gz", gzip.compress(BOTH.encode("latin-1"), mtime=0)),
+        ("a.csv", "prompt,completion\né,é!\nb,b!\n".encode("utf-16-le")),
+        ("a.csv", "prompt,completion\né,é!\nb,b!\n".encode("utf-16-be")),
         ("a.jsonl", BOTH.encode("utf-16-le")),
         ("a.jsonl", BOTH.encode("utf-16-be")),
         ("a.jsonl", jsonl(ONE, TWO).encode("utf-16-le")),
@@ -166,6 +173,15 @@ def test_a_flag_that_an_error_names_makes_the_file_readable(tmp_path, name, cont
         read(path)
     _, rows = read(path, **flags(caught.value, "encoding", "rows_at"))
     assert [turns(row) for row in rows] == meant()
+
+
+def test_the_encoding_that_an_error_names_gives_back_quotes_of_windows_too(tmp_path):
+    row = json.dumps({"prompt": "\xe9", "completion": "\u2019"}, ensure_ascii=False)
+    path = write(tmp_path / "a.jsonl", row.encode("cp1252"))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    _, (row,) = read(path, **flags(caught.value, "encoding"))
+    assert turns(row) == [("user", "\xe9"), ("assistant", "\u2019")]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.json"])

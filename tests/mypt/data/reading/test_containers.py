@@ -4,6 +4,8 @@ import csv
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
@@ -199,6 +201,20 @@ def test_parquet_is_read_in_the_memory_of_a_few_rows(tmp_path):
             assert record.value["text"]
     assert most < table.nbytes // 3
     assert raw.bytes_done == raw.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bound is Linux's")
+def test_the_bound_of_a_table_is_not_used_up_by_what_holds_its_memory(tmp_path):
+    parquet.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    code = (
+        "import sys; from mypt.config import Source; from mypt.data.reading import sources, tables;"
+        " tables._MOST_MEMORY += int(sys.argv[2]);"
+        " print(len(list(sources.open_source(Source(path=sys.argv[1])))))"
+    )
+    for more in (0, 1 << 20, 2 << 20):  # a process of its own: an allocator reserves only once
+        words = [sys.executable, "-c", code, str(tmp_path / "a.parquet"), str(more)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.stdout == "2\n", done.stderr
 
 
 def test_parquet_that_expands_without_bound_is_refused(tmp_path):

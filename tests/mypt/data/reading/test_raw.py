@@ -189,6 +189,6 @@ def test_bytes_that_are_not_of_the_encoding_that_was_said_are_named(tmp_path):
 
 def test_bytes_that_are_no_utf8_name_the_encoding_to_try(tmp_path):
     place = RawFile(write(tmp_path / "a.txt", "x")).place(1)
-    for data, encoding in (("é".encode("latin-1"), "latin-1"), ("é".encode("utf-16"), "utf-16")):
+    for data, encoding in (("é".encode("latin-1"), "cp1252"), ("é".encode("utf-16"), "utf-16")):
         with pytest.raises(DataError, match=f"no UTF-8 .* --encoding {encoding} does"):
             decode(data, 0, place)

@@ -283,7 +283,24 @@ def test_a_file_of_several_names_is_read_once_and_counted(tmp_path):
     (tmp_path / "d.jsonl").symlink_to("nowhere")
     reader, rows = read(tmp_path)
     assert len(rows) == 1
-    assert notes(reader) == {"file left aside: another name of one that is read": 2}
+    assert notes(reader) == {
+        "file left aside: another name of one that is read": 2,
+        "file left aside: link that leads to no file": 1,
+    }
+
+
+def test_a_folder_that_is_not_gone_into_is_counted_and_read_where_it_is_named(tmp_path):
+    folder(tmp_path, {"a/a.jsonl": ROW, "b/b.jsonl": ROW * 2, "a/c/c.jsonl": ROW * 3})
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "a" / "inside").symlink_to(tmp_path / "a" / "c")
+    for path, n_rows in ((tmp_path / "a", 4), (tmp_path / "a" / "*", 1)):
+        reader, rows = read(path)
+        assert len(rows) == n_rows
+        n_left = 1 if path.name == "a" else 3
+        assert notes(reader) == {"folder left aside: name it by itself": n_left}
+    assert len(read(tmp_path / "a" / "link")[1]) == 2
+    twice = {"file left aside: another name of one that is read": 1}
+    assert notes(read(tmp_path / "a" / "**")[0]) == twice
 
 
 def test_files_of_different_formats_are_read_as_sources_of_their_own(tmp_path):

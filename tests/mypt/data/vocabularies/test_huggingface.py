@@ -378,7 +378,7 @@ def test_a_strict_reading_refuses_such_characters_whoever_encodes(tmp_path, monk
     monkeypatch.setattr(parallel, "_WORTH_PROCESSES", 0)
     source = Source(path=str(lacking(tmp_path)), strict=True)
     config = PrepareConfig(sources=(source,), tokenization=f"hf:{tmp_path}")
-    with pytest.raises(DataError, match=r"line 17: .* has no token for U\+0004"):
+    with pytest.raises(DataError, match=r"rows.jsonl:17: .* has no token for U\+0004"):
         tokenize(config, tmp_path / "data", preparation=Preparation(engine=engine, workers=1))
 
 

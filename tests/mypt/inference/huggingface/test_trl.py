@@ -1,13 +1,15 @@
 """TRL itself: its assistant-only loss marks what our masks mark, and it trains on our labels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mypt.config import FieldMapping, GPTConfig, MaskPolicy, Source
+from mypt.config import FieldMapping, GPTConfig, MaskPolicy, PrepareConfig, Source
 from mypt.data.conversations import Conversation
+from mypt.data.dataset import prepare
 from mypt.data.exchange.labels import UNSUPERVISED, export_labels
 from mypt.data.masking import mask_from_spans
 from mypt.data.preparation.encoding import encode_rows
@@ -16,6 +18,8 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import MyptError
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
+from mypt.training.loader import GPTDataLoader
 from tests.mypt.conftest import prepare_chat, write_chat
 from tests.mypt.inference.huggingface.messages import hf_messages
 
@@ -134,3 +138,82 @@ def test_it_loads_our_exported_folder_and_trains_on_our_masks(tmp_path):
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     found.train()
     assert any(not torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
+
+
+PAIRS = [
+    {"prompt": "say 7", "chosen": "seven", "rejected": "no"},
+    {"prompt": "say ü", "chosen": "it is ü, of course", "rejected": "u"},
+    {"prompt": "count", "chosen": "1 2 3", "rejected": "1 2 3 4 5 6 7"},
+    {"prompt": "count down", "chosen": "3", "rejected": "1"},
+]
+TALKS = [
+    {"prompt": [{"role": "user", "content": row["prompt"]}]}
+    | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+    for row in PAIRS
+]
+
+
+def dpo_loss_of(model, reference, tokenizer, folder, kind, beta):
+    """What TRL's own trainer says of the pairs, and its gradient by weight."""
+    config = trl.DPOConfig(
+        output_dir=str(folder / "preferred"), per_device_train_batch_size=len(TALKS), beta=beta,
+        loss_type=[kind], max_length=None, report_to=[], use_cpu=True, bf16=False,
+        gradient_checkpointing=False, save_strategy="no", max_steps=1,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_list(TALKS)
+    trainer = trl.DPOTrainer(
+        model, ref_model=reference, args=config, train_dataset=rows, processing_class=tokenizer
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.item(), trainer.model.get_input_embeddings().weight.grad
+
+
+def loss_of_pairs(model, base, folder, objective):
+    """Ours on the same pairs, as packed rows."""
+    raw = folder / "pairs.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in TALKS))
+    source = Source(path=str(raw), pairs=True)
+    config = PrepareConfig(
+        sources=(source,), tokenization="byte", template="chatml", val_fraction=0.0
+    )
+    loader = GPTDataLoader(
+        prepare(config, MaskPolicy(), folder / "pairs").path, batch_size=1, block_size=128,
+        use_loss_mask=True, batching="packed", length_policy="drop",
+    )  # fmt: skip
+    found = []
+    for step in range(loader.epoch("train").steps):
+        ids, targets, mask, *where = loader.batch_at("train", step)
+        places = dict(zip(("positions", "segments"), where, strict=True))
+        found.append(model.loss(ids, targets, mask, **places, objective=objective, base=base))
+    total, n_pairs = (sum(column) for column in zip(*found, strict=True))
+    assert n_pairs == len(TALKS)
+    (total / n_pairs).backward()
+    return (total / n_pairs).item(), model.transformer.wte.weight.grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "beta"),
+    [("sigmoid", "dpo", 0.1), ("sigmoid", "dpo", 2.0), ("ipo", "ipo", 0.3)],
+)
+def test_losses_of_pairs_are_those_of_its_trainer(tmp_path, kind, name, beta):
+    made = []
+    for seed in (1, 2):
+        tokenizer = load_tokenizer("byte", "chatml")
+        torch.manual_seed(seed)
+        sizes = {"block_size": 128, "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.0}
+        model = GPT(GPTConfig(vocab_size=tokenizer.n_vocab, **sizes))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight), alpha=0.2)
+        folder = tmp_path / str(seed)
+        weights = dict(model.named_parameters())
+        export_hf(folder, model.config, weights, tokenizer, policy=MaskPolicy(), card="")
+        made.append((model, folder))
+    theirs = [transformers.AutoModelForCausalLM.from_pretrained(folder) for _, folder in made]
+    words = transformers.AutoTokenizer.from_pretrained(made[0][1])
+    expected, slope = dpo_loss_of(*theirs, words, tmp_path, kind, beta)
+    loss, ours = loss_of_pairs(made[0][0], made[1][0].eval(), tmp_path, Objective(name, beta=beta))
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert (ours - slope[: len(ours)]).abs().max() <= 1e-4 * slope.abs().max()

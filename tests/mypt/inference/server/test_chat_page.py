@@ -8,7 +8,7 @@ import pytest
 import mypt
 from mypt.inference.server.serving import chat_page
 from tests.mypt.inference.browser import needs_browser, tab
-from tests.mypt.inference.echo import Echo, byte_tokenizer, serving
+from tests.mypt.inference.echo import CHECKPOINT, Echo, byte_tokenizer, serving
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 TURNS = "[...document.querySelectorAll('.turn')].map(turn => turn.textContent)"
@@ -17,8 +17,8 @@ NOTE = "document.getElementById('note').textContent"
 
 
 def test_the_page_loads_nothing_and_escapes_the_models_name():
-    html, policy = chat_page("<b>\"x' onload=1", key=False)
-    assert "<b>" not in html
+    html, policy = chat_page("<i>\"x' onload=1", CHECKPOINT, key=False)
+    assert "<i>" not in html
     assert not re.search(r"\b(src|href)=", html)
     assert policy.startswith("default-src 'none';")
     for file in (Path(mypt.__file__).parent / "pages").glob("chat.*"):
@@ -69,6 +69,9 @@ def test_people_talk_with_the_model_in_a_browser(page):
     assert page.run(TURNS) == [EVIL, EVIL]
     assert page.run("document.querySelectorAll('img').length") == 0
     assert page.run("document.title") == "echo · mypt"
+    assert page.run("document.querySelector('h1').textContent") == "echo"
+    which = "answers from step 1,234 checkpoint dddddddddddd"
+    assert page.run("document.querySelector('.facts').textContent") == which
 
 
 @needs_browser

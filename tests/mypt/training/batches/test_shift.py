@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mypt.data.dataset import open_dataset
-from mypt.training.batches.shift import name_row
+from mypt.data.shards import name_row
 from mypt.training.loader import GPTDataLoader
 
 
@@ -30,7 +30,7 @@ def test_a_row_is_named_down_to_the_raw_line(chat_dataset):
         dataset, batch_size=2, block_size=24, use_loss_mask=True, batching="packed"
     )
     place = loader.places_at("train", 0)[0][0]
-    name = name_row(dataset, [place])
+    name = name_row(dataset.manifest.sources, [place])
     assert name.startswith(f"train/shard_000.bin tokens {place.start}..{place.stop} (chat.jsonl ")
     line = int(name.removesuffix(")").rpartition(" ")[2])
     text = dataset.tokenizer.decode(place.shard.tokens[place.start : place.stop].tolist())

@@ -84,7 +84,8 @@ def test_a_model_is_loaded_by_name_and_answers_as_the_one_that_was_saved(saved):
 def test_a_name_means_the_best_checkpoint_where_there_is_one(plan, monkeypatch, finish):
     losses = iter([9.0, 1.0, 2.0])
     monkeypatch.setattr(
-        "mypt.training.loop._mean_loss", lambda _run, split: next(losses) if split == "val" else 0.0
+        "mypt.training.loop._mean_loss",
+        lambda run, split: (next(losses) if split == "val" else 0.0, run.groups.none()),
     )
     finish(plan(max_iters=4, eval_interval=2))
     assert load_model("m")[2].ref.step == 2

@@ -1,5 +1,7 @@
 """Calls and results: blocks of other APIs, and which result answers which call."""
 
+import json
+
 import pytest
 
 from mypt.errors import DataError
@@ -235,3 +237,11 @@ def test_what_stands_beside_what_a_tool_gave_is_counted_and_never_learned(tmp_pa
     reader, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)))
     assert turns(found) == [("tool", "a"), ("assistant", "b")]
     assert "'value' of a message was not read" in notes(reader)
+
+
+def test_a_call_under_its_older_name_too_is_read_once(tmp_path):
+    same, other = ({"name": name, "arguments": "{}"} for name in "fg")
+    for old, names in ((same, ["f"]), (other, ["f", "g"])):
+        _, _, found = talk(tmp_path, calling(call("f")) | {"function_call": old})
+        calls = [json.loads(part.text)["name"] for part in found.messages[1].parts]
+        assert calls == names

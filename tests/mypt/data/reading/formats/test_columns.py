@@ -18,6 +18,7 @@ from mypt.errors import ConfigError, DataError
 from tests.mypt.data.marks import asked, marked
 from tests.mypt.data.rawfiles import (
     ASK,
+    TELL,
     chat,
     dropped,
     jsonl,
@@ -282,3 +283,13 @@ def test_an_item_that_says_nothing_does_not_take_the_next_ones_with_it(tmp_path)
     )
     assert [marked(one) for one in found] == [asked("a", "b"), asked("a", "d")]
     assert dropped(reader) == {"a message of the assistant without text": 1}
+
+
+@pytest.mark.parametrize("field", ["conversations", "dialog"])
+def test_several_conversations_in_one_row_are_not_run_together(tmp_path, field):
+    talks = [chat(ASK, TELL), chat(("user", "c"), ("assistant", "d"))]
+    path = write(tmp_path / "a.jsonl", jsonl({field: talks}))
+    with pytest.raises(DataError, match=r"a.jsonl:1: a turn is an array of 2; .* row of their own"):
+        read(path)
+    rows = read(write(path, jsonl(*({"messages": talk} for talk in talks))))[1]
+    assert [turns(row) for row in rows] == [[ASK, TELL], [("user", "c"), ("assistant", "d")]]

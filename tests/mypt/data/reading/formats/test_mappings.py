@@ -64,7 +64,7 @@ def test_a_mapping_follows_dots_names_roles_and_hears_weights(tmp_path):
         ([], {"by_order": False}, "an empty conversation"),
         ([3], {}, "found the number 3; expected an object"),
         ("x", {}, "messages is 'x'; expected a list of turns"),
-        (said(("A", 3)), {}, "text is the number 3; expected a string"),
+        (said(("A", 3)), {}, "text is no text; found the number 3; expected a string; put it"),
         (said((None, "1")), {}, "sender is null; expected a name"),
         (said(("A", "1")), {"by_order": False}, "unknown role 'A'"),
         (said(("A", "1")), {"by_order": False, "roles": {"B": "user"}}, "not in the mapping; kn"),

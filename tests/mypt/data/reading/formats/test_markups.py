@@ -67,6 +67,8 @@ RENDERED = {
     "bold": ("**User:** a\n\n**Assistant:** b\n\n**User**: c\n\n**Assistant**: d\n\ne", TWICE),
     "bracketed": ("[USER] a [ASSISTANT] b [USER]c[/USER][ASSISTANT] d\n\ne [/ASSISTANT]", TWICE),
     "instruction": ("Instruction: a\nResponse: b", asked("a", "b")),
+    "prompt": ("Prompt: a\nResponse: b\n\nPrompt: c\nResponse: d\n\ne", TWICE),
+    "customer": ("Customer: a\nAgent: b\nCustomer: c\nAgent: d\n\ne", TWICE),
     "question": ("Question: a\nAnswer: b\n\nQuestion: c\nAnswer: d\n\ne", TWICE),
     "qa": ("Q: a\nA: b\n\nQ: c\nA: d\n\ne", TWICE),
     "user": ("User: a\nAssistant: b\n\nUser: c\n\nAssistant: d\n\ne", TWICE),
@@ -114,6 +116,9 @@ def test_rendered_text_is_refused_and_both_ways_out_work(tmp_path, markup, name)
         "See the FAQ: all is there.\nA: first of the list",
         "A: an article\nQ: a letter",
         "**User** guide of the **Assistant**",
+        "user: root\nmodel: small",
+        "browser: a\nrobot: b",
+        "See [user] and the list [robot].",
     ],
 )
 def test_text_that_only_mentions_a_tag_is_plain(tmp_path, text):
@@ -127,6 +132,9 @@ def test_text_that_only_mentions_a_tag_is_plain(tmp_path, text):
         "<|im_start|>user\r\na<|im_end|>\r\n<|im_start|>assistant\r\nb<|im_end|>\r\n",
         "<|im_start|>user<|im_sep|>a<|im_end|><|im_start|>assistant<|im_sep|>b<|im_end|>",
         "### User:\na\n\n### Assistant:\nb",
+        *("User: a\nBot: b", "user: a\nassistant: b", "User: a\nAI: b", "Human: a\nBot: b"),
+        *("human: a\n\nassistant: b", "[User]: a\n[Assistant]: b", "[user] a [bot] b"),
+        "Prompt: a\nCompletion: b",
     ],
 )
 def test_the_kin_of_a_markup_is_no_plain_text_either(tmp_path, text):

@@ -212,6 +212,7 @@ def test_a_message_that_says_nothing_drops_its_conversation(content):
         ([], "found an array of 0; expected a message"),
         ({"content": "x"}, "without a role; found the fields content"),
         ({"role": "user"}, "without content; found the fields role"),
+        ({"role": "user", "content": None}, "whose content is null; .* or remove the row"),
         ({"role": "user", "content": 3}, "content is the number 3"),
         ({"role": "user", "content": {"text": "x"}}, "content is an object with the fields text"),
         ({"role": "user", "content": ["x"]}, "a part of the content is 'x'"),
