@@ -137,7 +137,8 @@ def with_tokens(preset: Preset, base: Lineage, dataset: Dataset) -> Preset:
     They are those of our chat template, where no training before has read chats; a base's own
     template has tokens that it knows.
     """
-    assert preset.lora is not None, "the caller has looked"
+    if preset.lora is None or preset.lora.tokens is not None:
+        return preset
     tokenizer, before = dataset.tokenizer, [base]
     while (parent := before[-1].parent) is not None and parent.lineage is not None:
         before.append(parent.lineage)

@@ -112,12 +112,7 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
-        if preset.keeps_base or preset.lora:
-            said = f"{preset.keeps_base} holds a model to" if preset.keeps_base else "lora adapts"
-            raise ConfigError(
-                f"{said} its base, and there is none; name one with --init_from_model, or set"
-                " kl_base 0, reference none or no lora"
-            )
+        _check_needs_none(preset)
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
@@ -126,7 +121,7 @@ def plan_run(
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
         sized = preset.model_copy(update=dict(_fitted(base, preset, step_folder)))
-        if preset.lora and preset.lora.tokens is None:
+        if preset.lora:
             from mypt.training.base_import import with_tokens  # loads torch
 
             sized = with_tokens(sized, base, open_dataset(folder, verify=False))
@@ -186,6 +181,12 @@ def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
     scaled = preset if "rope_scaling" in preset.model_fields_set else held
     rows = (preset if said else held).block_size
     return held.with_rows(rows, scaled.rope_scaling, f"{base.model_name} in {folder}")
+
+
+def _check_needs_none(preset: Preset) -> None:
+    if preset.keeps_base or preset.lora:
+        said = f"{preset.keeps_base} holds a model to" if preset.keeps_base else "lora adapts"
+        raise ConfigError(f"{said} its base, and there is none; name one with --init_from_model")
 
 
 def _parent(folder: Path, base: Lineage) -> ParentRecord:
