@@ -57,7 +57,7 @@ ROWS = {
         "chat mine",
     ],
     "`mypt serve MODEL [--port N]`": ["serve mine"],
-    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`": [
+    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`, `--to peft DIR`": [
         "export mine new --to hf",
         "export mine new.gguf --to gguf --quant q8_0",
         "export mine served --to mlflow",

@@ -17,6 +17,7 @@ from mypt.errors import ConfigError
 
 if TYPE_CHECKING:
     from mypt.inference.huggingface.gguf_export import Quant
+    from mypt.training.checkpoints.checkpoint import Checkpoint
     from mypt.training.lineage import Lineage, ParentRecord
 
 _ASKED = {
@@ -35,17 +36,18 @@ def export(
     source: str,
     out: Path,
     *,
-    to: Literal["hf", "gguf", "mlflow", "parquet"],
+    to: Literal["hf", "gguf", "peft", "mlflow", "parquet"],
     quant: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
 ) -> int:
     """Write a model or a dataset for other programs.
 
     Args:
-        source: For hf, gguf and mlflow a model: a name or its beginning, a model folder or a
+        source: For hf, gguf, peft and mlflow a model: a name or its beginning, a model folder or a
             step folder. For parquet a dataset.
         out: A new folder; for gguf a new file, beside which OUT.Modelfile is written.
-        to: hf: what transformers loads. gguf: what llama.cpp and Ollama load. mlflow: what
-            'mlflow models serve' loads. parquet: input_ids and labels, -100 where unsupervised.
+        to: hf: what transformers loads. gguf: what llama.cpp and Ollama load. peft: an adapter
+            alone, without its base. mlflow: what 'mlflow models serve' loads. parquet: input_ids
+            and labels, -100 where unsupervised.
         quant: Type of numbers in a gguf; f16 where it is not said.
     """
     if quant and to != "gguf":
@@ -65,6 +67,8 @@ def export(
         step = checkpoint_to_use(full_name(source))
         name = verify_folder(step).model_name
         export_mlflow(step, out, checkpoint_ref(step), name, weights=True)
+    elif to == "peft":
+        _export_adapter(source, out)
     elif to == "gguf":
         _export_gguf(source, out, quant or "f16")
     else:
@@ -80,21 +84,57 @@ def _export_model(source: str, out: Path) -> None:
     from mypt.training.checkpoints.checkpoint import load_checkpoint
 
     found = load_checkpoint(checkpoint_to_use(full_name(source)))
-    form: Form = "chat" if found.lineage.dataset.kind == "chat" else "plain"
-    own = found.tokenizer
     export_hf(
         out,
         found.config,
         found.weights,
-        own,
-        form=form,
+        found.tokenizer,
+        form=_form(found),
         policy=_marked(found.lineage),
         base=base_of(found.lineage),
-        card=model_card(
-            found.lineage,
-            form=form,
-            end=own.template.stop if form == "chat" else own.vocabulary.end,
-        ),
+        card=_card(found),
+    )
+
+
+def _form(found: "Checkpoint") -> Form:
+    return "chat" if found.lineage.dataset.kind == "chat" else "plain"
+
+
+def _card(found: "Checkpoint") -> str:
+    own, form = found.tokenizer, _form(found)
+    end = own.template.stop if form == "chat" else own.vocabulary.end
+    return model_card(found.lineage, form=form, end=end)
+
+
+def _export_adapter(source: str, out: Path) -> None:
+    from mypt.home import checkpoint_to_use
+    from mypt.inference.huggingface.adapters import export_peft
+    from mypt.training.base_import import base_of
+    from mypt.training.checkpoints.checkpoint import load_checkpoint
+    from mypt.training.lineage import IMPORTED
+
+    found = load_checkpoint(checkpoint_to_use(full_name(source)), merge=False)
+    lora, parent = found.preset.lora, found.lineage.parent
+    if lora is None or parent is None:
+        raise ConfigError(
+            f"{found.path}: no adapter but whole weights; expected what was trained with lora;"
+            " export it --to hf"
+        )
+    if lora.tokens:
+        raise ConfigError(
+            f"{found.path}: its adapter learned rows of {len(lora.tokens)} tokens that its base has"
+            " not, which peft's files do not hold beside it; export the merged model --to hf"
+        )
+    base = parent.lineage
+    imported = base is not None and base.dataset.kind == IMPORTED
+    export_peft(
+        out,
+        found.config,
+        lora,
+        found.weights,
+        base=base_of(found.lineage),
+        base_name=base.dataset.path if base and imported else parent.model_name,
+        card=_card(found),
     )
 
 
@@ -112,7 +152,7 @@ def _export_gguf(source: str, out: Path, quant: "Quant") -> None:
         found.tokenizer,
         name=found.lineage.model_name,
         quant=quant,
-        form="chat" if found.lineage.dataset.kind == "chat" else "plain",
+        form=_form(found),
         base=base_of(found.lineage),
         lineage=found.lineage.digest,
     )

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
 from mypt.model.cache import KVCache, Turned
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
+from mypt.model.lora import TokenRows
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, sums, supervised_positions, weights_at
 from mypt.model.objectives import NLL, Objective
 from mypt.model.preference import preference_loss
@@ -112,13 +113,20 @@ class GPT(nn.Module):
             with torch.no_grad():
                 held = base._states(index, *read), base.lm_head.weight
         states = self._states(index, *read, shared)
+        few = cast(TokenRows | None, self.lm_head.adapter)
         learned = states, self.lm_head.weight, targets.flatten()[index], self.config.logit_softcap
         if objective.of_pairs:
-            return preference_loss(*learned, segments, index, objective, held, shared)
+            return preference_loss(*learned, segments, index, objective, held, shared, few)
         weights = weights_at(loss_mask, index)
         terms = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float))
         total = linear_cross_entropy(
-            *learned, shared=shared, weights=weights, objective=objective, base=held, terms=terms
+            *learned,
+            shared=shared,
+            weights=weights,
+            objective=objective,
+            base=held,
+            terms=terms,
+            few=few,
         )
         return sums(total, index, weights)._replace(terms=terms)
 
@@ -226,7 +234,7 @@ class GPT(nn.Module):
         cache = KVCache(
             self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype
         )
-        if batch_size == 1 and weight.device.type == "cpu":
+        if batch_size == 1 and weight.device.type == "cpu" and self.lm_head.adapter is None:
             cache.head = self._turned.of(weight.detach())
         return cache
 
@@ -239,7 +247,7 @@ class GPT(nn.Module):
         """
         if cache.head is not None:
             return self.lm_head.bent(states @ cache.head)
-        if states.device.type == "cpu":
+        if states.device.type == "cpu" and self.lm_head.adapter is None:
             return self.lm_head.bent((self.lm_head.weight @ states.T).T)
         logits: Tensor = self.lm_head(states)
         return logits
@@ -259,7 +267,9 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _shared(self) -> TiedGradient | None:
-        return TiedGradient() if self.lm_head.weight is self.transformer.wte.weight else None
+        head = self.lm_head.weight
+        tied = head is self.transformer.wte.weight and head.requires_grad
+        return TiedGradient() if tied else None
 
     def _initialise(self) -> None:
         shrinks = math.sqrt(2 * self.config.n_layer)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mypt.config import GPTConfig
+from mypt.config import GPTConfig, Lora
 from mypt.model.foreign import ForeignGPT
 from mypt.model.gpt import GPT
+from mypt.model.lora import adapt
 
 _BLOCKS: Final = "transformer.h."
 
@@ -34,13 +35,20 @@ def make_model(config: GPTConfig) -> GPT:
     return ForeignGPT(config) if config.base == "transformers" else GPT(config)
 
 
-def shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
+def shapes(config: GPTConfig, lora: Lora | None = None) -> dict[str, torch.Size]:
+    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed.
+
+    Args:
+        config: The model's.
+        lora: Of whose adapter instead.
+    """
     with torch.device("meta"), _Unfilled():
         first = make_model(config.model_copy(update={"n_layer": 1}))
-    found = {name: weight.shape for name, weight in first.named_parameters()}
+        if lora is not None:
+            adapt(first, config, lora)
     if isinstance(first, ForeignGPT):  # whose config is the base's own
-        return found
+        return {name: weight.shape for name, weight in first.named_parameters()}
+    found = {name: w.shape for name, w in first.named_parameters() if w.requires_grad}
     block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
     return found | {
         name.replace(f"{_BLOCKS}0.", f"{_BLOCKS}{number}.", 1): shape

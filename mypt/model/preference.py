@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy, token_nats
+from mypt.model.lora import TokenRows
 from mypt.model.loss import MaskedLoss
 from mypt.model.objectives import Objective
 
@@ -103,6 +104,7 @@ def preference_loss(
     objective: Objective,
     reference: tuple[Tensor, Tensor] | None = None,
     shared: TiedGradient | None = None,
+    few: TokenRows | None = None,
 ) -> MaskedLoss:
     """Return the summed loss of a batch's pairs, and how many they are; no logits are kept.
 
@@ -122,6 +124,7 @@ def preference_loss(
         objective: One of this page.
         reference: States and head of the reference, where the objective has one.
         shared: As for :func:`~mypt.model.linear_loss.linear_cross_entropy`.
+        few: Likewise.
 
     Raises:
         ValueError: If there are no segments.
@@ -132,14 +135,16 @@ def preference_loss(
     held = None
     if reference is not None:
         held = sum_sides(token_nats(*reference, targets, softcap), sides, segments).log_p
-    nats = token_nats(rows, weight, targets, softcap).requires_grad_(learns)
+    nats = token_nats(rows, weight, targets, softcap, few).requires_grad_(learns)
     model = sum_sides(nats, sides, segments)
     total = pair_losses(model, held, objective).sum()
     n_pairs = (model.n_tokens > 0).all(1).sum()
     if not learns:
         return MaskedLoss(total, n_pairs, nats)
     (slopes,) = torch.autograd.grad(total, nats)
-    surrogate = linear_cross_entropy(rows, weight, targets, softcap, shared=shared, weights=slopes)
+    surrogate = linear_cross_entropy(
+        rows, weight, targets, softcap, shared=shared, weights=slopes, few=few
+    )
     same = surrogate - surrogate.detach()
     return MaskedLoss(total.detach() + same, n_pairs, nats.detach())
 

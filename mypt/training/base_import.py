@@ -6,6 +6,7 @@ from mypt import files, home
 from mypt.config import Preset
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
+from mypt.data.template import Template
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.base_files import TOKENIZER, base_path
 from mypt.data.vocabularies.huggingface import hf_vocabulary
@@ -132,6 +133,25 @@ def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[st
     never = ", ".join(t for t in new if not seen[t])
     line = f"new tokens begin at the mean of the others: {counts or 'none is ever read'}"
     return (line, *([f"new tokens that training never reads: {never}"] if never else ()))
+
+
+def with_tokens(preset: Preset, base: Lineage, dataset: Dataset) -> Preset:
+    """Return a preset whose adapter says which rows of tokens are learned too.
+
+    They are those of our chat template, where no training before has read chats; a base's own
+    template has tokens that it knows.
+    """
+    if preset.lora is None or preset.lora.tokens is not None:
+        return preset
+    tokenizer, before = dataset.tokenizer, [base]
+    while (parent := before[-1].parent) is not None and parent.lineage is not None:
+        before.append(parent.lineage)
+    new = dataset.manifest.kind == "chat" and all(one.dataset.kind != "chat" for one in before)
+    ids: tuple[int, ...] = ()
+    if new and isinstance(tokenizer.template, Template):
+        ids = tuple(tokenizer.special_tokens[token] for token in tokenizer.template.special_tokens)
+    lora = preset.lora.model_copy(update={"tokens": tuple(sorted(ids))})
+    return preset.model_copy(update={"lora": lora})
 
 
 def base_of(lineage: Lineage) -> BaseRecord | None:

@@ -58,7 +58,7 @@ def beginning(plan: RunPlan, context: RunContext, ranks: Ranks) -> Iterator[Begi
 
         folder, path, notes = ranks.first(look)
         if not kept:  # rank 0 has verified it
-            kept.append(None if path is None else load_checkpoint(path, verify=False))
+            kept.append(None if path is None else load_checkpoint(path, verify=False, merge=False))
         yield Beginning(folder, kept[0], notes)
 
 
@@ -247,7 +247,7 @@ def last_checkpoint(folder: Path, plan: RunPlan) -> tuple[Checkpoint | None, tup
     path, notes = step_folders.newest_whole(folder, check)
     if path is None:
         return None, notes
-    found = load_checkpoint(path, verify=False)  # verified a moment ago
+    found = load_checkpoint(path, verify=False, merge=False)  # verified a moment ago
     step_folders.point(folder, found.state.step, found.state.best_step)
     step_folders.prune(folder, plan.preset.keep_checkpoints, found.state.best_step)
     return found, notes

@@ -63,7 +63,7 @@ class RunPlan(Frozen):
     def differences(self, other: "RunPlan") -> tuple[str, ...]:
         """Return ``key OLD -> NEW`` for each key in which ``other`` would be another run."""
         ours, theirs = self.identity(), other.identity()
-        return tuple(
+        return tuple(  # what is at its default may not be written
             f"{key} {_short(ours.get(key))} -> {_short(theirs.get(key))}"
             for key in ours | theirs
             if ours.get(key) != theirs.get(key)
@@ -121,6 +121,10 @@ def plan_run(
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
         sized = preset.model_copy(update=dict(_fitted(base, preset, step_folder)))
+        if preset.lora:
+            from mypt.training.base_import import with_tokens  # loads torch
+
+            sized = with_tokens(sized, base, open_dataset(folder, verify=False))
         resolved, length = fit_to_data(sized, folder, manifest, masks_by_default)
         lines = _inherited(base, preset, resolved) + news
     return RunPlan(
@@ -136,11 +140,10 @@ def plan_run(
 
 def _check_no_base(preset: Preset) -> None:
     """Refuse what wants a base model, where there is none."""
-    if wants := preset.keeps_base or "base transformers" * (preset.base == "transformers"):
-        raise ConfigError(
-            f"{wants} holds a model to its base, and there is none; name one with"
-            " --init_from_model, or set kl_base 0, reference none or base mypt"
-        )
+    said = f"{preset.keeps_base} holds a model to" * bool(preset.keeps_base)
+    said = said or "lora adapts" * bool(preset.lora)
+    if said := said or "base transformers is read from" * (preset.base == "transformers"):
+        raise ConfigError(f"{said} its base, and there is none; name one with --init_from_model")
 
 
 def fit_to_data(
@@ -231,12 +234,11 @@ def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ..
         for key, value in kept.items()
         if key in preset.model_fields_set and getattr(preset, key) != value
     ]
-    before = base.config.model_dump(exclude=_LABELS | kept.keys())
-    for key, old in before.items():
-        new = getattr(resolved, key)
+    for key in Preset.model_fields:
+        old, new = getattr(base.config, key), getattr(resolved, key)
         said = key in resolved.model_fields_set and getattr(preset, key) is not None
         origin = "preset" if said else "default"
-        if new != old:
+        if new != old and key not in _LABELS | kept.keys():
             lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")
     return tuple(lines)
 

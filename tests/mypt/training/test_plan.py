@@ -288,3 +288,9 @@ def test_a_warmup_said_as_a_share_becomes_steps_of_the_length(tiny, chat_dataset
 def test_a_warmup_is_said_once():
     with pytest.raises(ValidationError, match="warmup and warmup_iters 7 are both given"):
         TrainConfig(warmup=0.1, warmup_iters=7)
+
+
+def test_a_knob_that_is_written_only_when_changed_makes_another_run(plan):
+    plain, low = plan(), plan(weight_dtype="bfloat16", dtype="auto")
+    assert "weight_dtype none -> bfloat16" in plain.differences(low)
+    assert "weight_dtype bfloat16 -> none" in low.differences(plain)
