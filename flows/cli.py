@@ -64,7 +64,7 @@ STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
         provenance.verify,
         comparison.diff,
     ),
-    "Pipelines and services": (services.run, services.up, services.sync),
+    "Pipelines and services": (services.run, services.sweep, services.up, services.sync),
 }
 """Commands by stage, in the order of the README's table and of the help."""
 for place, (stage, commands) in enumerate(STAGES.items()):

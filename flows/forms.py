@@ -165,14 +165,14 @@ def changed(
             raise ConfigError(f"--param {text!r}: expected NAME=VALUE, such as sft.max_iters=50")
         first, *rest = parts = name.split(".")
         if first in models and not (rest and first in ("config", "overrides")):
-            _put(values, parts, text)
+            put(values, parts, *_said(text))
         else:
             knobs.append((rest if first in models else parts, text))
     if file is not None:
         checked = knobs or any(text.startswith("config=") for text in changes)
         return values | (_overrides(values, knobs, models, file) if checked else {})
     for parts, text in knobs:
-        _put(values, ["config", *parts], text)
+        put(values, ["config", *parts], *_said(text))
     for name, value in values.items():
         model = models.get(name)
         if isinstance(value, dict) and model is not None:
@@ -195,37 +195,46 @@ def _overrides(
         for overrides in (AS_IN_FILE, values.get("overrides", AS_IN_FILE))
     )
     for parts, text in knobs:
-        _put(whole, parts, text)
+        put(whole, parts, *_said(text))
     overrides = difference(whole, start)
     asked(file, overrides, "--param")
     return {"overrides": overrides}
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
+    """Return the value of a knob as it was typed: JSON, or else text."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def _put(place: Any, path: Sequence[str], said: str) -> None:
-    """Set what ``path`` leads to, through objects by name and through lists by number."""
+def _said(change: str) -> tuple[Any, str]:
+    return read_value(change.partition("=")[2]), f"--param {change!r}"
+
+
+def put(place: Any, path: Sequence[str], value: Any, where: str) -> None:
+    """Set what ``path`` leads to, through objects by name and through lists by number.
+
+    Raises:
+        ConfigError: If it leads nowhere; ``where`` says who named it.
+    """
     first, *rest = path
     listed = isinstance(place, list) and first.isdecimal() and int(first) < len(place)
     if not listed and not isinstance(place, dict):
         raise ConfigError(
-            f"--param {said!r}: there is no {first!r} in {json.dumps(place)[:_SHOWN]}; expected a"
-            " knob by its dotted name"
+            f"{where}: there is no {first!r} in {json.dumps(place)[:_SHOWN]}; expected a knob by"
+            " its dotted name"
         )
     key: Any = int(first) if listed else first
     if not rest:
-        place[key] = _value(said.partition("=")[2])
+        place[key] = value
         if key in LENGTHS:
             place.pop(LENGTHS[key], None)
         return
     if isinstance(place, dict):
         place.setdefault(key, {})
-    _put(place[key], rest, said)
+    put(place[key], rest, value, where)
 
 
 def _optional(
@@ -241,7 +250,8 @@ def _optional(
     if listed and kind:  # a row of a list is whole, and says what it has not
         return part | {"anyOf": [_optional(k, definitions, listed=True) for k in part["anyOf"]]}
     if made.get("type") == "boolean" and not listed:
-        made |= {"type": "string", "enum": [YES, NO]}
+        words = [other["const"] for other in part.get("anyOf", ()) if "const" in other]
+        made |= {"type": "string", "enum": [YES, NO, *words]}
     if "properties" in made:
         made["properties"] = {
             key: _optional(knob, definitions, listed=listed) | {"title": key}

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from flows.console import Console, print_lines
-from mypt.home import checkpoint_to_use
+from mypt.home import checkpoint_to_use, find_checkpoint
 from mypt.training.checkpoints.state import read_state
 from mypt.training.lineage import read_lineage
 
@@ -24,7 +24,7 @@ def show_training(folder: Path, seconds: float | None = None) -> None:
         seconds: How long this part of it took; None is not known.
     """
     model = folder if (folder / "latest").is_file() else folder.parent
-    last = model / (model / "latest").read_text().strip()
+    last = find_checkpoint(model)
     lineage, state = read_lineage(last), read_state(last)
     ago = state.step % lineage.config.eval_interval if state.finished is None else 0
     figures = {

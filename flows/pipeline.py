@@ -1,23 +1,19 @@
 """The whole way of one run: raw files in, a chat model out, and the proof of what it saw."""
 
-import signal
 from pathlib import Path
 
-import httpx
 from prefect import flow
-from prefect.exceptions import CancelledRun
 
-from flows.ending import cause_behind, leave_if_prefect_is_away
+from flows.ending import leave_if_prefect_is_away, run_here
 from flows.forms import AS_IN_FILE, PIPELINE_FILE, PipelineFile, PipelineKnobs, asked_pipeline
 from flows.stages import pipeline_run_name, prefer_after
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
-from mypt.errors import MyptError
 from mypt.evaluation.scores import Summary
 from tasks.evaluation import NOT_ASKED, evaluate, gate, summary_path
 from tasks.masking import mask
 from tasks.reporting.pipelines import pipeline_run, report_gate, report_pipeline
-from tasks.stopping import Stopped, heard, stoppable
+from tasks.stopping import stoppable
 from tasks.tokenization import tokenize
 from tasks.tracking.mirror import mirror_champion
 from tasks.training import pretrain, sft
@@ -64,14 +60,6 @@ def run_pipeline(config: Path | PipelineConfig) -> Path:
         MyptError: If a stage cannot go on, or Prefect cannot be reached at all.
     """
     resolved = load_pipeline(config) if isinstance(config, Path) else config
-    try:
-        with heard() as asked:
-            summary = sft_pipeline(resolved)
-    except httpx.HTTPError as error:
-        raise cause_behind(error) from None
-    except (CancelledRun, Stopped) as error:
-        for number in asked:  # Prefect knows of it by now; the command may end as any other
-            signal.raise_signal(number)
-        raise MyptError(str(error)) from None
+    summary = run_here(lambda: sft_pipeline(resolved))
     show_summary(summary)
     return summary_path(summary)

@@ -55,6 +55,15 @@ def pipeline_run_name() -> str:
     return _named(config.name, source_names(config.chat.sources))
 
 
+def sweep_run_name() -> str:
+    """Return the name of a run of a sweep, such as ``sweep of demo over mask.policy``."""
+    asked = _asked()
+    config = asked["config"]
+    name = config.name if isinstance(config, PipelineConfig) else Path(str(config)).stem
+    knobs = [text.partition("=")[0] for text in asked["over"]] or ["seeds"]
+    return _named(f"sweep of {name}", ", ".join(knobs), "over")
+
+
 def prepare_run_name() -> str:
     """Return the name of a run that prepares data, such as ``chats from chats.jsonl``."""
     parameters = _asked()

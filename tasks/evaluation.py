@@ -8,12 +8,14 @@ from mypt import files
 from mypt.config import EvaluateConfig
 from mypt.data.manifest import read_manifest
 from mypt.evaluation import report as code
-from mypt.evaluation.gate import HELD, RULE, champion, judge
+from mypt.evaluation.gate import HELD, RULE, champion, settle, weigh
 from mypt.evaluation.report import EVALUATION, compare, write_report
 from mypt.evaluation.scores import EvaluationReport, Summary
 from mypt.home import home, lock
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import read_lineage
+from tasks.approval import approved
+from tasks.assets import asset, dataset_asset, materialized, model_asset
 from tasks.keys import stage_key
 from tasks.reporting.evaluations import report_evaluation
 from tasks.reporting.inputs import dataset_input
@@ -25,7 +27,7 @@ from tasks.tracking.records import Params, flatten
 SUMMARY = "summary.json"
 NOT_ASKED = "not asked"
 """What a run says of the gate where its config does not ask it."""
-_APART = {"tokens": None, "answers": ()}
+_APART: dict[str, object] = {"tokens": None, "answers": (), "hits": {}}
 """What takes figures apart stands in the whole report."""
 PROMOTED, REFUSED = "mypt.gate.promoted", "mypt.gate.refused"
 """Prefect events of a model that became the champion, or did not."""
@@ -76,6 +78,9 @@ def evaluate(
                     files.write_sealed(unfinished / SUMMARY, summary.model_dump(mode="json"))
             summary = read_summary(folder)
             report_evaluation(run, name, summary, dataset)
+        upstream = [model_asset(base), model_asset(sft), dataset_asset(dataset)]
+        facts = {"digest": summary.digests["evaluation"], "path": str(folder)}
+        materialized(asset("evaluations", folder.name), upstream, **facts)
         return summary
 
     return Output(folder, key, make)
@@ -122,7 +127,8 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
 
     The answer hangs on who is champion just now, so it is never taken from a cache; only the
     champion itself is not measured again. The verdict is told to Prefect as an event, which an
-    automation may pass on; the run completes either way.
+    automation may pass on; the run completes either way. Where a person is asked, others may
+    promote meanwhile, and then it is asked again.
 
     Args:
         model: The fine-tuned model.
@@ -134,13 +140,23 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
         MyptError: As :func:`mypt.evaluation.gate.judge`.
     """
     tell(f"gate {name}")
-    with lock("gate"):
-        held = champion(model)
-        if held is not None and held.digest == model.digest:
-            return _told(name, f"promoted: {HELD}")
-        # The rule asks nothing of the harness.
-        note_work("gate")
-        verdict = judge(model, dataset, config.model_copy(update={"harness": ()}))
+    while True:
+        with lock("gate"):
+            held = champion(model)
+            if held is not None and held.digest == model.digest:
+                return _told(name, f"promoted: {HELD}")
+            note_work("gate")
+            # The rule asks nothing of the harness.
+            verdict = weigh(model, dataset, config.model_copy(update={"harness": ()}))
+            if config.gate != "ask":
+                settle(verdict)
+                break
+        verdict = approved(verdict, name)
+        with lock("gate"):
+            if champion(model) == held:
+                settle(verdict)
+                break
+        tell(f"gate {name}: there is another champion by now; weighed again")
     reasons = "; ".join(verdict.reasons)
     announce(
         PROMOTED if verdict.promoted else REFUSED,
@@ -152,6 +168,9 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
         dataset=dataset.digest,
         champion=held.digest if held else None,
     )
+    if verdict.promoted:
+        facts = {"digest": model.digest, "path": model.path}
+        materialized(asset("champions", name), [model_asset(model)], **facts)
     return _told(name, f"{'promoted' if verdict.promoted else 'refused'}: {reasons}")
 
 

@@ -1,6 +1,7 @@
 """Content keys: what decides a stage's result, as one digest (D42)."""
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -46,16 +47,25 @@ def code_digest(module: str) -> str:
         name = waiting.pop()
         if name in digests:
             continue
-        path = _file(name)
-        if path is None:
-            raise LookupError(
-                f"{name}: no module in a room of {_PACKAGE.name}, so its code cannot be part of a"
-                " stage's key; expected one such as mypt.data.masking"
-            )
-        data = path.read_bytes()
-        digests[name] = files.digest_bytes(data)
-        waiting += _imports(name, data)
+        digests[name], imports = _read(name)
+        waiting += imports
     return files.digest_json(digests)
+
+
+@cache
+def _read(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the digest of a module's code, and the modules of the core's rooms that it imports.
+
+    Stages share most of their modules, and reading one takes milliseconds.
+    """
+    path = _file(name)
+    if path is None:
+        raise LookupError(
+            f"{name}: no module in a room of {_PACKAGE.name}, so its code cannot be part of a"
+            " stage's key; expected one such as mypt.data.masking"
+        )
+    data = path.read_bytes()
+    return files.digest_bytes(data), tuple(_imports(name, data))
 
 
 def _in_a_room(name: str) -> bool:
@@ -75,7 +85,7 @@ def _file(name: str) -> Path | None:
 def _imports(name: str, code: bytes) -> list[str]:
     """Return the modules of the core's rooms that a file names in its imports, found or not."""
     named: list[str] = []
-    for node in ast.walk(ast.parse(code, filename=name)):
+    for node in _statements(ast.parse(code, filename=name)):
         if isinstance(node, ast.Import):
             named += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -83,3 +93,11 @@ def _imports(name: str, code: bytes) -> list[str]:
             within = (f"{node.module}.{alias.name}" for alias in node.names)
             named += [whole for whole in within if _file(whole)]  # others are a module's own names
     return [module for module in named if _in_a_room(module)]
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield every statement below ``node``; most nodes are expressions, which import nothing."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield child
+            yield from _statements(child)

@@ -7,6 +7,7 @@ from mypt.data.dataset import masked_recipe
 from mypt.data.policies import policy_words
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
+from tasks.assets import dataset_asset, materialized
 from tasks.keys import stage_key
 from tasks.reporting.datasets import report_masks
 from tasks.reporting.inputs import dataset_input
@@ -36,14 +37,9 @@ def mask(dataset: DatasetRef, policy: MaskPolicy, name: str, what: str) -> Outpu
             make_room(folder, whole_dataset)
             masked = datasets.mask(dataset.path, policy, folder, digest=dataset.digest, reuse=True)
             report_masks(run, folder)
-        announce(
-            DATASET_MADE,
-            folder.name,
-            digest=masked.digest,
-            path=masked.path,
-            parent=dataset.digest,
-            policy=policy_words(policy),
-        )
+        facts = {"digest": masked.digest, "path": masked.path, "policy": policy_words(policy)}
+        announce(DATASET_MADE, folder.name, parent=dataset.digest, **facts)
+        materialized(dataset_asset(masked), [dataset_asset(dataset)], **facts)
         return masked
 
     return Output(folder, key, make)

@@ -6,6 +6,7 @@ from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks import progress
+from tasks.assets import dataset_asset, materialized
 from tasks.keys import stage_key
 from tasks.reporting.datasets import report_dataset
 from tasks.reporting.live import live_progress
@@ -54,6 +55,8 @@ def tokenize(
                 )
             report_dataset(run, folder)
         announce(DATASET_MADE, folder.name, digest=made.digest, path=made.path)
+        upstream = [dataset_asset(tokenizer)] if tokenizer else []
+        materialized(dataset_asset(made), upstream, digest=made.digest, path=made.path)
         return made
 
     return Output(folder, key, make)

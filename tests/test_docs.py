@@ -18,7 +18,7 @@ from tests.pages import DOCS, PAGES, README, ROOT, commands_of, lines_of, rows_o
 
 SERVED = ("mypt up", "mypt run sft-pipeline")
 """What serves until somebody ends it, or asks such a server; tested in tests/flows."""
-LONG = ("mypt run",)
+LONG = ("mypt run", "mypt sweep")
 """What trains whole pipelines with Prefect and MLflow: slow."""
 ANSWERS = ("--gate",)
 """Commands whose exit code 1 is an answer: the gate refuses a model that learned nothing."""
@@ -57,9 +57,11 @@ ROWS = {
         "chat mine",
     ],
     "`mypt serve MODEL [--port N]`": ["serve mine"],
-    "`mypt export MODEL --to hf DIR`": ["export mine new --to hf"],
-    "`mypt export MODEL --to gguf FILE [--quant q8_0]`": ["export mine new --to gguf --quant q8_0"],
-    "`mypt export MODEL --to mlflow DIR`": ["export mine new --to mlflow"],
+    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`, `--to peft DIR`": [
+        "export mine new --to hf",
+        "export mine new.gguf --to gguf --quant q8_0",
+        "export mine served --to mlflow",
+    ],
     "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],
     "`mypt lineage CHECKPOINT [--verify]`": ["lineage mine --verify"],
@@ -75,6 +77,7 @@ ROWS = {
     "`mypt diff A B`": ["diff mine mine", "diff data/chats data/chats"],
     "`mypt run CONFIG.json [--param KNOB=VALUE]`": ["run configs/smoke.json --param sft.seed=1"],
     "`mypt run DEPLOYMENT [--param KNOB=VALUE] [--detach]`": ["run --help"],
+    "`mypt sweep CONFIG.json --over KNOB=VALUE,VALUE [--seeds N]`": ["sweep --help"],
     "`mypt up [--auth USER:PASSWORD] [--host ADDRESS]`": ["up --help"],
     "`mypt sync [--forget RUN]`": ["sync"],
 }

@@ -39,6 +39,7 @@ def prepare(
     mask_role: str = "assistant",
     template: str = "mypt",
     train_as: Literal["whole", "inference"] = "whole",
+    base: Literal["mypt", "transformers"] = "mypt",
     tokenizer_from: str | None = None,
     val_fraction: float = 0.1,
     shard_tokens: Whole = 10_000_000,
@@ -61,6 +62,8 @@ def prepare(
         mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
         template: mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a file.
         train_as: Of template base: conversations whole, or each turn as inference sees it.
+        base: Whose module will train the base that hf: names; of a model that is none of ours, only
+            transformers has one.
         tokenizer_from: Dataset or model whose tokenizer is used instead.
         val_fraction: Share of rows for validation, by the hash of their content.
         shard_tokens: Tokens after which a new shard begins.
@@ -83,7 +86,7 @@ def prepare(
         return _look(asked.data(), policy)
     if out_dir is None:
         raise ConfigError("--out_dir is missing; see 'mypt prepare --help'")
-    return _make(asked.data(), policy, out_dir, preparation, json)
+    return _make(asked.data(), policy, out_dir, preparation, base, json)
 
 
 def _make(
@@ -91,6 +94,7 @@ def _make(
     policy: MaskPolicy | None,
     out_dir: Path,
     preparation: Preparation,
+    base: str,
     json: bool,
 ) -> int:
     from mypt.data import dataset
@@ -100,7 +104,7 @@ def _make(
     if DatasetPlan(data).begins_with_base:
         from mypt.inference.huggingface.imports import check_base  # loads torch
 
-        check_base(data.tokenization)
+        check_base(data.tokenization, base)
     with reading("prepare") as progress:
         if policy is None:
             made = dataset.tokenize(data, out_dir, progress=progress, preparation=preparation)

@@ -71,7 +71,7 @@ def _run(name: str) -> "Listed | None":
                     best = [of for key, of in figures.items() if key.endswith("best_val_loss")]
                     values["loss"] = best[-1] if best else values["loss"]
                 case Tags(values={"reused": str()}):
-                    values |= {"reused": True, "loss": None}
+                    values["reused"] = True
                 case Ended(status=status):
                     values["about"] = status.lower()
     except (MyptError, OSError) as error:

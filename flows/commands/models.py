@@ -38,6 +38,7 @@ def train(
     model_name: str,
     dataset_dir: Path,
     init_from_model: str | None = None,
+    base: Literal["mypt", "transformers"] | None = None,
     max_iters: MaybeWhole = None,
     epochs: float | None = None,
     learning_rate: float | None = None,
@@ -59,6 +60,7 @@ def train(
         model_name: The model's name under MYPT_HOME/models.
         dataset_dir: A dataset that mypt prepared or adopted.
         init_from_model: Base model, hf:FOLDER or gguf:FILE; its weights and architecture are kept.
+        base: Whose module hf:FOLDER is: mypt's, or transformers' where it is none of ours.
         max_iters: Optimizer steps, instead of the preset's, or of its epochs.
         epochs: Passes over the training rows, instead of the preset's, or of its max_iters.
         learning_rate: Peak learning rate, instead of the preset's.
@@ -75,23 +77,32 @@ def train(
     """
     asked = _Stop()  # first of all: reading datasets takes time too
     given = {
-        "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate, "seed": seed,
-        "batch_size": batch_size, "eval_interval": eval_interval, "device": device,
+        "base": base, "max_iters": max_iters, "epochs": epochs, "learning_rate": learning_rate,
+        "seed": seed, "batch_size": batch_size, "eval_interval": eval_interval, "device": device,
         "threads": threads, "use_loss_mask": use_loss_mask,
     }  # fmt: skip
     preset = _preset(config_file, given, from_base=init_from_model is not None)
     check_name(model_name, "model name")  # before torch is loaded, which takes seconds
     read_manifest(dataset_dir)
-    from mypt.training import claim
     from mypt.training.launch.nodes import Nodes
-    from mypt.training.plan import plan_run
 
     machines = Nodes.parse(nodes, rendezvous)
-    base = init_from_model and full_name(init_from_model)
-    plan = plan_run(preset, model_name, dataset_dir, init_from=base)
+    plan = _planned(preset, model_name, dataset_dir, init_from_model, extend)
+    return _train(plan, machines, asked, json)
+
+
+def _planned(
+    preset: Preset, model_name: str, dataset_dir: Path, init_from: str | None, extend: bool
+) -> "RunPlan":
+    from mypt.training import claim
+    from mypt.training.plan import plan_run
+
+    preset = claim.as_begun(preset, model_name) if extend else preset
+    begins_with = init_from and full_name(init_from)
+    plan = plan_run(preset, model_name, dataset_dir, init_from=begins_with)
     if extend:
         claim.extend(plan)
-    return _train(plan, machines, asked, json)
+    return plan
 
 
 def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> int:

@@ -1,6 +1,7 @@
 """Commands that start Prefect or MLflow: the pipeline, the two servers, the sending of journals."""
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from cyclopts import Parameter
 
 from flows.commands.flags import Whole, check_kind
 from flows.console import Console, print_lines
+from mypt.config import PipelineConfig
 from mypt.errors import ConfigError, MyptError
 from mypt.text import counted
 
@@ -44,12 +46,14 @@ def run(
         )
         sys.stdout.flush()  # its imports take some
         prepare_environment()
-        start_temporary_api()
+        _check_asks(asked)
+        wait = start_temporary_api()
         from prefect import tags
 
         from flows.pipeline import run_pipeline
         from flows.service.parameters import PIPELINE, TAGS
 
+        wait()
         with tags(TAGS[PIPELINE]):  # as a deployment's runs have
             run_pipeline(asked)
         return 0
@@ -61,6 +65,65 @@ def run(
         return ask(config, changes, wait=not detach)
     except MyptError as error:
         raise _with_file(error, config) from None
+
+
+def sweep(
+    config: Path,
+    *,
+    over: Annotated[list[str] | None, Parameter(negative=())] = None,
+    seeds: Whole = 1,
+    param: Annotated[list[str] | None, Parameter(negative=())] = None,
+) -> int:
+    """Run the pipeline under every combination of settings, and say which is surely the best.
+
+    What combinations have in common is made once. The same command goes on where it was stopped.
+
+    Args:
+        config: A pipeline config such as configs/demo.json.
+        over: KNOB=VALUE,VALUE, as often as wanted; with commas in a value KNOB=VALUE|VALUE or
+            KNOB=[VALUE, VALUE] as JSON. mask.policy means what mask --policy takes, its words
+            joined by +, such as mask.policy=assistant,assistant+user=0.1.
+        seeds: How many seeds each combination is fine-tuned with: the config's and those after.
+        param: NAME=VALUE, a knob that all combinations have, as for run.
+    """
+    from flows.combinations import combine
+    from flows.environment import check_folder, prepare_environment
+    from flows.forms import changed_config
+    from flows.service.temporary_api import start_temporary_api
+
+    check_folder()
+    check_kind(config, "pipeline")
+    asked = changed_config(config, param or [])
+    runs = combine(asked, over or [], seeds)
+    print_lines([f"{asked.name}: {counted(len(runs), 'run')} of the pipeline; Prefect starts"])
+    sys.stdout.flush()
+    prepare_environment()
+    _check_asks(asked)
+    wait = start_temporary_api()
+    from prefect import tags
+
+    from flows.service.parameters import TAGS
+    from flows.sweep import run_sweep, sft_sweep
+
+    wait()
+    with tags(TAGS[sft_sweep.name]):
+        run_sweep(asked, over or [], seeds)
+    return 0
+
+
+def _check_asks(config: PipelineConfig) -> None:
+    """Refuse a gate that asks a person where there is none, before anything is made.
+
+    Raises:
+        ConfigError: If neither Prefect nor a terminal could ask.
+    """
+    served = os.environ.get("PREFECT_API_URL")
+    if config.evaluate.gate == "ask" and not served and not sys.stdin.isatty():
+        raise ConfigError(
+            'evaluate.gate "ask" asks a person, and there is neither a terminal nor a Prefect'
+            " server; start it in a terminal, set PREFECT_API_URL to 'mypt up', or take"
+            " --param evaluate.gate=true"
+        )
 
 
 def _is_file(named: Path) -> bool:

@@ -21,6 +21,7 @@ from flows import stages
 from flows.forms import BASE_FILE, CHAT_FILE, PIPELINE_FILE, Models, Values, changed
 from flows.outcome import show_training
 from flows.pipeline import sft_pipeline
+from flows.sweep import sft_sweep
 from mypt.errors import ConfigError, MyptError
 from tasks.progress import print_line
 from tasks.tracking.records import Tags, names, read
@@ -28,14 +29,30 @@ from tasks.tracking.records import Tags, names, read
 PIPELINE = sft_pipeline.name
 FLOWS: dict[str, Flow[..., Any]] = {
     flow.name: flow
-    for flow in (sft_pipeline, stages.prepare, stages.pretrain, stages.sft, stages.evaluate)
+    for flow in (
+        sft_pipeline,
+        stages.prepare,
+        stages.pretrain,
+        stages.sft,
+        stages.evaluate,
+        sft_sweep,
+    )
 }
-FILES = {PIPELINE: PIPELINE_FILE, stages.pretrain.name: BASE_FILE, stages.sft.name: CHAT_FILE}
+FILES = {
+    PIPELINE: PIPELINE_FILE,
+    stages.pretrain.name: BASE_FILE,
+    stages.sft.name: CHAT_FILE,
+    sft_sweep.name: PIPELINE_FILE,
+}
 """The config of each flow that reads one from a file, unless another is named."""
-TAGS = dict(zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation"), strict=True))
+TAGS = dict(
+    zip(FLOWS, ("pipeline", "data", "training", "training", "evaluation", "sweep"), strict=True)
+)
 """By which deployments and runs are found, wherever the flows are deployed."""
 NAMES = dict(
-    zip(FLOWS, ("local", "prepare-data", "train-base", "fine-tune", "compare"), strict=True)
+    zip(
+        FLOWS, ("local", "prepare-data", "train-base", "fine-tune", "compare", "sweep"), strict=True
+    )
 )
 """What the deployments of ``mypt up`` do, in the words that a page lists them by."""
 _SECONDS = 1.0

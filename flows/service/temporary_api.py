@@ -9,6 +9,8 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 
 from flows.environment import answers
 from flows.service.server_process import ServerProcess
@@ -22,18 +24,21 @@ _END_SECONDS = 5.0
 _ROOM = 16 << 20
 
 
-def start_temporary_api() -> None:
+def start_temporary_api() -> Callable[[], None]:
     """Let this process have a Prefect; called before it imports Prefect, which reads where it is.
 
     It answers whoever knows a password that is made for it, so neither a web page nor another
     user of this machine. It ends with this process, however that does, and last of all: Prefect
     sends the rest of its log when Python exits.
 
+    Returns:
+        What waits until it answers: this process has modules to load meanwhile.
+
     Raises:
-        MyptError: If it does not start.
+        MyptError: If there is no room for its database; or, of what waits, if it does not start.
     """
     if os.environ.get("PREFECT_API_URL"):
-        return
+        return lambda: None
     room = shutil.disk_usage(home()).free
     if room < _ROOM:
         raise MyptError(
@@ -47,12 +52,13 @@ def start_temporary_api() -> None:
             "PREFECT_API_URL": f"{server}/api",
             "PREFECT_API_AUTH_STRING": password,
             "PREFECT_SERVER_API_AUTH_STRING": password,
+            "MYPT_ASK_AT_TERMINAL": "1",  # nobody sees a page of this API
         }
         command = python("-m", "flows.service.guarded_api", str(listener.fileno()))
         handles = (listener.fileno(),)
         process = ServerProcess("temporary-prefect", command, dict(os.environ), pass_fds=handles)
     atexit.register(process.stop, _END_SECONDS)
-    _wait(process, f"{server}/api/health")
+    return partial(_wait, process, f"{server}/api/health")
 
 
 def _wait(process: ServerProcess, health: str) -> None:

@@ -18,7 +18,7 @@ from mypt.config.data import (
     later,
 )
 from mypt.config.pipeline import EvaluateConfig, PipelineConfig, PreferConfig, load_pipeline
-from mypt.config.training import Normalisation, Preset, TrainConfig, load_config
+from mypt.config.training import Lora, Normalisation, Preset, TrainConfig, load_config
 
 __all__ = [
     "MAX_BLOCK",
@@ -30,6 +30,7 @@ __all__ = [
     "FieldMapping",
     "Format",
     "GPTConfig",
+    "Lora",
     "Markup",
     "MaskPolicy",
     "Normalisation",

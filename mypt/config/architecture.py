@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mypt.config.data import later
 from mypt.errors import ConfigError
 from mypt.parsing import Frozen
 
@@ -111,6 +112,13 @@ class Architecture(Frozen):
     """By which what a block adds is multiplied."""
     logit_divisor: float = Field(default=1.0, gt=0.0)
     """By which logits are divided."""
+    logit_softcap: float | None = later(None, gt=0.0)
+    """Logits are bent by tanh to stay within it; null leaves them."""
+    base: Literal["mypt", "transformers"] = later("mypt")
+    """Whose arithmetic the model is: ours, or that of the module that transformers has for a base
+    which is read from elsewhere."""
+    base_config: str = later("")
+    """``config.json`` of such a base, the very text; what it says of sizes is what holds."""
 
     @property
     def eps(self) -> float:

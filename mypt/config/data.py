@@ -136,7 +136,7 @@ class Reading(Frozen):
     """Which field of a row says what, in order: system=about,user=question,assistant=answer."""
     side: Literal["chosen", "rejected"] = "chosen"
     """Which answer of a preference row is read; the other is counted."""
-    pairs: bool = False
+    pairs: bool = later(False)
     """Read both answers of a preference row, as two conversations that share a pair id."""
     markup: Markup | None = None
     """How text with role tags was rendered, for format "rendered"; unsaid: found in each text."""

@@ -29,8 +29,9 @@ class EvaluateConfig(Frozen):
     """Further datasets whose validation splits both models are scored on: folders by name."""
     harness: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness that each model is asked: names, or YAML files of tasks."""
-    gate: bool = False
-    """Flows only: let the fine-tuned model become the champion where the gate finds it better."""
+    gate: bool | Literal["ask"] = False
+    """Flows only: let the fine-tuned model become the champion where the gate finds it better, or,
+    with ask, where a person says yes to its scores."""
     gate_first: Literal["promote", "refuse"] = "promote"
     """What becomes of a model whose pipeline has champions, but none that reads its tokenizer."""
 

@@ -1,5 +1,6 @@
 """How weights are learned, and the preset: a file that holds this and the architecture."""
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,6 +12,44 @@ from mypt.parsing import Frozen, read_config
 
 Normalisation = Literal["token", "conversation", "source"] | dict[str, float]
 """What weighs the same in a loss; numbers by source: each source as much as it is given."""
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
+"""The matrices of a block, as Llama calls them in transformers."""
+
+
+class Lora(Frozen):
+    """Adapters: a frozen matrix W computes as W + s B A, and only A and B are learned."""
+
+    rank: int = Field(default=16, ge=1, le=100_000)
+    """Rows of A and columns of B."""
+    alpha: float = Field(default=32.0, gt=0.0, le=1e6)
+    """Numerator of s."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Which matrices of the blocks: all-linear, or a list of q_proj, k_proj, v_proj, o_proj,
+    up_proj, gate_proj and down_proj."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of what A reads that is left out while it is trained."""
+    tokens: tuple[int, ...] | None = None
+    """Ids of tokens whose rows of the embedding, and of a head of its own, are learned too. Left
+    out: those of the chat template, unless that is the base's own or the base has read chats."""
+    rslora: bool = False
+    """Divide alpha by the root of the rank, not by the rank (arXiv 2312.03732)."""
+
+    @property
+    def scale(self) -> float:
+        """By what B A is multiplied."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @model_validator(mode="after")
+    def _targets_are_matrices(self) -> Self:
+        said = self.targets
+        if said != "all-linear" and (isinstance(said, str) or not said or {*said} - {*TARGETS}):
+            raise ValueError(
+                f"targets {said}: expected all-linear, or a list of {', '.join(TARGETS)}"
+            )
+        if self.tokens and (len(set(self.tokens)) < len(self.tokens) or min(self.tokens) < 0):
+            raise ValueError(f"tokens {self.tokens}: expected distinct ids from 0 on")
+        return self
 
 
 class TrainConfig(Frozen):
@@ -49,6 +88,8 @@ class TrainConfig(Frozen):
     kl_base: float = Field(default=0.0, ge=0.0, le=1000.0)
     """Added: so many times the divergence from the base model's predictions, whose weights are then
     kept beside."""
+    lora: Lora | None = later(None)
+    """Adapters to learn beside a base model's weights, which stay as they are."""
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     """Rows a micro-batch."""
     grad_accumulation: int = Field(default=1, ge=1, le=1_000_000)
@@ -153,7 +194,7 @@ class TrainConfig(Frozen):
     def _weights_fit_products(self) -> Self:
         if self.weight_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("weight_dtype bfloat16 wants dtype bfloat16 or auto; dtype is float32")
-        if self.weight_dtype == "bfloat16" and self.parallel != "none":
+        if self.weight_dtype == "bfloat16" and self.parallel != "none" and not self.lora:
             raise ValueError(
                 f"weight_dtype bfloat16 with parallel {self.parallel}, whose processes add up"
                 " gradients in that type; set parallel none, or weight_dtype float32"
@@ -168,6 +209,8 @@ class TrainConfig(Frozen):
             raise ValueError("reduction tree wants whole gradients, which fsdp has not; set ddp")
         if self.parallel == "fsdp" and self.sample_prompts:
             raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
+        if self.parallel == "fsdp" and self.lora:
+            raise ValueError("lora with parallel fsdp, which parts whole weights only; set ddp")
         if self.parallel == "fsdp" and self.keeps_base:
             raise ValueError(f"{self.keeps_base} wants a whole base, which fsdp has not; set ddp")
         return self
@@ -203,6 +246,21 @@ class Preset(GPTConfig, TrainConfig):
 
     name: str = "custom"
     """What people call this preset."""
+
+    @model_validator(mode="after")
+    def _module_can(self) -> Self:
+        if self.base == "transformers":
+            only = {
+                "parallel": "none", "compile": False, "weight_dtype": "float32", "dropout": 0.0,
+                "lora": None,
+            }  # fmt: skip
+            for key, value in only.items():
+                if getattr(self, key) != value:
+                    raise ValueError(
+                        f"base transformers with {key} {getattr(self, key)}; expected {value},"
+                        " since its module is trained as it is"
+                    )
+        return self
 
     def architecture(self) -> Architecture:
         """Return the part that decides which weights exist."""

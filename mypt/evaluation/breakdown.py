@@ -62,12 +62,8 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
     """
     _check_same(before, after)
     rows, row = np.unique(before.places["row"], return_inverse=True)
-    count = np.bincount(row)
-    change = np.bincount(row, after.loss.astype(np.float64) - before.loss)
-    random = np.random.default_rng(_SEED)
-    drawn = [random.integers(0, len(rows), len(rows)) for _ in range(_DRAWS)]
-    means = [float(change[some].sum() / count[some].sum()) for some in drawn]
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    change = np.bincount(row, after.loss.astype(np.float64) - before.loss).astype(np.float64)
+    low, high = paired_interval(change[None], np.bincount(row))
     return Difference(
         before=before.mean,
         after=after.mean,
@@ -77,6 +73,28 @@ def difference(before: TokenScores, after: TokenScores) -> Difference:
         tokens=len(before.loss),
         rows=len(rows),
     )
+
+
+def paired_interval(
+    change: NDArray[np.float64], weight: NDArray[np.float64 | np.int64]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a mean change, from 1,000 paired draws.
+
+    Drawn are rows, and seeds where there are several: the same ones for both sides of a change.
+
+    Args:
+        change: (S, N) of S seeds and N rows, each times the row's weight.
+        weight: (N,) of the rows, such as their tokens.
+    """
+    random = np.random.default_rng(_SEED)
+    n_seeds, n_rows = change.shape
+    means = []
+    for _ in range(_DRAWS):
+        some = random.integers(0, n_rows, n_rows)
+        seeds = random.integers(0, n_seeds, n_seeds) if n_seeds > 1 else slice(None)
+        means.append(float(change[seeds].mean(axis=0)[some].sum() / weight[some].sum()))
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return low, high
 
 
 def compare_pairs(before: TokenScores, after: TokenScores) -> PairScores:
@@ -94,11 +112,7 @@ def compare_pairs(before: TokenScores, after: TokenScores) -> PairScores:
     margins = gains[:, 0] - gains[:, 1]
     hits = int((margins > 0).sum())
     low, high = interval(hits, len(margins))
-    random = np.random.default_rng(_SEED)
-    means = [
-        float(margins[random.integers(0, len(margins), len(margins))].mean()) for _ in range(_DRAWS)
-    ]
-    margin_low, margin_high = np.quantile(means, (0.025, 0.975)).tolist()
+    margin_low, margin_high = paired_interval(margins[None], np.ones(len(margins)))
     return PairScores(
         pairs=len(margins),
         accuracy=hits / len(margins),

@@ -31,6 +31,8 @@ class ExerciseScores(Frozen):
     """Share of exactly right answers by task, and "overall": the mean over the counted tasks."""
     between: dict[str, tuple[float, float]]
     """Wilson's 95 % interval of each task's share."""
+    hits: dict[str, str]
+    """By task, 1 for each question that was answered exactly and 0 for each other, in order."""
     answers: tuple[AskedQuestion, ...]
     """Those to questions of a file, in its order."""
     stop_recall: float
@@ -121,17 +123,23 @@ def score(
                 )
             )
     by_task = {task: _share(found) for task, found in right.items()}
-    counted = [found for name, found in by_task.items() if name not in TASKS or TASKS[name].counted]
-    overall = sum(counted) / len(counted) if counted else 0.0
+    shares = [found for task, found in by_task.items() if counts(task)]
+    overall = sum(shares) / len(shares) if shares else 0.0
     return ExerciseScores(
         exact_match=by_task | {"overall": overall},
         between={task: interval(sum(found), len(found)) for task, found in right.items()},
+        hits={task: "".join(str(int(hit)) for hit in found) for task, found in right.items()},
         answers=tuple(shown),
         stop_recall=_share(ended),
         asked=len(ended),
         leak_rate=_share([_leaks(answer, tokenizer) for answer in answers]),
         repetition=_repetition(answers),
     )
+
+
+def counts(task: str) -> bool:
+    """Return whether a task is part of the mean over all."""
+    return task not in TASKS or TASKS[task].counted
 
 
 def interval(hits: int, n: int) -> tuple[float, float]:

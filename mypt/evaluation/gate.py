@@ -68,9 +68,6 @@ def judge(
 ) -> Verdict:
     """Measure a model and the champion of its kind alike, write down who is better, and promote.
 
-    The verdict is written to ``models/verdicts/``, whatever it is; the champions' references to
-    ``models/champion.json``.
-
     Args:
         model: As for :func:`mypt.evaluation.measuring.evaluate_model`.
         dataset: Whose validation split both are scored on; None: the candidate's own.
@@ -80,6 +77,26 @@ def judge(
         MyptError: As :func:`mypt.evaluation.measuring.evaluate_model`.
         CheckpointError: If the champion is not there any more.
     """
+    found = weigh(model, dataset, config)
+    settle(found)
+    return found
+
+
+def weigh(
+    model: CheckpointRef | str | Path,
+    dataset: DatasetRef | str | Path | None = None,
+    config: EvaluateConfig = EvaluateConfig(),
+) -> Verdict:
+    """Return what the rule says of a model; nothing is written and nobody promoted.
+
+    Args:
+        model: As for :func:`judge`.
+        dataset: Likewise.
+        config: Likewise.
+
+    Raises:
+        MyptError: As :func:`judge`.
+    """
     if not config.exercises:
         config = config.model_copy(update={"exercises": QUESTIONS})
     candidate = evaluate_model(model, dataset, config, form="chat")
@@ -88,8 +105,17 @@ def judge(
         where = dataset or training_data(Path(candidate.checkpoint.path))
         before = evaluate_model(reference, where, config, form="chat")
     stranger = None if before else _stranger(candidate.checkpoint)
-    found = decide(candidate, before, stranger, config.gate_first)
+    return decide(candidate, before, stranger, config.gate_first)
+
+
+def settle(found: Verdict) -> None:
+    """Write a verdict down, and promote the model if it says so.
+
+    The verdict is written to ``models/verdicts/``, whatever it is; the champions' references to
+    ``models/champion.json``.
+    """
     # What was promoted is written last: a verdict without its champion is said again.
+    candidate, before = found.candidate, found.champion
     step, digest = candidate.checkpoint.step, candidate.checkpoint.digest[:12]
     against = before.checkpoint.digest[:12] if before else "none"
     name = f"{candidate.model}-{step}-{digest}-against-{against}.json"
@@ -97,7 +123,6 @@ def judge(
     files.write_sealed(models_dir() / VERDICTS / name, found.model_dump(mode="json"))
     if found.promoted:
         _promote(candidate.checkpoint)
-    return found
 
 
 def champion(rival: CheckpointRef) -> CheckpointRef | None:

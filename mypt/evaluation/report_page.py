@@ -11,6 +11,7 @@ from mypt.data.manifest import MaskStats, read_manifest
 from mypt.evaluation.exact_match import QUESTIONS
 from mypt.evaluation.scores import EvaluationReport, ModelScores, PairScores, harness_metrics
 from mypt.pages.render import COLOURS, plot, render
+from mypt.references import CheckpointRef
 from mypt.text import shorten, visible
 from mypt.training.checkpoints.state import read_history
 
@@ -37,7 +38,7 @@ def plots(report: EvaluationReport) -> dict[str, str]:
     """
     models = {"base": report.base, "fine-tuned": report.sft} if report.base else {}
     models = models or {"model": report.sft}
-    history = {name: _losses(scores) for name, scores in models.items()}
+    history = {name: loss_curve(scores.checkpoint) for name, scores in models.items()}
     sure = {name: _sureness(scores) for name, scores in models.items()}
     drawings: dict[str, str | Callable[[Figure], object]] = {
         "Loss while training": _no_curve(history, "at step {:g}: {:.4f} nats a supervised token")
@@ -64,25 +65,29 @@ def _no_curve(curves: dict[str, Points], said: str) -> str:
     return f"No curve, since there is one point at most: {'; '.join(found) or 'none'}."
 
 
-def _losses(scores: ModelScores) -> Points:
-    """Return steps and losses of a training, some hundred means of both."""
-    loss = np.array(read_history(Path(scores.checkpoint.path), scores.checkpoint.step).loss)
-    lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
-    known = [lot[np.isfinite(loss[lot])] for lot in lots]
-    return [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
-
-
 def _history(figure: "Figure", curves: dict[str, Points]) -> None:
     axes = figure.subplots()
     for name, points in curves.items():
         if points:
             axes.plot(*zip(*points, strict=True), label=name, color=_DRAWN_IN[name])
     axes.set(xlabel="optimizer step", ylabel="nats a supervised token", yscale="log")
-    _plain_ticks(axes)
+    plain_ticks(axes)
     _finish(figure, axes)
 
 
-def _plain_ticks(axes: "Axes") -> None:
+def loss_curve(checkpoint: CheckpointRef) -> Points:
+    """Return (step, mean loss) of a training's steps, as many to a point as are easily drawn.
+
+    Raises:
+        CheckpointError: If the checkpoint's history is damaged.
+    """
+    loss = np.array(read_history(Path(checkpoint.path), checkpoint.step).loss)
+    lots = np.array_split(np.arange(len(loss)), min(_POINTS, max(1, len(loss))))
+    known = [lot[np.isfinite(loss[lot])] for lot in lots]
+    return [(float(lot.mean()) + 1, float(loss[lot].mean())) for lot in known if len(lot)]
+
+
+def plain_ticks(axes: "Axes") -> None:
     """Write 0.5, 1, 2 and so on beside a logarithmic axis: losses seldom span a power of ten."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 

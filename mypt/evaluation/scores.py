@@ -112,6 +112,9 @@ class ModelScores(Frozen):
     """Share of exactly right answers by task, and "overall"; empty if nothing was asked."""
     between: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Wilson's 95 % interval of each task's share."""
+    hits: dict[str, str] = Field(default_factory=dict)
+    """By task, 1 for each question that was answered exactly and 0 for each other, in order; by
+    them two models are compared question by question."""
     answers: tuple[AskedQuestion, ...] = ()
     """To the questions of a file, in its order."""
     stop_recall: float | None = None

@@ -9,6 +9,9 @@ from torch import Tensor
 from mypt.config import GPTConfig
 from mypt.model.attention import Attend, share
 
+_FIRST = 256
+"""Slots that a cache begins with."""
+
 
 class Turned:
     """A matrix the other way round, made anew only where the matrix has changed."""
@@ -26,7 +29,10 @@ class Turned:
 
 
 class KVCache:
-    """A static store: slot p of a row holds the key and value of that row's position p.
+    """A store: slot p of a row holds the key and value of that row's position p.
+
+    Memory is taken as rows get longer, twice as much each time, and never for more than they may
+    be.
 
     Rows may be of different lengths. A query at position p sees the slots up to p and no
     other, so what lies behind a row's own end (padding of a ragged prompt) is never seen, and
@@ -51,7 +57,7 @@ class KVCache:
             raise ValueError(
                 f"a cache of {max_length} tokens does not fit block_size {config.longest}"
             )
-        shape = (batch_size, max_length, config.key_heads, config.head_width)
+        shape = (batch_size, min(max_length, _FIRST), config.key_heads, config.head_width)
         self.max_length, self._config = max_length, config
         self.head: Tensor | None = None
         """(C, V), the vocabulary projection as single rows read it; None takes the model's own."""
@@ -100,6 +106,8 @@ class KVCache:
     def visible(self, positions: Tensor) -> Tensor:
         """Return (B, 1, S, U) bool: which of the first U slots each new token may look at.
 
+        There is room for all of them then.
+
         Raises:
             ValueError: If a position lies outside the cache.
         """
@@ -108,6 +116,11 @@ class KVCache:
             raise ValueError(
                 f"positions {int(positions.min())}..{used - 1} do not fit a cache of"
                 f" {self.max_length} tokens"
+            )
+        if used > (room := self._keys[0].shape[1]):
+            room = min(self.max_length, max(used, 2 * room))
+            self._keys, self._values = (
+                [_longer(part, room) for part in parts] for parts in (self._keys, self._values)
             )
         slots = torch.arange(used, device=positions.device)
         return slots <= positions[:, None, :, None]
@@ -128,3 +141,8 @@ class KVCache:
             partial(self.attend, layer, positions=positions, visible=one)
             for layer, one in enumerate(seen)
         ]
+
+
+def _longer(part: Tensor, room: int) -> Tensor:
+    """Return what was kept (B, T, G, D) with room for more, which is 0."""
+    return F.pad(part, (0, 0, 0, 0, 0, room - part.shape[1]))

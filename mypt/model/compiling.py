@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mypt.errors import ConfigError
 from mypt.model.cache import KVCache
+from mypt.model.foreign import ForeignGPT
 from mypt.model.gpt import GPT
 
 T = TypeVar("T")
@@ -31,12 +32,25 @@ def compile_blocks(model: GPT, backend: str | Callable[..., Any] = "inductor") -
             setattr(block, part, _compiled(getattr(block, part), backend))
 
 
+def compile_training(model: GPT) -> tuple[str, ...]:
+    """Compile the blocks where this machine can; return a line where it cannot."""
+    if missing := missing_compiler(model.lm_head.weight.device):
+        return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
+    compile_blocks(model)
+    return ()
+
+
 def compile_reading(model: GPT, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile what a model does with each row's one new token, to the same within rounding.
 
     A few graphs serve every number of rows, of tokens before and of room: a single row has its
     own. Prompts of several tokens are read without.
+
+    Raises:
+        ConfigError: If the model is a module of transformers.
     """
+    if isinstance(model, ForeignGPT):
+        raise ConfigError("--compile: a model of base transformers is not compiled; leave it out")
     plain = model.read
     compiled = _compiled(plain, backend)
 

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from mypt.config import GPTConfig
 from mypt.model.attention import Attend, attend, attend_at, restart_positions, separate_blocks
 from mypt.model.cache import KVCache, Turned
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy
+from mypt.model.lora import TokenRows
 from mypt.model.loss import MaskedLoss, masked_cross_entropy, sums, supervised_positions, weights_at
 from mypt.model.objectives import NLL, Objective
 from mypt.model.preference import preference_loss
-from mypt.model.transformer import Transformer, Wanted
+from mypt.model.transformer import Head, Transformer, Wanted
 
 INIT_STD = 0.02  # Radford et al. 2019, section 2.3, as is the scaling of residual projections
 
@@ -30,7 +31,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Head(config)
         self._turned = Turned()
         if config.tie_weights:
             self.lm_head.weight = self.transformer.wte.weight
@@ -105,21 +106,27 @@ class GPT(nn.Module):
             ValueError: If shapes do not fit, or an objective of pairs has no segments.
         """
         index = supervised_positions(targets, loss_mask) if supervised is None else supervised
-        tied = self.lm_head.weight is self.transformer.wte.weight
-        shared = TiedGradient() if tied else None
+        shared = self._shared()
         read = idx, positions, segments, index if prune_last_block else None
         held = None
         if base is not None:
             with torch.no_grad():
                 held = base._states(index, *read), base.lm_head.weight
         states = self._states(index, *read, shared)
-        learned = states, self.lm_head.weight, targets.flatten()[index]
+        few = cast(TokenRows | None, self.lm_head.adapter)
+        learned = states, self.lm_head.weight, targets.flatten()[index], self.config.logit_softcap
         if objective.of_pairs:
-            return preference_loss(*learned, segments, index, objective, held, shared)
+            return preference_loss(*learned, segments, index, objective, held, shared, few)
         weights = weights_at(loss_mask, index)
         terms = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float))
         total = linear_cross_entropy(
-            *learned, shared=shared, weights=weights, objective=objective, base=held, terms=terms
+            *learned,
+            shared=shared,
+            weights=weights,
+            objective=objective,
+            base=held,
+            terms=terms,
+            few=few,
         )
         return sums(total, index, weights)._replace(terms=terms)
 
@@ -227,7 +234,7 @@ class GPT(nn.Module):
         cache = KVCache(
             self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype
         )
-        if batch_size == 1 and weight.device.type == "cpu":
+        if batch_size == 1 and weight.device.type == "cpu" and self.lm_head.adapter is None:
             cache.head = self._turned.of(weight.detach())
         return cache
 
@@ -239,9 +246,9 @@ class GPT(nn.Module):
         few if it comes first.
         """
         if cache.head is not None:
-            return states @ cache.head
-        if states.device.type == "cpu":
-            return (self.lm_head.weight @ states.T).T
+            return self.lm_head.bent(states @ cache.head)
+        if states.device.type == "cpu" and self.lm_head.adapter is None:
+            return self.lm_head.bent((self.lm_head.weight @ states.T).T)
         logits: Tensor = self.lm_head(states)
         return logits
 
@@ -251,9 +258,18 @@ class GPT(nn.Module):
             self._turned = Turned()
         return super().train(mode)
 
+    def checkpoint_blocks(self, wanted: bool) -> None:
+        """Let training keep one state a block and compute the others again, or all of them."""
+        self.transformer.checkpoint_blocks(wanted)
+
     def n_parameters(self) -> int:
         """Return the number of weights, the tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _shared(self) -> TiedGradient | None:
+        head = self.lm_head.weight
+        tied = head is self.transformer.wte.weight and head.requires_grad
+        return TiedGradient() if tied else None
 
     def _initialise(self) -> None:
         shrinks = math.sqrt(2 * self.config.n_layer)

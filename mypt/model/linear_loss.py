@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mypt.model.lora import TokenRows
 from mypt.model.objectives import NLL, Objective, Terms, anchor, hold, top_entropy, weigh
 
 CHUNK_BYTES: Final = 48 << 20
@@ -68,6 +69,7 @@ def linear_cross_entropy(
     rows: Tensor,
     weight: Tensor,
     targets: Tensor,
+    softcap: float | None = None,
     *,
     shared: TiedGradient | None = None,
     chunk_rows: int | None = None,
@@ -75,6 +77,7 @@ def linear_cross_entropy(
     objective: Objective = NLL,
     base: tuple[Tensor, Tensor] | None = None,
     terms: Tensor | None = None,
+    few: TokenRows | None = None,
 ) -> Tensor:
     """Return the sum of ``F.cross_entropy(rows @ weight.T, targets)`` without all the logits.
 
@@ -87,6 +90,7 @@ def linear_cross_entropy(
         rows: (N, C), any float dtype; N may be 0.
         weight: (V, C), the rows of the output embedding.
         targets: (N,) int64.
+        softcap: What logits are bent by tanh to stay within, the base's too; None leaves them.
         shared: Where the weight's gradient is left for the embedding that it is tied to; None
             hands it to autograd.
         chunk_rows: Rows whose logits are made at a time; None takes what CHUNK_BYTES holds.
@@ -94,6 +98,7 @@ def linear_cross_entropy(
         objective: What stands in for the cross-entropy (:mod:`mypt.model.objectives`).
         base: (N, C) states and (V, C) head of the base model, for its ``kl_base``; C may differ.
         terms: (N,) to be filled with what each row adds.
+        few: What is added to a few rows of ``weight``.
 
     Returns:
         The sum in nats, shape (): float32, or float64 for float64 input.
@@ -101,29 +106,45 @@ def linear_cross_entropy(
     kind, dtype = rows.device.type, _dtype_of(rows, weight)
     chunk_rows = chunk_rows or _chunk_of(rows, weight, dtype)
     to = None if base is None or not objective.kl_base else (base[0].to(dtype), base[1].to(dtype))
-    how = _How(objective, weights, to, terms)
+    how = _How(objective, weights, to, terms, softcap, few)
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                rows, weight, targets, shared, chunk_rows, dtype, how
+                rows,
+                weight,
+                targets,
+                shared,
+                chunk_rows,
+                dtype,
+                how,
+                None if few is None else few.delta,
             )
             return total
         return _pass_over(rows, weight, targets, chunk_rows, dtype, how).sum()
 
 
 @torch.no_grad()
-def token_nats(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_nats(
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    few: TokenRows | None = None,
+) -> Tensor:
     """Return (N,) what each row adds to :func:`linear_cross_entropy`, without gradients.
 
     Args:
         rows: As there.
         weight: As there.
         targets: As there.
+        softcap: As there.
+        few: As there.
     """
     dtype = _dtype_of(rows, weight)
     with torch.autocast(rows.device.type, enabled=False):
         chunk_rows = _chunk_of(rows, weight, dtype)
-        return _pass_over(rows, weight, targets, chunk_rows, dtype, _PLAIN)[:, 0]
+        how = _PLAIN._replace(softcap=softcap, few=few)
+        return _pass_over(rows, weight, targets, chunk_rows, dtype, how)[:, 0]
 
 
 def _dtype_of(rows: Tensor, weight: Tensor) -> torch.dtype:
@@ -148,13 +169,15 @@ class _How(NamedTuple):
     base: tuple[Tensor, Tensor] | None
     terms: Tensor | None
     """Where it is left."""
+    softcap: float | None
+    few: TokenRows | None
 
     @property
     def plain(self) -> bool:
         return self.objective == NLL and self.weights is None
 
 
-_PLAIN: Final = _How(NLL, None, None, None)
+_PLAIN: Final = _How(NLL, None, None, None, None, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -168,15 +191,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_rows: int,
         dtype: torch.dtype,
         how: _How,
+        delta: Tensor | None,
     ) -> Tensor:
         d_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         d_weight = None
         if ctx.needs_input_grad[1]:
             new = torch.empty_like if len(rows) else torch.zeros_like
             d_weight = new(weight, dtype=_precise(weight.dtype))
-        total = _pass_over(rows, weight, targets, chunk_rows, dtype, how, d_rows, d_weight)
+        d_delta = None if delta is None else torch.zeros_like(delta)
+        total = _pass_over(rows, weight, targets, chunk_rows, dtype, how, d_rows, d_weight, d_delta)
         ctx.shared = shared
-        ctx.gradients = d_rows, d_weight  # of a weight in bfloat16 still in float32
+        ctx.gradients = d_rows, d_weight, d_delta  # of a weight in bfloat16 still in float32
         return total.sum()
 
     @staticmethod
@@ -187,10 +212,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "a second backward pass through one linear_cross_entropy; compute the loss again"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        d_rows, d_weight = (None if part is None else part.mul_(scale) for part in gradients)
+        d_rows, d_weight, d_delta = (
+            None if part is None else part.mul_(scale) for part in gradients
+        )
         if ctx.shared is not None:
             ctx.shared.of_head, d_weight = d_weight, None
-        return d_rows, d_weight, None, None, None, None, None
+        return d_rows, d_weight, None, None, None, None, None, d_delta
 
 
 def _pass_over(
@@ -202,19 +229,33 @@ def _pass_over(
     how: _How,
     d_rows: Tensor | None = None,
     d_weight: Tensor | None = None,
+    d_delta: Tensor | None = None,
 ) -> Tensor:
     """Return (N, 1) losses; fill the gradients of their sum where there is a place for them."""
     low_rows, low_weight = rows.to(dtype), weight.to(dtype)
+    more = how.few
+    low_delta = low_weight[:0] if more is None else more.delta.detach().to(dtype)
     space = torch.empty((min(chunk_rows, len(rows)), len(weight)), dtype=dtype, device=rows.device)
     losses = torch.empty(len(rows), 1, dtype=_precise(dtype), device=rows.device)
     for start in range(0, len(rows), chunk_rows):
         part = slice(start, start + chunk_rows)
         logits, here = space[: len(low_rows[part])], targets[part]
         torch.mm(low_rows[part], low_weight.T, out=logits)
+        if more is not None:
+            logits.index_add_(1, more.get_buffer("ids"), low_rows[part] @ low_delta.T)
+        steep = None if how.softcap is None else bend(logits, how.softcap)
         losses[part], divisors, slopes = _terms(how, part, logits, here)[:3]
+        if steep is not None:
+            logits *= steep
+            slopes = slopes * steep.gather(1, here[:, None])
         if d_rows is not None:
-            product = (logits @ low_weight).to(divisors.dtype)
-            d_rows[part] = product / divisors + slopes * weight[here]
+            product, own = (logits @ low_weight).to(divisors.dtype), weight[here]
+            if more is not None:
+                product += logits[:, more.get_buffer("ids")] @ low_delta
+                own = own + more.at(here)
+            d_rows[part] = product / divisors + slopes * own
+        if d_delta is not None and more is not None:
+            _add_few(d_delta, more, logits, here, rows[part] / divisors, slopes * rows[part])
         if d_weight is not None:
             _add_product(d_weight, logits, (rows[part] / divisors).to(dtype), first=start == 0)
             d_weight.index_add_(0, here, (slopes * rows[part]).to(d_weight.dtype))
@@ -231,7 +272,10 @@ def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
     to = None
     if how.base is not None:
         states, head = how.base
-        to = anchor(logits.to(precise), (states[part] @ head.T).to(precise))
+        others = states[part] @ head.T
+        if how.softcap is not None:
+            bend(others, how.softcap)
+        to = anchor(logits.to(precise), others.to(precise))
     plain = _exponentiate(logits, targets, entropy=how.objective.name == "eaft")
     weights = None if how.weights is None else how.weights[part, None].to(precise)
     found = weigh(how.objective, plain, weights)
@@ -239,6 +283,14 @@ def _terms(how: _How, part: slice, logits: Tensor, targets: Tensor) -> Terms:
         return found
     beta = torch.ones_like(found.nats) if weights is None else weights
     return hold(how.objective.kl_base * beta, to, logits, targets[:, None], plain, found)
+
+
+def bend(logits: Tensor, softcap: float) -> Tensor:
+    """Overwrite logits by ``softcap * tanh(logits / softcap)``; return the slope at each."""
+    logits.div_(softcap).tanh_()
+    steep = 1 - logits.square()
+    logits.mul_(softcap)
+    return steep
 
 
 def _exponentiate(logits: Tensor, targets: Tensor, entropy: bool = False) -> Terms:
@@ -277,6 +329,16 @@ def _add_product(total: Tensor, slopes: Tensor, rows: Tensor, *, first: bool) ->
         part = slice(start, start + _VOCABULARY_ROWS)
         product = slopes[:, part].T @ rows
         total[part] = product if first else total[part].add_(product)
+
+
+def _add_few(
+    total: Tensor, few: TokenRows, slopes: Tensor, targets: Tensor, rows: Tensor, at_target: Tensor
+) -> None:
+    """Add to ``total`` (K, C) what its tokens' logits tell, as targets and as others."""
+    total += (slopes[:, few.get_buffer("ids")].T @ rows.to(slopes.dtype)).to(total.dtype)
+    place = few.get_buffer("place")[targets]
+    ours = place < len(total)
+    total.index_add_(0, place[ours], at_target[ours].to(total.dtype))
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The shapes of a model's parameters, whatever sizes it claims: no memory is taken."""
+"""A model by its config, and the shapes of its parameters, for which no memory is taken."""
 
 from typing import Any, Final
 
@@ -6,8 +6,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mypt.config import GPTConfig
+from mypt.config import GPTConfig, Lora
+from mypt.model.foreign import ForeignGPT
 from mypt.model.gpt import GPT
+from mypt.model.lora import adapt
 
 _BLOCKS: Final = "transformer.h."
 
@@ -24,11 +26,29 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **said)
 
 
-def shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed."""
+def make_model(config: GPTConfig) -> GPT:
+    """Return a model with random weights: ours, or that of `transformers` if the config says so.
+
+    Raises:
+        ConfigError: If `transformers` is not installed, or has no such model.
+    """
+    return ForeignGPT(config) if config.base == "transformers" else GPT(config)
+
+
+def shapes(config: GPTConfig, lora: Lora | None = None) -> dict[str, torch.Size]:
+    """Return the shape of each parameter by its name; no memory is taken, whatever is claimed.
+
+    Args:
+        config: The model's.
+        lora: Of whose adapter instead.
+    """
     with torch.device("meta"), _Unfilled():
-        first = GPT(config.model_copy(update={"n_layer": 1}))
-    found = {name: weight.shape for name, weight in first.named_parameters()}
+        first = make_model(config.model_copy(update={"n_layer": 1}))
+        if lora is not None:
+            adapt(first, config, lora)
+    if isinstance(first, ForeignGPT):  # whose config is the base's own
+        return {name: weight.shape for name, weight in first.named_parameters()}
+    found = {name: w.shape for name, w in first.named_parameters() if w.requires_grad}
     block = {name: shape for name, shape in found.items() if name.startswith(f"{_BLOCKS}0.")}
     return found | {
         name.replace(f"{_BLOCKS}0.", f"{_BLOCKS}{number}.", 1): shape

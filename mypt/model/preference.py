@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mypt.model.linear_loss import TiedGradient, linear_cross_entropy, token_nats
+from mypt.model.lora import TokenRows
 from mypt.model.loss import MaskedLoss
 from mypt.model.objectives import Objective
 
@@ -97,13 +98,17 @@ def preference_loss(
     rows: Tensor,
     weight: Tensor,
     targets: Tensor,
+    softcap: float | None,
     segments: Tensor | None,
     index: Tensor,
     objective: Objective,
     reference: tuple[Tensor, Tensor] | None = None,
     shared: TiedGradient | None = None,
+    few: TokenRows | None = None,
 ) -> MaskedLoss:
-    """Return the summed loss of a batch's pairs, how many they are, and (N,) plain nats as terms.
+    """Return the summed loss of a batch's pairs, and how many they are; no logits are kept.
+
+    Its ``terms`` are plain nats of the supervised tokens, which do not add up to it.
 
     What a token's loss is to be multiplied by follows from the whole of its side. So the head is
     passed twice: without gradients for the sums, then with each token weighed by the slope of the
@@ -113,11 +118,13 @@ def preference_loss(
         rows: (N, C) states at the supervised positions.
         weight: (V, C), the rows of the output embedding.
         targets: (N,) int64.
+        softcap: As for :func:`~mypt.model.linear_loss.linear_cross_entropy`, the reference's too.
         segments: (B, T); a row's pieces stand in twos, as packed pairs do.
         index: (N,) places of the targets in the flattened (B, T).
         objective: One of this page.
         reference: States and head of the reference, where the objective has one.
         shared: As for :func:`~mypt.model.linear_loss.linear_cross_entropy`.
+        few: Likewise.
 
     Raises:
         ValueError: If there are no segments.
@@ -127,17 +134,19 @@ def preference_loss(
     learns, sides = torch.is_grad_enabled(), number_sides(segments, index)
     held = None
     if reference is not None:
-        held = sum_sides(token_nats(*reference, targets), sides, segments).log_p
-    nats = token_nats(rows, weight, targets).requires_grad_(learns)
+        held = sum_sides(token_nats(*reference, targets, softcap), sides, segments).log_p
+    nats = token_nats(rows, weight, targets, softcap, few).requires_grad_(learns)
     model = sum_sides(nats, sides, segments)
     total = pair_losses(model, held, objective).sum()
     n_pairs = (model.n_tokens > 0).all(1).sum()
-    terms = nats.detach()
     if not learns:
-        return MaskedLoss(total, n_pairs, terms)
+        return MaskedLoss(total, n_pairs, nats)
     (slopes,) = torch.autograd.grad(total, nats)
-    surrogate = linear_cross_entropy(rows, weight, targets, shared=shared, weights=slopes)
-    return MaskedLoss(total.detach() + (surrogate - surrogate.detach()), n_pairs, terms)
+    surrogate = linear_cross_entropy(
+        rows, weight, targets, softcap, shared=shared, weights=slopes, few=few
+    )
+    same = surrogate - surrogate.detach()
+    return MaskedLoss(total.detach() + same, n_pairs, nats.detach())
 
 
 def _sides_a_row(segments: Tensor) -> int:

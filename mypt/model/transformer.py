@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mypt.config import GPTConfig, RopeScaling
 from mypt.model.attention import Attend
 from mypt.model.linear_loss import TiedGradient, embed
+from mypt.model.lora import Embedding, Linear
 
 BASE = 10_000.0  # Su et al. 2021, section 3.2.2
 RMS_EPS = 1e-6  # as in Llama's descendants
@@ -33,8 +34,8 @@ class MLP(nn.Module):
         self.kind = config.mlp_type
         width = config.inner_width
         first = 2 * width if config.gated else width
-        self.c_fc = nn.Linear(config.n_embd, first, bias=config.bias)
-        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, first, bias=config.bias)
+        self.c_proj = Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,8 +119,8 @@ class SelfAttention(nn.Module):
         self.head_width = config.head_width
         self.queries, keys = (n * config.head_width for n in (config.n_head, config.key_heads))
         asked = self.queries + 2 * keys
-        self.c_attn = nn.Linear(config.n_embd, asked, bias=config.bias or config.qkv_bias)
-        self.c_proj = nn.Linear(self.queries, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, asked, bias=config.bias or config.qkv_bias)
+        self.c_proj = Linear(self.queries, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.qk_norm, self.norm_whole = config.qk_norm, config.qk_norm_over == "all"
         if config.qk_norm:
@@ -137,10 +138,8 @@ class SelfAttention(nn.Module):
 
     def ask_at(self, places: Tensor, x: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what :meth:`ask` returns, queries at ``places`` alone."""
-        width, weight, bias = self.queries, self.c_attn.weight, self.c_attn.bias
-        query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-        queries = F.linear(x.flatten(0, 1)[places], weight[:width], query_bias)
-        others = F.linear(x, weight[width:], other_bias)
+        queries = self.c_attn.some(x.flatten(0, 1)[places], slice(self.queries))
+        others = self.c_attn.some(x, slice(self.queries, None))
         theirs = None if by is None else by.flatten(0, 1)[places]
         return self._query(queries, theirs), *self._others(others, by)
 
@@ -233,12 +232,32 @@ class Block(nn.Module):
         return added if self.scale == 1.0 else added * self.scale
 
 
+class Head(Linear):
+    """The vocabulary projection."""
+
+    def __init__(self, config: GPTConfig, weight: nn.Parameter | None = None) -> None:
+        """Make it, or take the weight (V, C) of another."""
+        device = None if weight is None else "meta"
+        super().__init__(config.n_embd, config.vocab_size, bias=False, device=device)
+        self.weight = self.weight if weight is None else weight
+        self.softcap = config.logit_softcap
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return logits (..., V) of states (..., C)."""
+        return self.bent(super().forward(states))
+
+    def bent(self, logits: Tensor) -> Tensor:
+        """Return the product's logits as the config bends them."""
+        cap = self.softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 class Transformer(nn.Module):
     """Everything but the vocabulary projection, under GPT-2's own parameter names."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
         self.rotary = config.pos_encoding == "rope"
         self.tables = [self._table(config, block) for block in range(config.n_layer)]
         if self.rotary:

@@ -17,7 +17,7 @@ from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import TOKENIZER_STATE, read_manifest
 from mypt.errors import ConfigError
-from mypt.model.compiling import compile_blocks, missing_compiler
+from mypt.model.compiling import compile_training
 from mypt.model.gpt import GPT
 from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, fit_world, forecast
@@ -70,8 +70,18 @@ def plan(
             f"--dataset_dir {dataset_dir} with the config of a pipeline, whose stages prepare their"
             " own; leave it out, or name a preset such as configs/tiny_sft.json"
         )
+    if any(preset.lora for preset in presets):
+        raise ConfigError(
+            "lora: a plan reckons what learning all weights takes, which is more; leave it out for"
+            " that bound"
+        )
     found = []
     for preset in presets:
+        if preset.base == "transformers":
+            raise ConfigError(
+                "base transformers: the module's sizes are the base's own, which no forecast knows;"
+                " leave base out to plan for a model of ours, or train some steps and look"
+            )
         here = machine._replace(processes=count or preset.processes)
         shared, data = fit_world(preset, here.processes), None
         if dataset_dir is not None:
@@ -152,9 +162,9 @@ def _time_steps(
 ) -> tuple[list[float], list[float]]:
     seed_everything(preset.seed)
     model = narrow(GPT(preset.gpt()).to(compute.device), preset.weight_dtype).train()
-    if preset.compile and not missing_compiler(compute.device):
-        compile_blocks(model)
-    model.transformer.checkpoint_blocks(preset.activation_checkpointing)
+    if preset.compile:
+        compile_training(model)
+    model.checkpoint_blocks(preset.activation_checkpointing)
     optimizer = make_optimizer(model, preset)
     shape = (preset.batch_size, preset.block_size)
     ids = torch.randint(preset.vocab_size, shape).to(compute.device)

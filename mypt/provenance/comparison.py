@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mypt.config import Preset
 from mypt.errors import DataError
 from mypt.inspection.diff import DatasetDiff
 from mypt.inspection.diff import diff as diff_datasets
@@ -63,7 +64,8 @@ def compare_checkpoints(a: Path, b: Path) -> Comparison:
 def _settings(lineage: Lineage) -> dict[str, str]:
     """Return everything that decided the weights, as text."""
     data, parent, code = lineage.dataset, lineage.parent, lineage.code
-    values: dict[str, Any] = lineage.config.model_dump(exclude={"name"})
+    values: dict[str, Any] = {k: getattr(lineage.config, k) for k in Preset.model_fields}
+    del values["name"]  # and nothing else, though a dump may leave out what is at its default
     values |= {
         "dataset": data.digest[:12],
         "policy": lineage.policy,

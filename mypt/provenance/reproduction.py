@@ -231,7 +231,8 @@ class _Again:
         if not details:
             dataset = self._datasets[self._lineages[number + 1].dataset.digest]
             assert base is not None, "no file is missing"
-            made, _ = import_base(base_name(base), open_dataset(dataset, verify=False))
+            opened = open_dataset(dataset, verify=False)
+            made, _ = import_base(base_name(base), opened, lineage.config.base)
             found = read_lineage(made).weights
         stage = Stage(
             name=f"base {Path(record.path).name}",

@@ -6,12 +6,13 @@ from mypt import files, home
 from mypt.config import Preset
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
+from mypt.data.template import Template
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.base_files import TOKENIZER, base_path
 from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
-from mypt.inference.huggingface.imports import read_base, with_new_tokens
+from mypt.inference.huggingface.imports import read_base, read_foreign, with_new_tokens
 from mypt.references import BaseRecord
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point
@@ -24,18 +25,20 @@ GGUF_FORMAT = "gguf"
 """What a lineage calls the format of a base that is one file."""
 
 
-def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
+def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path, tuple[str, ...]]:
     """Return the step folder of a model read from its files, made where it is not there yet.
 
     Args:
         name: ``hf:`` and a folder, or a name in huggingface's cache; or ``gguf:`` and a file.
         dataset: What will be trained on; its tokenizer is the model's with a template's tokens.
+        whose: Whose arithmetic it becomes: mypt's, by its family, or that of transformers' module.
 
     Returns:
         The step folder, and a line about the tokens that are new to the model.
 
     Raises:
-        ConfigError: If the dataset was made with another tokenizer.
+        ConfigError: If the dataset was made with another tokenizer, or transformers has no such
+            model or is not installed.
         CheckpointError: If its files cannot be read.
         DataError: If its tokenizer cannot be read here.
     """
@@ -46,12 +49,14 @@ def import_base(name: str, dataset: Dataset) -> tuple[Path, tuple[str, ...]]:
             f"{name} reads tokenizer {known.name}, dataset {dataset.path} was made with"
             f" {tokenizer.name}; prepare the dataset again with --tokenization {name}"
         )
-    read = with_new_tokens(read_base(base), known, tokenizer)
+    found = read_base(base) if whose == "mypt" else read_foreign(base)
+    read = with_new_tokens(found, known, tokenizer)
     sources = tuple(
         SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
         for p in (*read.files, *([] if base.is_file() else [base / TOKENIZER]))
     )
-    digest = files.digest_json([tokenizer.digest, *(source.sha256 for source in sources)])
+    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
+    digest = files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
     model_name = f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
     config = Preset(
         **dict(read.architecture), name=name, use_loss_mask=False, length_policy="split"
@@ -128,6 +133,25 @@ def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[st
     never = ", ".join(t for t in new if not seen[t])
     line = f"new tokens begin at the mean of the others: {counts or 'none is ever read'}"
     return (line, *([f"new tokens that training never reads: {never}"] if never else ()))
+
+
+def with_tokens(preset: Preset, base: Lineage, dataset: Dataset) -> Preset:
+    """Return a preset whose adapter says which rows of tokens are learned too.
+
+    They are those of our chat template, where no training before has read chats; a base's own
+    template has tokens that it knows.
+    """
+    if preset.lora is None or preset.lora.tokens is not None:
+        return preset
+    tokenizer, before = dataset.tokenizer, [base]
+    while (parent := before[-1].parent) is not None and parent.lineage is not None:
+        before.append(parent.lineage)
+    new = dataset.manifest.kind == "chat" and all(one.dataset.kind != "chat" for one in before)
+    ids: tuple[int, ...] = ()
+    if new and isinstance(tokenizer.template, Template):
+        ids = tuple(tokenizer.special_tokens[token] for token in tokenizer.template.special_tokens)
+    lora = preset.lora.model_copy(update={"tokens": tuple(sorted(ids))})
+    return preset.model_copy(update={"lora": lora})
 
 
 def base_of(lineage: Lineage) -> BaseRecord | None:

@@ -9,6 +9,7 @@ from filelock import Timeout
 from pydantic import ValidationError
 
 from mypt import files, home
+from mypt.config import Preset
 from mypt.errors import CheckpointError, ConfigError
 from mypt.parsing import Frozen
 from mypt.training.checkpoints import folder as step_folders
@@ -17,7 +18,7 @@ from mypt.training.checkpoints.folder import RUN, steps
 from mypt.training.checkpoints.sharded import consolidate, newest_parts
 from mypt.training.checkpoints.state import read_state
 from mypt.training.distributed import Ranks
-from mypt.training.lineage import Lineage, RunContext
+from mypt.training.lineage import Lineage, RunContext, read_lineage
 from mypt.training.plan import RunPlan
 
 _LOCK = ".lock"
@@ -57,7 +58,7 @@ def beginning(plan: RunPlan, context: RunContext, ranks: Ranks) -> Iterator[Begi
 
         folder, path, notes = ranks.first(look)
         if not kept:  # rank 0 has verified it
-            kept.append(None if path is None else load_checkpoint(path, verify=False))
+            kept.append(None if path is None else load_checkpoint(path, verify=False, merge=False))
         yield Beginning(folder, kept[0], notes)
 
 
@@ -168,6 +169,24 @@ def _lengthened(old: RunPlan, new: RunPlan) -> RunPlan:
     return old.model_copy(update={"preset": longer})
 
 
+def as_begun(preset: Preset, model_name: str) -> Preset:
+    """Return the preset of a run that is to be extended, its warm-up as long as it was.
+
+    A share of the steps was one of the length that the run began with, or was extended to; another
+    share stays as it is, and is refused as another config.
+    """
+    folder = home.models_dir() / model_name
+    found = read_run(folder)
+    if preset.warmup is None or found is None or not steps(folder):
+        return preset
+    made = found.plan.preset
+    earlier = read_lineage(home.find_checkpoint(folder)).extended
+    lengths = {made.max_iters, *(one.max_iters for one in earlier)}
+    if made.warmup_iters not in {round(preset.warmup * length) for length in lengths}:
+        return preset
+    return preset.model_copy(update={"warmup": None, "warmup_iters": made.warmup_iters})
+
+
 def extend(plan: RunPlan) -> None:
     """Let a name mean the same run with more steps; its next training goes on for so long.
 
@@ -228,7 +247,7 @@ def last_checkpoint(folder: Path, plan: RunPlan) -> tuple[Checkpoint | None, tup
     path, notes = step_folders.newest_whole(folder, check)
     if path is None:
         return None, notes
-    found = load_checkpoint(path, verify=False)  # verified a moment ago
+    found = load_checkpoint(path, verify=False, merge=False)  # verified a moment ago
     step_folders.point(folder, found.state.step, found.state.best_step)
     step_folders.prune(folder, plan.preset.keep_checkpoints, found.state.best_step)
     return found, notes

@@ -1,7 +1,7 @@
 """Device, arithmetic, threads and randomness of a run: resolved once, recorded, nothing global."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,11 +10,16 @@ import psutil
 import torch
 
 from mypt.config import GPTConfig, Preset, TrainConfig
+from mypt.data.packing.accounts import LengthAccount
 from mypt.errors import ConfigError, TrainingError
+from mypt.model.foreign import ForeignGPT
+from mypt.model.gpt import GPT
 from mypt.model.parameters import shapes
 from mypt.training.lineage import ComputeRecord
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TRIED = 256
+"""Tokens of the row in which packing is tried."""
 _WIDE = 128
 """Width from which a CPU step is quicker in bfloat16; below, casting costs what products save."""
 
@@ -95,6 +100,30 @@ def resolve(config: TrainConfig, model: GPTConfig) -> Compute:
     usual = 1 if config.reduction == "tree" else torch.get_num_threads()
     threads = config.threads or usual
     return Compute(device, dtype, threads, config.processes, config.parallel)
+
+
+def read_together(
+    model: GPT, config: Preset, compute: Compute, accounts: Sequence[LengthAccount]
+) -> tuple[str, ...]:
+    """Let a module of transformers read packed rows whole if that is proved; return a line on it.
+
+    Args:
+        model: On its device; one of ours keeps conversations apart by construction.
+        config: How it is trained.
+        compute: In which arithmetic.
+        accounts: What an epoch's rows hold.
+    """
+    if not isinstance(model, ForeignGPT) or config.batching != "packed":
+        return ()
+    with compute.autocast():
+        proved = model.prove_packing(min(config.block_size, _TRIED))
+    name, kept = type(model.module).__name__, sum(account.rows_kept for account in accounts)
+    if proved:
+        return (f"{name} reads a row's conversations together: none changed a bit of another",)
+    return (
+        f"{name} does not keep a row's conversations apart to the last bit: each of the {kept}"
+        " of an epoch is read by itself, one a call",
+    )
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from mypt.references import BaseRecord
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter.safetensors"
+"""In its place where a base's weights stayed as they are."""
 IMPORTED = "import"
 """Kind of what stands where a dataset would, in the lineage of a model that came from elsewhere."""
 VERSION = 1
@@ -196,8 +198,15 @@ class Lineage(Frozen):
 
     @property
     def weights(self) -> str:
-        """Digest of the weights' file."""
-        return next((file.digest for file in self.files if file.name == WEIGHTS), "")
+        """Digest of the weights' file; of an adapter, with its base's."""
+        own = next((f.digest for f in self.files if f.name == self.weights_file), "")
+        beside = self.parent.weights if self.config.lora and self.parent else ""
+        return files.digest_json([own, beside]) if beside else own
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file that holds what was learned."""
+        return ADAPTER if self.config.lora else WEIGHTS
 
 
 ParentRecord.model_rebuild()

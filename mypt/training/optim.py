@@ -35,7 +35,8 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
-    kind = torch.optim.AdamW if config.weight_dtype == "float32" else partial(Rounding, config.seed)
+    rounds = any(weight.dtype == torch.bfloat16 for weight in weights)
+    kind = partial(Rounding, config.seed) if rounds else torch.optim.AdamW
     return kind(
         groups,
         lr=learning_rate_at(0, config),

@@ -12,7 +12,7 @@ from mypt.data.policies import policy_in_force, policy_words
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError, MaskError
-from mypt.parsing import Frozen
+from mypt.parsing import Frozen, parse_config
 from mypt.references import DatasetRef
 from mypt.training.batches.order import check_pairs
 from mypt.training.lineage import (
@@ -63,10 +63,10 @@ class RunPlan(Frozen):
     def differences(self, other: "RunPlan") -> tuple[str, ...]:
         """Return ``key OLD -> NEW`` for each key in which ``other`` would be another run."""
         ours, theirs = self.identity(), other.identity()
-        return tuple(
-            f"{key} {_short(ours[key])} -> {_short(theirs[key])}"
-            for key in ours
-            if ours[key] != theirs[key]
+        return tuple(  # what is at its default may not be written
+            f"{key} {_short(ours.get(key))} -> {_short(theirs.get(key))}"
+            for key in ours | theirs
+            if ours.get(key) != theirs.get(key)
         )
 
     def differences_of(self, lineage: Lineage) -> tuple[str, ...]:
@@ -112,30 +112,38 @@ def plan_run(
     folder = Path(dataset_dir).absolute()
     manifest = read_manifest(folder, dataset_digest)
     if init_from is None:
-        if preset.keeps_base:
-            raise ConfigError(
-                f"{preset.keeps_base} holds a model to its base, and there is none; name one with"
-                " --init_from_model, or set kl_base 0 or reference none"
-            )
+        _check_no_base(preset)
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
-        step_folder, news = _base(init_from, folder)
+        step_folder, news = _base(init_from, folder, preset.base)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
         sized = preset.model_copy(update=dict(_fitted(base, preset, step_folder)))
+        if preset.lora:
+            from mypt.training.base_import import with_tokens  # loads torch
+
+            sized = with_tokens(sized, base, open_dataset(folder, verify=False))
         resolved, length = fit_to_data(sized, folder, manifest, masks_by_default)
         lines = _inherited(base, preset, resolved) + news
     return RunPlan(
         model_name=model_name,
-        preset=Preset.model_validate(resolved.model_dump()),
+        preset=parse_config(resolved.model_dump(), Preset, "the preset on its base"),
         dataset=DatasetRef(path=str(folder), digest=manifest.digest),
         kind=manifest.kind,
         parent=parent,
         policy=policy_in_force(resolved.use_loss_mask, manifest.mask),
         inherited=lines + length,
     )
+
+
+def _check_no_base(preset: Preset) -> None:
+    """Refuse what wants a base model, where there is none."""
+    said = f"{preset.keeps_base} holds a model to" * bool(preset.keeps_base)
+    said = said or "lora adapts" * bool(preset.lora)
+    if said := said or "base transformers is read from" * (preset.base == "transformers"):
+        raise ConfigError(f"{said} its base, and there is none; name one with --init_from_model")
 
 
 def fit_to_data(
@@ -165,18 +173,22 @@ def fit_to_data(
     return preset.with_steps(steps), (line,)
 
 
-def _base(init_from: str | Path, dataset: Path) -> tuple[Path, tuple[str, ...]]:
+def _base(init_from: str | Path, dataset: Path, whose: str) -> tuple[Path, tuple[str, ...]]:
     """Return the step folder to begin with; what comes from elsewhere is read into one first."""
     if not str(init_from).startswith(PREFIXES):
         return home.checkpoint_to_use(init_from), ()
     from mypt.training.base_import import import_base  # loads torch
 
-    return import_base(str(init_from), open_dataset(dataset, verify=False))
+    return import_base(str(init_from), open_dataset(dataset, verify=False), whose)
 
 
 def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
     """Return the base's architecture with rows as long as the preset has them."""
     held = base.config.architecture()
+    if preset.base != held.base and "base" in preset.model_fields_set:
+        raise ConfigError(
+            f"base {preset.base}: {base.model_name} in {folder} is {held.base}'s; leave base out"
+        )
     said = "block_size" in preset.model_fields_set or base.dataset.kind == IMPORTED
     scaled = preset if "rope_scaling" in preset.model_fields_set else held
     rows = (preset if said else held).block_size
@@ -214,7 +226,7 @@ def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool 
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
     """Say what the base model decides and which training values change against it."""
     kept = resolved.architecture().model_dump()
-    own = resolved.architecture().model_dump(exclude_defaults=True)
+    own = resolved.architecture().model_dump(exclude_defaults=True, exclude={"base_config"})
     sizes = ", ".join(f"{key} {value}" for key, value in own.items())
     lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]
     lines += [
@@ -222,12 +234,11 @@ def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ..
         for key, value in kept.items()
         if key in preset.model_fields_set and getattr(preset, key) != value
     ]
-    before = base.config.model_dump(exclude=_LABELS | kept.keys())
-    for key, old in before.items():
-        new = getattr(resolved, key)
+    for key in Preset.model_fields:
+        old, new = getattr(base.config, key), getattr(resolved, key)
         said = key in resolved.model_fields_set and getattr(preset, key) is not None
         origin = "preset" if said else "default"
-        if new != old:
+        if new != old and key not in _LABELS | kept.keys():
             lines.append(f"{key}: {_short(old)} -> {_short(new)} ({origin})")
     return tuple(lines)
 

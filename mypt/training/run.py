@@ -10,31 +10,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mypt.config import Preset
 from mypt.data.dataset import Dataset, open_dataset
 from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.shards import TokenRange, name_row
-from mypt.errors import CheckpointError
-from mypt.model.compiling import compile_blocks, missing_compiler
 from mypt.model.gpt import GPT
 from mypt.model.objectives import Objective
 from mypt.training.batches.groups import LossGroups
 from mypt.training.checkpoints.checkpoint import (
     Checkpoint,
     Snapshot,
-    load_checkpoint,
     load_optimizer,
-    load_weights,
     take_snapshot,
 )
+from mypt.training.checkpoints.outset import begin_model
 from mypt.training.checkpoints.sharded import folder_of, load_shards
 from mypt.training.checkpoints.state import History, TrainerState, read_history
 from mypt.training.circumstances import begin_lineage, begin_notes
-from mypt.training.compute import Compute, check_room, resolve, seed_everything
+from mypt.training.compute import Compute, read_together, resolve
 from mypt.training.distributed import ALONE, Ranks, copied, shard
 from mypt.training.lineage import Lineage, RunContext
 from mypt.training.loader import Batch, GPTDataLoader
-from mypt.training.optim import make_optimizer, narrow
+from mypt.training.optim import make_optimizer
 from mypt.training.plan import RunPlan
 
 _WATCH_SEED = 1 << 32  # no training seed: evaluation draws other rows than training
@@ -141,9 +137,7 @@ def open_run(
     watched = {"seed": config.seed + _WATCH_SEED, "grad_accumulation": 1}
     compute = replace(resolve(config, config.gpt()), processes=ranks.size)
     dataset = open_dataset(Path(plan.dataset.path), digest=plan.dataset.digest)
-    model = narrow(_build_model(plan, found).to(compute.device), config.weight_dtype)
-    notes += _compile(model, config, compute)
-    model.transformer.checkpoint_blocks(config.activation_checkpointing)
+    model, base, said = begin_model(plan, found, compute.device)
     if config.parallel == "fsdp":
         shard(model, compute, ranks.size)
     optimizer = make_optimizer(model, config)
@@ -158,6 +152,7 @@ def open_run(
     loader = GPTDataLoader.of(config, dataset)
     groups = LossGroups([source.name for source in dataset.manifest.sources])
     epoch = loader.epoch("train")
+    notes += read_together(model, config, compute, epoch.accounts)
     lineage = begin_lineage(
         plan.model_name, config, plan.parent, dataset, compute, epoch, context, found
     )
@@ -177,47 +172,7 @@ def open_run(
         groups=groups,
         learned=np.array(state.learned or groups.none()),
         saved_step=None if found is None else state.step,
-        notes=notes + begin_notes(config, compute, dataset, found),
+        notes=notes + said + begin_notes(config, compute, dataset, found),
         ranks=ranks,
-        base=_base_to_hold_to(plan, compute),
+        base=base,
     )
-
-
-def _build_model(plan: RunPlan, found: Checkpoint | None) -> GPT:
-    check_room(plan.preset.gpt())
-    seed_everything(plan.preset.seed)
-    model = GPT(plan.preset.gpt())
-    if found is not None:
-        load_weights(model, found.weights, found.path)
-    elif plan.parent is not None:
-        _load_base(plan, model)
-    return model
-
-
-def _base_to_hold_to(plan: RunPlan, compute: Compute) -> GPT | None:
-    if not plan.preset.keeps_base:
-        return None
-    return _load_base(plan, GPT(plan.preset.gpt())).to(compute.device).requires_grad_(False).eval()
-
-
-def _load_base(plan: RunPlan, model: GPT) -> GPT:
-    """Return ``model`` with the weights that the plan begins with."""
-    assert plan.parent is not None, "a plan has looked"
-    base = load_checkpoint(Path(plan.parent.path))
-    if base.lineage.weights != plan.parent.weights:
-        raise CheckpointError(
-            f"{base.path}: weights {base.lineage.weights[:12]} found,"
-            f" {plan.parent.weights[:12]} planned; plan the run again"
-        )
-    load_weights(model, base.weights, base.path)
-    return model
-
-
-def _compile(model: GPT, config: Preset, compute: Compute) -> tuple[str, ...]:
-    """Compile where it is asked for; return a line where this machine cannot."""
-    if not config.compile:
-        return ()
-    if missing := missing_compiler(compute.device):
-        return (f"compile: {missing} is not on this machine, so that nothing is compiled",)
-    compile_blocks(model)
-    return ()

@@ -23,6 +23,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from mypt.data.manifest import Density, MaskStats
+from mypt.evaluation.ranking import SweepReport
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.pages.render import plot
 from mypt.parsing import Frozen
@@ -149,6 +150,20 @@ def scores(name: str, columns: Mapping[str, Mapping[str, float | None]]) -> None
         " shares from 0 to 1."
     )
     _table(f"evaluation-{name}", frame, description)
+
+
+def ranking(name: str, report: SweepReport) -> None:
+    """Show the combinations of a sweep, the one in front first."""
+    rows = []
+    for one in report.ranked:
+        row: dict[str, Any] = {"combination": one.name, "own loss": one.val_loss}
+        for what, figure in (("exact match", one.exact_match), ("loss", one.loss)):
+            if figure:
+                interval = f"{figure.low:+.{_DIGITS}f} to {figure.high:+.{_DIGITS}f}"
+                row |= {what: figure.mean, f"{what}: 95 % of the change": interval}
+        rows.append(row)
+    frame = pd.DataFrame(rows).round(_DIGITS)
+    _table(f"sweep-{name}", frame, f"Sweep of {name}: {report.why}.")
 
 
 def loss_curves(

@@ -20,6 +20,11 @@ _DIGITS = 4
 """Of a share, behind the point."""
 
 
+def called(path: str, digest: str) -> str:
+    """Return a folder's name, or what else is given as one, and the beginning of its digest."""
+    return f"{Path(path).name} ({digest[:SHOWN_DIGITS]})"
+
+
 def dataset_input(dataset: DatasetRef, context: str) -> DatasetInput:
     """Return the record of a dataset, or of one of its splits, that a stage reads.
 

@@ -24,7 +24,7 @@ from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.datasets import PREVIEW
 from tasks.reporting.evaluations import evaluation_tables, pair_metrics, summary_metrics
-from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input
+from tasks.reporting.inputs import SHOWN_DIGITS, called, dataset_input
 from tasks.stages import tell
 from tasks.tracking.destination import (
     GATE_TAG,
@@ -33,6 +33,7 @@ from tasks.tracking.destination import (
     PIPELINE,
     PREFECT_TAG,
     REUSED,
+    SWEEP,
     mlflow_url,
     overview_url,
     read_sent,
@@ -65,12 +66,28 @@ def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     """Record what the block does as one run of the pipeline, with its resolved config."""
     config = _in_force(config)
     policy = policy_words(config.mask) if config.sft.use_loss_mask else EVERY_TOKEN
+    told = flow_run.name if flow_run.parent_flow_run_id else None  # in a sweep, what differs in it
     title = _title(policy, [source_name(source) for source in config.chat.sources], config.name)
+    title = f"{told} ({config.name})" if told else title
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.base.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
         yield run
     _tell_where_ranked(run.name, config.name)
+
+
+@contextmanager
+def sweep_run(config: PipelineConfig, knobs: dict[str, str]) -> Iterator[Journal]:
+    """Record what the block does as one run above the pipelines of a sweep.
+
+    Args:
+        config: What the pipelines have but for the knobs.
+        knobs: What is varied, and the values.
+    """
+    title = f"{shorten('sweep over ' + ', '.join(knobs), _SEEN)} ({config.name})"
+    words = {f"over.{knob}": values for knob, values in knobs.items()}
+    with _recorded_flow(title, config.name, config, {KIND_TAG: SWEEP}, words) as run:
+        yield run
 
 
 def _title(policy: str, sources: list[str], pipeline: str) -> str:
@@ -189,25 +206,20 @@ def _describe(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary
     parent = f"{summary.base.model} step {summary.base.checkpoint.step}"
     facts = {
         "mask": f"{summary.policy}, {summary.mask_density:.1%} of the tokens read were learned",
-        "data": f"{_called(chat.path, chat.digest)}; base corpus {_called(base.path, base.digest)}",
-        "parent": _called(parent, summary.digests["base_checkpoint"]),
+        "data": f"{called(chat.path, chat.digest)}; base corpus {called(base.path, base.digest)}",
+        "parent": called(parent, summary.digests["base_checkpoint"]),
         "model": f"{summary.sft.model}, {answers}loss {losses}",
     }
     checked = f"validate-{Path(chat.path).name}-"
     previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
     pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
-    lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
-    run.write(Described(lines=lines, pages=(*previews, *pages)))
-
-
-def _called(path: str, digest: str) -> str:
-    return f"{Path(path).name} ({digest[:SHOWN_DIGITS]})"
+    run.write(Described.of(facts, *previews, *pages))
 
 
 def report_gate(run: Journal, decided: str) -> None:
     """Say on a flow's run what the gate decided; a tag, since a retry may find it otherwise."""
     run.write(Tags(values={GATE_TAG: decided}))
-    run.write(Described(lines=(f"- **gate**: {markdown(decided)}",)))
+    run.write(Described.of({"gate": decided}))
 
 
 def _data_sizes(dataset: DatasetRef) -> dict[str, float]:

@@ -13,7 +13,6 @@ from mypt.home import find_checkpoint
 from mypt.provenance.lineage_page import render_page
 from mypt.provenance.trace import trace
 from mypt.references import CheckpointRef
-from mypt.text import markdown
 from mypt.training.checkpoints.folder import steps
 from mypt.training.circumstances import changes_on_resume
 from mypt.training.events import (
@@ -27,10 +26,11 @@ from mypt.training.events import (
 )
 from mypt.training.lineage import LINEAGE, read_lineage
 from mypt.training.plan import RunPlan
+from tasks.assets import asset, dataset_asset, materialized, model_asset
 from tasks.progress import groups_of
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
-from tasks.reporting.inputs import SHOWN_DIGITS, dataset_input, measured_on, plan_params
+from tasks.reporting.inputs import called, dataset_input, measured_on, plan_params
 from tasks.stages import announce
 from tasks.tracking.journal import Journal
 from tasks.tracking.records import (
@@ -100,12 +100,11 @@ class TrainingReport:
         named = f"{began.model_name} step {began.step}" if began else "random weights"
         facts = {
             "learned": plan.policy,
-            "data": f"{Path(data.path).name} ({data.digest[:SHOWN_DIGITS]})",
-            "parent": f"{named} ({began.digest[:SHOWN_DIGITS]})" if began else named,
+            "data": called(data.path, data.digest),
+            "parent": called(named, began.digest) if began else named,
         }
-        lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
         pages = (("curves", run.name, "training.svg"), ("lineage", run.name, "lineage.html"))
-        run.write(Described(lines=lines, pages=pages))
+        run.write(Described.of(facts, *pages))
 
     def take(self, event: Event) -> None:
         """Write down what an event says."""
@@ -198,14 +197,12 @@ class TrainingReport:
                 for label in curves.keys() & line.record.values.keys():
                     curves[label].append((line.record.step, line.record.values[label]))
         artifacts.loss_curves(name, curves, self._groups)
-        announce(
-            MODEL_MADE,
-            name,
-            digest=checkpoint.digest,
-            path=checkpoint.path,
-            dataset=lineage.dataset.digest,
-            parent=lineage.parent.digest if lineage.parent else None,
-        )
+        facts = {"digest": checkpoint.digest, "path": checkpoint.path}
+        parent, data = lineage.parent, self._plan.dataset
+        made_of = {"dataset": data.digest, "parent": parent.digest if parent else None}
+        announce(MODEL_MADE, name, **facts, **made_of)
+        upstream = [dataset_asset(data), *([asset("models", parent.model_name)] if parent else [])]
+        materialized(model_asset(checkpoint), upstream, step=checkpoint.step, **facts)
 
 
 def _figures(event: StepReport) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from mypt import files
 from mypt.home import home
 from mypt.parsing import Frozen
-from tasks.tracking.records import journals_dir
+from tasks.tracking.records import ID_DIGITS, journals_dir
 
 MLFLOW_UI = "http://127.0.0.1:5000"
 """Where ``mypt up`` shows what runs without a server left."""
@@ -24,6 +24,7 @@ PREFECT_TAG = "prefect.server"
 KIND_TAG = "mypt.kind"
 """Tag of a run by which the view finds those of whole pipelines."""
 PIPELINE = "pipeline"
+SWEEP = "sweep"
 REUSED = "reused"
 """Kind of a pipeline's run that found everything made, and the tag that says so; not ranked."""
 NOTE_TAG = "mlflow.note.content"
@@ -57,6 +58,10 @@ class Sent(Frozen):
     """Whether the last record that was sent says that the run is over."""
     forgotten: bool = False
     """Whether it is sent no more, since MLflow does not take it and somebody let it go."""
+
+    def is_called(self, text: str) -> bool:
+        """Return whether ``text`` is the run's id, or enough of its beginning."""
+        return len(text) >= ID_DIGITS and (self.run_id or "").startswith(text)
 
 
 def tracking_uri() -> str:

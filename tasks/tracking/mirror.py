@@ -22,7 +22,6 @@ from tasks.tracking.destination import (
 )
 from tasks.tracking.journal import close_if_dead
 from tasks.tracking.records import (
-    ID_DIGITS,
     Described,
     Ended,
     Opened,
@@ -44,9 +43,8 @@ class RefusedRunError(MyptError):
 
     def __init__(self, journal: str, why: Failure) -> None:
         self.journal = journal
-        self._run = read_sent(journal).run_id or ""
         self._opened = _first(journal)
-        name = self._run[:12] or journal
+        name = (read_sent(journal).run_id or "")[:12] or journal
         super().__init__(
             f"MLflow at {shown_uri()} does not take the run {one_line(self._opened.title)}"
             f" ({name}) of {self._opened.experiment}: {one_line(str(why))}; restore it there, or"
@@ -55,7 +53,7 @@ class RefusedRunError(MyptError):
 
     def is_called(self, text: str) -> bool:
         """Return whether ``text`` means the run, or its experiment."""
-        begins = len(text) >= ID_DIGITS and self._run.startswith(text)
+        begins = read_sent(self.journal).is_called(text)
         return begins or text in (self.journal, self._opened.title, self._opened.experiment)
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -11,6 +11,7 @@ from mypt.errors import MyptError
 from mypt.home import home
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, HomePath
+from mypt.text import markdown
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -130,6 +131,12 @@ class Described(Frozen):
     lines: tuple[str, ...]
     pages: tuple[tuple[str, str, str], ...] = ()
     """Files to look at: what a link says, the journal of the run that has the file, its name."""
+
+    @classmethod
+    def of(cls, facts: dict[str, str], *pages: tuple[str, str, str]) -> Self:
+        """Return a line a fact, which begins with what it is about."""
+        lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
+        return cls(lines=lines, pages=pages)
 
 
 class DatasetInput(Frozen):

@@ -13,7 +13,6 @@ from mypt.provenance.comparison import Comparison
 from mypt.provenance.search import Search
 from tasks.tracking.destination import GATE_TAG, mlflow_is_there, read_sent, shown_uri
 from tasks.tracking.records import (
-    ID_DIGITS,
     DatasetInput,
     Metrics,
     Opened,
@@ -94,8 +93,7 @@ def _journals(text: str) -> Iterator[StoredRun]:
         first = next(read(name), None)
         if first is None or not isinstance(first.record, Opened):
             continue
-        run_id = read_sent(name).run_id or ""
-        if name == text or (len(text) >= ID_DIGITS and run_id.startswith(text)):
+        if name == text or read_sent(name).is_called(text):
             by_id.append((first.record.time, name))
         if first.record.title == text:
             by_title.append((first.record.time, name))

@@ -41,6 +41,7 @@ MISSING = [
     "diff gone gone",
     "run gone.json",
     "run {root}/configs/gone.jsn",
+    "sweep gone.json --seeds 2",
 ]
 WITHOUT_FILES = {"list", "up", "sync"}
 

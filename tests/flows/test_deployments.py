@@ -22,6 +22,7 @@ POOL, RETRAIN, AUTOMATIONS = (
     for name in ("prefect", "retrain", "automations")
 )
 FAILED = "prefect.task-run.Failed"
+CROWNED = "prefect.asset.materialization.succeeded"
 DEPLOYMENTS = POOL["deployments"] + RETRAIN["deployments"]
 
 
@@ -34,7 +35,7 @@ def test_every_flow_has_a_deployment_on_the_pool():
     deployed = {flow_of(deployment).name: deployment["name"] for deployment in POOL["deployments"]}
     served = {flow: f"{name}-pool" for flow, name in NAMES.items()}
     assert deployed == served | {PIPELINE: "pool"}
-    assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate"}
+    assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate", "sft-sweep"}
 
 
 def test_no_two_deployments_are_called_alike_and_the_pipelines_name_stays():
@@ -82,6 +83,8 @@ def event(name, resource, called=""):
         (event(FAILED, "prefect.task-run.1", "validate chat x"), "data were refused"),
         (event(FAILED, "prefect.task-run.1", "pretrain x"), None),
         (event(REFUSED, "mypt.model.chat-1"), "the gate refused a model"),
+        (event(CROWNED, "mypt://champions/demo"), "there is a new champion of the demo"),
+        (event(CROWNED, "mypt://models/demo-chat"), None),
         (event("mypt.data.changed", "mypt.data.raw"), None),
     ],
 )

@@ -50,6 +50,7 @@ def test_every_knob_says_what_it_is_in_the_file():
     assert [name for name in said if "n demo.json" not in said[name]] == [
         "base.sources",
         "chat.sources",
+        "prefer.pairs.sources",
     ]
 
 

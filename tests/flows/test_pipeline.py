@@ -423,6 +423,44 @@ def test_what_a_run_makes_is_an_event_with_its_digest_and_what_it_finds_is_none(
     assert tuned["resource"]["prefect.resource.name"].startswith("small-chat-")
 
 
+def test_what_a_run_makes_is_an_asset_with_its_digest_and_what_it_was_made_of(summary):
+    made = events("prefect.asset.materialization.succeeded", 6)
+    digests = summary["digests"]
+    found = {event["resource"]["prefect.resource.id"]: event for event in made}
+    upstream = {
+        key: {
+            one["prefect.resource.id"]
+            for one in event["related"]
+            if one["prefect.resource.role"] == "asset"
+        }
+        for key, event in found.items()
+    }
+    assert upstream == {
+        "mypt://datasets/small-base": set(),
+        "mypt://datasets/small-chat": {"mypt://datasets/small-base"},
+        "mypt://masks/small-chat": {"mypt://datasets/small-chat"},
+        "mypt://models/small-base": {"mypt://datasets/small-base"},
+        "mypt://models/small-chat": {"mypt://masks/small-chat", "mypt://models/small-base"},
+        "mypt://evaluations/small": {
+            "mypt://masks/small-chat",
+            "mypt://models/small-base",
+            "mypt://models/small-chat",
+        },
+    }
+    for key, name in (
+        ("datasets/small-base", "base_dataset"),
+        ("masks/small-chat", "chat_dataset"),
+        ("models/small-base", "base_checkpoint"),
+        ("models/small-chat", "checkpoint"),
+        ("evaluations/small", "evaluation"),
+    ):
+        assert found[f"mypt://{key}"]["payload"]["digest"] == digests[name], key
+    referenced = {
+        event["resource"]["prefect.resource.id"] for event in events("prefect.asset.referenced", 8)
+    }
+    assert referenced <= upstream.keys()
+
+
 def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_event(
     ran, mlflow, parents, monkeypatch, capsys
 ):
@@ -448,6 +486,9 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
     assert refused["payload"]["champion"] == promoted["payload"]["digest"] == tuned.digest
     assert refused["payload"]["digest"] not in (tuned.digest, None)
     assert promoted["payload"]["champion"] is None
+    crown = events("prefect.asset.materialization.succeeded", 1)
+    crown = [e for e in crown if e["resource"]["prefect.resource.id"] == "mypt://champions/small"]
+    assert [event["payload"]["digest"] for event in crown] in ([], [tuned.digest])
     for event in (refused, promoted):
         assert event["resource"]["prefect.resource.id"].startswith("mypt.model.small-chat-")
 

@@ -86,7 +86,7 @@ def read_aloud(world):
         ("mypt lineage", drawn.file.getvalue()),
         ("mypt lineage --json", chain.model_dump_json()),
         ("mypt lineage --html", render_page(chain)),
-        ("model card", model_card(world.lineage, stop="</s>")),
+        ("model card", model_card(world.lineage, form="chat", end="</s>")),
     ):
         learned, share, policy = words(text, fact)
         yield place, policy, int(learned), float(share) / 100

@@ -22,7 +22,7 @@ import json, os, sys, time
 from flows.environment import prepare_environment
 from flows.service.temporary_api import start_temporary_api
 prepare_environment()
-start_temporary_api()
+start_temporary_api()()
 api = [os.environ[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING")]
 print(json.dumps(api), flush=True)
 sys.stdin.read()

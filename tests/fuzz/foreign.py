@@ -43,7 +43,7 @@ def read_model(data: bytes, folder: Path) -> None:
     save_file({"wte.weight": torch.zeros(2, 2)}, place / "model.safetensors")
     name = (hf_import.CONFIG, "model.safetensors.index.json", "model.safetensors")[data[0] % 3]
     (place / name).write_bytes(data[1:])
-    hf_import.read_hf(place)
+    hf_import.read_base(place)
 
 
 def read_tokenizer(data: bytes, folder: Path) -> None:

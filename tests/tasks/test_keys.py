@@ -9,6 +9,11 @@ from tasks import keys
 from tasks.keys import code_digest, stage_key
 
 
+def forget():
+    keys.code_digest.cache_clear()
+    keys._read.cache_clear()
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A core of three modules in two rooms, beside a file of knobs."""
@@ -24,14 +29,24 @@ def package(tmp_path, monkeypatch):
         (folder / name).write_text(code)
         (folder / name).with_name("__init__.py").touch()
     monkeypatch.setattr(keys, "_PACKAGE", folder)
-    code_digest.cache_clear()
+    forget()
     yield folder
-    code_digest.cache_clear()
+    forget()
 
 
 def digest(module="mypt.data.reading"):
-    code_digest.cache_clear()
+    forget()
     return code_digest(module)
+
+
+def test_an_import_counts_wherever_it_stands(package):
+    (package / "data" / "cutting.py").write_text(
+        "try:\n    pass\nexcept E:\n    match x:\n        case 1:\n"
+        "            import mypt.model.net"
+    )
+    before = digest()
+    (package / "model" / "net.py").write_text("import torch as t")
+    assert digest() != before
 
 
 @pytest.mark.parametrize("changed", ["data/reading.py", "data/cutting.py", "model/net.py"])

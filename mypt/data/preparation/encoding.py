@@ -164,8 +164,7 @@ def encode_counted(
 ) -> Encoded:
     """Encode rows, count those whose text was changed, and leave out those that are refused.
 
-    A base refuses rows where its template rewrites what they say, or its tokenizer has no token for
-    a character.
+    A base refuses rows that its template rewrites, or for which its tokenizer has no token.
     """
     normal = _normal_rows(rows, tokenizer)
     changed = sum(new is not old for new, old in zip(normal, rows, strict=True))

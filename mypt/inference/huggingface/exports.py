@@ -25,11 +25,14 @@ from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
 from mypt.inference.huggingface.imports import COMMON, unnumbered
 from mypt.inference.huggingface.layouts import family_of, read_layout, write_layout
 from mypt.inference.huggingface.weights import Weights, to_hf
+from mypt.model.foreign import write_module
 from mypt.references import BaseRecord
 
 _POSSESSIVE: Final = re.compile(r"(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+")
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
+_CODE: Final = frozenset({"auto_map"})
+"""Keys of a base that name code, which is not exported."""
 _BYTE_LEVEL: Final = {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
 }  # fmt: skip
@@ -261,8 +264,11 @@ def export_hf(
         "tokenizer_config.json": tokenizer_config(tokenizer, config.longest, form, base),
     }
     with files.new_folder(folder) as new:
-        tensors = to_hf(name, config, weights, dtype)
-        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        if config.base == "transformers":
+            write_module(config, weights, dtype, new)  # and a config, which ours replaces
+        else:
+            tensors = to_hf(name, config, weights, dtype)
+            save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         for file, values in written.items():
             files.write_json(new / file, values)
         files.write_bytes(
@@ -286,6 +292,10 @@ def _with_ends(values: dict[str, Any], tokenizer: Tokenizer, form: Form) -> dict
 
 def _config(model: GPTConfig, base: BaseRecord | None) -> tuple[str, dict[str, Any]]:
     """Return the family and its ``config.json``; of a base its own, but for what has changed."""
+    if model.base == "transformers":
+        theirs = json.loads(model.base_config)
+        kind, dtype = _type_key(theirs), base.dtype if base else "float32"
+        return "", {k: value for k, value in theirs.items() if k not in _CODE} | {kind: dtype}
     if base is None:
         name = family_of(model)
         rates = ("resid_pdrop", "embd_pdrop", "attn_pdrop") if name == "gpt2" else ()
@@ -294,8 +304,11 @@ def _config(model: GPTConfig, base: BaseRecord | None) -> tuple[str, dict[str, A
     own = json.loads(base.config)
     name, before = read_layout(own, Path(CONFIG))
     old, new = write_layout(name, before), write_layout(name, model)
-    kind = "torch_dtype" if "torch_dtype" in own else "dtype"
     changed = {key: value for key, value in new.items() if value != old[key]}
-    left = {"auto_map"} | ({"rope_scaling"} if "rope_parameters" in changed else set())
-    kept = {key: value for key, value in own.items() if key not in left}  # code is not exported
-    return name, kept | changed | {kind: base.dtype}
+    left = _CODE | ({"rope_scaling"} if "rope_parameters" in changed else set())
+    kept = {key: value for key, value in own.items() if key not in left}
+    return name, kept | changed | {_type_key(own): base.dtype}
+
+
+def _type_key(config: dict[str, Any]) -> str:
+    return "torch_dtype" if "torch_dtype" in config else "dtype"

@@ -73,6 +73,10 @@ def export_gguf(
         from gguf import GGUFWriter
     except ImportError:
         raise ConfigError("--to gguf needs the package gguf: pip install 'mypt[gguf]'") from None
+    if config.base == "transformers":
+        raise ConfigError(
+            "--to gguf: a model of base transformers is that package's module; export it --to hf"
+        )
     architecture, family, values, factors = gguf_values(config)
     words = _tokenizer_values(tokenizer, config, form, base)
     if path.exists():

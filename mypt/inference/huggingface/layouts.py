@@ -48,7 +48,7 @@ def read_layout(config: dict[str, Any], where: Path) -> tuple[str, Architecture]
         CheckpointError: If it asks for arithmetic that the model has not, or does not say all.
         ConfigError: If a size is none.
     """
-    _refuse_quantised(config, where)
+    refuse_quantised(config, where)
     name = config.get("model_type")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
@@ -123,7 +123,7 @@ def family_of(model: Architecture, among: Iterable[str] = FAMILIES) -> str:
 
 def _plain(model: Architecture) -> dict[str, Any]:
     """Return the values that arithmetic depends on, each said in one way."""
-    values = model.model_dump() | {
+    values = dict(model) | {
         "block_size": model.longest, "longest_context": None, "mlp_width": model.inner_width,
         "n_kv_head": model.key_heads, "norm_eps": model.eps, "head_dim": model.head_width,
         "qk_norm_eps": model.qk_norm_eps or 1e-6,
@@ -139,7 +139,8 @@ def _plain(model: Architecture) -> dict[str, Any]:
     return values
 
 
-def _refuse_quantised(config: dict[str, Any], where: Path) -> None:
+def refuse_quantised(config: dict[str, Any], where: Path) -> None:
+    """Refuse a config whose weights are packed and scaled, by a CheckpointError."""
     if "quantization_config" in config:
         held = config["quantization_config"]
         method = held.get("quant_method") if isinstance(held, dict) else held

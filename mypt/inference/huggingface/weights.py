@@ -91,7 +91,7 @@ def to_theirs(family: Family, model: Architecture, weights: Weights, dtype: torc
     for row in rows_of(family, full):
         known = weights.get(row.ours)
         ours = torch.zeros(row.shape) if known is None else known
-        for there, tensor in zip(row.theirs, _write(row, model.n_head, ours), strict=True):
+        for there, tensor in zip(row.theirs, write_row(row, model.n_head, ours), strict=True):
             theirs[there] = tensor.to(dtype).contiguous()
     return theirs
 
@@ -202,7 +202,8 @@ def read_row(row: Row, heads: int, theirs: list[Tensor]) -> Tensor:
     return ours.add_(1) if row.form == "less one" else ours
 
 
-def _write(row: Row, heads: int, ours: Tensor) -> list[Tensor]:
+def write_row(row: Row, heads: int, ours: Tensor) -> list[Tensor]:
+    """Return what :func:`read_row` reads a parameter of ours from."""
     if row.form == "turned":
         return [ours.t()]
     if row.form == "gate first":

@@ -17,10 +17,18 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import CheckpointError, TrainingError
 from mypt.model.gpt import GPT
-from mypt.model.parameters import shapes
+from mypt.model.lora import merged
+from mypt.model.parameters import make_model, shapes
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.state import HISTORY, STATE, History, TrainerState, write_history
-from mypt.training.lineage import WEIGHTS, Lineage, read_lineage, verify_folder, write_lineage
+from mypt.training.lineage import (
+    LINEAGE,
+    Lineage,
+    ParentRecord,
+    read_lineage,
+    verify_folder,
+    write_lineage,
+)
 from mypt.training.optim import moments_of, put_moments
 
 OPTIMIZER = "optimizer.safetensors"
@@ -48,7 +56,7 @@ class Snapshot:
 
     state: TrainerState
     weights: dict[str, Tensor]
-    """Every parameter once, a tied one under its first name."""
+    """Every parameter that is learned once, a tied one under its first name."""
     moments: dict[str, Tensor]
     """AdamW's moments and step counts as ``PARAMETER.exp_avg`` and so on."""
     history: History
@@ -70,7 +78,7 @@ def take_snapshot(
     """Copy what a checkpoint of ``state.step`` holds to the CPU, tensors by ``copy``."""
     return Snapshot(
         state=state,
-        weights={name: copy(p) for name, p in model.named_parameters()},
+        weights={name: copy(p) for name, p in model.named_parameters() if p.requires_grad},
         moments={name: copy(tensor) for name, tensor in moments_of(model, optimizer).items()},
         history=history.copy(),
         tokenizer_state=tokenizer_state,
@@ -93,7 +101,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointRef:
     _check_finite(path, snapshot)
     try:
         with files.new_folder(path) as new:
-            save_file(snapshot.weights, new / WEIGHTS)
+            save_file(snapshot.weights, new / lineage.weights_file)
             save_file(snapshot.moments, new / OPTIMIZER)
             write_history(new / HISTORY, snapshot.history)
             files.write_json(new / CONFIG, lineage.config.model_dump(mode="json"))
@@ -110,15 +118,17 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointRef:
     return CheckpointRef(path=str(path), digest=digest, step=state.step)
 
 
-def load_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+def load_checkpoint(path: Path, *, verify: bool = True, merge: bool = True) -> Checkpoint:
     """Read a step folder.
 
     Args:
         path: The step folder.
         verify: Hash every file first; without it a changed byte goes unseen.
+        merge: Return of an adapter the weights that it makes of its base's; else itself.
 
     Raises:
-        CheckpointError: If a file is missing, changed or senseless; named, before any is used.
+        CheckpointError: If a file is missing, changed or senseless; named, before any is used. Or
+            if an adapter's base is gone or changed.
     """
     lineage = verify_folder(path) if verify else read_lineage(path)
     try:
@@ -126,8 +136,11 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         state = TrainerState.model_validate_json(files.read_bytes(path / STATE))
     except (OSError, ValidationError) as error:
         raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from None
-    weights = _read_tensors(path / WEIGHTS)
-    _check_shapes(shapes(preset.gpt()), weights, path)
+    weights = _read_tensors(path / lineage.weights_file)
+    _check_shapes(shapes(preset.gpt(), preset.lora), weights, path)
+    if merge and preset.lora and lineage.parent:
+        base = load_checkpoint(_find_base(path, lineage.parent), verify=verify).weights
+        weights = merged(preset, preset.lora, base, weights, preset.weight_dtype)
     return Checkpoint(
         path=path,
         ref=CheckpointRef(path=str(path), digest=lineage.digest, step=lineage.step),
@@ -137,6 +150,19 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         weights=weights,
         tokenizer=load_tokenizer(path),
         lineage=lineage,
+    )
+
+
+def _find_base(path: Path, base: ParentRecord) -> Path:
+    """Return where the base of the adapter at ``path`` lies: as recorded, or in these models."""
+    name = Path(base.model_name, home.step_folder(base.step))
+    places = Path(base.path), path.absolute().parent.parent / name, home.models_dir() / name
+    for place in places:
+        if (place / LINEAGE).is_file() and read_lineage(place).weights == base.weights:
+            return place
+    raise CheckpointError(
+        f"{path}: an adapter of {base.model_name} step {base.step}, weights {base.weights[:12]},"
+        f" which are not at {places[0]}, nor at {places[1]}; put that checkpoint back"
     )
 
 
@@ -152,18 +178,18 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> tuple[GPT, Toke
         CheckpointError: As :func:`load_checkpoint`.
     """
     checkpoint = load_checkpoint(home.checkpoint_to_use(name_or_path))
-    model = GPT(checkpoint.config)
+    model = make_model(checkpoint.config)
     load_weights(model, checkpoint.weights, checkpoint.path)
     return model.to(device).eval(), checkpoint.tokenizer, checkpoint
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Copy ``weights`` into the parameters of ``model``.
+    """Copy ``weights`` into the parameters of ``model`` that are learned.
 
     Raises:
         CheckpointError: If a parameter is missing, left over or of another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     _check_shapes({name: p.shape for name, p in parameters.items()}, weights, path)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -175,7 +201,7 @@ def _check_shapes(expected: dict[str, torch.Size], weights: dict[str, Tensor], p
     odd += [n for n, shape in expected.items() if n in weights and weights[n].shape != shape]
     if odd:
         raise CheckpointError(
-            f"{path / WEIGHTS}: does not fit the architecture in {CONFIG}: {odd[0]}"
+            f"{path}: its file of weights does not fit the architecture in {CONFIG}: {odd[0]}"
             f" (and {len(odd) - 1} more); the folder mixes two models"
         )
 

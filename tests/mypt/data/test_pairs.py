@@ -108,7 +108,7 @@ def test_a_side_that_cannot_be_written_takes_the_other_with_it(monkeypatch):
     rows = [*pair(1), *pair(2, worse="nein, ungefähr"), *pair(3)]
     tally = Tally()
 
-    def writable(found, _, tally):
+    def writable(found, _, tally, *__):
         tally.dropped["no token"] += 1
         return [row for row in found if row is not rows[3]]
 

@@ -242,7 +242,7 @@ def test_losses_stand_beside_the_axis_as_people_write_them(losses, labels):
     axes = Figure().subplots()
     axes.plot(losses)
     axes.set_yscale("log")
-    plots._plain_ticks(axes)
+    plots.plain_ticks(axes)
     low, high = axes.get_ylim()
     ticks = [tick for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high]
     assert labels <= set(axes.yaxis.get_major_formatter().format_ticks(ticks))

@@ -25,6 +25,7 @@ from tests.mypt.clean import everything
 from tests.mypt.faults import (
     DATASET_FAULTS,
     MASK_FAULTS,
+    PAIR_FAULTS,
     WEIGHT_FAULTS,
     of,
     on_masks,
@@ -255,10 +256,11 @@ def test_a_provoked_finding_is_made_at_its_level(code, copy, tmp_path):
     assert report.ok == all(finding.level != "error" for finding in report.findings)
 
 
+FAULTS = (MASK_FAULTS, DATASET_FAULTS, WEIGHT_FAULTS, PAIR_FAULTS)
+
+
 def test_every_finding_is_provoked_here_or_in_the_mutation_suite():
-    mutations = set().union(
-        *(codes for _, codes in (MASK_FAULTS | DATASET_FAULTS | WEIGHT_FAULTS).values())
-    )
+    mutations = set().union(*(codes for faults in FAULTS for _, codes in faults.values()))
     length = {"too_long", "lone_answers", "length_refused", "too_much_lost", "lost_systems"}
     elsewhere = {"density_one", "mask_differs", "span_astray", "digest_differs"} | length
     assert set(CODES) == set(PROVOKED) | mutations | elsewhere

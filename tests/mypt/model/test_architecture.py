@@ -23,6 +23,7 @@ OF_BASES = [
     {"qk_norm": True, "qk_norm_over": "all", "qk_norm_eps": 1e-3, "norm_place": "after"},
     {"mlp_type": "geglu", "norm_place": "both", "embedding_scale": 3.0, "logit_divisor": 2.0},
     {"attention_scale": 0.2, "residual_scale": 0.7, "window": 6, "n_kv_head": 2},
+    {"logit_softcap": 0.3},
 ]
 EACH = [*ALONE, {"mlp_type": "relu2"}, MODERN, MODERN | {"bias": True}, *OF_BASES]
 SEGMENTS = torch.tensor([[0] * 7 + [1] * 17, [0] * 24])

@@ -128,3 +128,19 @@ def test_a_model_in_bfloat16_keeps_keys_and_values_so_and_answers_alike(model):
         found = low.step(ids, cache, torch.arange(3).expand(rows, 3))
         torch.testing.assert_close(found[-1].float(), expected, rtol=0.05, atol=0.05)
     assert len(generate(low, prompt, max_tokens=5)) == 5
+
+
+def test_memory_is_taken_as_rows_get_longer_and_no_bit_changes(model, monkeypatch):
+    ids = torch.randint(61, (2, 23), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for first in (24, 2):
+        monkeypatch.setattr("mypt.model.cache._FIRST", first)
+        cache = model.new_cache(2, 24)
+        room, logits = [cache._keys[0].shape[1]], []
+        for start, stop in ((0, 3), *((t, t + 1) for t in range(3, 23))):
+            places = torch.arange(start, stop).expand(2, -1)
+            logits.append(model.step(ids[:, start:stop], cache, places))
+            room.append(cache._keys[0].shape[1])
+        found[first] = torch.stack(logits)
+        assert sorted(set(room)) == ([24] if first == 24 else [2, 4, 8, 16, 24])
+    assert torch.equal(found[24], found[2])

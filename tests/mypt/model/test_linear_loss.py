@@ -64,6 +64,27 @@ def test_loss_and_gradients_are_the_plain_ones(chunk_rows, spread, dtype, limit)
         assert distance(ours, theirs) < max(limit, 1.1 * distance(seed, theirs))
 
 
+@pytest.mark.parametrize("objective", [Objective(), Objective("dft", 1e-2), Objective(kl_base=0.4)])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_bent_logits_give_the_plain_loss_and_gradients(objective, weighed):
+    cap, (rows, weight, targets) = 3.0, make(dtype=torch.float64)
+    weights = torch.rand(N, generator=torch.Generator().manual_seed(1)).double()
+    base = torch.randn(N, C).double(), torch.randn(V, C).double()
+    logits, others = (cap * torch.tanh(x @ w.T / cap) for x, w in ((rows, weight), base))
+    log_p, log_q = logits.log_softmax(1), others.log_softmax(1)
+    terms = -log_p.gather(1, targets[:, None])[:, 0]
+    if objective.name == "dft":
+        terms = terms * (-terms.detach()).exp()
+    terms = terms + objective.z_loss * logits.logsumexp(1).square()
+    terms = terms + objective.kl_base * (log_q.exp() * (log_q - log_p)).sum(1)
+    total = (terms * weights if weighed else terms).sum()
+    exact = total, *torch.autograd.grad(total, (rows, weight))
+    choices = {"weights": weights if weighed else None, "base": base, "objective": objective}
+    ours = found(rows, weight, targets, chunk_rows=5, softcap=cap, **choices)
+    for our, true in zip(ours, exact, strict=True):
+        assert distance(our, true) < 1e-13
+
+
 @pytest.mark.parametrize("blocks", [1, 5])
 def test_blocks_that_fit_a_cache_change_nothing(monkeypatch, blocks):
     monkeypatch.setattr(linear_loss, "CACHE_BYTES", 4 * V * -(-N // blocks))

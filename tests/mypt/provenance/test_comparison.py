@@ -53,6 +53,13 @@ def write_evaluation(name, **models):
     (folder / "evaluation.json").write_text(json.dumps(models))
 
 
+def test_a_knob_that_is_written_only_when_changed_is_compared_with_its_default(pair):
+    (a, _), _ = pair
+    low, _ = trained("low", read_lineage(a).dataset.path, weight_dtype="bfloat16", dtype="bfloat16")
+    assert compare_checkpoints(a, low).settings["weight_dtype"] == ("float32", "bfloat16")
+    assert compare_checkpoints(low, a).settings["weight_dtype"] == ("bfloat16", "float32")
+
+
 def test_config_keys_and_whatever_else_decided_the_weights(pair):
     (a, _), (b, _) = pair
     found = compare_checkpoints(a, b)

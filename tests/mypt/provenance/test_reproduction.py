@@ -10,7 +10,7 @@ from mypt.config import MaskPolicy, PrepareConfig, Source
 from mypt.data.dataset import mask, prepare, tokenize
 from mypt.data.exchange.adoption import adopt
 from mypt.errors import CheckpointError, ConfigError, DataError
-from mypt.home import datasets_dir, home
+from mypt.home import checkpoint_to_use, datasets_dir, home
 from mypt.provenance import reproduction
 from mypt.provenance.reproduction import reproduce
 from mypt.training import step
@@ -79,6 +79,15 @@ def test_everything_is_made_again_bit_for_bit(made, tmp_path):
     assert tuple(told) == found.stages
     assert found.stages[-1].found == read_lineage(made).weights
     assert not list(home().glob("*again*"))
+
+
+def test_an_adapter_is_made_again_on_its_base_made_again(made, plan, finish, tmp_path):
+    config = {"vocab_size": 300, "max_iters": 4, "lora": {"rank": 2}}
+    data = read_lineage(made).dataset.path
+    finish(plan("beside", dataset=data, init_from="chat", **config))
+    found = reproduce(checkpoint_to_use("beside"), tmp_path / "again")
+    assert found.ok
+    assert [stage.outcome for stage in found.stages[-3:]] == ["same"] * 3
 
 
 def test_raw_files_and_parents_may_have_moved_or_gone(made, tmp_path, monkeypatch):

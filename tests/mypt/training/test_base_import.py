@@ -11,7 +11,8 @@ from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError
 from mypt.evaluation.proof.proof import prove_mask
 from mypt.inference.huggingface.exports import export_hf
-from mypt.inference.huggingface.imports import read_hf
+from mypt.inference.huggingface.imports import read_base
+from mypt.inference.huggingface.tensors import Tensors
 from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
 from mypt.training.base_import import base_of
@@ -132,7 +133,7 @@ def test_a_base_from_transformers_is_trained_and_goes_back(theirs, tmp_path, tin
     export_hf(tmp_path / "out", after.config, dict(after.named_parameters()), ours, card="")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(logits(back, ids), logits(after, ids), atol=1e-4, rtol=0)
-    again = read_hf(tmp_path / "out")
+    again = read_base(tmp_path / "out")
     for name, parameter in after.named_parameters():
         assert torch.equal(again.weights[name], parameter)
     assert hf_vocabulary(tmp_path / "out").tokens == ours.vocabulary.tokens
@@ -229,10 +230,93 @@ def test_a_model_with_other_parts_is_refused(theirs, change, named):
     path = theirs[0] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=named):
-        read_hf(theirs[0])
+        read_base(theirs[0])
 
 
 def test_a_name_that_is_nowhere_is_refused_without_a_download(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match=r"nothing is downloaded|no folder"):
         load_tokenizer("hf:nobody/nothing-here")
+
+
+@pytest.fixture(params=["lfm2", "mixtral", "gemma", "gemma 4"])
+def foreign(request, tmp_path):
+    """A folder of a model that no family is, with a tokenizer beside it."""
+    make(request.param, tmp_path / "base", dtype="bfloat16")
+    make_tokenizer(size=270).save(str(tmp_path / "base" / "tokenizer.json"))
+    return tmp_path / "base"
+
+
+def test_a_module_of_transformers_is_trained_stopped_traced_made_again_and_exported(
+    foreign, tmp_path, tiny
+):
+    data = prepare_chat(tmp_path, n=12, tokenization=f"hf:{foreign}")
+    preset = tiny(
+        max_iters=3, checkpoint_interval=1, batching="packed", eval_interval=3, dropout=0.0,
+        base="transformers", sample_prompts=("say 3",),
+    )  # fmt: skip
+    made = [
+        plan_run(preset, name, data, init_from=f"hf:{foreign}") for name in ("straight", "stopped")
+    ]
+    first, *_ = list(train(made[0]))
+    name = json.loads((foreign / "config.json").read_text())["architectures"][0]
+    said = [note for note in first.notes if note.startswith(name)]
+    assert len(said) == 1
+    whole = "reads a row's conversations together" in said[0]
+    assert whole == name.startswith("Gemma"), said
+    list(train(made[1], should_stop=iter([False, False, True]).__next__))
+    list(train(made[1]))
+    (straight, _, end), (again, _, _) = (load_model(name) for name in ("straight", "stopped"))
+    for name, parameter in straight.named_parameters():
+        assert torch.equal(parameter, dict(again.named_parameters())[name]), name
+    assert (straight.config.block_size, straight.config.longest) == (16, 128)
+
+    links = trace(end.path, verify=True).links
+    assert all(file.verified for link in links for deeper in link.links for file in deeper.links)
+    found = reproduce(end.path, tmp_path / "again")
+    assert [stage.outcome for stage in found.stages] == ["same"] * 3, found.stages
+
+    record = base_of(end.lineage)
+    export_hf(tmp_path / "out", straight.config, end.weights, end.tokenizer, base=record, card="")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    ids = torch.arange(40)[None]
+    low = {k: v.bfloat16().float() for k, v in end.weights.items()}
+    with torch.no_grad():
+        for name, parameter in straight.named_parameters():
+            parameter.copy_(low[name])
+    torch.testing.assert_close(
+        logits(back.eval(), ids), logits(straight, ids), rtol=1e-5, atol=2e-5
+    )
+    assert record.dtype == "bfloat16"
+    theirs, ours = (Tensors(folder).held for folder in (foreign, tmp_path / "out"))
+    assert theirs.keys() == ours.keys()
+    assert {held.dtype for held in ours.values()} == {"BF16"}
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    kept = json.loads((foreign / "config.json").read_text())
+    assert {key for key in kept if values.get(key) != kept[key]} <= {
+        "eos_token_id", "bos_token_id", "pad_token_id", "dtype",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dropout": 0.1}, "base transformers with dropout 0.1; expected 0.0"),
+        ({"compile": True}, "base transformers with compile True"),
+        (
+            {"weight_dtype": "bfloat16", "dtype": "auto"},
+            "base transformers with weight_dtype bfloat16",
+        ),
+        ({"parallel": "ddp"}, "base transformers with parallel ddp"),
+    ],
+)
+def test_what_a_module_of_transformers_cannot_do_is_refused(changes, named, tiny):
+    with pytest.raises(ValueError, match=named):
+        tiny(**{"base": "transformers", "dropout": 0.0} | changes)
+
+
+def test_a_module_of_transformers_without_a_base_is_refused(plan):
+    with pytest.raises(
+        ConfigError, match="base transformers holds a model to its base, and there is none"
+    ):
+        plan(base="transformers", dropout=0.0)

@@ -7,9 +7,10 @@ import pytest
 from mypt.errors import ConfigError
 from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
-from mypt.training.claim import extend
+from mypt.training.claim import as_begun, extend
 from mypt.training.lineage import Extension, read_lineage
 from mypt.training.optim import learning_rate_at
+from mypt.training.plan import plan_run
 
 
 @pytest.fixture
@@ -71,3 +72,21 @@ def test_a_run_that_ended_early_is_not_extended(plan, finish):
     more = plan(max_iters=20, eval_interval=1, patience=1, learning_rate=1.0, warmup_iters=0)
     with pytest.raises(ConfigError, match="ended by early stop at step"):
         extend(more)
+
+
+def test_a_warmup_said_as_a_share_stays_as_many_steps(tiny, chat_dataset, finish):
+    def asked(steps, share=0.5):
+        return tiny(max_iters=steps, warmup=share, warmup_iters=100)
+
+    def planned(preset):
+        return plan_run(preset, "m", chat_dataset)
+
+    finish(planned(asked(4)))
+    for steps in (6, 8):
+        longer = planned(as_begun(asked(steps), "m"))
+        assert (longer.preset.max_iters, longer.preset.warmup_iters) == (steps, 2)
+        extend(longer)
+        assert finish(longer)["end"].step == steps
+    with pytest.raises(ConfigError, match=r"warmup_iters 2 -> 8; --extend changes max_iters alone"):
+        extend(planned(as_begun(asked(10, 0.8), "m")))
+    assert as_begun(asked(4), "other") == asked(4)

@@ -199,6 +199,19 @@ def test_the_steps_that_epochs_give_are_said_against_the_base(tiny, chat_dataset
     assert f"max_iters: 2 -> {made.preset.max_iters} (preset)" in made.inherited
 
 
+def test_a_knob_that_came_later_makes_another_run_too(plan):
+    narrow = {"weight_dtype": "bfloat16", "dtype": "auto"}
+    old, new = plan(dtype="auto"), plan(**narrow)
+    assert old.differences(new) == ("weight_dtype none -> bfloat16",)
+    assert new.differences(old) == ("weight_dtype bfloat16 -> none",)
+
+
+@pytest.mark.usefixtures("base")
+def test_a_base_that_is_not_whose_the_preset_says_is_refused(plan):
+    with pytest.raises(ConfigError, match=r"base transformers: base in .* is mypt's; leave base"):
+        plan("chat", "base", base="transformers", dropout=0.0)
+
+
 def test_epochs_and_max_iters_together_are_refused(tiny):
     with pytest.raises(ValidationError, match=r"epochs and max_iters 12 are both given"):
         tiny(epochs=2)
@@ -275,3 +288,9 @@ def test_a_warmup_said_as_a_share_becomes_steps_of_the_length(tiny, chat_dataset
 def test_a_warmup_is_said_once():
     with pytest.raises(ValidationError, match="warmup and warmup_iters 7 are both given"):
         TrainConfig(warmup=0.1, warmup_iters=7)
+
+
+def test_a_knob_that_is_written_only_when_changed_makes_another_run(plan):
+    plain, low = plan(), plan(weight_dtype="bfloat16", dtype="auto")
+    assert "weight_dtype none -> bfloat16" in plain.differences(low)
+    assert "weight_dtype bfloat16 -> none" in low.differences(plain)

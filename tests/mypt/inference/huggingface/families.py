@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mypt.config import GPTConfig
-from mypt.inference.huggingface.imports import Imported, read_hf
+from mypt.inference.huggingface.imports import Imported, read_base
 from mypt.model.gpt import GPT
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
@@ -61,11 +61,30 @@ FAMILIES = {
         "query_pre_attn_scalar": 24}),
 }  # fmt: skip
 """By a name for people: the ``model_type`` and what the config says."""
+FOREIGN = {
+    "lfm2": ("lfm2", _SIZES | _GROUPED | {
+        "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
+    "qwen 3.5": ("qwen3_5_text", _SIZES | _GROUPED | {
+        "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}),
+    "gemma 4": ("gemma4_text", _SIZES | _GROUPED | {
+        "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 16, "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8,
+        "sliding_window": 16, "tie_word_embeddings": True, "final_logit_softcapping": 0.5,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}),
+    "mixtral": ("mixtral", _SIZES | _GROUPED | {"num_hidden_layers": 2, "num_local_experts": 4}),
+    "granite moe": ("granitemoe", _SIZES | _GROUPED | {
+        "num_hidden_layers": 2, "num_local_experts": 4, "logits_scaling": 3.0}),
+    "mamba": ("mamba", {"vocab_size": VOCAB, "hidden_size": 32, "state_size": 8,
+                        "num_hidden_layers": 2}),
+    "gemma": ("gemma", _SIZES | _GROUPED | {"head_dim": 16}),
+}  # fmt: skip
+"""Likewise, what no row of the families says."""
 
 
 def make(name: str, folder: Path, dtype: str = "float32", **saving: object):
     """Save a random model, far from the start, where norms' gains are 1; return it in float32."""
-    kind, values = FAMILIES[name]
+    kind, values = (FAMILIES | FOREIGN)[name]
     torch.manual_seed(1)
     config = transformers.AutoConfig.for_model(kind, **values)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -78,7 +97,7 @@ def make(name: str, folder: Path, dtype: str = "float32", **saving: object):
 
 def ours(folder: Path) -> tuple[GPT, Imported]:
     """Read a folder as a model of ours."""
-    read = read_hf(folder)
+    read = read_base(folder)
     model = GPT(GPTConfig(**read.architecture.model_dump())).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.data.vocabularies.gguf_header import read_header
 from mypt.data.vocabularies.huggingface import hf_vocabulary
@@ -18,7 +17,6 @@ from mypt.errors import CheckpointError, ConfigError, DataError
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.gguf_layouts import GGUFTensors
 from mypt.inference.huggingface.imports import read_base
-from mypt.model.gpt import GPT
 from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
 from mypt.training.base_import import base_of
@@ -27,7 +25,7 @@ from mypt.training.loop import train
 from mypt.training.plan import plan_run
 from tests.mypt.conftest import prepare_chat
 from tests.mypt.data.rendering.bases import CHATML, write_base
-from tests.mypt.inference.huggingface.families import VOCAB, make
+from tests.mypt.inference.huggingface.families import VOCAB, make, ours
 from tests.mypt.inference.huggingface.gguf_files import (
     ARCHITECTURES,
     gguf,
@@ -45,16 +43,6 @@ def logits(model, ids):
     return found[0] if isinstance(found, tuple) else found.logits
 
 
-def ours_of(path):
-    read = read_base(path)
-    model = GPT(GPTConfig(**read.architecture.model_dump())).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(read.weights.pop(name))
-    assert not read.weights
-    return model, read
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_gguf_gives_the_logits_that_transformers_gives(name, tmp_path):
     theirs = make(name, tmp_path / "folder")
@@ -63,7 +51,7 @@ def test_a_gguf_gives_the_logits_that_transformers_gives(name, tmp_path):
         theirs.config.query_pre_attn_scalar = 16
         theirs = type(theirs)(theirs.config).eval()
         theirs.load_state_dict(make(name, tmp_path / "again").state_dict())
-    model, read = ours_of(path)
+    model, read = ours(path)
     expected = logits(theirs, IDS)
     torch.testing.assert_close(logits(model, IDS)[..., :VOCAB], expected, rtol=1e-5, atol=2e-5)
     assert read.base.dtype == "float32"
@@ -79,7 +67,7 @@ def test_speeds_that_a_tensor_divides_are_those_of_llama_3(tmp_path):
     path = write_gguf(
         tmp_path / "a.gguf", theirs, "llama", extra=extra, tensors={"rope_freqs.weight": factors}
     )
-    model, _ = ours_of(path)
+    model, _ = ours(path)
     found = logits(model, IDS)[..., :VOCAB]
     torch.testing.assert_close(found, logits(theirs, IDS), rtol=1e-5, atol=2e-5)
 

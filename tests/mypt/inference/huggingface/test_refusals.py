@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mypt.errors import CheckpointError, MyptError
-from mypt.inference.huggingface.imports import check_base, read_hf
+from mypt.inference.huggingface.imports import check_base, read_base, read_foreign
 from tests.mypt.inference.huggingface.families import make
 
 NAMES = ("smollm2", "gemma 3", "gpt2", "qwen3", "smollm3", "tinyllama")
@@ -34,7 +34,7 @@ def refused(folder, *, by_prepare=True):
     """
     begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(MyptError) as raised:
-        read_hf(folder)
+        read_base(folder)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert time.monotonic() - begun < 10
     assert grown < 1 << 20  # kilobytes
@@ -97,13 +97,13 @@ def test_a_head_that_is_the_embedding_may_stand_beside_a_tied_config(made, tmp_p
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
-    assert "lm_head.weight" not in read_hf(folder).weights
+    assert "lm_head.weight" not in read_base(folder).weights
 
 
 def test_code_that_a_config_names_is_never_run(made, tmp_path):
     folder = copied(made, tmp_path, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
     (folder / "modeling_x.py").write_text("raise SystemExit('ran')")
-    read_hf(folder)
+    read_base(folder)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_the_links_of_huggingfaces_cache_are_followed(made, tmp_path):
     for path in (made / "smollm2").iterdir():
         shutil.copy(path, blobs / path.name)
         (folder / path.name).symlink_to(f"../../blobs/{path.name}")
-    read_hf(folder)
+    read_base(folder)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +229,20 @@ def test_a_config_of_a_gigabyte_is_not_read(made, tmp_path):
     with (folder / "config.json").open("r+b") as file:
         file.truncate(1 << 30)
     assert "expected a small object" in refused(folder)
+
+
+def test_a_hostile_config_is_refused_as_soon_where_transformers_would_read_it(tmp_path):
+    make("qwen3", tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    odd = [{"num_hidden_layers": 1 << 30}, {"hidden_size": 1 << 40}, {"num_attention_heads": 0}]
+    for changes in (*odd, {"model_type": []}):
+        path.write_text(json.dumps(values | changes))
+        begun = time.monotonic()
+        with pytest.raises(MyptError) as raised:
+            check_base(f"hf:{tmp_path}", "transformers")
+        assert time.monotonic() - begun < 10
+        assert "\n" not in str(raised.value)
+    path.write_text(json.dumps(values | {"intermediate_size": 1 << 33}))
+    with pytest.raises(CheckpointError, match=r"numbers; the config says .* expected the tensors"):
+        read_foreign(tmp_path)

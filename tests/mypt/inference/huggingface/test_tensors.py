@@ -19,13 +19,13 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from mypt.inference.huggingface.imports import read_hf
+from mypt.inference.huggingface.imports import read_base
 torch.set_num_threads(1)
 status = Path("/proc/self/status")
 peak = lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) << 10
-read_hf(Path(sys.argv[1]))  # what is loaded once, whatever the size
+read_base(Path(sys.argv[1]))  # what is loaded once, whatever the size
 before = peak()
-weights = read_hf(Path(sys.argv[2])).weights
+weights = read_base(Path(sys.argv[2])).weights
 save_file(weights, sys.argv[3])
 print((peak() - before) / sum(4 * tensor.numel() for tensor in weights.values()))
 """

@@ -10,7 +10,7 @@ from mypt.data.preparation.encoding import encode_rows
 from mypt.data.tokenizer import load_tokenizer
 from mypt.inference.huggingface.chat_template import CUT
 from mypt.inference.huggingface.exports import export_hf, tokenizer_json
-from mypt.inference.huggingface.imports import read_hf
+from mypt.inference.huggingface.imports import read_base
 from mypt.model.gpt import GPT
 from tests.mypt.data.rendering.bases import CHATML, LLAMA, write_base
 from tests.mypt.data.rows import HERE
@@ -92,7 +92,7 @@ def base(tmp_path):
 
 
 def exported(base, out, template, form):
-    read = read_hf(base)
+    read = read_base(base)
     ours = load_tokenizer(f"hf:{base}", template)
     config = GPTConfig(**read.architecture.model_dump())
     export_hf(out, config, dict(read.weights), ours, form=form, base=read.base, card="")
@@ -133,7 +133,7 @@ def test_text_forges_no_token_whatever_its_flags_and_numbered_ones_are_kept_as_o
         for n in range(5)
     ]
     path.write_text(json.dumps(values))
-    kept = json.loads(read_hf(base).base.flags)
+    kept = json.loads(read_base(base).base.flags)
     assert "<odd#>" in kept
     assert not any(f"<odd{n}>" in kept for n in range(5))
     ours, _, found = exported(base, tmp_path / "out", "chatml", "chat")

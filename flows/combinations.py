@@ -1,0 +1,168 @@
+"""What a sweep is asked for: knobs with several values each, and the runs that follow from them."""
+
+import json
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+from flows.forms import put, read_value, written
+from mypt.config import PipelineConfig
+from mypt.data.policies import parse_policy, policy_words
+from mypt.errors import ConfigError
+from mypt.parsing import parse_config
+from mypt.text import shorten
+
+POLICY = "mask.policy"
+"""No knob of a config but a word for all of ``mask``, as ``mypt mask --policy`` takes it."""
+_SEED = "sft.seed"
+_MOST_RUNS = 256
+_SHOWN = 40
+_EXAMPLE = "--over sft.learning_rate=1e-4,3e-4"
+
+
+class Combination(NamedTuple):
+    """One run of a sweep."""
+
+    settings: dict[str, str]
+    """Each knob's value, in words; the seed is none of them."""
+    config: PipelineConfig
+
+
+class _Value(NamedTuple):
+    path: tuple[str, ...]
+    value: Any
+    words: str
+
+
+def combine(config: PipelineConfig, over: Sequence[str], seeds: int) -> tuple[Combination, ...]:
+    """Return every combination of the values of all knobs, each with every seed, in order.
+
+    Args:
+        config: What all of them have but for the knobs.
+        over: A knob each, as :func:`_read` understands it.
+        seeds: How many seeds the fine-tuning of each has: the config's, and those after it.
+
+    Raises:
+        ConfigError: In one line, if a knob or one of its values is none, or nothing is varied.
+    """
+    knobs: dict[str, tuple[_Value, ...]] = {}
+    for text in over:
+        name, values = _read(text)
+        if name in knobs:
+            raise ConfigError(f"--over {name} is given twice; give it once, with all its values")
+        knobs[name] = values
+    if _SEED in knobs and seeds > 1:
+        raise ConfigError(f"--over {_SEED} and --seeds {seeds} exclude each other; leave one out")
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: expected at least 1")
+    n_runs = seeds
+    for values in knobs.values():
+        n_runs *= len(values)
+    if not 1 < n_runs <= _MOST_RUNS:
+        raise ConfigError(
+            f"{n_runs} runs would be made; expected 2 to {_MOST_RUNS}: name the values of a knob,"
+            f" such as {_EXAMPLE}, or --seeds 2"
+        )
+    return tuple(
+        combination
+        for chosen in product(*knobs.values())
+        for combination in _seeded(config, dict(zip(knobs, chosen, strict=True)), seeds)
+    )
+
+
+def _seeded(
+    config: PipelineConfig, chosen: dict[str, _Value], seeds: int
+) -> tuple[Combination, ...]:
+    values = json.loads(json.dumps(written(config)))
+    for name, one in chosen.items():
+        put(values, one.path, one.value, _where(name, one.words))
+        parse_config(values, PipelineConfig, _where(name, one.words))  # names whose fault it is
+    made = parse_config(values, PipelineConfig, "--over")
+    settings = {name: one.words for name, one in chosen.items()}
+    found = []
+    for seed in range(made.sft.seed, made.sft.seed + seeds):
+        put(values, _SEED.split("."), seed, "--seeds")
+        found.append(Combination(settings, parse_config(values, PipelineConfig, "--seeds")))
+    return tuple(found) if seeds > 1 else (Combination(settings, made),)
+
+
+def _read(text: str) -> tuple[str, tuple[_Value, ...]]:
+    """Return a knob and its values.
+
+    ``KNOB=VALUE,VALUE``; with a comma in a value, ``KNOB=VALUE|VALUE`` or ``KNOB=[VALUE, VALUE]``,
+    a JSON list of them. Words of a policy are joined by + where commas divide policies.
+
+    Raises:
+        ConfigError: If the text is none of these, or a value stands twice.
+    """
+    name, equals, said = text.partition("=")
+    name = name.strip()
+    if not name or not equals:
+        raise ConfigError(
+            f"--over {shorten(text, _SHOWN)!r}: expected KNOB=VALUE,VALUE such as {_EXAMPLE}"
+        )
+    if name == POLICY:
+        _refuse_one_policy(said)
+    found: list[_Value] = []
+    for value in _divided(name, said):
+        one = _policy(value) if name == POLICY else _plain(name, value)
+        if any(one.value == other.value for other in found):
+            raise ConfigError(f"{_where(name, one.words)} stands twice; give each value once")
+        found.append(one)
+    return name, tuple(found)
+
+
+def _divided(name: str, said: str) -> list[Any]:
+    """Return the values as they were typed; those of a JSON list as they are."""
+    start = said.lstrip()[:1]
+    if start in ("[", "{"):
+        try:
+            values = json.loads(said if start == "[" else f"[{said}]")
+        except ValueError as error:
+            raise ConfigError(
+                f"--over {name}: no JSON list ({error}); expected [VALUE, VALUE]"
+            ) from None
+        return list(values)
+    words = [word.strip() for word in said.split("|" if "|" in said else ",")]
+    if "" in words:
+        raise ConfigError(
+            f"--over {name}={shorten(said, _SHOWN)}: an empty value; expected VALUE,VALUE, or"
+            " VALUE|VALUE where a value has commas"
+        )
+    return words
+
+
+def _refuse_one_policy(said: str) -> None:
+    """Refuse words that are one policy, by which somebody may mean several.
+
+    Raises:
+        ConfigError: If they are.
+    """
+    if said.lstrip()[:1] in ("[", "{") or "|" in said or "," not in said:
+        return
+    try:
+        parse_policy(said)
+    except ConfigError:
+        return  # so commas divide policies
+    raise ConfigError(
+        f"--over {POLICY}={shorten(said, _SHOWN)} may be one policy or several; join the words of"
+        " one by +, and divide policies by |, such as assistant|assistant+user=0.1"
+    )
+
+
+def _policy(value: Any) -> _Value:
+    said = value if isinstance(value, str) else json.dumps(value)
+    words = said if said.lstrip().startswith("{") else said.replace("+", ",")
+    policy = parse_policy(words, f"--over {POLICY}")
+    return _Value(("mask",), policy.model_dump(mode="json"), policy_words(policy))
+
+
+def _plain(name: str, value: Any) -> _Value:
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _Value(
+        tuple(name.split(".")), read_value(value) if isinstance(value, str) else value, words
+    )
+
+
+def _where(name: str, words: str) -> str:
+    return f"--over {name}={shorten(words, _SHOWN)}"
