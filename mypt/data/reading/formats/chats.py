@@ -319,11 +319,11 @@ def _paths(
     except Dropped as dropped:
         tally.notes[f"reply left out: {dropped}"] += 1
         return
-    if path[-1][1].role == "tool" and has_failed(fields):
-        tally.notes[LOST_ERROR] += 1
     if deleted:
         tally.notes["reply left out: deleted"] += 1
         return
+    if path[-1][1].role == "tool" and has_failed(fields):
+        tally.notes[LOST_ERROR] += 1
     is_leaf = True
     for reply in replies:
         for found in _paths(reply, path, place, tally):

@@ -92,3 +92,10 @@ def test_a_reply_is_deleted_however_a_table_spells_it_and_other_words_are_counte
         "reply left out: deleted": 1,
         "'deleted' of a message was not read": 1,
     }
+
+
+def test_an_error_of_a_tool_in_a_tree_whose_calls_are_not_linked_is_counted(tmp_path):
+    given = leaf("tool", "no", leaf("assistant", "a"), is_error=True)
+    reader, (row,) = read(write(tmp_path / "a.jsonl", jsonl(leaf("prompter", "q", given))))
+    assert turns(row) == [("user", "q"), ("tool", "no"), ("assistant", "a")]
+    assert notes(reader) == {"a result marked as an error whose call cannot be told": 1}
