@@ -61,7 +61,7 @@ def left(monkeypatch):
 
 
 def run_against(url, monkeypatch):
-    context = SimpleNamespace(client=SimpleNamespace(api_url=httpx.URL(url)))
+    context = SimpleNamespace(client=SimpleNamespace(api_url=httpx.URL(url)), flow_run=None)
     monkeypatch.setattr(farewell.FlowRunContext, "get", lambda: context)
 
 

@@ -186,7 +186,8 @@ def loss_of_pairs(model, base, folder, objective):
     for step in range(loader.epoch("train").steps):
         ids, targets, mask, *where = loader.batch_at("train", step)
         places = dict(zip(("positions", "segments"), where, strict=True))
-        found.append(model.loss(ids, targets, mask, **places, objective=objective, base=base))
+        loss = model.loss(ids, targets, mask, **places, objective=objective, base=base)
+        found.append((loss.total, loss.weight))
     total, n_pairs = (sum(column) for column in zip(*found, strict=True))
     assert n_pairs == len(TALKS)
     (total / n_pairs).backward()
