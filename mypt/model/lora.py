@@ -21,7 +21,8 @@ from mypt.errors import ConfigError
 
 GPTLike = TypeVar("GPTLike", bound=nn.Module)
 _BLOCK: Final = re.compile(r"transformer\.h\.\d+\.")
-_ADAPTER: Final = "adapter"
+BESIDE: Final = "adapter"
+"""What a layer calls what is learned beside it."""
 Layout = tuple[tuple[slice, ...], float]
 """Which rows of a product each pair of A and B adds to, one after the other; and by how much."""
 
@@ -292,7 +293,7 @@ def merged(
             if weight.dim() == 2 and name not in read:
                 whole[name] = weight.bfloat16().float()
     for key in adapter:
-        name, _, part = key.rpartition(f".{_ADAPTER}.")
+        name, _, part = key.rpartition(f".{BESIDE}.")
         if part == "delta":
             weight = whole[f"{name}.weight"].clone()
             weight[list(lora.tokens or ())] += adapter[key]
@@ -301,7 +302,7 @@ def merged(
             continue
         own = wanted[_BLOCK.sub("", name)]
         weight = whole[f"{name}.weight"].double()
-        b, start = adapter[f"{name}.{_ADAPTER}.b"].double(), 0
+        b, start = adapter[f"{name}.{BESIDE}.b"].double(), 0
         for target, a in zip(own, torch.split(adapter[key].double(), lora.rank), strict=True):
             size = target.rows.stop - target.rows.start
             weight[target.rows].addmm_(b[start : start + size], a, alpha=lora.scale)

@@ -70,11 +70,6 @@ def plan(
             f"--dataset_dir {dataset_dir} with the config of a pipeline, whose stages prepare their"
             " own; leave it out, or name a preset such as configs/tiny_sft.json"
         )
-    if any(preset.lora for preset in presets):
-        raise ConfigError(
-            "lora: a plan reckons what learning all weights takes, which is more; leave it out for"
-            " that bound"
-        )
     found = []
     for preset in presets:
         if preset.base == "transformers":

@@ -244,6 +244,8 @@ def _more_micros(asked: Preset, preset: Preset, machine: Machine) -> tuple[str, 
 
 def _assumed(preset: Preset, machine: Machine, data: Data | None) -> tuple[str, ...]:
     lines = []
+    if preset.lora:
+        lines.append("all weights are learned; with lora memory, time and checkpoints are less")
     if preset.epochs is not None:
         lines.append(f"{preset.epochs:g} epochs; --dataset_dir tells how many steps and how long")
     if data is None:

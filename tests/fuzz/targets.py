@@ -107,7 +107,7 @@ TARGETS: dict[str, Target] = {
     "lineage": partial(read_sealed, lineage.LINEAGE, lineage.read_lineage),
     "tokenizer_state": partial(read_named, "tokenizer_state.json", read_tokenizer_state),
     "trainer_state": partial(read_named, state.STATE, lambda path: state.read_state(path.parent)),
-    "tensors": partial(read_named, checkpoint.WEIGHTS, checkpoint._read_tensors),
+    "tensors": partial(read_named, lineage.WEIGHTS, checkpoint._read_tensors),
     "table": partial(read_named, "shard_000_spans.npy", lambda path: spans(path)),
     "history": partial(read_named, history.HISTORY, lambda p: history.read_history(p.parent, 2)),
     "run": partial(read_sealed, claim.RUN, claim.read_run),

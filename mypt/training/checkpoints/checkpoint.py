@@ -17,7 +17,7 @@ from mypt.data.manifest import TOKENIZER_STATE
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import CheckpointError, TrainingError
 from mypt.model.gpt import GPT
-from mypt.model.lora import merged
+from mypt.model.lora import BESIDE, merged
 from mypt.model.parameters import make_model, shapes
 from mypt.references import CheckpointRef
 from mypt.training.checkpoints.state import HISTORY, STATE, History, TrainerState, write_history
@@ -78,7 +78,7 @@ def take_snapshot(
     """Copy what a checkpoint of ``state.step`` holds to the CPU, tensors by ``copy``."""
     return Snapshot(
         state=state,
-        weights={name: copy(p) for name, p in model.named_parameters() if p.requires_grad},
+        weights={name: copy(p) for name, p in kept_of(model).items()},
         moments={name: copy(tensor) for name, tensor in moments_of(model, optimizer).items()},
         history=history.copy(),
         tokenizer_state=tokenizer_state,
@@ -183,13 +183,20 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> tuple[GPT, Toke
     return model.to(device).eval(), checkpoint.tokenizer, checkpoint
 
 
+def kept_of(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of a checkpoint by name: an adapter's alone, where there is one."""
+    named = dict(model.named_parameters())
+    adapted = [name for name in named if f".{BESIDE}." in name]
+    return {name: named[name] for name in adapted or named}
+
+
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Copy ``weights`` into the parameters of ``model`` that are learned.
+    """Copy ``weights`` into the parameters that :func:`kept_of` tells.
 
     Raises:
         CheckpointError: If a parameter is missing, left over or of another shape.
     """
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    parameters = kept_of(model)
     _check_shapes({name: p.shape for name, p in parameters.items()}, weights, path)
     with torch.no_grad():
         for name, parameter in parameters.items():

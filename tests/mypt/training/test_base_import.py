@@ -317,6 +317,6 @@ def test_what_a_module_of_transformers_cannot_do_is_refused(changes, named, tiny
 
 def test_a_module_of_transformers_without_a_base_is_refused(plan):
     with pytest.raises(
-        ConfigError, match="base transformers holds a model to its base, and there is none"
+        ConfigError, match="base transformers is read from its base, and there is none"
     ):
         plan(base="transformers", dropout=0.0)
