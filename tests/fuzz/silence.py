@@ -129,7 +129,8 @@ def _lost(
     whys = [path for note, path in (*EXPLAINED, *kind.explained) if re.search(note, notes, re.M)]
     for word, path in _words_in(rows):
         keys = [str(key) for key in path if isinstance(key, str)]
-        if word in said or (dropped and (kind.write or path[0] + 1 not in lines)):
+        apart = kind.write or kind.name.endswith(".txt")  # whose lines are no rows
+        if word in said or (dropped and (apart or path[0] + 1 not in lines)):
             continue
         if any(
             key in kind.quiet or key.lower() in _QUIET or re.search(_UNREAD % re.escape(key), notes)
