@@ -48,14 +48,10 @@ def run(
         prepare_environment()
         _check_asks(asked)
         wait = start_temporary_api()
-        from prefect import tags
-
         from flows.pipeline import run_pipeline
-        from flows.service.parameters import PIPELINE, TAGS
 
         wait()
-        with tags(TAGS[PIPELINE]):  # as a deployment's runs have
-            run_pipeline(asked)
+        run_pipeline(asked)
         return 0
     try:
         find_prefect()
@@ -100,14 +96,10 @@ def sweep(
     prepare_environment()
     _check_asks(asked)
     wait = start_temporary_api()
-    from prefect import tags
-
-    from flows.service.parameters import TAGS
-    from flows.sweep import run_sweep, sft_sweep
+    from flows.sweep import run_sweep
 
     wait()
-    with tags(TAGS[sft_sweep.name]):
-        run_sweep(asked, over or [], seeds)
+    run_sweep(asked, over or [], seeds)
     return 0
 
 

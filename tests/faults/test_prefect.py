@@ -52,7 +52,7 @@ def test_a_run_goes_on_without_prefect(trouble, moment, tmp_path, port, row):
         if moment == "start":
             door.set(trouble)
         code, out, err = run_beside(flow, door, lambda: door.set(trouble))
-        assert code == 0, err
+        assert code == 0, "\n".join(err)
         assert out[-1].startswith("summary: ")
         assert "Traceback" not in "".join(err)
         told = {"start": "goes on with a temporary API", "middle": "everything is done and kept"}
