@@ -109,7 +109,7 @@ def _byte_level(vocabulary: Vocabulary, held: dict[str, int]) -> dict[str, Any]:
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                _split({"Regex": _for_oniguruma(vocabulary.pattern)}, "Isolated"),
+                _split({"Regex": for_oniguruma(vocabulary.pattern)}, "Isolated"),
                 _BYTE_LEVEL,
             ],
         },
@@ -203,7 +203,7 @@ def _merges(vocabulary: Vocabulary) -> list[list[str]]:
     return merges
 
 
-def _for_oniguruma(pattern: str) -> str:
+def for_oniguruma(pattern: str) -> str:
     r"""Return a pattern of tiktoken's as Oniguruma, which ``tokenizers`` uses, understands it.
 
     There ``{1,3}+`` repeats once more and ``$`` matches before a line feed. Possessive signs only

@@ -1,6 +1,5 @@
 """``tokenizer.json`` in a GGUF's words; :mod:`mypt.data.vocabularies.gguf_tokenizer` reads them."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,12 +20,11 @@ from mypt.data.vocabularies.gguf_tokenizer import (
 )
 from mypt.data.vocabularies.published import PUBLISHED
 from mypt.errors import ConfigError
+from mypt.inference.huggingface.chat_template import CUT
+from mypt.inference.huggingface.exports import for_oniguruma
 from mypt.text import shorten
 
-_NO_TEXT: Final = "\ufdd1"
-"""What our exports put into names of ids that have no token."""
-_POSSESSIVE: Final = re.compile(r"(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+")
-_GPT2_CUT: Final = _POSSESSIVE.sub(r"\1", PUBLISHED["gpt2"].pattern).replace("$", r"\z")
+_GPT2_CUT: Final = for_oniguruma(PUBLISHED["gpt2"].pattern)
 _SPELLINGS: Final = {
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]|\s+(?!\S)|\s+": gpt4(r"\p{N}{1,3}")["pattern"]["Regex"],
@@ -54,7 +52,7 @@ def pieces_of(run: dict[str, Any], settings: dict[str, Any], size: int) -> dict[
     words, types = list[str](), list[int]()
     for number in range(size):
         word = held.get(number, "")
-        unused = not word or _NO_TEXT in word
+        unused = not word or CUT in word
         words.append(f"[unused {number}]" if unused else word)
         types.append(UNUSED if unused else _type(word, added.get(number), model))
     played = {ours: settings.get(f"{theirs}_token") for ours, theirs in ROLES.items()}
@@ -106,7 +104,7 @@ def _cut_of(stages: Sequence[dict[str, Any]]) -> list[str]:
         elif stage["type"] != "Split":
             cuts.append(str(sorted(stage.items())))
         elif stage["behavior"] != "Removed":
-            said = _POSSESSIVE.sub(r"\1", str(stage["pattern"].get("Regex")))
+            said = for_oniguruma(str(stage["pattern"].get("Regex")))
             cuts.append(_SPELLINGS.get(said, said))
     return cuts
 
