@@ -89,7 +89,8 @@ def check_the_records(home, *, sent=True):
     """
     kinds = ("flow_run", "task_run")
     prefect = home / "prefect" / "prefect.db"
-    assert set(asked(prefect, "SELECT tags FROM flow_run")) == {'["pipeline"]'}
+    # A tag would ask Prefect for a slot before each task, which may be away by then.
+    assert set(asked(prefect, "SELECT tags FROM flow_run")) == {"[]"}
     last = asked(prefect, *(f"SELECT state_type FROM {kind}" for kind in kinds))
     assert set(last) <= {"COMPLETED", "CANCELLED"}
     assert "CRASHED" not in asked(prefect, *(f"SELECT type FROM {kind}_state" for kind in kinds))
