@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from flows.forms import changed_config
@@ -175,7 +176,9 @@ def test_figures_are_those_of_six_single_runs_to_the_bit(swept, tmp_path, monkey
 def test_a_sweep_that_was_killed_goes_on_by_the_same_command(swept, tmp_path):
     command = [sys.executable, "-m", "flows.cli", "sweep", str(swept.config)]
     command += [word for text in OVER for word in ("--over", text)]
-    environment = os.environ | {"MYPT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    # As many threads as the sweep of this process had: they decide the order of sums.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | {"MYPT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | threads
     environment = {k: v for k, v in environment.items() if not k.startswith("PREFECT_")}
     out = tmp_path / "out"
     with out.open("w") as file:
