@@ -1,8 +1,10 @@
 """Commands that let a model answer: once, in a conversation, or to clients. None starts Prefect."""
 
+import itertools
 import os
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +14,11 @@ from flows.console import Console, describe, print_json
 from mypt.errors import ConfigError, MyptError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from mypt.data.tokenizer import Tokenizer
     from mypt.inference.chat import Session
+    from mypt.inference.server.answering import Exchange
     from mypt.model.gpt import GPT
     from mypt.training.checkpoints.checkpoint import Checkpoint
 
@@ -141,6 +146,7 @@ def serve(
     api_key: str | None = None,
     waiting: Whole = 64,
     compile: bool = False,
+    trace: bool = False,
 ) -> int:
     """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
 
@@ -151,6 +157,7 @@ def serve(
         api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
         waiting: Requests that may wait; beyond them the answer is 429.
         compile: As for mypt generate.
+        trace: Send each request and its answer to MLflow, as a trace of its experiment "served".
     """
     from mypt.inference.server import serving
     from mypt.inference.server.answering import Queue, Served
@@ -161,13 +168,52 @@ def serve(
     with serving.listen(host, port, key) as listening:
         gpt, tokenizer, checkpoint = _load(model, compiled=compile)
         name = checkpoint.lineage.model_name
-        queue = Queue(waiting)
-        served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
-        _write(f"{name} step {checkpoint.ref.step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
-        serving.serve(serving.create_app(served), queue, listening)
+        with _traced(name, checkpoint) if trace else nullcontext() as told:
+            queue = Queue(waiting)
+            served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key, told)
+            step = checkpoint.ref.step
+            _write(f"{name} step {step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
+            serving.serve(serving.create_app(served), queue, listening)
     return 0
+
+
+@contextmanager
+def _traced(name: str, checkpoint: "Checkpoint") -> "Iterator[Callable[[Exchange], None]]":
+    """Journal what is told, as an MLflow run that ends with the server."""
+    from flows.environment import prepare_environment
+
+    prepare_environment()
+    from tasks.tracking.recording import recorded
+    from tasks.tracking.records import Told, Traces
+
+    model, count = f"{name} step {checkpoint.ref.step}", itertools.count()
+    stop = None
+
+    def tell(exchange: "Exchange") -> None:
+        told = Told(
+            time=int((time.time() - exchange.seconds) * 1000),
+            asked=exchange.asked.model_dump(mode="json", exclude_unset=True),
+            said=exchange.said,
+            milliseconds=int(exchange.seconds * 1000),
+            tokens=(exchange.n_prompt, exchange.n_tokens),
+            failed=exchange.failed,
+        )
+        digest = checkpoint.ref.digest
+        try:
+            run.write(Traces(model=model, checkpoint=digest, first=next(count), told=(told,)))
+        except MyptError as error:  # the answer is given all the same
+            sys.stderr.write(f"mypt: not traced: {error}\n")
+
+    journal = f"serve-{name}-{time.time_ns()}"
+    with recorded(journal, f"serve {model}", experiment="served") as run:
+        try:
+            yield tell
+        except KeyboardInterrupt as ended:  # as every server does
+            stop = ended
+    if stop is not None:
+        raise stop
 
 
 def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":

@@ -34,7 +34,7 @@ class ExerciseScores(Frozen):
     hits: dict[str, str]
     """By task, 1 for each question that was answered exactly and 0 for each other, in order."""
     answers: tuple[AskedQuestion, ...]
-    """Those to questions of a file, in its order."""
+    """In the order asked."""
     stop_recall: float
     """Share of answers that ended by themselves: with the stop token of an assistant turn, or
     for plain text with a full stop."""
@@ -107,21 +107,25 @@ def score(
 ) -> ExerciseScores:
     """Compare ``answers`` with what the exercises expect; a right text that goes on is wrong."""
     right: dict[str, list[bool]] = {}
-    ended, shown = [], []
+    shown = []
     for exercise, answer in zip(exercises, answers, strict=True):
         text, stopped = answer.text, answer.stopped
         if form == "plain":
             text, full_stop, _ = text.partition(FULL_STOP)
             stopped = bool(full_stop)
-        ended.append(stopped)
         hit = stopped and text == exercise.answer
         right.setdefault(exercise.task, []).append(hit)
-        if exercise.task == QUESTIONS:
-            shown.append(
-                AskedQuestion(
-                    question=exercise.question, expected=exercise.answer, said=text, right=hit
-                )
+        shown.append(
+            AskedQuestion(
+                task=exercise.task,
+                question=exercise.question,
+                expected=exercise.answer,
+                said=text,
+                right=hit,
+                stopped=stopped,
+                leaked=_leaks(answer, tokenizer),
             )
+        )
     by_task = {task: _share(found) for task, found in right.items()}
     shares = [found for task, found in by_task.items() if counts(task)]
     overall = sum(shares) / len(shares) if shares else 0.0
@@ -130,9 +134,9 @@ def score(
         between={task: interval(sum(found), len(found)) for task, found in right.items()},
         hits={task: "".join(str(int(hit)) for hit in found) for task, found in right.items()},
         answers=tuple(shown),
-        stop_recall=_share(ended),
-        asked=len(ended),
-        leak_rate=_share([_leaks(answer, tokenizer) for answer in answers]),
+        stop_recall=_share([bool(found.stopped) for found in shown]),
+        asked=len(shown),
+        leak_rate=_share([bool(found.leaked) for found in shown]),
         repetition=_repetition(answers),
     )
 

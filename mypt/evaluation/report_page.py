@@ -169,19 +169,20 @@ def render_page(report: EvaluationReport) -> str:
 
 def _asked(model: ModelScores) -> dict[str, Any]:
     """Return the questions of a file with what was said, wrong answers first."""
-    if not model.answers:
+    answers = [found for found in model.answers if found.task == QUESTIONS]
+    if not answers:
         return {"asked": ()}
     low, high = model.between[QUESTIONS]
-    right = sum(answer.right for answer in model.answers)
+    right = sum(answer.right for answer in answers)
     return {
-        "asked_summary": f"{right} of {len(model.answers)} right, word for word:"
-        f" {right / len(model.answers):.1%}, 95 % between {low:.1%} and {high:.1%}.",
+        "asked_summary": f"{right} of {len(answers)} right, word for word:"
+        f" {right / len(answers):.1%}, 95 % between {low:.1%} and {high:.1%}.",
         "asked": [
             (
                 found.question,
                 [*map(visible, (found.expected, found.said)), "" if found.right else "wrong"],
             )
-            for found in sorted(model.answers, key=lambda found: found.right)
+            for found in sorted(answers, key=lambda found: found.right)
         ],
     }
 

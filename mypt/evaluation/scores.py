@@ -11,13 +11,20 @@ from mypt.references import CheckpointRef, DatasetRef, HomePath
 
 
 class AskedQuestion(Frozen):
-    """A question of a file, and what the model said."""
+    """A held-out question, and what the model said."""
 
+    task: str = "questions"
+    """The exercise's; "questions" for those of a file."""
     question: str
+    """In the words of a chat, however it was asked."""
     expected: str
     said: str
     right: bool
     """Word for word, and the answer ended there."""
+    stopped: bool | None = None
+    """Whether the answer ended by itself; None where nobody noted it."""
+    leaked: bool | None = None
+    """Whether the model wrote a role's tag; likewise."""
 
 
 class GroupScore(Frozen):
@@ -116,7 +123,7 @@ class ModelScores(Frozen):
     """By task, 1 for each question that was answered exactly and 0 for each other, in order; by
     them two models are compared question by question."""
     answers: tuple[AskedQuestion, ...] = ()
-    """To the questions of a file, in its order."""
+    """To held-out questions, in the order in which they were asked."""
     stop_recall: float | None = None
     """Share of answers that ended with their stop token; None if nothing was asked."""
     asked: int = 0

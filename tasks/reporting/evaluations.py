@@ -4,13 +4,26 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mypt.evaluation.scores import EvaluationReport, ModelScores, Summary, harness_metrics
+from mypt.evaluation.scores import (
+    AskedQuestion,
+    EvaluationReport,
+    ModelScores,
+    Summary,
+    harness_metrics,
+)
+from mypt.files import digest_json
 from mypt.references import DatasetRef
 from tasks.reporting import artifacts
 from tasks.reporting.inputs import measured_on
 from tasks.stages import tell
 from tasks.tracking.journal import Journal
-from tasks.tracking.records import Artifact, Metrics, Record, Tags, Text
+from tasks.tracking.recording import recorded
+from tasks.tracking.records import Artifact, Metrics, Record, Tags, Text, Told, Traces
+
+_EVALUATION = {"mlflow.runType": "evaluation"}
+"""Tag by which MLflow lists a run where the answers of two stand side by side."""
+_TOGETHER = 25
+"""Answers of one record."""
 
 
 def score_metrics(scores: ModelScores, prefix: str = "") -> dict[str, float]:
@@ -120,6 +133,7 @@ def report_evaluation(run: Journal, name: str, summary: Summary, dataset: Datase
         run.write(Artifact(path=str(path)))
     for record in evaluation_tables(summary):
         run.write(record)
+    report_answers(run.name, Path(summary.evaluation))
     artifacts.scores(name, _columns(summary))
     before, after = (
         scores.exact_match.get("overall", 0.0) for scores in (summary.base, summary.sft)
@@ -129,6 +143,53 @@ def report_evaluation(run: Journal, name: str, summary: Summary, dataset: Datase
     tell(
         f"{name}: exact match {before:.1%} -> {after:.1%}, val loss {summary.base.val_loss:.3f} ->"
         f" {summary.sft.val_loss:.3f}; {summary.evaluation}"
+    )
+
+
+def report_answers(evaluation: str, path: Path) -> None:
+    """Record what each model answered, as a run of its own below the evaluation's.
+
+    Args:
+        evaluation: The evaluation's journal.
+        path: The whole report.
+    """
+    report = EvaluationReport.model_validate_json(path.read_bytes())
+    asked = zip(answer_journals(evaluation), (report.base, report.sft), strict=True)
+    for journal, scores in asked:
+        if scores is None or not scores.answers:
+            continue
+        model = f"{scores.model} step {scores.checkpoint.step}"
+        with recorded(journal, f"answers of {model}", tags=_EVALUATION) as run:
+            run.write(Metrics(step=scores.checkpoint.step, values=score_metrics(scores)))
+            for record in _traces(model, scores):
+                run.write(record)
+
+
+def answer_journals(evaluation: str) -> tuple[str, str]:
+    """Return the journals of what the base model and the fine-tuned one answered."""
+    return f"{evaluation}-base", f"{evaluation}-tuned"
+
+
+def _traces(model: str, scores: ModelScores) -> Iterator[Traces]:
+    questions = [(found.task, found.question, found.expected) for found in scores.answers]
+    for first in range(0, len(questions), _TOGETHER):
+        yield Traces(
+            model=model,
+            checkpoint=scores.checkpoint.digest,
+            first=first,
+            told=tuple(map(_told, scores.answers[first : first + _TOGETHER])),
+            questions=digest_json(questions),
+        )
+
+
+def _told(answer: AskedQuestion) -> Told:
+    found = {"exact_match": answer.right, "stopped": answer.stopped, "leaked": answer.leaked}
+    return Told(
+        asked={"question": answer.question},
+        said=answer.said,
+        expected=answer.expected,
+        found={name: value for name, value in found.items() if value is not None},
+        tags={"task": answer.task},
     )
 
 

@@ -23,7 +23,12 @@ from mypt.training.lineage import read_lineage
 from tasks.reporting import artifacts
 from tasks.reporting.artifacts import training_plot
 from tasks.reporting.datasets import PREVIEW
-from tasks.reporting.evaluations import evaluation_tables, pair_metrics, summary_metrics
+from tasks.reporting.evaluations import (
+    answer_journals,
+    evaluation_tables,
+    pair_metrics,
+    summary_metrics,
+)
 from tasks.reporting.inputs import SHOWN_DIGITS, called, dataset_input
 from tasks.stages import tell
 from tasks.tracking.destination import (
@@ -213,7 +218,8 @@ def _describe(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary
     checked = f"validate-{Path(chat.path).name}-"
     previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
     pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
-    run.write(Described.of(facts, *previews, *pages))
+    beside = answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
+    run.write(Described.of(facts, *previews, *pages, beside=beside))
 
 
 def report_gate(run: Journal, decided: str) -> None:

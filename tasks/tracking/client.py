@@ -1,4 +1,4 @@
-"""Records as MLflow's calls: the only file that imports mlflow (D41)."""
+"""Records as MLflow's calls: with `traces.py` the only file that imports mlflow (D41)."""
 
 import json
 import logging
@@ -60,8 +60,10 @@ from tasks.tracking.records import (
     Reused,
     Tags,
     Text,
+    Traces,
     Upload,
 )
+from tasks.tracking.traces import Answers
 
 __all__ = ["JOURNAL_TAG", "Failure", "MlflowRun", "Tracker", "is_gone", "is_refusal", "refuses_run"]
 
@@ -74,7 +76,13 @@ _PARAM_LENGTH = 6000
 _TAG_LENGTH = 8000
 _INPUT_TAG_LENGTH = 500
 _DIGEST_LENGTH = 36
-_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
+_REFUSED = (
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "ENDPOINT_NOT_FOUND",
+)
 _DELETED = ("INVALID_PARAMETER_VALUE", "INVALID_STATE")  # a broken file is a bad request
 Item = TypeVar("Item")
 
@@ -137,6 +145,7 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, too
         make_database()
         self._client = MlflowClient(tracking_uri(), tracking_uri())
+        self._answers = Answers(self._client, tracking_uri())
         self._experiments: dict[str, str] = {}
 
     def run(self, journal: str, first: Opened) -> MlflowRun:
@@ -243,6 +252,9 @@ class Tracker:
                 self._checkpoint(run, record)
             case Upload():
                 self._upload(run, record)
+            case Traces():
+                model = self._model_anywhere(record.checkpoint)
+                self._answers.send(run.id, run.experiment, record, model)
             case Artifact() if Path(record.path).is_file():
                 self._client.log_artifact(run.id, record.path, record.folder or None)
             case Artifact():
@@ -276,6 +288,12 @@ class Tracker:
         found = self._client.search_logged_models([run.experiment], f"tags.digest = '{digest}'")
         models = [model for model in found if source in (None, model.source_run_id)]
         return str(models[0].model_id) if models else None
+
+    def _model_anywhere(self, digest: str) -> str | None:
+        """Return the id of a logged model of a checkpoint, whatever trained it."""
+        all_of_them = [found.experiment_id for found in self._client.search_experiments()]
+        found = self._client.search_logged_models(all_of_them, f"tags.digest = '{digest}'")
+        return str(found[0].model_id) if found else None
 
     def _checkpoint(self, run: MlflowRun, record: CheckpointRecord) -> None:
         """Make a checkpoint a logged model: its weights stay where they are."""

@@ -24,11 +24,13 @@ from tasks.tracking.journal import close_if_dead
 from tasks.tracking.records import (
     Described,
     Ended,
+    JournalLine,
     Opened,
     Params,
     Record,
     Reused,
     Tags,
+    Traces,
     journal_path,
     names,
     read,
@@ -102,7 +104,7 @@ class Mirror:
     def _send(self, name: str) -> Iterator[int]:
         run = self._run(name)
         lines = read(name, read_sent(name).offset)
-        while batch := list(islice(lines, _RECORDS)):
+        while batch := _batch(lines):
             records = [self._placed(line.record) for line in batch]
             try:
                 self._tracker.apply(run, records)
@@ -132,7 +134,9 @@ class Mirror:
             values = {key: place_now(value) for key, value in record.values.items()}
             return record.model_copy(update={"values": values})
         if isinstance(record, Described):
-            links = (self._link(*page) for page in record.pages if journal_path(page[1]).exists())
+            links = [self._link(*page) for page in record.pages if journal_path(page[1]).exists()]
+            if record.beside and all(journal_path(name).exists() for name in record.beside):
+                links.append(self._compared(*map(self._run, record.beside)))
             line = " · ".join(links)
             return record.model_copy(
                 update={"lines": (*record.lines, *(("", line) if line else ()))}
@@ -147,6 +151,12 @@ class Mirror:
         run = self._run(journal)
         page = f"/experiments/{run.experiment}/runs/{run.id}/artifacts/{file}"
         return f"[{markdown(label)}]({ui_page('', page)})"
+
+    def _compared(self, one: MlflowRun, other: MlflowRun) -> str:
+        """Return a link to MLflow's page of two models' answers, which its mode for agents has."""
+        runs = {"selectedRunUuid": one.id, "compareToRunUuid": other.id}
+        page = f"/experiments/{one.experiment}/evaluation-runs"
+        return f"[answers side by side]({ui_page('', page, workflowType='genai', **runs)})"
 
     def _below_its_parent(self, record: Opened) -> Opened:
         if record.parent is None:
@@ -167,6 +177,16 @@ class Mirror:
         if refused:
             note = f"{len(refused)} records; first: {refused[0]}"
             self._tracker.apply(run, [Tags(values={"mypt.refused": note})])
+
+
+def _batch(lines: Iterator[JournalLine]) -> list[JournalLine]:
+    """Take the records of one request; answers, each of which MLflow is told, end it."""
+    batch = []
+    for line in islice(lines, _RECORDS):
+        batch.append(line)
+        if isinstance(line.record, Traces):
+            break
+    return batch
 
 
 def sync(forget: str | None = None) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from mypt.errors import MyptError
 from mypt.home import home
@@ -131,12 +131,19 @@ class Described(Frozen):
     lines: tuple[str, ...]
     pages: tuple[tuple[str, str, str], ...] = ()
     """Files to look at: what a link says, the journal of the run that has the file, its name."""
+    beside: tuple[str, str] | None = None
+    """Journals of two runs whose answers stand side by side on a page."""
 
     @classmethod
-    def of(cls, facts: dict[str, str], *pages: tuple[str, str, str]) -> Self:
+    def of(
+        cls,
+        facts: dict[str, str],
+        *pages: tuple[str, str, str],
+        beside: tuple[str, str] | None = None,
+    ) -> Self:
         """Return a line a fact, which begins with what it is about."""
         lines = tuple(f"- **{what}**: {markdown(said)}" for what, said in facts.items())
-        return cls(lines=lines, pages=pages)
+        return cls(lines=lines, pages=pages, beside=beside)
 
 
 class DatasetInput(Frozen):
@@ -154,6 +161,39 @@ class DatasetInput(Frozen):
     """How many rows and tokens, and what share of them is supervised."""
     columns: dict[str, str] = Field(default_factory=dict)
     """What is known of each token, and its type in MLflow's words."""
+
+
+class Told(Frozen):
+    """What a model was asked, and what it said; MLflow calls it a trace."""
+
+    time: int = Field(default_factory=now)
+    asked: dict[str, JsonValue]
+    said: str
+    milliseconds: int = 0
+    """How long the answer took."""
+    tokens: tuple[int, int] | None = None
+    """Read and written; None where nobody counted them."""
+    failed: str = ""
+    """Why there is no whole answer."""
+    expected: str | None = None
+    found: dict[str, bool] = Field(default_factory=dict)
+    """What is known of the answer, such as whether it matches what is expected."""
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class Traces(Frozen):
+    """Some of the answers that a model gave, in order; a record holds few, so that it is quick."""
+
+    kind: Literal["traces"] = "traces"
+    model: str
+    """Its name and step."""
+    checkpoint: str
+    """Digest of its lineage."""
+    first: int
+    """How many answers of the run come before these."""
+    told: tuple[Told, ...]
+    questions: str | None = None
+    """Digest of all questions that are asked with these; None where they are nobody's list."""
 
 
 class Artifact(Frozen):
@@ -192,6 +232,7 @@ Record = (
     | DatasetInput
     | CheckpointRecord
     | Upload
+    | Traces
     | Artifact
     | Text
     | Ended

@@ -8,6 +8,7 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -30,6 +31,7 @@ from mypt.references import CheckpointRef
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 """How often a request that waits looks whether its client is still there."""
+_LEFT = "the client left"
 
 
 class QueueFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
@@ -123,6 +125,22 @@ class Queue:
             job.emit(error)
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request that the model was asked, and how it ended."""
+
+    asked: ChatRequest
+    said: str
+    seconds: float
+    """From its coming to its end; waiting is part of it."""
+    n_prompt: int
+    """Tokens read."""
+    n_tokens: int
+    """Tokens written."""
+    failed: str
+    """Why the answer is not whole; empty if it is."""
+
+
 @dataclass(frozen=True)
 class Served:
     """What answers, under which name, and who may ask."""
@@ -138,6 +156,8 @@ class Served:
     """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
     api_key: str | None = None
     """What clients must send; None serves this machine only."""
+    told: Callable[[Exchange], None] | None = None
+    """Called with each exchange when it is over."""
 
 
 async def answer(served: Served, asked: ChatRequest, request: Request) -> Response:
@@ -150,6 +170,8 @@ async def answer(served: Served, asked: ChatRequest, request: Request) -> Respon
     head = head_of(served.checkpoint.digest, int(served.clock()), left_out)
     headers = {"x-mypt-turns-left-out": str(left_out)}
     texts = _texts(served.queue, reply, request)
+    if served.told is not None:
+        texts = _overheard(texts, served.told, asked, reply, request)
     if asked.stream:
         first = await anext(texts, None)  # an error before the first word is an ordinary answer
         events = _events(asked, reply, head, first, texts)
@@ -229,6 +251,28 @@ async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[
         raise Refused(503, "the server is about to end") from None
     finally:
         job.left.set()
+
+
+async def _overheard(
+    texts: AsyncIterator[str],
+    told: Callable[[Exchange], None],
+    asked: ChatRequest,
+    reply: Reply,
+    request: Request,
+) -> AsyncIterator[str]:
+    """Yield an answer's text, and tell of the exchange when it is over, however it ended."""
+    began, said, failed = time.monotonic(), "", _LEFT
+    try:
+        async for text in texts:
+            said += text
+            yield text
+        failed = _LEFT if await request.is_disconnected() else ""
+    except Exception as error:
+        failed = str(error) or type(error).__name__
+        raise
+    finally:
+        seconds = time.monotonic() - began
+        told(Exchange(asked, said, seconds, reply.n_prompt, reply.n_tokens, failed))
 
 
 async def _events(

@@ -13,6 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from flows.cli import main
 from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
@@ -236,6 +237,32 @@ def test_serve_answers_and_ends_when_it_is_told_to(home, number, code):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.count("\n")) == (code, 1)
+
+
+def test_a_traced_server_leaves_a_trace_a_request_and_an_untraced_one_no_journal(home, own_home):
+    uri = f"sqlite:///{own_home / 'mlflow.db'}"
+    journals = home / "tracking"
+    for flags, count in (((), 0), (("--trace",), 2)):
+        process, url = started(home, *flags, MLFLOW_TRACKING_URI=uri)
+        client = openai.OpenAI(base_url=url, api_key="any", max_retries=5)
+        (model,) = client.models.list().data
+        for text in ("Hi", "Ho"):
+            messages = [{"role": "user", "content": text}]
+            client.chat.completions.create(
+                model=model.id, messages=messages, max_tokens=4, temperature=0
+            )
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors.count("\n")) == (143, 1), errors
+        assert len(list(journals.glob("serve-*.jsonl"))) == bool(count)
+    found = MlflowClient(uri)
+    place = found.get_experiment_by_name("served").experiment_id
+    (run,) = found.search_runs([place])
+    assert (run.info.run_name, run.info.status) == ("serve tiny step 2", "FINISHED")
+    traces = found.search_traces([place])
+    assert sorted(trace.info.request_preview for trace in traces) == ["Hi", "Ho"]
+    assert {trace.info.state for trace in traces} == {"OK"}
+    assert traces[0].data.spans[0].inputs["max_tokens"] == 4
 
 
 @pytest.mark.usefixtures("home")

@@ -34,6 +34,18 @@ def test_an_answer_is_right_to_the_letter_or_not_at_all():
     assert scores.asked == 5
 
 
+def test_what_was_said_is_kept_beside_what_is_known_of_it():
+    tokenizer = load_tokenizer("byte")
+    tag = next(iter(tokenizer.special_tokens))
+    asked = [exercise("sort", "0247"), Exercise("questions", "", "Hm?", "a", stem="")]
+    found = score(asked, [said("0247"), said(f"a{tag}", stopped=False)], "chat", tokenizer).answers
+    assert [(one.task, one.question, one.expected, one.said) for one in found] == [
+        ("sort", "Do x.", "0247", "0247"), ("questions", "Hm?", "a", f"a{tag}"),
+    ]  # fmt: skip
+    known = [(one.right, one.stopped, one.leaked) for one in found]
+    assert known == [(True, True, False), (False, False, True)]
+
+
 def test_overall_is_the_mean_of_the_counted_tasks_however_many_questions_each_had():
     asked = [exercise("spell", "a"), *[exercise("sort", "a")] * 3, exercise("add", "a")]
     scores = score(asked, [said("a"), said("a"), said("b"), said("b"), said("b")])

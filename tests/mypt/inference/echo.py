@@ -45,10 +45,10 @@ class Echo(GPT):
 
 
 @contextmanager
-def serving(model, tokenizer, *, waiting=64, api_key=None):
+def serving(model, tokenizer, *, waiting=64, api_key=None, told=None):
     """Yield the address of a server that ends with the block."""
     queue = Queue(waiting)
-    served = Served(model, tokenizer, "echo", CHECKPOINT, queue, lambda: 1, api_key)
+    served = Served(model, tokenizer, "echo", CHECKPOINT, queue, lambda: 1, api_key, told)
     with listen("127.0.0.1", 0, None) as listening:
         config = configured(create_app(served), 1)
         server = uvicorn.Server(config)

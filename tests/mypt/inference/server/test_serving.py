@@ -377,3 +377,27 @@ def test_connections_that_never_ask_hold_nobody(url, client):
     finally:
         for one in opened:
             one.close()
+
+
+def test_each_exchange_is_told_when_it_is_over_however_it_ended(tokenizer):
+    told = []
+    model = Echo(tokenizer)
+    with serving(model, tokenizer, told=told.append) as url, client_of(url) as client:
+        say(client, "whole", temperature=0)
+        assert "".join(e.choices[0].delta.content or "" for e in say(client, "bits", stream=True))
+        model.endless = True
+        wait, model.gate.wait = model.gate.wait, lambda _=None: time.sleep(0.02) or wait()
+        stream = say(client, "on and on", stream=True)
+        next(iter(stream))
+        stream.close()
+        until = time.monotonic() + 30
+        while len(told) < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+    whole, bits, left = told
+    assert (whole.said, whole.failed) == ("whole", "")
+    assert whole.asked.messages == [{"role": "user", "content": "whole"}]
+    assert (whole.n_prompt, whole.n_tokens) == (len("whole") + 3, len("whole") + 1)
+    assert whole.seconds > 0
+    assert (bits.said, bits.failed) == ("bits", "")
+    assert left.failed == "the client left"
+    assert "on and on".startswith(left.said[:9])
