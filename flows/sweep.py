@@ -1,6 +1,6 @@
 """The whole pipeline under every combination of settings, and which of them is surely the best."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from prefect import flow
 from rich.table import Table
 from rich.text import Text
 
-from flows.combinations import combine
+from flows.combinations import Combination, combine
 from flows.console import Console
 from flows.ending import leave_if_prefect_is_away, run_here
 from flows.forms import AS_IN_FILE, PIPELINE_FILE, PipelineFile, PipelineKnobs, asked_pipeline
 from flows.pipeline import sft_pipeline
+from flows.pools import run_elsewhere
 from flows.stages import sweep_run_name
 from mypt.config import PipelineConfig
 from mypt.evaluation.measuring import training_data
@@ -36,6 +37,7 @@ def sft_sweep(
     over: tuple[str, ...] = (),
     seeds: int = 1,
     overrides: PipelineKnobs = AS_IN_FILE,
+    pool: str = "",
 ) -> SweepReport:
     """Run the pipeline under every combination of settings, and say which is surely the best.
 
@@ -46,21 +48,22 @@ def sft_sweep(
         seeds: How many seeds each combination is fine-tuned with.
         overrides: Knobs that shall not be as in the file in any combination; what is left empty
             is, and a list stands for the whole of the file's.
+        pool: A deployment of the pipeline on another work pool, such as sft-pipeline/gpu, that is
+            asked for all combinations at once; empty: they run here, one after the other.
     """
     config = asked_pipeline(config, overrides)
-    combinations = combine(config, over, seeds)
+    combinations = dict(_titled(combine(config, over, seeds), seeds))
     knobs = dict(text.split("=", 1) for text in over) | ({"seeds": str(seeds)} if seeds > 1 else {})
     runs, dataset = [], None
     with sweep_run(config, knobs) as run:
-        for place, (settings, asked) in enumerate(combinations, start=1):
-            seed = asked.sft.seed
-            words = named(settings) if seeds == 1 else f"{named(settings)}, seed {seed}"
-            title = shorten(f"{place}/{len(combinations)} {words}", _LONGEST)
+        if pool:
+            run_elsewhere(pool, {title: asked for title, (_, asked) in combinations.items()})
+        for title, (settings, asked) in combinations.items():
             one = sft_pipeline.with_options(flow_run_name=partial(str, title))
             with acting(False):  # while Prefect is at work; the pipeline hears for itself
-                summary = one(asked)
+                summary = one(_ungated(asked) if pool else asked)
             dataset = dataset or _chat_data(summary)
-            runs.append(swept(settings, seed, summary))
+            runs.append(swept(settings, asked.sft.seed, summary))
         assert dataset is not None
         folder = sweep_folder(config.name, dataset, config.evaluate, runs)
         report = rank(tuple(runs), dataset, config.evaluate, config.name)
@@ -68,6 +71,19 @@ def sft_sweep(
     show_sweep(report, folder)
     leave_if_prefect_is_away(lambda: None)
     return report
+
+
+def _titled(combinations: Sequence[Combination], seeds: int) -> Iterator[tuple[str, Combination]]:
+    """Yield each combination with what people call its run; no two are called alike."""
+    for place, one in enumerate(combinations, start=1):
+        seed = f", seed {one.config.sft.seed}" if seeds > 1 else ""
+        yield shorten(f"{place}/{len(combinations)} {named(one.settings)}{seed}", _LONGEST), one
+
+
+def _ungated(config: PipelineConfig) -> PipelineConfig:
+    """Return the config of a run whose gate was asked elsewhere; that changes no figure."""
+    evaluate = config.evaluate.model_copy(update={"gate": False})
+    return config.model_copy(update={"evaluate": evaluate})
 
 
 def _chat_data(summary: Summary) -> DatasetRef:

@@ -21,6 +21,7 @@ from flows import stages
 from flows.forms import BASE_FILE, CHAT_FILE, PIPELINE_FILE, Models, Values, changed
 from flows.outcome import show_training
 from flows.pipeline import sft_pipeline
+from flows.pools import sft_pools
 from flows.sweep import sft_sweep
 from mypt.errors import ConfigError, MyptError
 from tasks.progress import print_line
@@ -38,8 +39,11 @@ FLOWS: dict[str, Flow[..., Any]] = {
         sft_sweep,
     )
 }
+POOLED: dict[str, Flow[..., Any]] = {sft_pools.name: sft_pools}
+"""Flows that wait for runs on another pool, and so are deployed on pools only."""
 FILES = {
     PIPELINE: PIPELINE_FILE,
+    sft_pools.name: PIPELINE_FILE,
     stages.pretrain.name: BASE_FILE,
     stages.sft.name: CHAT_FILE,
     sft_sweep.name: PIPELINE_FILE,
@@ -94,7 +98,7 @@ def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
     """
     with get_client(sync_client=True) as client:
         deployment = _find(client, word if "/" in word else f"{word}/{NAMES.get(word, 'local')}")
-        flow = FLOWS.get(word.partition("/")[0])
+        flow = (FLOWS | POOLED).get(word.partition("/")[0])
         values = change(deployment.parameters, changes, flow) if flow else deployment.parameters
         if changes and not flow:
             raise ConfigError(f"--param knows only the flows {', '.join(FLOWS)}")

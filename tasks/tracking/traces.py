@@ -31,6 +31,8 @@ from mlflow.tracing.client import TracingClient
 
 from tasks.tracking.records import Told, Traces
 
+TRIED = ("3.17",)
+"""Minor versions of MLflow with which that was tried; a test fails at another."""
 EXPECTED = "expected_response"
 """MLflow's word for it, by which its own judges find it."""
 _BY = AssessmentSource("CODE", "mypt")

@@ -1,3 +1,5 @@
+import asyncio
+import json
 import re
 from datetime import UTC, datetime
 from importlib import import_module
@@ -6,13 +8,17 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.blocks.system import Secret
 from prefect.deployments.runner import DeploymentTriggerTypes
 from prefect.events.schemas.automations import AutomationCore
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.variables import Variable
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from pydantic import TypeAdapter
 
-from flows.service.parameters import FLOWS, NAMES, PIPELINE, TAGS
+from flows.pools import sft_pools
+from flows.service.parameters import FLOWS, NAMES, PIPELINE, POOLED, TAGS
 from tasks.evaluation import REFUSED
 
 ROOT = Path(__file__).parents[2]
@@ -32,10 +38,25 @@ def flow_of(deployment):
 
 
 def test_every_flow_has_a_deployment_on_the_pool():
-    deployed = {flow_of(deployment).name: deployment["name"] for deployment in POOL["deployments"]}
+    deployed = {
+        flow_of(deployment).name: deployment["name"]
+        for deployment in POOL["deployments"]
+        if deployment["work_pool"]["name"] == "mypt"
+    }
     served = {flow: f"{name}-pool" for flow, name in NAMES.items()}
-    assert deployed == served | {PIPELINE: "pool"}
+    assert deployed == served | dict.fromkeys((PIPELINE, *POOLED), "pool")
     assert set(FLOWS) == {PIPELINE, "prepare", "pretrain", "sft", "evaluate", "sft-sweep"}
+
+
+def test_what_data_are_prepared_for_is_trained_on_another_pool():
+    asked = sft_pools.parameters.properties["training"]["default"]
+    (found,) = [
+        deployment
+        for deployment in POOL["deployments"]
+        if f"{flow_of(deployment).name}/{deployment['name']}" == asked
+    ]
+    assert found["work_pool"]["name"] != "mypt"
+    assert "concurrency_limit" not in found, "a sweep's trainings run there side by side"
 
 
 def test_no_two_deployments_are_called_alike_and_the_pipelines_name_stays():
@@ -50,13 +71,14 @@ def test_a_deployment_says_what_its_flow_does(deployment):
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
 def test_a_deployment_is_tagged_by_its_flow(deployment):
-    assert deployment["tags"][0] == TAGS[flow_of(deployment).name]
+    tags = TAGS | dict.fromkeys(POOLED, TAGS[PIPELINE])
+    assert deployment["tags"][0] == tags[flow_of(deployment).name]
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
 def test_every_parameter_is_one_of_the_flows(deployment):
     flow = flow_of(deployment)
-    assert FLOWS[flow.name] is flow
+    assert (FLOWS | POOLED)[flow.name] is flow
     for name, value in deployment.get("parameters", {}).items():
         assert name in flow.parameters.properties
         assert (ROOT / value).is_file()
@@ -103,3 +125,39 @@ def test_a_run_is_triggered_by_the_line_that_the_file_tells_people_to_emit():
     )
     (trigger,) = RETRAIN["deployments"][0]["triggers"]
     assert EventTrigger.model_validate(trigger).covers(event(*emitted))
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_pools_runs_get_variables_and_secrets_and_may_lack_them():
+    file = (DEPLOYED / "prefect.yaml").read_text()
+    (named,) = re.findall(r'#   ("MLFLOW_TRACKING_PASSWORD": .*)', file)
+    (block,) = re.findall(r"prefect.blocks.secret.(\S*mlflow\S*) ", named)
+    template = json.loads((DEPLOYED / "pool.json").read_text())
+
+    def environment(given):
+        found = ProcessJobConfiguration.from_template_and_values(template, {"env": given})
+        return asyncio.run(found).env
+
+    places = {"MYPT_HOME": "", "MLFLOW_TRACKING_URI": ""}
+    assert environment({}) == places, "which means the same as none"
+    for name, value in (("mypt_home", "/shared"), ("mypt_tracking_uri", "http://there")):
+        assert f"prefect variable set {name} " in file
+        Variable.set(name, value)
+    Secret(value="open sesame").save(block)
+    template["variables"]["properties"]["env"]["default"] |= json.loads(f"{{{named}}}")
+    assert environment({"OTHER": "1"}) == {
+        "MYPT_HOME": "/shared", "MLFLOW_TRACKING_URI": "http://there",
+        "MLFLOW_TRACKING_PASSWORD": "open sesame", "OTHER": "1",
+    }  # fmt: skip
+
+
+def test_the_pools_template_is_prefects_own_but_for_what_all_runs_share():
+    ours = json.loads((DEPLOYED / "pool.json").read_text())
+    own = ProcessWorker.get_default_base_job_template()
+    assert ours["job_configuration"] == own["job_configuration"]
+    assert ours["variables"]["properties"].keys() == own["variables"]["properties"].keys()
+
+
+def test_runs_work_where_the_deployment_was_made_by_a_step_that_says_so():
+    ((step,),) = [list(step.items()) for step in POOL["pull"]]
+    assert step == ("prefect.deployments.steps.set_working_directory", {"directory": "{{ $PWD }}"})

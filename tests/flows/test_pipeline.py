@@ -48,6 +48,8 @@ STAGES = [
 ]
 TITLE = "assistant: exercises_… (small)"
 """What people call the pipeline's run in MLflow."""
+ANSWERS = "answers of"
+"""How the runs begin that hold what a model said."""
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_prefect_shows_statistics_findings_scores_and_the_way_to_mlflow(parents)
 
 
 def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
-    children = [run for run in runs if run.info.run_name != TITLE]
+    children = [run for run in runs if not run.info.run_name.startswith((TITLE, ANSWERS))]
     assert sorted(run.info.run_name for run in children) == sorted(STAGES)
     for run in children:
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
@@ -166,6 +168,31 @@ def test_mlflow_has_a_run_a_stage_below_the_pipelines(runs, parents):
         assert run.info.run_id in parents[1].data.tags["mlflow.note.content"]
     assert [run.data.tags[KIND_TAG] for run in parents] == [PIPELINE, REUSED]
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_both_models_stand_question_by_question_in_mlflow(runs, parents, mlflow, summary):
+    named = {run.info.run_name: run for run in runs}
+    whole = json.loads(Path(summary["evaluation"]).read_text())
+    (asked,) = mlflow.search_datasets()
+    said = parents[0].data.tags["mlflow.note.content"]
+    for model in ("base", "sft"):
+        scores = whole[model]
+        run = named[f"{ANSWERS} {scores['model']} step {scores['checkpoint']['step']}"]
+        assert run.data.tags["mlflow.parentRunId"] == named["evaluate small"].info.run_id
+        assert f"Uuid={run.info.run_id}" in said
+        assert [one.dataset.name for one in run.inputs.dataset_inputs] == [asked.name]
+        found = mlflow.search_traces(
+            [run.info.experiment_id], f"attributes.run_id = '{run.info.run_id}'"
+        )
+        answers = {trace.data.spans[0].inputs["question"]: trace for trace in found}
+        assert len(answers) == len(scores["answers"]) == CONFIG["evaluate"]["exercises"]
+        for one in scores["answers"]:
+            trace = answers[one["question"]]
+            assert trace.data.spans[0].outputs == one["said"]
+            assert {a.name: a.value for a in trace.info.assessments} == {
+                "exact_match": one["right"], "stopped": one["stopped"], "leaked": one["leaked"],
+                "expected_response": one["expected"],
+            }  # fmt: skip
 
 
 def test_mlflow_has_the_resolved_config_as_params(parents, mlflow):

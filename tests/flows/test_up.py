@@ -62,7 +62,7 @@ class Up:
         beside = words[0] in ("mypt", "prefect")
         return subprocess.Popen(
             [BIN / words[0] if beside else words[0], *words[1:]],
-            env=self._client, cwd=folder or ROOT, text=True,
+            env=self._client | {"PWD": str(folder or ROOT)}, cwd=folder or ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             # As from a terminal: what a shell starts in the background ignores Ctrl-C, and a
             # worker that does ignores SIGTERM too.
@@ -75,6 +75,10 @@ class Up:
         said, _ = process.communicate(timeout=280)
         assert process.returncode == code, f"{command}\n{said}\n{self.log.read_text()[-3000:]}"
         return said
+
+    def let(self, name, value):
+        """Set a variable in the second terminal."""
+        self._client[name] = str(value)
 
     def ask(self, path, body=None, **headers):
         """Ask Prefect's API."""
@@ -254,7 +258,9 @@ def test_a_killed_run_is_retried_in_the_same_flow_run_and_the_same_mlflow_runs(u
 
 
 def test_the_file_of_deployments_works_from_the_root_and_from_elsewhere(up):
-    up.run("prefect work-pool create mypt --type process")
+    for name in ("mypt", "mypt-gpu"):
+        create = f"prefect work-pool create {name} --type process --base-job-template"
+        up.run(f"{create} deployments/pool.json")
     file = ROOT / "deployments" / "prefect.yaml"
     up.run("prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml")
     up.run(f"prefect --no-prompt deploy --all --prefect-file {file}", folder=up.folder)

@@ -1,5 +1,7 @@
 """Answers of models as MLflow keeps them: traces of a run, and the questions as its dataset."""
 
+from importlib.metadata import version
+
 import pytest
 from mlflow import MlflowClient
 
@@ -10,6 +12,7 @@ from tasks.tracking.destination import read_sent, write_sent
 from tasks.tracking.journal import Journal
 from tasks.tracking.mirror import Mirror, sync
 from tasks.tracking.records import CheckpointRecord, Described, Opened, Told, Traces
+from tasks.tracking.traces import TRIED
 
 DIGESTS = {"base": "b" * 64, "tuned": "c" * 64}
 N = 30
@@ -80,6 +83,11 @@ def number(trace):
 
 def assessed(trace):
     return {found.name: found.value for found in trace.info.assessments}
+
+
+def test_mlflow_is_of_a_minor_version_whose_inner_calls_were_tried():
+    minor = version("mlflow").rpartition(".")[0]
+    assert minor in TRIED, f"MLflow {minor}: look at what tasks/tracking/traces.py calls, add it"
 
 
 def test_every_answer_is_a_trace_with_what_is_known_of_it(client, own_home):

@@ -1,0 +1,130 @@
+"""Runs asked of other work pools: data are prepared on one, models are trained on another.
+
+A run is sent where its config lies in the home that all pools see, and nothing comes back but how
+it ended: what it made is found there by content.
+"""
+
+import time
+from collections.abc import Mapping
+from uuid import UUID
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+
+from flows.ending import leave_if_prefect_is_away
+from flows.forms import (
+    AS_IN_FILE,
+    PIPELINE_FILE,
+    PipelineFile,
+    PipelineKnobs,
+    asked_pipeline,
+    written,
+)
+from flows.stages import pipeline_run_name
+from mypt import files
+from mypt.config import PipelineConfig
+from mypt.errors import ConfigError, MyptError
+from mypt.home import home
+from tasks.masking import mask
+from tasks.reporting.pipelines import stage_run
+from tasks.stages import tell
+from tasks.stopping import acting, stoppable
+from tasks.tokenization import tokenize
+from tasks.validation import validate
+
+_SECONDS = 2.0
+"""Between two looks at runs elsewhere."""
+
+
+@flow(name="sft-pools", flow_run_name=pipeline_run_name, persist_result=False)
+@stoppable
+def sft_pools(
+    config: PipelineFile = PIPELINE_FILE,
+    overrides: PipelineKnobs = AS_IN_FILE,
+    training: str = "sft-pipeline/gpu",
+) -> None:
+    """Prepare the data of a pipeline here, and train on them where another pool runs.
+
+    Args:
+        config: The file that holds all knobs.
+        overrides: Knobs that shall not be as in the file; what is left empty is, and a list
+            stands for the whole of the file's.
+        training: The deployment of sft-pipeline that is asked for the rest, on another pool.
+    """
+    config = asked_pipeline(config, overrides)
+    with stage_run(config, config.name):
+        _prepare(config)
+    run_elsewhere(training, {config.name: config})
+    leave_if_prefect_is_away(lambda: None)
+
+
+def run_elsewhere(deployment: str, asked: Mapping[str, PipelineConfig]) -> None:
+    """Ask a deployment of the pipeline for runs, all at once, and wait until all have ended.
+
+    Where this run is stopped, so are they.
+
+    Args:
+        deployment: Its name, as ``FLOW/NAME``; a pool of its own serves it, since this run stays.
+        asked: The config of each run, by what people call the run.
+
+    Raises:
+        ConfigError: If there is no such deployment.
+        MyptError: If a run did not complete.
+    """
+    with acting(False, ours=False) as stopped, get_client(sync_client=True) as client:
+        waiting = [_ask(deployment, title, config) for title, config in asked.items()]
+        failed = []
+        while waiting and not stopped():
+            time.sleep(_SECONDS)
+            now = [client.read_flow_run(run) for run in waiting]
+            over = [run for run in now if run.state and run.state.is_final()]
+            for run in over:
+                tell(f"{run.name} on {deployment}: {_end(run)}")
+            failed += [run for run in over if run.state and not run.state.is_completed()]
+            waiting = [run.id for run in now if run not in over]
+        for run_id in waiting:
+            client.set_flow_run_state(run_id, Cancelling())
+    if failed:
+        named = ", ".join(f"{run.name} ({_end(run)})" for run in failed)
+        raise MyptError(
+            f"{len(failed)} of {len(asked)} runs of {deployment} did not complete: {named}; their"
+            " pages say why, and the same again goes on with what is complete"
+        )
+
+
+def _ask(deployment: str, title: str, config: PipelineConfig) -> UUID:
+    values = written(config)
+    path = home() / "asked" / f"{config.name}-{files.digest_json(values)[:12]}.json"
+    files.make_folder(path.parent)
+    files.write_json(path, values)
+    try:
+        run = run_deployment(
+            deployment, parameters={"config": str(path)}, flow_run_name=title, timeout=0
+        )
+    except ObjectNotFound:
+        raise ConfigError(
+            f"no deployment {deployment!r}; expected one of the pipeline on another pool, such as"
+            " deployments/prefect.yaml has; 'prefect deployment ls' lists them"
+        ) from None
+    tell(f"{title}: asked of {deployment} as {run.name}")
+    return run.id
+
+
+def _end(run: FlowRun) -> str:
+    return run.state.name or run.state.type.value if run.state else "unknown"
+
+
+def _prepare(config: PipelineConfig) -> None:
+    base, chat, who = f"{config.name}-base", f"{config.name}-chat", config.preparation
+    text = tokenize(config.base, base, "base corpus", preparation=who)
+    text = validate(text, config.pretrain, base, "base corpus")
+    talk = tokenize(config.chat, chat, "chat data", tokenizer=text, preparation=who)
+    validate(mask(talk, config.mask, chat, "chat data"), config.tuning(), chat, "chat data")
+    if asked := config.prefer:
+        name, what = f"{config.name}-prefer", "preference pairs"
+        pairs = tokenize(asked.pairs, name, what, tokenizer=talk, preparation=who)
+        validate(mask(pairs, asked.mask, name, what), asked.train, name, what)
