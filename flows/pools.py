@@ -110,6 +110,7 @@ def _ask(deployment: str, title: str, config: PipelineConfig) -> UUID:
             f"no deployment {deployment!r}; expected one of the pipeline on another pool, such as"
             " deployments/prefect.yaml has; 'prefect deployment ls' lists them"
         ) from None
+    assert isinstance(run, FlowRun), "outside of an event loop it is no coroutine"
     tell(f"{title}: asked of {deployment} as {run.name}")
     return run.id
 

@@ -116,7 +116,7 @@ def _info(trace: str, run: str, experiment: str, told: Told, model: str | None) 
 
 
 def _assessments(trace: str, run: str, told: Told) -> Iterator[Assessment]:
-    shared = {
+    shared: dict[str, Any] = {
         "source": _BY,
         "trace_id": trace,
         "metadata": {"mlflow.assessment.sourceRunId": run},
