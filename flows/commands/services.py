@@ -41,17 +41,19 @@ def run(
         from flows.forms import changed_config
 
         asked = changed_config(Path(config), changes)
-        print_lines(
-            [f"{asked.name}: raw files -> base model -> chat model; Prefect starts, in seconds"]
-        )
+        print_lines([f"{asked.name}: raw files -> base model -> chat model"])
+        if _is_kept(asked):
+            return 0
+        print_lines(["Prefect starts, in seconds"])
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         _check_asks(asked)
         wait = start_temporary_api()
+        from flows.kept import keep_run
         from flows.pipeline import run_pipeline
 
         wait()
-        run_pipeline(asked)
+        keep_run(asked, run_pipeline(asked))
         return 0
     try:
         find_prefect()
@@ -101,6 +103,21 @@ def sweep(
     wait()
     run_sweep(asked, over or [], seeds)
     return 0
+
+
+def _is_kept(config: PipelineConfig) -> bool:
+    """Show what an equal run came to, if there is one and no server waits to be told of another."""
+    if {"PREFECT_API_URL", "MLFLOW_TRACKING_URI"} & os.environ.keys():
+        return False
+    from flows.kept import find_run
+    from flows.summary import show_summary
+
+    if (found := find_run(config)) is None:
+        return False
+    run, summary = found
+    print_lines([f"reused: all of it, made on {run.when}; nothing runs, so none is recorded"])
+    show_summary(summary)
+    return True
 
 
 def _check_asks(config: PipelineConfig) -> None:
