@@ -205,7 +205,7 @@ def test_a_run_says_what_it_does_before_it_loads_anything(capsys, monkeypatch):
 
     monkeypatch.setattr("flows.environment.prepare_environment", load)
     assert main(["run", str(ROOT / "configs" / "demo.json")]) == 2
-    assert capsys.readouterr().out.startswith("demo: raw files -> base model -> chat model;")
+    assert capsys.readouterr().out.startswith("demo: raw files -> base model -> chat model\nPrefect starts")
 
 
 def test_a_wrong_knob_is_refused_before_prefect_starts(capsys, monkeypatch):
