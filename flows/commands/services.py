@@ -21,7 +21,7 @@ def run(
     param: Annotated[list[str] | None, Parameter(negative=())] = None,
     detach: bool = False,
 ) -> int:
-    """Run the whole pipeline here, or a deployment where it is served: data in, chat model out.
+    """Run the whole pipeline here, or a deployment that is served: data in, model out.
 
     Args:
         config: A pipeline config such as configs/demo.json, which runs in this process; or the
@@ -72,7 +72,7 @@ def sweep(
     seeds: Whole = 1,
     param: Annotated[list[str] | None, Parameter(negative=())] = None,
 ) -> int:
-    """Run the pipeline under every combination of settings, and say which is surely the best.
+    """Run the pipeline under each combination of settings; say which is surely best.
 
     What combinations have in common is made once. The same command goes on where it was stopped.
 
