@@ -233,6 +233,7 @@ def validate(
         length_policy=length_policy,
         expect_single_role=expect_single_role,
     )
+    validation.keep_report(dataset, report)
     if not json:
         Console().print(terminal.render_report(report))
     proved = None
