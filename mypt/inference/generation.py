@@ -144,7 +144,7 @@ def sampling_of(**choices: float | None) -> Sampling:
     return parse_config(choices, Sampling, "sampling")
 
 
-class Row:
+class OpenRow:
     """One prompt and what follows it."""
 
     def __init__(
@@ -188,16 +188,16 @@ class Together:
             known: (V,) bool, tokens that may be written; None: all.
         """
         self._model, self._known = model, known
-        self._rows: list[Row] = []
+        self._rows: list[OpenRow] = []
         self._cache: KVCache | None = None
         self._logits = self._lengths = torch.empty(0)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[OpenRow]:
         """The rows that go on, in the order in which they came."""
         return [row for row in self._rows if row.room]
 
-    def add(self, rows: Sequence[Row], longest: int | None = None) -> None:
+    def add(self, rows: Sequence[OpenRow], longest: int | None = None) -> None:
         """Read the prompts of new rows, which are written from the next step on.
 
         Args:
@@ -239,7 +239,7 @@ class Together:
             self._rows = [self._rows[n] for n in going]
             self._logits, self._lengths = self._logits[going], self._lengths[going]
 
-    def step(self) -> Iterator[tuple[Row, int]]:
+    def step(self) -> Iterator[tuple[OpenRow, int]]:
         """Yield each row that goes on and its next token, then read these tokens."""
         if not self.rows:
             return
@@ -271,7 +271,9 @@ def _write(
     sampling: Sampling,
 ) -> Iterator[tuple[int, int]]:
     """Yield (row, new token) step after step; a row that ended yields nothing more."""
-    rows = [Row(ids, room_for(model, len(ids), max_tokens), stop_ids, sampling) for ids in prompts]
+    rows = [
+        OpenRow(ids, room_for(model, len(ids), max_tokens), stop_ids, sampling) for ids in prompts
+    ]
     number = {id(row): n for n, row in enumerate(rows)}
     together = Together(model, known)
     together.add(rows, min(max(map(len, prompts)) + max_tokens, model.config.longest))

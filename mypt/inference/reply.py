@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mypt.data.tokenizer import Tokenizer
-from mypt.inference.generation import Row, Together, known_tokens, room_for
+from mypt.inference.generation import OpenRow, Together, known_tokens, room_for
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.gpt import GPT
 
@@ -45,7 +45,7 @@ class Reply:
         self._ends = (*tokenizer.stop_ids, tokenizer.end_of_text)
         self._model, self._tokenizer, self._held = model, tokenizer, _Held(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.row = Row(prompt, room, self._ends, sampling)
+        self.row = OpenRow(prompt, room, self._ends, sampling)
         """What the model writes; it has no room once the answer is whole."""
         self.n_prompt = len(prompt)
         """Tokens that were read."""

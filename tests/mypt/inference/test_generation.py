@@ -8,7 +8,7 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError
 from mypt.inference.chat import answer_prompts, prompt_of
 from mypt.inference.generation import (
-    Row,
+    OpenRow,
     Together,
     generate,
     generate_batch,
@@ -70,7 +70,7 @@ def test_rows_that_come_and_go_write_what_each_gives_alone(model, sampling):
     alone = [
         list(stream(model, p, max_tokens=n + 2, sampling=sampling)) for n, p in enumerate(prompts)
     ]
-    rows = [Row(p, len(one), sampling=sampling) for p, one in zip(prompts, alone, strict=True)]
+    rows = [OpenRow(p, len(one), sampling=sampling) for p, one in zip(prompts, alone, strict=True)]
     together, written = Together(model), {id(row): [] for row in rows}
     sizes, waiting = [], list(rows)
     while waiting or together.rows:
