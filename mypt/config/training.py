@@ -255,10 +255,9 @@ class Preset(GPTConfig, TrainConfig):
     @model_validator(mode="after")
     def _module_can(self) -> Self:
         if self.base == "transformers":
-            only = {
-                "parallel": "none", "compile": False, "weight_dtype": "float32", "dropout": 0.0,
-                "lora": None,
-            }  # fmt: skip
+            only = {"compile": False, "weight_dtype": "float32", "dropout": 0.0, "lora": None}
+            if self.parallel == "fsdp":
+                only |= {"parallel": "ddp"}
             for key, value in only.items():
                 if getattr(self, key) != value:
                     raise ValueError(

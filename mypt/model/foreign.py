@@ -141,9 +141,7 @@ class ForeignGPT(GPT):
         rows: Tensor | None = None,
         shared: TiedGradient | None = None,  # noqa: ARG002  (autograd adds up)
     ) -> Tensor:
-        length = idx.shape[1]
-        if length > self.config.longest:
-            raise ValueError(f"rows of {length} tokens do not fit block_size {self.config.longest}")
+        self.config.check_row(idx.shape[1])
         if segments is None:
             states = self._call(idx)
         elif self.packs:

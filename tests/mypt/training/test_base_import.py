@@ -307,7 +307,7 @@ def test_a_module_of_transformers_is_trained_stopped_traced_made_again_and_expor
             {"weight_dtype": "bfloat16", "dtype": "auto"},
             "base transformers with weight_dtype bfloat16",
         ),
-        ({"parallel": "ddp"}, "base transformers with parallel ddp"),
+        ({"parallel": "fsdp"}, "base transformers with parallel fsdp; expected ddp"),
     ],
 )
 def test_what_a_module_of_transformers_cannot_do_is_refused(changes, named, tiny):
