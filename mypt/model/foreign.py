@@ -63,6 +63,10 @@ class ForeignGPT(GPT):
         _keep_buffers(self.module)
         self.lm_head = Head(config, self.module.get_output_embeddings().weight)
         own = self.module.config.get_text_config()
+        if own is not self.module.config:  # what sees or hears stays as it is
+            text = {*self.module.get_decoder().parameters(), self.lm_head.weight}
+            for weight in {*self.module.parameters()} - text:
+                weight.requires_grad_(False)
         divisor = getattr(own, "logits_scaling", None) or 1.0
         self._scale = getattr(own, "logit_scale", None) or 1.0 / divisor
         self.packs = False
