@@ -176,7 +176,7 @@ class LowAdamW(torch.optim.AdamW):
                     weight.copy_(rounded(precise, chance))
 
     def _begin(self, weight: Tensor) -> dict[str, Tensor]:
-        state = self.state[weight]
+        state: dict[str, Tensor] = self.state[weight]
         state["step"] = weight.new_zeros((), dtype=torch.float32)
         state |= (self._codes and self._codes.begin(weight)) or {
             part: torch.zeros_like(weight, dtype=torch.float32) for part in _MOMENTS

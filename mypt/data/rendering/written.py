@@ -104,7 +104,7 @@ def write_turns(
     thought = [leaf for leaf in leaves if leaf[:2] == (len(turns) - 1, "reasoning")]
     if template.each_turn and thought:
         fed = _write(template, plain[:-1], tools, prompt=True)
-        text, regions = _with_thought(text, regions, *thought, fed)
+        text, regions = _with_thought(text, regions, thought[0], fed)
     stripped = _check_all_stand(turns, leaves, regions)
     begins = _begins(template, turns, plain, tools, text, regions)
     regions = widened(regions, leaves, text, begins)
