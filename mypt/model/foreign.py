@@ -63,6 +63,10 @@ class ForeignGPT(GPT):
         _keep_buffers(self.module)
         self.lm_head = Head(config, self.module.get_output_embeddings().weight)
         own = self.module.config.get_text_config()
+        if own is not self.module.config:  # what sees or hears stays as it is
+            text = {*self.module.get_decoder().parameters(), self.lm_head.weight}
+            for weight in {*self.module.parameters()} - text:
+                weight.requires_grad_(False)
         divisor = getattr(own, "logits_scaling", None) or 1.0
         self._scale = getattr(own, "logit_scale", None) or 1.0 / divisor
         self.packs = False
@@ -141,9 +145,7 @@ class ForeignGPT(GPT):
         rows: Tensor | None = None,
         shared: TiedGradient | None = None,  # noqa: ARG002  (autograd adds up)
     ) -> Tensor:
-        length = idx.shape[1]
-        if length > self.config.longest:
-            raise ValueError(f"rows of {length} tokens do not fit block_size {self.config.longest}")
+        self.config.check_row(idx.shape[1])
         if segments is None:
             states = self._call(idx)
         elif self.packs:

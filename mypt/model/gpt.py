@@ -170,13 +170,11 @@ class GPT(nn.Module):
         rows: Tensor | None = None,
         shared: TiedGradient | None = None,
     ) -> Tensor:
-        length = idx.shape[1]
-        if length > self.config.longest:
-            raise ValueError(f"rows of {length} tokens do not fit block_size {self.config.longest}")
+        self.config.check_row(idx.shape[1])
         if positions is None and segments is not None:
             positions = restart_positions(segments)
         elif positions is None:
-            positions = torch.arange(length, device=idx.device).expand_as(idx)
+            positions = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
         dropout = self.config.dropout if self.training else 0.0
         documents = separate_blocks(self.config, idx, segments, dropout)
         attends: list[Attend] = [partial(attend, documents=d, dropout=dropout) for d in documents]
