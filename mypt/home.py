@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from filelock import FileLock
-
 from mypt import files
 from mypt.errors import CheckpointError, ConfigError, MissingModelError
 
@@ -158,8 +156,11 @@ def checkpoint_to_use(name_or_path: str | Path) -> Path:
     return best
 
 
-def lock(name: str) -> FileLock:
-    """Return the lock of that name, not taken yet; any thread may let go of it."""
+def lock(name: str) -> files.PassingLock:
+    """Return the lock of that name, not taken yet; any thread may let go of it.
+
+    There is one for each journal and stage: their files would grow with every run.
+    """
     folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return files.new_lock(folder / f"{name}.lock")
+    return files.PassingLock(folder / f"{name}.lock")
