@@ -10,7 +10,7 @@ from flows.stages import pipeline_run_name, prefer_after
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
-from tasks.evaluation import NOT_ASKED, evaluate, gate, summary_path
+from tasks.evaluation import NOT_ASKED, evaluate, gate
 from tasks.masking import mask
 from tasks.reporting.pipelines import pipeline_run, report_gate, report_pipeline
 from tasks.stopping import stoppable
@@ -53,8 +53,8 @@ def sft_pipeline(
     return summary
 
 
-def run_pipeline(config: Path | PipelineConfig) -> Path:
-    """Run the pipeline in this process, print its figures, and return the summary's path.
+def run_pipeline(config: Path | PipelineConfig) -> Summary:
+    """Run the pipeline in this process, print its figures, and return them.
 
     Raises:
         MyptError: If a stage cannot go on, or Prefect cannot be reached at all.
@@ -62,4 +62,4 @@ def run_pipeline(config: Path | PipelineConfig) -> Path:
     resolved = load_pipeline(config) if isinstance(config, Path) else config
     summary = run_here(lambda: sft_pipeline(resolved))
     show_summary(summary)
-    return summary_path(summary)
+    return summary
