@@ -103,7 +103,7 @@ def _rules(policy: MaskPolicy, source: str) -> Iterator[Rule]:
     if not policy.end_of_turn:
         yield Rule((("kind", ("end",)),), 0, "the policy leaves out the token that ends a turn")
     if policy.context:
-        quoted = {"kind": ("context",)}
+        quoted: dict[str, tuple[str, ...]] = {"kind": ("context",)}
         yield from _weighed(policy, source, quoted, "the policy supervises quoted documents")
     yield from _weighed(policy, source, {}, "the policy supervises the role")
 
