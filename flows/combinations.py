@@ -14,7 +14,8 @@ from mypt.text import shorten
 
 POLICY = "mask.policy"
 """No knob of a config but a word for all of ``mask``, as ``mypt mask --policy`` takes it."""
-_SEED = "sft.seed"
+_SEEDS = ("sft.seed", "prefer.train.seed")
+"""What each seed of a combination moves: all that is learned behind the base, which is shared."""
 _MOST_RUNS = 256
 _SHOWN = 40
 _EXAMPLE = "--over sft.learning_rate=1e-4,3e-4"
@@ -40,7 +41,8 @@ def combine(config: PipelineConfig, over: Sequence[str], seeds: int) -> tuple[Co
     Args:
         config: What all of them have but for the knobs.
         over: A knob each, as :func:`_read` understands it.
-        seeds: How many seeds the fine-tuning of each has: the config's, and those after it.
+        seeds: How many seeds the fine-tuning of each has, and what it learns from pairs: the
+            config's, and those after it.
 
     Raises:
         ConfigError: In one line, if a knob or one of its values is none, or nothing is varied.
@@ -51,8 +53,9 @@ def combine(config: PipelineConfig, over: Sequence[str], seeds: int) -> tuple[Co
         if name in knobs:
             raise ConfigError(f"--over {name} is given twice; give it once, with all its values")
         knobs[name] = values
-    if _SEED in knobs and seeds > 1:
-        raise ConfigError(f"--over {_SEED} and --seeds {seeds} exclude each other; leave one out")
+    if seeds > 1 and (varied := knobs.keys() & set(_SEEDS)):
+        said = f"--over {min(varied)} and --seeds {seeds}"
+        raise ConfigError(f"{said} exclude each other; leave one out")
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: expected at least 1")
     n_runs = seeds
@@ -80,8 +83,10 @@ def _seeded(
     made = parse_config(values, PipelineConfig, "--over")
     settings = {name: one.words for name, one in chosen.items()}
     found = []
-    for seed in range(made.sft.seed, made.sft.seed + seeds):
-        put(values, _SEED.split("."), seed, "--seeds")
+    stages = (made.sft, *((made.prefer.train,) if made.prefer else ()))
+    for more in range(seeds):
+        for name, stage in zip(_SEEDS, stages, strict=False):
+            put(values, name.split("."), stage.seed + more, "--seeds")
         found.append(Combination(settings, parse_config(values, PipelineConfig, "--seeds")))
     return tuple(found) if seeds > 1 else (Combination(settings, made),)
 

@@ -60,7 +60,7 @@ def sft_sweep(
             with acting(False):  # while Prefect is at work; the pipeline hears for itself
                 summary = one(asked)
             dataset = dataset or _chat_data(summary)
-            runs.append(swept(settings, seed, summary))
+            runs.append(swept(settings, seed, summary.preferred or summary))
         assert dataset is not None
         folder = sweep_folder(config.name, dataset, config.evaluate, runs)
         report = rank(tuple(runs), dataset, config.evaluate, config.name)

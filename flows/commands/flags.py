@@ -87,6 +87,9 @@ class ReadingFlags:
     """How text was rendered with role tags, for --format rendered; default: found in each text."""
     group_by: str = ""
     """Column that says which conversation a row of one message belongs to."""
+    parts: str = ""
+    """Fields of messages, and tags in texts, that hold a quoted document or a citation, as in
+    context=documents,cite=source."""
     assistant: str = ""
     """Name of who is the assistant, in an export of a chat between people."""
     strict: bool = False

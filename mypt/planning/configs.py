@@ -19,6 +19,7 @@ from mypt.data.manifest import TOKENIZER_STATE, read_manifest
 from mypt.errors import ConfigError
 from mypt.model.compiling import compile_training
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
 from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, fit_world, forecast
 from mypt.planning.machines import Machine, Probe
@@ -34,14 +35,17 @@ _SAMPLE_BYTES: Final = 1 << 26
 
 
 def read_presets(path: Path) -> tuple[Preset, ...]:
-    """Return what a config trains: one preset, or the two trainings of a pipeline.
+    """Return what a config trains: one preset, or the trainings of a pipeline.
 
     Raises:
         ConfigError: If the file cannot be read as either.
     """
     if PipelineConfig.model_fields.keys() & {"pretrain", "sft"} & read_json(path).keys():
         config = load_pipeline(path)
-        return config.pretrain, config.tuning()
+        if config.prefer is None:
+            return config.pretrain, config.tuning()
+        sizes = dict(config.pretrain.architecture())
+        return config.pretrain, config.tuning(), config.prefer.train.model_copy(update=sizes)
     return (load_config(path),)
 
 
@@ -95,7 +99,8 @@ def _read(preset: Preset, folder: Path) -> Data:
     dataset = open_dataset(folder, verify=False)
     epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned
-        places = epoch.tokens / epoch.fill
+        rows = epoch.steps * preset.grad_accumulation * preset.batch_size
+        places = rows * preset.block_size
         density = sum(account.supervised for account in epoch.accounts) / places
     else:
         mask = dataset.manifest.mask if preset.use_loss_mask else None
@@ -165,10 +170,26 @@ def _time_steps(
     ids = torch.randint(preset.vocab_size, shape).to(compute.device)
     mask = (torch.rand(shape) < density).to(torch.uint8).to(compute.device)
     mask[0, 0] = 1
+    segments = None
+    if preset.of_pairs:  # two sides a row
+        mask[:, [0, -1]] = 1
+        sides = (torch.arange(preset.block_size) >= preset.block_size // 2).int()
+        segments = sides.expand(shape).to(compute.device)
+    base = None
+    if preset.keeps_base:
+        base = GPT(preset.gpt()).to(compute.device).requires_grad_(False).eval()
 
     def one_pass() -> None:
         with compute.autocast():
-            loss = model.loss(ids, ids, mask, prune_last_block=preset.prune_last_block)
+            loss = model.loss(
+                ids,
+                ids,
+                mask,
+                segments=segments,
+                prune_last_block=preset.prune_last_block,
+                objective=Objective.of(preset),
+                base=base,
+            )
         torch.autograd.backward([loss.mean])
 
     def one_update() -> None:

@@ -176,6 +176,8 @@ def _count(preset: Preset, micros: int, density: float) -> Operations:
         density=density,
         prune_last_block=preset.prune_last_block,
         checkpointing=preset.activation_checkpointing,
+        keeps_base=bool(preset.keeps_base),
+        of_pairs=preset.of_pairs,
     )
 
 
@@ -193,7 +195,7 @@ def _step_seconds(preset: Preset, machine: Machine, step: Operations) -> float |
         return micros * machine.probe.micro_seconds + machine.probe.update_seconds
     if machine.gpu is not None:
         speed = machine.processes * machine.gpu.peak * machine.utilisation
-        return max((step.total + step.again) / speed, _launching(preset, machine))
+        return max(step.computed / speed, _launching(preset, machine))
     return None
 
 
@@ -206,7 +208,7 @@ def _launching(preset: Preset, machine: Machine) -> float:
 def _steps_worth(preset: Preset, step: Operations) -> float:
     """Return steps and evaluations, these as steps: a forward pass is a third of one."""
     evaluations = 1 + -(-preset.max_iters // preset.eval_interval)
-    share = step.total / (step.total + step.again)
+    share = step.total / step.computed
     passes = 2 * preset.eval_iters / preset.grad_accumulation
     return preset.max_iters + evaluations * passes * share / 3
 

@@ -51,11 +51,18 @@ class Operations(Frozen):
     """Of supervised tokens only (law 4)."""
     again: int = 0
     """Forward passes that activation checkpointing makes a second time."""
+    beside: int = 0
+    """Forward passes of a base that is kept, and of the head for the sums of pairs' sides."""
 
     @property
     def total(self) -> int:
-        """What the model asks for; ``again`` is not part of it."""
+        """What the model asks for; ``again`` and ``beside`` are not part of it."""
         return self.blocks + self.attention + self.head
+
+    @property
+    def computed(self) -> int:
+        """What is computed for it, all in all."""
+        return self.total + self.again + self.beside
 
 
 def count_weights(model: Architecture) -> Weights:
@@ -85,6 +92,8 @@ def count_operations(
     density: float = 1.0,
     prune_last_block: bool = True,
     checkpointing: bool = False,
+    keeps_base: bool = False,
+    of_pairs: bool = False,
 ) -> Operations:
     """Return what ``rows`` rows of a whole block each cost, forward and backward.
 
@@ -94,6 +103,8 @@ def count_operations(
         density: Share of the tokens that is supervised.
         prune_last_block: Whether the last block computes queries, projection and MLP of those only.
         checkpointing: Whether blocks compute their forward pass twice.
+        keeps_base: Whether a base of the same sizes reads the same.
+        of_pairs: Whether the head is passed once more, for the sums of pairs' sides.
     """
     tokens = rows * model.block_size
     supervised = round(tokens * density)
@@ -104,11 +115,13 @@ def count_operations(
     products += tokens * key_weights + wanted * (of_block - key_weights)
     heads = model.n_head * model.head_width
     pairs = 2 * heads * model.block_size * ((model.n_layer - 1) * tokens + wanted)
+    head = supervised * model.n_embd * model.vocab_size
     return Operations(
         blocks=6 * products,
         attention=6 * pairs,
-        head=6 * supervised * model.n_embd * model.vocab_size,
+        head=6 * head,
         again=2 * (products + pairs) * checkpointing,
+        beside=2 * (keeps_base * (products + pairs + head) + of_pairs * head),
     )
 
 
@@ -147,7 +160,7 @@ class Memory(Frozen):
     """
 
     weights: int
-    """With what fsdp gathers of the others' parts while it computes."""
+    """With those of a base that is kept, and what fsdp gathers of the others' parts."""
     optimizer: int
     gradients: int
     """Of micro-batches before, or of all weights where that moment is the update."""
@@ -189,6 +202,7 @@ def estimate(
     whole = _FLOAT * weights.total
     own, held, gathered, sums = whole, weight_bytes(preset), 0, whole
     narrow, moments = held < whole, moment_bytes(preset)
+    base = whole if preset.keeps_base and not preset.lora else 0
     if parallel == "fsdp":
         own = held = -(-own // processes)
         moments = 2 * own
@@ -205,12 +219,12 @@ def estimate(
     rounding = narrow * 2 * _FLOAT * max(preset.vocab_size * preset.n_embd, _largest(preset))
     most = max((stands, activations, max(head, back)), (sums, 0, rounding), key=sum)
     return Memory(
-        weights=held + gathered,
+        weights=held + base + gathered,
         optimizer=moments,
         gradients=most[0],
         activations=most[1],
         working=most[2],
-        peak=held + moments + gathered + sum(most),
+        peak=held + base + moments + gathered + sum(most),
         snapshot=held + moments,
     )
 
@@ -261,7 +275,14 @@ def _head(preset: Preset, supervised: int, width: int) -> int:
         copied = table * (preset.weight_dtype == "float32") + supervised * preset.n_embd
         lower = width * copied + CACHE_BYTES
     states = _FLOAT * preset.n_embd * (2 * supervised + 4 * chunk)
-    return width * chunk * preset.vocab_size + lower + states + _FLOAT * table
+    held = 0
+    if preset.keeps_base:
+        states += _FLOAT * preset.n_embd * supervised
+    if preset.kl_base:
+        precise = _FLOAT * (5 if width < _FLOAT else 4)  # both predictions, and how they differ
+        held = chunk * preset.vocab_size * (width + precise)
+        held += width * (table + supervised * preset.n_embd) * (width < _FLOAT)
+    return width * chunk * preset.vocab_size + held + lower + states + _FLOAT * table
 
 
 def _activations(preset: Preset, rows: int, density: float, width: int, on_cpu: bool) -> int:

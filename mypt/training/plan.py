@@ -225,7 +225,7 @@ def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool 
 
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
     """Say what the base model decides and which training values change against it."""
-    kept = resolved.architecture().model_dump()
+    kept = dict(resolved.architecture())
     own = resolved.architecture().model_dump(exclude_defaults=True, exclude={"base_config"})
     sizes = ", ".join(f"{key} {value}" for key, value in own.items())
     lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]

@@ -65,6 +65,8 @@ def naive_wish(span, policy, last, begins):
         return False
     if kind == "failed_call" and policy.skip_failed_calls:
         return False
+    if (kind == "context" and not policy.context) or (kind == "cite" and not policy.cite):
+        return False
     if span["train"] == 1:
         return True
     if role == "text":
@@ -74,7 +76,8 @@ def naive_wish(span, policy, last, begins):
         return False
     if policy.last_round_only and span["message"] < begins.get(row, 0):
         return False
-    return role in policy.roles and (policy.end_of_turn or kind != "end")
+    asked = role in policy.roles or kind == "context"
+    return asked and (policy.end_of_turn or kind != "end")
 
 
 @st.composite
@@ -99,6 +102,8 @@ policies = st.builds(
     reasoning=st.booleans(),
     tool_calls=st.booleans(),
     skip_failed_calls=st.booleans(),
+    context=st.booleans(),
+    cite=st.booleans(),
     text=st.booleans(),
 )
 
@@ -259,7 +264,7 @@ def test_a_gap_that_an_overlap_makes_up_for_between_two_blocks_is_refused(monkey
         mask_from_spans(spans, 6, MaskPolicy())
 
 
-@pytest.mark.parametrize(("field", "value"), [("role", 5), ("kind", 7), ("train", 2)])
+@pytest.mark.parametrize(("field", "value"), [("role", 5), ("kind", len(KINDS)), ("train", 2)])
 def test_an_unknown_role_or_kind_on_disk_is_refused_and_not_taken_for_another(field, value):
     spans = CHAT.copy()
     spans[field][3] = value

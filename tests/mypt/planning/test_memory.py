@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_iter
 
 from mypt.config import Preset
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
 from mypt.planning.sizes import estimate
 from mypt.training.optim import make_optimizer, narrow
 
@@ -73,6 +74,24 @@ def test_eight_bits_let_a_base_be_tuned_whole_on_the_next_smaller_card(sizes, le
     preset = Preset.model_validate(sizes | row | words)
     eight = preset.model_copy(update={"optimizer": "adamw8bit"})
     assert estimate(eight, "none").peak < least - 1e9 < estimate(preset, "none").peak
+
+
+PAIRS = {"batching": "packed", "objective": "dpo"}
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind",
+    [PAIRS, PAIRS | {"objective": "simpo"}, PAIRS | {"grad_accumulation": 3}, {"kl_base": 0.1},
+     {"kl_base": 0.1, "vocab_size": 50304}, PAIRS | {"n_embd": 256, "vocab_size": 4096}],
+)  # fmt: skip
+def test_the_peak_with_pairs_and_with_a_base_that_is_kept_is_what_a_step_needs(
+    kind, dtype, density
+):
+    preset = Preset.model_validate(SIZES | kind)
+    expected = estimate(preset, "none", density=density, dtype=dtype, device="cpu")
+    assert expected.peak == pytest.approx(_peak(preset, dtype, density), rel=BOUND)
 
 
 @pytest.mark.parametrize(("sizes", "card"), [(LLAMA_1B, 24e9), (LLAMA_3B, 80e9)])
@@ -144,13 +163,19 @@ def _peak(preset, dtype, density):
         model = narrow(GPT(preset.gpt()), preset.weight_dtype).train()
         model.transformer.checkpoint_blocks(preset.activation_checkpointing)
         optimizer = make_optimizer(model, preset)
+        how = {"objective": Objective.of(preset)}
+        if preset.keeps_base:
+            how["base"] = GPT(preset.gpt()).requires_grad_(False).eval()
+        if preset.of_pairs:
+            sides = (torch.arange(preset.block_size) >= preset.block_size // 2).int()
+            how["segments"] = sides.repeat(preset.batch_size, 1)
         for _ in range(2):
             live.most = live.now
             for _ in range(preset.grad_accumulation):
                 ids = torch.randint(preset.vocab_size, (preset.batch_size, preset.block_size))
                 mask = (torch.rand(ids.shape) < density).to(torch.uint8)
                 with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-                    loss = model.loss(ids, ids, mask)
+                    loss = model.loss(ids, ids, mask, **how)
                 loss.total.backward()
                 del loss
             optimizer.step()

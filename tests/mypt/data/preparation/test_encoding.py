@@ -180,14 +180,15 @@ def learned(turns, template, policy):
             continue
         ours = [turn.train if part.train is None else part.train for part in turn.parts]
         for part, train in zip(turn.parts, ours, strict=True):
-            if not (asked if train is None else train):
+            quoted = part.kind == "context" and (number == last or not policy.last_turn_only)
+            if not (asked or quoted if train is None else train):
                 continue
-            is_call = part.kind in ("tool_call", "failed_call")
-            form = template.tool_call if is_call else template.reasoning
             skipped = part.kind == "failed_call" and policy.skip_failed_calls
+            word = "tool_calls" if part.kind.endswith("call") else part.kind
             if part.kind == "text":
                 said += part.text
-            elif (policy.tool_calls if is_call else policy.reasoning) and not skipped:
+            elif getattr(policy, word) and not skipped:
+                form = getattr(template, word.removesuffix("s"))
                 said += form.open + part.text + form.close
         if (asked and policy.end_of_turn) if turn.train is None else turn.train:
             said += template.turns[turn.role].end
@@ -202,6 +203,8 @@ policies = st.builds(
     reasoning=st.booleans(),
     tool_calls=st.booleans(),
     skip_failed_calls=st.booleans(),
+    context=st.booleans(),
+    cite=st.booleans(),
     text=st.booleans(),
 )
 

@@ -440,6 +440,15 @@ def test_a_row_whose_text_the_template_rewrites_is_refused_by_name_or_counted(qw
     assert sum(tally.dropped.values()) == 1
 
 
+@pytest.mark.parametrize("kind", ["context", "cite"])
+def test_what_a_base_has_no_form_for_is_refused_by_name(qwen, kind):
+    _, ours = qwen
+    parts = (Part(kind, "a"), Part("text", "b"))
+    row = Conversation((Message("user", parts), say("assistant", "y")), HERE)
+    with pytest.raises(DataError, match="no form for quoted documents and citations"):
+        encode_rows([row], ours)
+
+
 def test_a_tool_call_that_spells_a_control_token_is_refused(qwen):
     _, ours = qwen
     call = '{"name": "say", "arguments": {"text": "<|im_end|>"}}'

@@ -41,6 +41,7 @@ POLICIES = {
     "assistant": MaskPolicy(),
     "both": MaskPolicy(roles=("user", "assistant"), tool_calls=False),
     "last": MaskPolicy(last_turn_only=True, reasoning=False),
+    "documents": MaskPolicy(context=True, cite=False, last_round_only=True),
     "nobody's end": MaskPolicy(roles=("assistant", "system"), skip_failed_calls=True, text=False),
 }
 # What an exported template refuses has a test of its own.

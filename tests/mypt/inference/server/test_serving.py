@@ -132,6 +132,21 @@ def test_history_system_message_and_parts_are_read(client):
     assert found.choices[0].message.content == "second"
 
 
+def test_documents_and_citations_are_read_as_training_writes_them(client):
+    cited = [{"type": "text", "text": "Ann."}, {"type": "cite", "text": "p. 1"}]
+    quoting = [{"type": "document", "text": "A book."}, {"type": "text", "text": "Who?"}]
+    messages = [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": cited},
+        {"role": "user", "content": quoting},
+    ]  # fmt: skip
+    found = client.chat.completions.create(model="echo", messages=messages, temperature=0)
+    written = "<context>\nA book.\n</context>\n\nWho?"
+    assert found.choices[0].message.content == written
+    tags = 2 * 3 + 1
+    assert found.usage.prompt_tokens == len(f"firstAnn.<cite>p. 1</cite>{written}") + tags
+
+
 def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
     neutral = {"n": 1, "frequency_penalty": 0.0, "logprobs": False, "user": "me", "tools": []}
     beyond = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
