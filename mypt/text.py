@@ -13,6 +13,7 @@ from typing import Any
 _VISIBLE = frozenset("\n\u200c\u200d")  # the joiners stand inside words and emoji
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _LONGEST = 60
+_ADDRESS = re.compile(r"((?:(?:https?|ftp)://|www\.)[^\s`|]*|[^\s`|]{1,64}@[^\s`|]+)", re.IGNORECASE)
 _MARKS = re.compile(r"[\\`*_{}\[\]()<>#+!|&~]")
 
 
@@ -56,8 +57,13 @@ def counted(n: int, thing: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return ``text`` as one visible line that Markdown shows as it is: no link, image or HTML."""
-    return _MARKS.sub(r"\\\g<0>", one_line(text))
+    """Return ``text`` as one visible line that Markdown shows as it is: no link, image or HTML.
+
+    Addresses stand in code spans: whatever else is done to them, somebody makes links of them.
+    """
+    parts = _ADDRESS.split(one_line(text))  # every second one is an address
+    shown = (f"`{part}`" if n % 2 else _MARKS.sub(r"\\\g<0>", part) for n, part in enumerate(parts))
+    return "".join(shown)
 
 
 def shown(value: Any) -> str:

@@ -307,7 +307,9 @@ def test_data_makes_no_link_no_picture_and_no_program_on_either_page(up, tmp_pat
     chat = CONFIG["chat"] | {"sources": [source]}
     evaluate = CONFIG["evaluate"] | {"prompts": [EVIL]}
     path = up.folder / "hostile.json"
-    path.write_text(json.dumps(CONFIG | {"name": "hostile", "chat": chat, "evaluate": evaluate}))
+    long = {"pretrain": CONFIG["pretrain"] | {"block_size": 512}}  # the prompt is no short one
+    hostile = {"name": "hostile", "chat": chat, "evaluate": evaluate} | long
+    path.write_text(json.dumps(CONFIG | hostile))
     up.run(f"mypt run {path}")
     artifacts = [found["id"] for found in up.ask("artifacts/filter", {}) if "evil" in str(found)]
     runs = [run.info for run in up.mlflow_runs() if "evil" in str(run.data.tags)]

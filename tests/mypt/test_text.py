@@ -80,7 +80,8 @@ def test_a_long_value_and_many_names_are_cut():
     [
         ("chats from a.jsonl", "chats from a.jsonl"),
         ("[x](javascript:alert(1))", r"\[x\]\(javascript:alert\(1\)\)"),
-        ("![i](http://evil/x.png)", r"\!\[i\]\(http://evil/x.png\)"),
+        ("![i](http://evil/x.png)", r"\!\[i\]\(`http://evil/x.png)`"),
+        ("WWW.evil e@evil.example|*", r"`WWW.evil` `e@evil.example`\|\*"),
         ("<img src=x onerror=y>", r"\<img src=x onerror=y\>"),
         ("a\n# b\x1b[2J", r"a\\n\# b\\x1b\[2J"),
     ],
