@@ -53,7 +53,7 @@ def sft_sweep(
     runs, dataset = [], None
     with sweep_run(config, knobs) as run:
         for place, (settings, asked) in enumerate(combinations, start=1):
-            seed = asked.sft.seed
+            seed = asked.tuned.train.seed
             words = named(settings) if seeds == 1 else f"{named(settings)}, seed {seed}"
             title = shorten(f"{place}/{len(combinations)} {words}", _LONGEST)
             one = sft_pipeline.with_options(flow_run_name=partial(str, title))

@@ -1,16 +1,31 @@
-"""Prefect task that turns raw files into tokens and spans."""
+"""Prefect tasks that turn raw files into tokens and spans, and put earlier ones beside them."""
+
+from pathlib import Path
 
 from mypt.config import Preparation, PrepareConfig
 from mypt.data import dataset
+from mypt.data import replay as replays
+from mypt.data.manifest import read_manifest
 from mypt.data.preparation.tokenization import DatasetPlan
+from mypt.data.replay import Earlier, replay_recipe
 from mypt.home import datasets_dir
 from mypt.references import DatasetRef
 from tasks import progress
 from tasks.assets import dataset_asset, materialized
 from tasks.keys import stage_key
 from tasks.reporting.datasets import report_dataset
+from tasks.reporting.inputs import dataset_input
 from tasks.reporting.live import live_progress
-from tasks.stages import DATASET_MADE, Output, announce, log, make_room, stage, whole_dataset
+from tasks.stages import (
+    DATASET_MADE,
+    Output,
+    announce,
+    log,
+    make_room,
+    stage,
+    tell,
+    whole_dataset,
+)
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Params, flatten
 
@@ -60,3 +75,55 @@ def tokenize(
         return made
 
     return Output(folder, key, make)
+
+
+@stage("replay {what} {name}", whole_dataset)
+def replay(
+    dataset: DatasetRef,
+    earlier: dict[str, DatasetRef],
+    shares: dict[str, float],
+    name: str,
+    what: str,
+) -> Output[DatasetRef]:
+    """Put rows of earlier stages beside a dataset's, in a new dataset.
+
+    Args:
+        dataset: Tokens and spans.
+        earlier: The same of the stages of which some is read again, by their names.
+        shares: Of the training tokens, which those rows make up.
+        name: Prefix of the new dataset's folder.
+        what: What people call it, for the task run's name.
+    """
+    again = [Earlier(one, earlier[one], share) for one, share in shares.items()]
+    folder = datasets_dir() / f"{name}-replay-{stage_key(replays, replay_recipe(dataset, again))}"
+    key = f"replay-{folder.name}"
+
+    def make() -> DatasetRef:
+        with recorded(key, f"replay {what} {name}") as run:
+            run.write(Params(values={f"replay.{one}": str(share) for one, share in shares.items()}))
+            for read in (dataset, *earlier.values()):
+                run.write(dataset_input(read, "replay"))
+            make_room(folder, whole_dataset)
+            made = replays.replay(dataset, again, folder, reuse=True)
+            report_dataset(run, folder)
+        _tell_shares(made, name)
+        announce(
+            DATASET_MADE, folder.name, parent=dataset.digest, digest=made.digest, path=made.path
+        )
+        upstream = [dataset_asset(read) for read in (dataset, *earlier.values())]
+        materialized(dataset_asset(made), upstream, digest=made.digest, path=made.path)
+        return made
+
+    return Output(folder, key, make)
+
+
+def _tell_shares(made: DatasetRef, name: str) -> None:
+    """Say how much of each source is read again."""
+    manifest = read_manifest(Path(made.path), made.digest)
+    sources, train = manifest.sources, manifest.split("train")
+    read = [shard.n_tokens * sources[shard.source].weight for shard in train]
+    own = len(manifest.making.config.sources) if manifest.making else len(sources)
+    for number in range(own, len(sources)):
+        mine = [n for n, shard in zip(read, train, strict=True) if shard.source == number]
+        share = sum(mine) / sum(read)
+        tell(f"{name}: {sources[number].name} is {share:.1%} of the training tokens")

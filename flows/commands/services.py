@@ -41,9 +41,8 @@ def run(
         from flows.forms import changed_config
 
         asked = changed_config(Path(config), changes)
-        print_lines(
-            [f"{asked.name}: raw files -> base model -> chat model; Prefect starts, in seconds"]
-        )
+        way = " -> ".join(stage.name for stage in asked.stages) or "base model -> chat model"
+        print_lines([f"{asked.name}: raw files -> {way}; Prefect starts, in seconds"])
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         _check_asks(asked)
