@@ -152,7 +152,7 @@ def test_a_gate_between_stages_ends_the_run_by_name_and_not_as_a_failure(
     staged, monkeypatch, capsys
 ):
     monkeypatch.setenv("MYPT_HOME", str(staged.home))
-    gated = MID | {"gate": {"forgets": 0.0}, "learning_rate": 1e-9}
+    gated = MID | {"gate": {"forgets": 0.5}, "learning_rate": 1.0}
     path = written(staged.home, STAGED | {"stages": [BASE, gated, CHAT]})
     made = json.loads(run_pipeline(path).read_text())
     assert Path(made["sft"]["checkpoint"]["path"]).parent.name.startswith("small-mid-")
