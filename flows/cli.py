@@ -5,10 +5,10 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 from cyclopts import (
     App,
@@ -20,17 +20,6 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
-from flows.commands import (
-    answers,
-    comparison,
-    data,
-    listing,
-    models,
-    planning,
-    provenance,
-    services,
-    transfer,
-)
 from flows.console import Console, describe
 from mypt import __version__
 from mypt.children import SAFE
@@ -52,25 +41,97 @@ app = App(
 )
 _OPEN_FILES = 1 << 16
 _MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
-STAGES: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Data": (data.prepare, data.mask, data.adopt, data.validate, data.show),
-    "Training": (planning.plan, models.train, models.evaluate),
-    "Use": (answers.generate, answers.chat, answers.serve, transfer.export),
-    "Proof": (
-        listing.list_,
-        provenance.lineage,
-        provenance.reproduce,
-        provenance.sign,
-        provenance.verify,
-        comparison.diff,
-    ),
-    "Pipelines and services": (services.run, services.sweep, services.up, services.sync),
+STAGES: dict[str, dict[str, tuple[str, str]]] = {
+    "Data": {
+        "prepare": ("data", "Turn raw files into a dataset of token shards and loss masks."),
+        "mask": ("data", "Mask a dataset under another policy, without tokenizing again."),
+        "adopt": (
+            "data",
+            "Take shards made by hand: digest, describe and validate them; exit 1 if broken.",
+        ),
+        "validate": (
+            "data",
+            "Check a dataset; exit 1 on a broken contract, print everything else with its count.",
+        ),
+        "show": ("data", "Print conversations with their supervised tokens in colour."),
+    },
+    "Training": {
+        "plan": (
+            "planning",
+            "Say what a training needs and takes before it runs; exit 1 if it fits no GPU named.",
+        ),
+        "train": ("models", "Train a model, or go on where the same name and config stopped."),
+        "evaluate": (
+            "models",
+            "Measure a model: loss and perplexity over supervised tokens, exact match, stops.",
+        ),
+    },
+    "Use": {
+        "generate": ("answers", "Let a model answer a prompt."),
+        "chat": (
+            "answers",
+            "Talk with a model; /quit or Ctrl-D ends it, /help lists what else it understands.",
+        ),
+        "serve": (
+            "answers",
+            "Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.",
+        ),
+        "export": ("transfer", "Write a model or a dataset for other programs."),
+    },
+    "Proof": {
+        "list": (
+            "listing",
+            "List models, datasets and runs, newest first; exit 1 where one is damaged.",
+        ),
+        "lineage": (
+            "provenance",
+            "Say what made a checkpoint: parents, dataset, masks, raw files; no server needed.",
+        ),
+        "reproduce": (
+            "provenance",
+            "Make a checkpoint again from the raw files; exit 1 and say where it parts.",
+        ),
+        "sign": (
+            "provenance",
+            "Sign a checkpoint or dataset, so that whoever has your public key can believe it.",
+        ),
+        "verify": (
+            "provenance",
+            "Check who signed a checkpoint or dataset, and all of its chain that lies here.",
+        ),
+        "diff": (
+            "comparison",
+            "Compare two datasets, checkpoints or MLflow runs: rows, settings, density, figures.",
+        ),
+    },
+    "Pipelines and services": {
+        "run": (
+            "services",
+            "Run the whole pipeline here, or a deployment that is served: data in, model out.",
+        ),
+        "sweep": (
+            "services",
+            "Run the pipeline under each combination of settings; say which is surely best.",
+        ),
+        "up": (
+            "services",
+            "Start the Prefect and MLflow servers on this machine and serve sft-pipeline/local.",
+        ),
+        "sync": (
+            "services",
+            "Send to MLflow what could not be sent while training; sending twice changes nothing.",
+        ),
+    },
 }
-"""Commands by stage, in the order of the README's table and of the help."""
+"""Commands by stage, in the order of the README's table and of the help: the room's file that
+holds each, and what it does. A file is read when its command is called, and not before."""
 for place, (stage, commands) in enumerate(STAGES.items()):
     group = Group(stage, sort_key=place)
-    for rank, command in enumerate(commands):
-        app.command(command, name=command.__name__.rstrip("_"), group=group, sort_key=rank)
+    for rank, (word, (room, does)) in enumerate(commands.items()):
+        function = "list_" if word == "list" else word
+        app.command(
+            f"flows.commands.{room}:{function}", name=word, help=does, group=group, sort_key=rank
+        )
 _ABOUT = Group("This program", sort_key=len(STAGES))
 app["--help"].group = app["--version"].group = _ABOUT
 
@@ -109,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [*words[1:], "--help"]
     try:
         _check_words(words)
+        if set(words[:1]) & {word for commands in STAGES.values() for word in commands}:
+            app[words[0]].help = None  # its docstring, which says more than its row
         with _sigterm_raises():
             code = app(words, console=Console())
             sys.stdout.flush()  # here a closed pipe is met, not when Python ends
@@ -168,7 +231,7 @@ def _explain(error: CycloptsError, words: Sequence[str]) -> str:
 
 def _unknown(word: str) -> str:
     """Say which command a word may have been meant for, or which there are."""
-    typed = [command.__name__.rstrip("_") for commands in STAGES.values() for command in commands]
+    typed = [command for commands in STAGES.values() for command in commands]
     known = (*typed, "help", "--help", "--version", "--install-completion")
     near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     wanted = f"the nearest is {near[0]!r}" if near else f"expected {', '.join(typed)}"

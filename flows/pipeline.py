@@ -11,7 +11,7 @@ from flows.stages import pipeline_run_name
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
-from tasks.evaluation import evaluate, summary_path
+from tasks.evaluation import evaluate
 from tasks.reporting.pipelines import pipeline_run, report_stage, report_training, report_weights
 from tasks.stopping import stoppable
 from tasks.tracking.mirror import mirror_champion
@@ -53,8 +53,8 @@ def sft_pipeline(
     return finished(summary, lambda: show_summary(summary), ended)
 
 
-def run_pipeline(config: Path | PipelineConfig) -> Path:
-    """Run the pipeline in this process, print its figures, and return the summary's path.
+def run_pipeline(config: Path | PipelineConfig) -> Summary:
+    """Run the pipeline in this process, print its figures, and return them.
 
     Raises:
         MyptError: If a stage cannot go on, or Prefect cannot be reached at all.
@@ -62,4 +62,4 @@ def run_pipeline(config: Path | PipelineConfig) -> Path:
     resolved = load_pipeline(config) if isinstance(config, Path) else config
     summary = run_here(lambda: sft_pipeline(resolved))
     show_summary(summary)
-    return summary_path(summary)
+    return summary

@@ -18,7 +18,6 @@ from mypt.evaluation.scores import (
 )
 from mypt.home import home
 from mypt.text import shorten, visible
-from tasks.evaluation import summary_path
 
 _LONGEST = 120
 """Characters of an answer that are shown."""
@@ -31,7 +30,7 @@ def show_summary(summary: Summary) -> None:
     """
     for found in summary.others.values():
         show_summary(found)
-    path = summary_path(summary)
+    path = summary.path
     console = Console(highlight=False)
     report = EvaluationReport.model_validate(json.loads(Path(summary.evaluation).read_bytes()))
     console.print()

@@ -11,14 +11,15 @@ from mypt.data.manifest import read_manifest
 from mypt.evaluation import gate as rule
 from mypt.evaluation import report as code
 from mypt.evaluation.gate import HELD, RULE, champion, settle, weigh
-from mypt.evaluation.report import (
-    BASE_CORPUS,
-    DATA_OF_BASE,
+from mypt.evaluation.report import BASE_CORPUS, DATA_OF_BASE, compare, write_report
+from mypt.evaluation.scores import (
     EVALUATION,
-    compare,
-    write_report,
+    SUMMARY,
+    EvaluationReport,
+    Summary,
+    read_summary,
+    whole_evaluation,
 )
-from mypt.evaluation.scores import EvaluationReport, Summary
 from mypt.home import home, lock
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import read_lineage
@@ -32,25 +33,12 @@ from tasks.stopping import StoppableTask
 from tasks.tracking.recording import note_work, recorded
 from tasks.tracking.records import Params, flatten
 
-SUMMARY = "summary.json"
 NOT_ASKED = "not asked"
 """What a run says of the gate where its config does not ask it."""
 _APART: dict[str, object] = {"tokens": None, "answers": (), "hits": {}}
 """What takes figures apart stands in the whole report."""
 PROMOTED, REFUSED = "mypt.gate.promoted", "mypt.gate.refused"
 """Prefect events of a model that became the champion, or did not."""
-
-
-def whole_evaluation(folder: Path) -> None:
-    """Check an evaluation.
-
-    Raises:
-        ValueError: If its summary or its report was changed.
-        OSError: If either cannot be read.
-    """
-    summary = files.read_sealed(folder / SUMMARY)
-    if files.digest_file(folder / EVALUATION) != summary["digests"]["evaluation"]:
-        raise ValueError(f"{folder / EVALUATION} was changed")
 
 
 @stage("evaluate {name}", whole_evaluation)
@@ -99,17 +87,6 @@ def evaluate(
         return summary
 
     return Output(folder, key, make)
-
-
-def summary_path(summary: Summary) -> Path:
-    """Return the file that holds a summary."""
-    return Path(summary.evaluation).with_name(SUMMARY)
-
-
-def read_summary(folder: Path) -> Summary:
-    """Return the summary of an evaluation's folder."""
-    values = files.read_sealed(folder / SUMMARY)
-    return Summary.model_validate({k: v for k, v in values.items() if k != "digest"})
 
 
 def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:

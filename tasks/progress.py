@@ -60,7 +60,10 @@ def watch(events: Iterable[Event], plan: RunPlan, log: Log = lambda _: None) -> 
         for event in events:
             match event:
                 case Started():
-                    bar.update(steps, completed=event.step, tokens=event.tokens_per_step)
+                    first = "" if event.step else "evaluating before the first step"
+                    bar.update(
+                        steps, completed=event.step, tokens=event.tokens_per_step, loss=first
+                    )
                     pace.begin()
                 case StepReport():
                     bar.update(steps, completed=event.step, loss=f"loss {event.loss:.3f}")

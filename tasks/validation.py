@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from mypt import files
 from mypt.config import Preset
 from mypt.data.manifest import read_manifest
 from mypt.errors import DataError
 from mypt.evaluation.proof import proof
 from mypt.evaluation.proof.proof import prove_mask
 from mypt.inspection.checks.findings import ValidationReport
-from mypt.inspection.validation import REPORT
+from mypt.inspection.validation import REPORT, keep_report
 from mypt.inspection.validation import validate as check
 from mypt.references import DatasetRef
 from tasks.keys import stage_key
@@ -55,7 +54,7 @@ def validate(dataset: DatasetRef, preset: Preset, name: str, what: str) -> Outpu
             _accept(folder, report)
             if proves:
                 report_proof(run, folder, prove_mask(folder, length_policy=policy))
-            files.write_sealed(place, report.model_dump(mode="json"))
+            keep_report(folder, report)
         return dataset
 
     return Output(place, key, make)

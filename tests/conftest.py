@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -16,6 +17,8 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # The API of the tests never goes away, but on a busy machine it may answer late.
 os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "5"
 prepare_environment()
+# Begun in the background, a process ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

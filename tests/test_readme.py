@@ -25,7 +25,7 @@ def test_the_table_has_the_order_of_the_help():
     table = TEXT.partition("| command |")[2].partition("\n\n")[0]
     typed = dict.fromkeys(re.findall(r"`mypt (\w+)", table))
     commands = [command for stage in STAGES.values() for command in stage]
-    assert list(typed) == [command.__name__.rstrip("_") for command in commands]
+    assert list(typed) == commands
 
 
 def rooms() -> list[str]:

@@ -105,7 +105,7 @@ def run(folder, command, code=0):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_command_runs_a_file_of_the_folder_that_it_is_started_in(folder):
-    names = {command.__name__.rstrip("_") for commands in STAGES.values() for command in commands}
+    names = {command for commands in STAGES.values() for command in commands}
     assert {command.split()[0] for command in (*EVERY, *SERVERS)} == names
     for command in EVERY:
         if command.startswith("adopt"):

@@ -173,7 +173,7 @@ def adopt(
     expect_single_role: bool = False,
     json: bool = False,
 ) -> int:
-    """Take shards made by hand: digest them, write their metadata, validate; exit 1 if broken.
+    """Take shards made by hand: digest, describe and validate them; exit 1 if broken.
 
     Args:
         directory: Holds train/ and val/ with shard_000.bin and shard_000_mask.bin; with
@@ -233,6 +233,7 @@ def validate(
         length_policy=length_policy,
         expect_single_role=expect_single_role,
     )
+    validation.keep_report(dataset, report)
     if not json:
         Console().print(terminal.render_report(report))
     proved = None

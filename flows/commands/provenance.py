@@ -74,7 +74,7 @@ def lineage(
 
 
 def reproduce(checkpoint: str, *, out_dir: Path | None = None, json: bool = False) -> int:
-    """Make a checkpoint again from the raw files; exit 1 and say where it parts, if it does.
+    """Make a checkpoint again from the raw files; exit 1 and say where it parts.
 
     Args:
         checkpoint: A name or its beginning, a model folder or a step folder.

@@ -21,7 +21,7 @@ def run(
     param: Annotated[list[str] | None, Parameter(negative=())] = None,
     detach: bool = False,
 ) -> int:
-    """Run the whole pipeline here, or a deployment where it is served: data in, chat model out.
+    """Run the whole pipeline here, or a deployment that is served: data in, model out.
 
     Args:
         config: A pipeline config such as configs/demo.json, which runs in this process; or the
@@ -42,15 +42,19 @@ def run(
 
         asked = changed_config(Path(config), changes)
         way = " -> ".join(stage.name for stage in asked.stages) or "base model -> chat model"
-        print_lines([f"{asked.name}: raw files -> {way}; Prefect starts, in seconds"])
+        print_lines([f"{asked.name}: raw files -> {way}"])
+        if _is_kept(asked):
+            return 0
+        print_lines(["Prefect starts, in seconds"])
         sys.stdout.flush()  # its imports take some
         prepare_environment()
         _check_asks(asked)
         wait = start_temporary_api()
+        from flows.kept import keep_run
         from flows.pipeline import run_pipeline
 
         wait()
-        run_pipeline(asked)
+        keep_run(asked, run_pipeline(asked))
         return 0
     try:
         find_prefect()
@@ -69,7 +73,7 @@ def sweep(
     seeds: Whole = 1,
     param: Annotated[list[str] | None, Parameter(negative=())] = None,
 ) -> int:
-    """Run the pipeline under every combination of settings, and say which is surely the best.
+    """Run the pipeline under each combination of settings; say which is surely best.
 
     What combinations have in common is made once. The same command goes on where it was stopped.
 
@@ -100,6 +104,21 @@ def sweep(
     wait()
     run_sweep(asked, over or [], seeds)
     return 0
+
+
+def _is_kept(config: PipelineConfig) -> bool:
+    """Show what an equal run came to, if there is one and no server waits to be told of another."""
+    if {"PREFECT_API_URL", "MLFLOW_TRACKING_URI"} & os.environ.keys():
+        return False
+    from flows.kept import find_run
+    from flows.summary import show_summary
+
+    if (found := find_run(config)) is None:
+        return False
+    run, summary = found
+    print_lines([f"reused: all of it, made on {run.when}; nothing runs, so none is recorded"])
+    show_summary(summary)
+    return True
 
 
 def _check_asks(config: PipelineConfig) -> None:

@@ -107,7 +107,7 @@ def _mixed(
     tokens, n_vocab = manifest.making.config.shard_tokens, manifest.n_vocab
     with ShardWriter(folder, tokens, n_vocab, after=manifest.shards) as writer:
         for one, dataset in earlier:
-            scale, before = one.share * total / _read(dataset), writer.n_tokens
+            scale, n_before = one.share * total / _read(dataset), writer.n_tokens
             for index, source in enumerate(dataset.manifest.sources):
                 shards = [s for s in dataset.shards("train") if s.record.source == index]
                 quota = scale * source.weight * sum(s.record.n_tokens for s in shards)
@@ -121,7 +121,7 @@ def _mixed(
                     )
                     weights.add(kept.spans, dataset.manifest.row_weights)
                     writer.append("train", len(sources) - 1, kept)
-            _check_share(one, writer.n_tokens - before, one.share * total)
+            _check_share(one, writer.n_tokens - n_before, one.share * total)
             assert dataset.manifest.making, "it was looked for"
             config = dataset.manifest.making.config
             again.append(Replay(name=one.name, config=config, share=one.share))

@@ -24,7 +24,7 @@ from mypt.evaluation.measuring import (
     training_data,
 )
 from mypt.evaluation.report_page import render_page
-from mypt.evaluation.scores import Dialogue, Difference, EvaluationReport
+from mypt.evaluation.scores import EVALUATION, Dialogue, Difference, EvaluationReport
 from mypt.evaluation.token_scores import TokenScores, of_side
 from mypt.home import checkpoint_to_use
 from mypt.provenance.search import Search
@@ -32,7 +32,6 @@ from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import IMPORTED, read_lineage
 
 __all__ = [
-    "EVALUATION",
     "compare",
     "evaluate_model",
     "report_on",
@@ -40,7 +39,6 @@ __all__ = [
     "write_report",
 ]
 
-EVALUATION = "evaluation.json"
 PAGE = "evaluation.html"
 BASE_CORPUS = "base corpus"
 DATA_OF_BASE = "data of the base"

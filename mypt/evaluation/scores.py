@@ -1,13 +1,18 @@
 """What evaluating a model says: small, frozen, written as JSON."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import Field
 
+from mypt import files
 from mypt.config import later
 from mypt.data.conversations import Form
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, DatasetRef, HomePath
+
+EVALUATION, SUMMARY = "evaluation.json", "summary.json"
+"""Files of an evaluation's folder: the whole report, and what people compare runs by."""
 
 
 class AskedQuestion(Frozen):
@@ -200,6 +205,34 @@ class Summary(Frozen):
     """What the other stages of a pipeline made of the model before each, by their names."""
     digests: dict[str, str]
     """What the run made, by name: datasets and checkpoints."""
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        return Path(self.evaluation).with_name(SUMMARY)
+
+
+def read_summary(folder: Path) -> Summary:
+    """Return the summary of an evaluation's folder.
+
+    Raises:
+        ValueError: If it was changed.
+        OSError: If it cannot be read.
+    """
+    values = files.read_sealed(folder / SUMMARY)
+    return Summary.model_validate({k: v for k, v in values.items() if k != "digest"})
+
+
+def whole_evaluation(folder: Path) -> None:
+    """Check an evaluation.
+
+    Raises:
+        ValueError: If its summary or its report was changed.
+        OSError: If either cannot be read.
+    """
+    digest = files.read_sealed(folder / SUMMARY)["digests"]["evaluation"]
+    if files.digest_file(folder / EVALUATION) != digest:
+        raise ValueError(f"{folder / EVALUATION} was changed")
 
 
 def harness_metrics(models: Iterable[ModelScores]) -> list[tuple[str, str]]:

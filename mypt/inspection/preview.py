@@ -15,7 +15,7 @@ from mypt.data.spans import KINDS, ROLES
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.inspection.histograms import density_histogram, length_histogram
 from mypt.inspection.rowview import RowView, count_rows, read_row, reasons, token_texts
-from mypt.inspection.validation import validate
+from mypt.inspection.validation import keep_report, kept_report, validate
 from mypt.pages.render import render
 from mypt.text import counted, visible
 
@@ -39,13 +39,17 @@ def write_preview(
         dataset: The dataset or its folder.
         path: The HTML file; one that exists is replaced.
         max_rows: Rows on the page: those with findings first, the others evenly spread.
-        report: The dataset's validation where it is known; None validates.
+        report: The dataset's validation where it is known; None takes the one that is kept
+            beside it, else validates and keeps that.
 
     Raises:
         ManifestError: If the dataset is damaged.
     """
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, verify=False)
-    found = validate(opened.path) if report is None else report
+    found = report or kept_report(opened.path)
+    if found is None:
+        found = validate(opened.path)
+        keep_report(opened.path, found)
     files.write_bytes(path, render_preview(opened, found, max_rows).encode())
 
 

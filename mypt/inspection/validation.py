@@ -1,11 +1,14 @@
 """Whether a dataset keeps its contract: everything that can be checked without torch."""
 
+import os
 from pathlib import Path
 
+from mypt import __version__, files
 from mypt.config import TrainConfig
 from mypt.data.dataset import open_dataset
-from mypt.data.manifest import SPLITS, Manifest, read_manifest
+from mypt.data.manifest import SPLITS, Manifest, read_manifest, verify_files
 from mypt.data.packing.pieces import LengthPolicy
+from mypt.errors import ManifestError
 from mypt.inspection.checks.contents import ShardCheck, check_files, check_tokens
 from mypt.inspection.checks.density import TokenCounts, check_density, check_stats, preview_length
 from mypt.inspection.checks.findings import (
@@ -28,11 +31,15 @@ __all__ = [
     "ValidationReport",
     "ValidationStats",
     "Where",
+    "keep_report",
+    "kept_report",
     "validate",
 ]
 
 REPORT = "validation.json"
-"""Name under which a stage keeps a report beside what it is about."""
+"""Name under which a report is kept beside what it is about."""
+_BY = "mypt"
+"""Key of the version that checked: another one may check more."""
 
 
 def validate(
@@ -88,6 +95,30 @@ def validate(
             stats = stats.model_copy(update={"length": length})
     _note_reading(manifest, findings)
     return ValidationReport(dataset=manifest.digest, findings=findings.sorted(), stats=stats)
+
+
+def keep_report(path: Path, report: ValidationReport) -> None:
+    """Leave a report beside its dataset, for a page about it; no part of the dataset.
+
+    Args:
+        path: The dataset's folder; one that may not be written keeps none.
+        report: What :func:`validate` found there.
+    """
+    if os.access(path, os.W_OK):
+        files.write_sealed(path / REPORT, {_BY: __version__, **report.model_dump(mode="json")})
+
+
+def kept_report(path: Path) -> ValidationReport | None:
+    """Return the report beside a dataset, if neither a byte of it nor mypt changed since."""
+    try:
+        said = files.read_sealed(path / REPORT)
+        report = ValidationReport.model_validate(
+            {key: said[key] for key in ValidationReport.model_fields}
+        )
+        verify_files(path, read_manifest(path, report.dataset))
+    except (OSError, ValueError, KeyError, ManifestError):
+        return None
+    return report if said.get(_BY) == __version__ else None
 
 
 def _note_reading(manifest: Manifest, findings: Findings) -> None:

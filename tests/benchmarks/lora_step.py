@@ -61,8 +61,15 @@ class OurStep:
         self.optimizer = make_optimizer(self.model, TrainConfig())
         self.ids, self.mask = rows()
 
+    def to(self, device: str) -> "OurStep":
+        """Move model and rows; the optimizer has no state yet."""
+        self.model, self.ids, self.mask = (
+            one.to(device) for one in (self.model, self.ids, self.mask)
+        )
+        return self
+
     def __call__(self) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.model.loss(self.ids, self.ids.roll(-1, 1), self.mask).mean
         loss.backward()
         learned = [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -99,8 +106,15 @@ class PeftStep:
         self.ids = ids
         self.labels = torch.where(mask.roll(1, 1).bool(), ids, -100)
 
+    def to(self, device: str) -> "PeftStep":
+        """Move model and rows; the optimizer has no state yet."""
+        self.model, self.ids, self.labels = (
+            one.to(device) for one in (self.model, self.ids, self.labels)
+        )
+        return self
+
     def __call__(self) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.model(input_ids=self.ids, labels=self.labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learned, 1.0)

@@ -39,6 +39,7 @@ WORDS = [
     "this",
     "from",
 ]
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.json"
 _MYPT = "import sys; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -61,13 +62,25 @@ def lines(*, quick: bool) -> Iterator[Line]:
             lambda _: _mypt("--help"), lambda _: _seconds(["-c", "import cyclopts"]), rounds
         )
         yield _line("--help, whole command", "import cyclopts, its parser", 4.0, found)
-        rows = 4_000 if quick else 20_000
+        rows = 20_000
         found = _compare(
             lambda n: _mypt(f"validate {home}/many{n}"),
             lambda n: _prepare(home, rows, home / f"many{n}", "gpt2"),
             min(rounds, 3),
         )
         yield _line(f"validate, {rows:,} conversations", "prepare of the same", 1.0, found)
+        found = _compare(
+            lambda n: _mypt(f"show {home}/many{n} --html {home}/page{n}.html"),
+            lambda n: _mypt(f"validate {home}/many{n}"),
+            min(rounds, 3),
+        )
+        yield _line(f"show --html, {rows:,} conversations", "validate of the same", 0.5, found)
+        found = _compare(
+            lambda n: _mypt(f"run {SMOKE} --param name=smoke{n}"),
+            lambda n: _mypt(f"run {SMOKE} --param name=smoke{n}"),
+            1 if quick else 2,
+        )
+        yield _line("run configs/smoke.json, the second", "the first", 0.12, found)
 
 
 def _compare(

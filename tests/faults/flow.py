@@ -17,7 +17,6 @@ from flows import pipeline
 from mypt import files, home
 from mypt.data.manifest import METADATA
 from mypt.inspection.validation import REPORT
-from tasks.evaluation import summary_path
 from tests.faults import children
 from tests.faults.pipeline import EVALUATE, TINY, draw_nothing, write_raw_files
 
@@ -66,7 +65,7 @@ class Flow:
         draw_nothing()
         before()
         with redirect_stdout(StringIO()) as out:
-            path = pipeline.run_pipeline(self.config)
+            path = pipeline.run_pipeline(self.config).path
         return str(path), out.getvalue()
 
     def begin(self) -> str:
@@ -83,7 +82,7 @@ class Flow:
             run = client.read_flow_run(UUID(run_id))
         with redirect_stdout(StringIO()):
             made = run_flow(pipeline.sft_pipeline, flow_run=run, parameters=run.parameters)
-        return str(summary_path(made))
+        return str(made.path)
 
     def retry(self, run_id: str) -> None:
         """Ask Prefect for what ``prefect flow-run retry`` asks after a process was killed."""

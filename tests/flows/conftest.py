@@ -61,6 +61,6 @@ def ran(prefect, tmp_path_factory):  # noqa: ARG001
         printed, paths = [], []
         for _ in range(2):
             with redirect_stdout(StringIO()) as out:
-                paths.append(run_pipeline(config))
+                paths.append(run_pipeline(config).path)
             printed.append(out.getvalue())
     return SimpleNamespace(home=folder, first=printed[0], second=printed[1], paths=paths)

@@ -113,7 +113,7 @@ def test_a_paused_run_shows_the_scores_and_a_no_refuses_and_a_yes_promotes(
         seen = {}
         thread = threading.Thread(target=answer_the_form, args=(answer, seen))
         thread.start()
-        summary = json.loads(run_pipeline(asking(ran.home)).read_text())
+        summary = json.loads(run_pipeline(asking(ran.home)).path.read_text())
         thread.join()
         assert f"| loss, nats a token | {summary['sft']['val_loss']:.4f} |" in seen["form"]
         assert "the rule would promote, there was no champion" in seen["form"]

@@ -72,8 +72,8 @@ def staged(prefect, tmp_path_factory):  # noqa: ARG001
     home = tmp_path_factory.mktemp("staged")
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setenv("MYPT_HOME", str(home))
-        path = run_pipeline(written(home, STAGED))
-    return SimpleNamespace(home=home, summary=json.loads(path.read_text()), out=out.getvalue())
+        made = run_pipeline(written(home, STAGED))
+    return SimpleNamespace(home=home, summary=made, out=out.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_one_parent_has_every_stage_below_it_in_order(runs):
 def test_figures_go_by_the_name_of_the_stage_and_say_what_was_forgotten(runs, staged):
     (parent,) = [run for run in runs if run.data.tags.get(KIND_TAG) == PIPELINE]
     metrics, params = parent.data.metrics, parent.data.params
-    assert metrics["chat/val_loss"] == pytest.approx(staged.summary["sft"]["val_loss"])
+    assert metrics["chat/val_loss"] == pytest.approx(staged.summary.sft.val_loss)
     assert metrics["val_loss"] == metrics["chat/val_loss"], "the last is what runs compare by"
     assert {"mid/val_loss", "mid/change_base_corpus", "chat/change_base_corpus"} <= metrics.keys()
     assert {"base_tokens_read", "mid_best_val_loss", "chat_tokens_learned"} <= metrics.keys()
@@ -107,7 +107,7 @@ def test_figures_go_by_the_name_of_the_stage_and_say_what_was_forgotten(runs, st
 
 
 def test_lineage_leads_from_the_last_checkpoint_to_the_data_of_every_stage(staged):
-    last = Path(staged.summary["sft"]["checkpoint"]["path"])
+    last = Path(staged.summary.sft.checkpoint.path)
     lineage, names = read_lineage(last), []
     while lineage is not None:
         names.append(lineage.model_name.rpartition("-")[0])
@@ -126,7 +126,7 @@ CONFIG_SOURCE = "exercises_text"
 
 def test_a_checkpoint_behind_a_replay_is_made_again_to_the_bit(staged, monkeypatch, tmp_path):
     monkeypatch.setenv("MYPT_HOME", str(staged.home))
-    last = Path(staged.summary["sft"]["checkpoint"]["path"])
+    last = Path(staged.summary.sft.checkpoint.path)
     found = reproduce(last, tmp_path / "again")
     assert found.ok, found.stages
     assert len(found.stages) == 6
@@ -154,8 +154,8 @@ def test_a_gate_between_stages_ends_the_run_by_name_and_not_as_a_failure(
     monkeypatch.setenv("MYPT_HOME", str(staged.home))
     gated = MID | {"gate": {"forgets": 0.5}, "learning_rate": 1.0}
     path = written(staged.home, STAGED | {"stages": [BASE, gated, CHAT]})
-    made = json.loads(run_pipeline(path).read_text())
-    assert Path(made["sft"]["checkpoint"]["path"]).parent.name.startswith("small-mid-")
+    made = run_pipeline(path)
+    assert Path(made.sft.checkpoint.path).parent.name.startswith("small-mid-")
     said = capsys.readouterr().out
     assert "gate small-mid: " in said
     assert "fine-tune small-chat" not in said
@@ -181,10 +181,8 @@ def test_an_imported_base_is_tuned_twice(prefect, tmp_path, monkeypatch):  # noq
     talk = TRAINING | {"data": {"sources": CONFIG["chat"]["sources"]}, "mask": {}, "max_iters": 3}
     stages = [talk | {"name": "one", "block_size": 32}, talk | {"name": "two", "seed": 2}]
     values = {"name": "tuned", "init_from_model": f"hf:{tmp_path / 'hf'}", "stages": stages}
-    made = json.loads(
-        run_pipeline(written(tmp_path, values | {"evaluate": CONFIG["evaluate"]})).read_text()
-    )
-    lineage = read_lineage(Path(made["sft"]["checkpoint"]["path"]))
+    made = run_pipeline(written(tmp_path, values | {"evaluate": CONFIG["evaluate"]}))
+    lineage = read_lineage(Path(made.sft.checkpoint.path))
     assert lineage.model_name.startswith("tuned-two-")
     assert lineage.parent.model_name.startswith("tuned-one-")
     assert lineage.parent.lineage.parent.model_name.startswith("hf-")

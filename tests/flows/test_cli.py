@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,16 @@ def test_help_and_version_are_found_by_every_name(capsys, words, says):
     assert (says or __version__) in capsys.readouterr().out
 
 
+def test_the_row_of_a_command_is_the_first_line_of_what_it_says_itself(capsys):
+    for commands in STAGES.values():
+        for word, (room, does) in commands.items():
+            module = import_module(f"flows.commands.{room}")
+            function = getattr(module, word, None) or getattr(module, f"{word}_")
+            assert does == function.__doc__.partition("\n")[0], word
+    assert main(["help", "sweep"]) == 0
+    assert "What combinations have in common is made once." in capsys.readouterr().out
+
+
 def test_the_help_shows_the_commands_by_stage(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -205,7 +216,8 @@ def test_a_run_says_what_it_does_before_it_loads_anything(capsys, monkeypatch):
 
     monkeypatch.setattr("flows.environment.prepare_environment", load)
     assert main(["run", str(ROOT / "configs" / "demo.json")]) == 2
-    assert capsys.readouterr().out.startswith("demo: raw files -> base model -> chat model;")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["demo: raw files -> base model -> chat model", "Prefect starts, in seconds"]
 
 
 def test_a_wrong_knob_is_refused_before_prefect_starts(capsys, monkeypatch):

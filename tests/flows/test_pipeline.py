@@ -468,7 +468,7 @@ def test_where_a_config_asks_the_gate_its_answer_is_a_column_and_a_refusal_an_ev
 ):
     monkeypatch.setenv("MYPT_HOME", str(ran.home))
     assert {run.data.tags["gate"] for run in parents} == {"not asked"}
-    made = json.loads(run_pipeline(gated(ran.home)).read_text())
+    made = json.loads(run_pipeline(gated(ran.home)).path.read_text())
     assert newest(mlflow).data.tags["gate"] == "promoted: there was no champion"
     assert len(task_runs(newest(mlflow), len(STAGES) + 1)) == len(STAGES) + 1
     tuned = CheckpointRef.model_validate(made["sft"]["checkpoint"])
@@ -510,11 +510,11 @@ def test_a_changed_source_is_noticed_and_all_after_it_runs_again(ran, monkeypatc
 
     chat.write_text("\n".join(lines))
     when = chat.stat()
-    first = run_pipeline(path)
+    first = run_pipeline(path).path
     chat.write_text("\n".join(lines).replace("answer 7", "Answer 7"))  # same size
     os.utime(chat, ns=(when.st_atime_ns, when.st_mtime_ns))  # and same time
     capsys.readouterr()
-    second = run_pipeline(path)
+    second = run_pipeline(path).path
     reused = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reused")]
     assert first != second
     assert reused == [f"reused: {name}" for name in (*STAGES[:2], STAGES[5])]
@@ -528,7 +528,7 @@ def test_a_home_that_was_moved_makes_nothing_again_and_mlflow_follows_it(
     monkeypatch.setenv("MYPT_HOME", str(moved))
     ran.home.rename(away)
     try:
-        path = run_pipeline(moved / "small.json")
+        path = run_pipeline(moved / "small.json").path
         assert not ran.home.exists()
     finally:
         away.rename(ran.home)

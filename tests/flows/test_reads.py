@@ -84,7 +84,7 @@ def test_a_pipeline_hashes_each_raw_file_and_the_base_model_once(raw, reads, own
     config = own_home / "small.json"
     config.write_text(json.dumps(CONFIG | parts | {"evaluate": {"exercises": 0, "eval_iters": 1}}))
 
-    summary = json.loads(run_pipeline(config).read_text())
+    summary = json.loads(run_pipeline(config).path.read_text())
     parent = read_lineage(Path(summary["checkpoint"])).parent
     base = [Path(parent.path) / file.name for file in parent.lineage.files]
     assert {WEIGHTS, OPTIMIZER} <= {path.name for path in base}

@@ -40,7 +40,7 @@ def world(request, tmp_path_factory, _mlflow_database):
         request.getfixturevalue("prefect")
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
             patch.setenv("MYPT_HOME", str(home))
-            path = run_pipeline(PipelineConfig.model_validate(config))
+            path = run_pipeline(PipelineConfig.model_validate(config)).path
         printed = out.getvalue()
     else:
         ran = request.getfixturevalue("ran")

@@ -164,7 +164,7 @@ def test_figures_are_those_of_six_single_runs_to_the_bit(swept, tmp_path, monkey
                 f"mask.weights={json.dumps(weights)}",
             ],
         )
-        alone = json.loads(run_pipeline(config).read_text())
+        alone = json.loads(run_pipeline(config).path.read_text())
         assert figures({"scores": alone["sft"]}) == figures(run)
         assert (alone["policy"], alone["mask_density"]) == (run["policy"], run["mask_density"])
         weights = Path("model.safetensors")

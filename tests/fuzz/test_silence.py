@@ -14,7 +14,7 @@ from mypt.data.conversations import Conversation, Origin, say
 from tests.fuzz import silence
 from tests.fuzz.kinds import KINDS
 
-FEW, MANY = 60, 100_000
+FEW, MORE, MANY = 60, 1_000, 100_000
 SLOWEST = 5.0
 """Seconds of the processor that an input may take."""
 
@@ -28,7 +28,12 @@ def folder():
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    "n", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+    "n",
+    [
+        FEW,
+        pytest.param(MORE, marks=pytest.mark.slow),
+        pytest.param(MANY, marks=[pytest.mark.fuzz, pytest.mark.timeout(7200)]),
+    ],
 )
 def test_a_reader_says_what_it_does_not_read(name, n, folder):
     for number in range(n):

@@ -54,10 +54,12 @@ def test_an_evaluation_says_in_one_line_what_its_losses_are_made_of():
     assert line == "  train/val by class: stop 0.25/0.50, tool call -/1.00"
 
 
-def test_a_bar_shows_no_loss_before_there_is_one(monkeypatch, capsys):
+def test_a_bar_shows_no_loss_before_there_is_one_and_says_what_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_console", Console(force_terminal=True, width=120))
     list(watch(EVENTS[:1], PLAN))
-    assert "loss" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "loss" not in said
+    assert "evaluating before the first step" in said
 
 
 @pytest.fixture

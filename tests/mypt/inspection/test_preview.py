@@ -17,7 +17,7 @@ from mypt.inspection import histograms
 from mypt.inspection.checks.findings import Finding
 from mypt.inspection.histograms import density_histogram, length_histogram, row_lengths, row_shares
 from mypt.inspection.preview import choose_rows, write_preview
-from mypt.inspection.validation import validate
+from mypt.inspection.validation import REPORT, validate
 from tests.mypt.clean import by_hand, everything
 
 OWNED = "document.title = 'owned'"
@@ -227,6 +227,17 @@ def test_a_known_report_is_not_made_again(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("mypt.inspection.preview.validate", None)
     write_preview(whole, tmp_path / "page.html", report=report)
     assert '<p class="verdict good">no findings</p>' in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_keeps_the_report_that_it_made_and_the_next_page_takes_it(
+    whole, tmp_path, monkeypatch
+):
+    shutil.copytree(whole, tmp_path / "data")
+    (tmp_path / "data" / REPORT).unlink(missing_ok=True)
+    write_preview(tmp_path / "data", tmp_path / "first.html")
+    monkeypatch.setattr("mypt.inspection.preview.validate", None)
+    write_preview(tmp_path / "data", tmp_path / "second.html")
+    assert (tmp_path / "second.html").read_bytes() == (tmp_path / "first.html").read_bytes()
 
 
 def test_a_warning_is_not_green(whole, tmp_path):

@@ -20,7 +20,14 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ManifestError
 from mypt.inspection.checks.findings import EXAMPLES
 from mypt.inspection.terminal import render_report
-from mypt.inspection.validation import CODES, ValidationReport, validate
+from mypt.inspection.validation import (
+    CODES,
+    REPORT,
+    ValidationReport,
+    keep_report,
+    kept_report,
+    validate,
+)
 from tests.mypt.clean import everything
 from tests.mypt.faults import (
     DATASET_FAULTS,
@@ -452,3 +459,28 @@ def test_parts_that_decide_their_own_mask_are_read_back_as_they_were(tmp_path, t
     found = {finding.code for finding in report.findings}
     assert not found & {"digest_differs", "rendering_differs", "answer_unsupervised"}
     assert report.ok
+
+
+def test_a_report_is_kept_while_neither_dataset_nor_version_changes(tmp_path, monkeypatch):
+    folder = chat(tmp_path, ("q", "a"), ("r", "b"))
+    report = validate(folder, block_size=64)
+    assert kept_report(folder) is None
+    keep_report(folder, report)
+    assert kept_report(folder) == report
+    with monkeypatch.context() as patch:
+        patch.setattr("mypt.inspection.validation.__version__", "another")
+        assert kept_report(folder) is None
+    for path in (folder / "train" / "shard_000.bin", folder / REPORT):
+        before = path.read_bytes()
+        path.unlink()
+        path.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+        assert kept_report(folder) is None, path
+        path.write_bytes(before)
+    assert kept_report(folder) == report
+
+
+def test_a_folder_that_may_not_be_written_keeps_no_report(tmp_path, monkeypatch):
+    folder = chat(tmp_path, ("q", "a"), ("r", "b"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    keep_report(folder, validate(folder))
+    assert not (folder / REPORT).exists()
