@@ -52,7 +52,8 @@ def begin(config: PipelineConfig, data: dict[str, DatasetRef]) -> CheckpointRef 
     if not (named := config.init_from_model):
         return None
     first = config.chain[0]
-    return begin_with(named, data[first.name], first.train.base)
+    found: CheckpointRef = begin_with(named, data[first.name], first.train.base)
+    return found
 
 
 def learn(stage: PipelineStage, dataset: DatasetRef, before: CheckpointRef | None) -> CheckpointRef:

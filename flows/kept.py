@@ -109,7 +109,7 @@ def find_run(config: PipelineConfig) -> tuple[KeptRun, Summary] | None:
         return None
     if not whole or (run.home, run.champions, run.raw) != (str(home()), _champions(), _raw(config)):
         return None
-    last = {"prefer": found for found in others}
+    last = dict(zip(["prefer"], others, strict=False))
     return run, first.model_copy(update={"others": last})
 
 

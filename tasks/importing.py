@@ -6,7 +6,7 @@ from prefect.cache_policies import NO_CACHE
 
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.checkpoints.folder import checkpoint_ref
-from mypt.training.plan import step_to_begin_with
+from mypt.training.plan import begin_at
 from tasks.assets import materialized, model_asset
 from tasks.stages import tell
 from tasks.stopping import StoppableTask
@@ -26,7 +26,7 @@ def begin(init_from: str, dataset: DatasetRef, whose: str) -> CheckpointRef:
     Raises:
         MyptError: If it is not there, or cannot be read.
     """
-    place, news = step_to_begin_with(init_from, Path(dataset.path), whose)
+    place, news = begin_at(init_from, Path(dataset.path), whose)
     found = checkpoint_ref(place)
     tell(f"begins with {place.parent.name} step {found.step}")
     for line in news:

@@ -116,7 +116,7 @@ def plan_run(
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
-        step_folder, news = step_to_begin_with(init_from, folder, preset.base)
+        step_folder, news = begin_at(init_from, folder, preset.base)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
@@ -173,9 +173,7 @@ def fit_to_data(
     return preset.with_steps(steps), (line,)
 
 
-def step_to_begin_with(
-    init_from: str | Path, dataset: Path, whose: str
-) -> tuple[Path, tuple[str, ...]]:
+def begin_at(init_from: str | Path, dataset: Path, whose: str) -> tuple[Path, tuple[str, ...]]:
     """Return the step folder to begin with; what comes from elsewhere is read into one first.
 
     Args:
