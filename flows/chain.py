@@ -9,10 +9,9 @@ from mypt.evaluation.scores import Summary
 from mypt.references import CheckpointRef, DatasetRef
 from tasks import training
 from tasks.evaluation import NOT_ASKED, gate, objections
-from tasks.importing import begin_with
 from tasks.masking import mask
 from tasks.reporting.pipelines import report_gate
-from tasks.tokenization import replay, tokenize
+from tasks.tokenization import begin_with, replay, tokenize
 from tasks.tracking.journal import Journal
 from tasks.validation import validate
 

@@ -1,6 +1,11 @@
-"""Prefect tasks that turn raw files into tokens and spans, and put earlier ones beside them."""
+"""Prefect tasks that read what a pipeline begins with: raw files, and a model from elsewhere.
+
+Tokens of an earlier stage are put beside those of a later one here, too.
+"""
 
 from pathlib import Path
+
+from prefect.cache_policies import NO_CACHE
 
 from mypt.config import Preparation, PrepareConfig
 from mypt.data import dataset
@@ -9,9 +14,11 @@ from mypt.data.manifest import read_manifest
 from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.data.replay import Earlier, replay_recipe
 from mypt.home import datasets_dir
-from mypt.references import DatasetRef
+from mypt.references import CheckpointRef, DatasetRef
+from mypt.training.checkpoints.folder import checkpoint_ref
+from mypt.training.plan import begin_at
 from tasks import progress
-from tasks.assets import dataset_asset, materialized
+from tasks.assets import dataset_asset, materialized, model_asset
 from tasks.keys import stage_key
 from tasks.reporting.datasets import report_dataset
 from tasks.reporting.inputs import dataset_input
@@ -26,6 +33,7 @@ from tasks.stages import (
     tell,
     whole_dataset,
 )
+from tasks.stopping import StoppableTask
 from tasks.tracking.recording import recorded
 from tasks.tracking.records import Params, flatten
 
@@ -127,3 +135,31 @@ def _tell_shares(made: DatasetRef, name: str) -> None:
         mine = [n for n, shard in zip(read, train, strict=True) if shard.source == number]
         share = sum(mine) / sum(read)
         tell(f"{name}: {sources[number].name} is {share:.1%} of the training tokens")
+
+
+def begin(init_from: str, dataset: DatasetRef, whose: str) -> CheckpointRef:
+    """Return the checkpoint that the first training of a pipeline begins with.
+
+    What comes from elsewhere is read each time: its files may have changed, and equal ones make
+    the same checkpoint.
+
+    Args:
+        init_from: As for :func:`mypt.training.plan.plan_run`.
+        dataset: What will be trained on first.
+        whose: Whose arithmetic a model from elsewhere has, as ``base`` of a preset says.
+
+    Raises:
+        MyptError: If it is not there, or cannot be read.
+    """
+    place, news = begin_at(init_from, Path(dataset.path), whose)
+    found = checkpoint_ref(place)
+    tell(f"begins with {place.parent.name} step {found.step}")
+    for line in news:
+        tell(line)
+    materialized(model_asset(found), digest=found.digest, path=found.path)
+    return found
+
+
+begin_with = StoppableTask(
+    begin, name="begin", task_run_name="begin with {init_from}", cache_policy=NO_CACHE
+)

@@ -211,8 +211,9 @@ def report_stage(
     if summary.pairs is not None:
         _report_preference(run, summary)
         return
-    its = data[stage.name]
-    run.write(Metrics(values=summary_metrics(summary) | _data_sizes(its)))
+    its, place = data[stage.name], list(data).index(stage.name) if config.stages else 0
+    # MLflow takes the last step's figure for the run's own.
+    run.write(Metrics(step=place, values=summary_metrics(summary) | _data_sizes(its)))
     named_digests = {f"digest.{name}": digest for name, digest in summary.digests.items()}
     run.write(Tags(values={"checkpoint": summary.checkpoint, **named_digests}))
     _describe(run, config, stage, data, summary)
