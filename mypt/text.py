@@ -1,9 +1,10 @@
 """Text made fit to be looked at: nothing in it can steer a terminal or hide from a reader.
 
-One escaping, :func:`visible`; the others differ in what they are for: a line, a line of bounded
-length, a value in an error, the field names of a row.
+One escaping, :func:`visible`; the others differ in what they are for: JSON, a line, a line of
+bounded length, a value in an error, the field names of a row.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -31,6 +32,11 @@ def _escaped(char: str) -> str:
     if char in _VISIBLE or unicodedata.category(char) not in _HIDDEN:
         return char
     return char.encode("unicode_escape").decode()
+
+
+def visible_json(text: str) -> str:
+    r"""Return JSON that says the same with what :func:`visible` escapes as ``\u202e`` and so on."""
+    return "".join(char if _escaped(char) == char else json.dumps(char)[1:-1] for char in text)
 
 
 def one_line(text: str) -> str:

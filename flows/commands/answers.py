@@ -153,7 +153,7 @@ def serve(
         compile: As for mypt generate.
     """
     from mypt.inference.server import serving
-    from mypt.inference.server.answering import Queue, Served
+    from mypt.inference.server.answering import Queue, Served, rows_at_once
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:
@@ -161,7 +161,7 @@ def serve(
     with serving.listen(host, port, key) as listening:
         gpt, tokenizer, checkpoint = _load(model, compiled=compile)
         name = checkpoint.lineage.model_name
-        queue = Queue(waiting)
+        queue = Queue(gpt, tokenizer, waiting, rows_at_once(gpt))
         served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"

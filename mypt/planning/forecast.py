@@ -20,6 +20,7 @@ from mypt.planning.sizes import (
     count_operations,
     count_weights,
     estimate,
+    moment_bytes,
     weight_bytes,
 )
 
@@ -133,7 +134,7 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         tokens_per_epoch=data.tokens if data else None,
         operations=step,
         operations_per_token=step.total / tokens,
-        checkpoints=_checkpoints(preset, weights, machine, data, step_seconds),
+        checkpoints=_checkpoints(preset, machine, data, step_seconds),
         where=_where(machine),
         measured=machine.probe is not None,
         step_seconds=step_seconds,
@@ -212,12 +213,11 @@ def _steps_worth(preset: Preset, step: Operations) -> float:
 
 def _checkpoints(
     preset: Preset,
-    weights: Weights,
     machine: Machine,
     data: Data | None,
     step_seconds: float | None,
 ) -> Checkpoints:
-    size = weight_bytes(preset) + 8 * weights.total + _STEP_BYTES * preset.max_iters
+    size = weight_bytes(preset) + moment_bytes(preset) + _STEP_BYTES * preset.max_iters
     size += data.other_bytes if data else 0
     write = size / (machine.write_rate or WRITE_RATE)
     failure = machine.failure_hours * _HOUR / machine.processes

@@ -8,6 +8,7 @@ from typing import Literal
 from mypt.config import Architecture, Preset
 from mypt.model.linear_loss import CACHE_BYTES, CHUNK_BYTES
 from mypt.parsing import Frozen
+from mypt.training.optim import EIGHT_BIT_BLOCK, EIGHT_BIT_FROM
 
 Parallel = Literal["none", "ddp", "fsdp"]
 _FLOAT = 4
@@ -60,7 +61,7 @@ class Operations(Frozen):
 def count_weights(model: Architecture) -> Weights:
     """Return how many weights a model has, without building it."""
     width, norm = model.n_embd, _norm(model)
-    per_block = _attention_weights(model) + _mlp_weights(model) + _norms(model) * norm
+    per_block = sum(_matrices(model)) + _norms(model) * norm
     if model.qk_norm:
         whole = model.qk_norm_over == "all"
         per_block += _heads_width(model) if whole else 2 * model.head_width
@@ -97,7 +98,7 @@ def count_operations(
     tokens = rows * model.block_size
     supervised = round(tokens * density)
     key_weights = 2 * model.n_embd * model.key_heads * model.head_width
-    of_block = _attention_weights(model) + _mlp_weights(model)
+    of_block = sum(_matrices(model))
     wanted = supervised if prune_last_block else tokens
     products = (model.n_layer - 1) * tokens * of_block
     products += tokens * key_weights + wanted * (of_block - key_weights)
@@ -129,16 +130,14 @@ def _attention_outputs(model: Architecture) -> int:
     return (model.n_head + 2 * model.key_heads) * model.head_width
 
 
-def _attention_weights(model: Architecture) -> int:
-    return model.n_embd * (_attention_outputs(model) + model.n_head * model.head_width)
-
-
 def _mlp_outputs(model: Architecture) -> int:
     return model.inner_width * (2 if model.gated else 1)
 
 
-def _mlp_weights(model: Architecture) -> int:
-    return model.n_embd * (_mlp_outputs(model) + model.inner_width)
+def _matrices(model: Architecture) -> tuple[int, ...]:
+    """Return numbers of each of a block's matrices."""
+    c, inner, heads = model.n_embd, model.inner_width, model.n_head * model.head_width
+    return c * _attention_outputs(model), c * heads, c * _mlp_outputs(model), c * inner
 
 
 class Memory(Frozen):
@@ -189,9 +188,10 @@ def estimate(
     rows = preset.batch_size * preset.block_size
     whole = _FLOAT * weights.total
     own, held, gathered, sums = whole, weight_bytes(preset), 0, whole
-    narrow = held < whole
+    narrow, moments = held < whole, moment_bytes(preset)
     if parallel == "fsdp":
         own = held = -(-own // processes)
+        moments = 2 * own
         gathered, sums = _gathered(preset, weights, width)
         sums += own
     if preset.reduction == "tree":
@@ -206,12 +206,12 @@ def estimate(
     most = max((stands, activations, max(head, back)), (sums, 0, rounding), key=sum)
     return Memory(
         weights=held + gathered,
-        optimizer=2 * own,
+        optimizer=moments,
         gradients=most[0],
         activations=most[1],
         working=most[2],
-        peak=held + 2 * own + gathered + sum(most),
-        snapshot=held + 2 * own,
+        peak=held + moments + gathered + sum(most),
+        snapshot=held + moments,
     )
 
 
@@ -220,14 +220,25 @@ def weight_bytes(preset: Preset) -> int:
     weights = count_weights(preset)
     if preset.weight_dtype == "float32":
         return _FLOAT * weights.total
-    products = preset.n_layer * (_attention_weights(preset) + _mlp_weights(preset))
+    products = preset.n_layer * sum(_matrices(preset))
     products += preset.vocab_size * preset.n_embd
     return _FLOAT * weights.total - (_FLOAT - _HALF) * products
 
 
+def moment_bytes(preset: Preset) -> int:
+    """Return bytes of AdamW's two moments, as training keeps them and a checkpoint holds them."""
+    weights = count_weights(preset)
+    if preset.optimizer == "adamw":
+        return 2 * _FLOAT * weights.total
+    large = [n for n in _matrices(preset) if n >= EIGHT_BIT_FROM] * preset.n_layer
+    large += [weights.head] * (weights.head >= EIGHT_BIT_FROM)
+    codes = sum(n + _FLOAT * -(-n // EIGHT_BIT_BLOCK) for n in large)
+    return 2 * (codes + _FLOAT * (weights.total - sum(large)))
+
+
 def _largest(model: Architecture) -> int:
     """Return numbers of a block's largest matrix."""
-    return model.n_embd * max(_attention_outputs(model), _mlp_outputs(model))
+    return max(_matrices(model))
 
 
 def _gathered(preset: Preset, weights: Weights, width: int) -> tuple[int, int]:

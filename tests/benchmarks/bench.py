@@ -15,8 +15,8 @@ RESULTS = HERE.parents[1] / ".benchmarks" / "results.json"
 REPORT = HERE.parents[1] / "BENCHMARKS.md"
 AREAS = (
     "masked_step", "lora_step", "trl_step", "reading", "chat_data", "loading", "packing",
-    "packed_attention", "generating", "evaluating", "text_data", "workers", "waiting", "planning",
-    "tracking", "shakespeare", "gpu",
+    "packed_attention", "generating", "evaluating", "answering", "text_data", "workers", "waiting",
+    "planning", "tracking", "shakespeare", "gpu",
 )  # fmt: skip
 PEERS = ("tiktoken", "gigatoken", "transformers", "peft", "trl", "datasets")
 

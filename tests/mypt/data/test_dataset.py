@@ -181,9 +181,7 @@ def test_a_tool_result_marked_for_training_is_refused_by_file_and_line(tmp_path)
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
-@settings(
-    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=4), st.booleans())
 def test_the_supervised_bytes_are_the_answers_and_their_stops(tmp_path_factory, exchanges, last):
     folder = tmp_path_factory.mktemp("bytes")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mypt.config import MaskPolicy
@@ -271,7 +271,6 @@ def test_a_shard_without_rows_has_an_empty_mask():
     assert mask_from_spans(CHAT[:0], 0, MaskPolicy()).tolist() == []
 
 
-@settings(deadline=None)
 @given(spans=shards(), policy=policies)
 def test_the_mask_equals_the_naive_reference(spans, policy):
     n_tokens = int(spans["stop"][-1]) if len(spans) else 0
@@ -301,7 +300,6 @@ def evaluate(line, values):
     return float(then.partition(":")[0])
 
 
-@settings(deadline=None)
 @given(spans=shards(), policy=policies)
 def test_evaluating_the_printed_rule_again_reproduces_the_mask(spans, policy):
     mask = naive_mask(spans, policy)

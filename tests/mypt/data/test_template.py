@@ -62,7 +62,7 @@ def test_nothing_is_put_before_a_conversation_that_has_no_system_turn():
     assert written(render(FORMS["mypt"], CHAT)) == "<User>Hi</User><Assistant>Hello</Assistant>"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(conversation=conversations)
 def test_history_is_never_written_differently_once_more_turns_follow(conversation):
     for template in FORMS.values():
@@ -72,7 +72,7 @@ def test_history_is_never_written_differently_once_more_turns_follow(conversatio
             assert whole[: len(shorter)] == shorter
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(conversation=conversations)
 def test_there_is_one_start_token_where_the_template_has_one_and_none_elsewhere(conversation):
     for name, template in FORMS.items():

@@ -18,11 +18,16 @@ from mypt.planning.sizes import count_operations
 H100 = GPUS["h100"]
 
 
-def test_a_checkpoint_is_as_large_as_was_said(tiny, chat_dataset, plan, finish):
-    end = finish(plan(n_embd=64))["end"]
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_checkpoint_is_as_large_as_was_said(optimizer, tiny, chat_dataset, plan, finish):
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    end = finish(plan(n_embd=64, optimizer=optimizer))["end"]
     written = sum(file.stat().st_size for file in Path(end.checkpoint.path).iterdir())
     size = (chat_dataset / "tokenizer_state.json").stat().st_size
-    found = forecast(tiny(n_embd=64), Machine(), Data(1000, 10, 0.5, other_bytes=size))
+    found = forecast(
+        tiny(n_embd=64, optimizer=optimizer), Machine(), Data(1000, 10, 0.5, other_bytes=size)
+    )
     assert found.checkpoints.bytes == pytest.approx(written, rel=0.05)
 
 

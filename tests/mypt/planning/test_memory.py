@@ -26,6 +26,11 @@ LLAMA_1B = {
     "mlp_width": 8192, "mlp_type": "swiglu", "norm_type": "rmsnorm", "pos_encoding": "rope",
     "dropout": 0.0,
 }  # fmt: skip
+SMOLLM2_1B = LLAMA_1B | {"vocab_size": 49152, "n_layer": 24, "n_kv_head": 32}
+QWEN_3B = LLAMA_1B | {
+    "vocab_size": 151936, "n_layer": 36, "n_head": 16, "n_kv_head": 2, "mlp_width": 11008,
+    "qkv_bias": True,
+}  # fmt: skip
 LLAMA_3B = LLAMA_1B | {"n_layer": 28, "n_head": 24, "n_embd": 3072}
 
 
@@ -48,6 +53,26 @@ def test_the_peak_with_weights_in_bfloat16_is_what_a_step_needs(kind, density):
     preset = Preset.model_validate(SIZES | kind | {"weight_dtype": "bfloat16"})
     expected = estimate(preset, "none", density=density, device="cpu")
     assert expected.peak == pytest.approx(_peak(preset, "bfloat16", density), rel=BOUND)
+
+
+@pytest.mark.parametrize("low", [{}, {"weight_dtype": "bfloat16"}])
+@pytest.mark.parametrize("kind", [{}, MODERN | {"n_embd": 96}])
+def test_the_peak_with_moments_of_eight_bits_is_what_a_step_needs(kind, low):
+    pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    preset = Preset.model_validate(SIZES | kind | low | {"optimizer": "adamw8bit"})
+    dtype = "bfloat16" if low else "float32"
+    expected = estimate(preset, "none", dtype=dtype, device="cpu")
+    assert expected.peak == pytest.approx(_peak(preset, dtype, 1.0), rel=BOUND)
+
+
+@pytest.mark.parametrize(("sizes", "least"), [(SMOLLM2_1B, 24e9), (QWEN_3B, 40e9)])
+def test_eight_bits_let_a_base_be_tuned_whole_on_the_next_smaller_card(sizes, least):
+    """SmolLM2 1.7B and Qwen2.5 3B on cards of 24 and 40 GB, of which the runtime takes one."""
+    row = {"block_size": 2048, "batch_size": 1, "grad_accumulation": 16}
+    words = {"activation_checkpointing": True, "weight_dtype": "bfloat16"}
+    preset = Preset.model_validate(sizes | row | words)
+    eight = preset.model_copy(update={"optimizer": "adamw8bit"})
+    assert estimate(eight, "none").peak < least - 1e9 < estimate(preset, "none").peak
 
 
 @pytest.mark.parametrize(("sizes", "card"), [(LLAMA_1B, 24e9), (LLAMA_3B, 80e9)])

@@ -148,7 +148,7 @@ def test_a_thousand_conversations_have_our_ids_our_mask_and_our_logits(pair, tmp
     folder = export(tmp_path / "out", model, tokenizer)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=1000)
     @given(conversations)
     def logits(row):
         rendered = encode_rows([row], tokenizer).tokens
@@ -179,7 +179,7 @@ def transformers_errs(tokenizer, ids, mask):
 def compare_many(both, policy, count):
     tokenizer, found = both
 
-    @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, suppress_health_check=list(HealthCheck))
     @given(ROWS)
     def compare(row):
         try:
