@@ -53,14 +53,14 @@ def sft_sweep(
     runs, dataset = [], None
     with sweep_run(config, knobs) as run:
         for place, (settings, asked) in enumerate(combinations, start=1):
-            seed = asked.sft.seed
+            seed = asked.tuned.train.seed
             words = named(settings) if seeds == 1 else f"{named(settings)}, seed {seed}"
             title = shorten(f"{place}/{len(combinations)} {words}", _LONGEST)
             one = sft_pipeline.with_options(flow_run_name=partial(str, title))
             with acting(False):  # while Prefect is at work; the pipeline hears for itself
                 summary = one(asked)
             dataset = dataset or _chat_data(summary)
-            runs.append(swept(settings, seed, summary.preferred or summary))
+            runs.append(swept(settings, seed, summary.others.get(asked.chain[-1].name, summary)))
         assert dataset is not None
         folder = sweep_folder(config.name, dataset, config.evaluate, runs)
         report = rank(tuple(runs), dataset, config.evaluate, config.name)

@@ -13,7 +13,9 @@ from typing import Any
 _VISIBLE = frozenset("\n\u200c\u200d")  # the joiners stand inside words and emoji
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _LONGEST = 60
-_ADDRESS = re.compile(r"((?:(?:https?|ftp)://|www\.)[^\s`|]*|[^\s`|]{1,64}@[^\s`|]+)", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"((?:(?:https?|ftp)://|www\.)[^\s`|]*|[^\s`|]{1,64}@[^\s`|]+)", re.IGNORECASE
+)
 _MARKS = re.compile(r"[\\`*_{}\[\]()<>#+!|&~]")
 
 

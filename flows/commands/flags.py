@@ -177,7 +177,7 @@ def check_kind(path: Path, wanted: Literal["preset", "pipeline"]) -> None:
         ConfigError: If it is one, or cannot be read.
     """
     keys = read_json(path, EXAMPLES[wanted]).keys()
-    pipeline = bool(keys & {"base", "chat", "pretrain", "sft"})
+    pipeline = bool(keys & {"base", "chat", "pretrain", "sft", "stages"})
     if wanted == "preset" and pipeline:
         raise ConfigError(
             f"{path}: the config of a pipeline; expected a preset such as {EXAMPLES[wanted]}, or"

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from mypt import files, home
-from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
+from mypt.config import Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import TOKENIZER_STATE, read_manifest
+from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError
 from mypt.model.compiling import compile_training
 from mypt.model.gpt import GPT
@@ -24,6 +25,7 @@ from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, fit_world, forecast
 from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
+from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer, narrow
 from mypt.training.plan import fit_to_data
@@ -35,18 +37,28 @@ _SAMPLE_BYTES: Final = 1 << 26
 
 
 def read_presets(path: Path) -> tuple[Preset, ...]:
-    """Return what a config trains: one preset, or the trainings of a pipeline.
+    """Return what a config trains: one preset, or each training of a pipeline.
 
     Raises:
-        ConfigError: If the file cannot be read as either.
+        ConfigError: If the file cannot be read as either, or begins with a model of elsewhere.
+        CheckpointError: If the model that it begins with is not there.
     """
-    if PipelineConfig.model_fields.keys() & {"pretrain", "sft"} & read_json(path).keys():
-        config = load_pipeline(path)
-        if config.prefer is None:
-            return config.pretrain, config.tuning()
-        sizes = dict(config.pretrain.architecture())
-        return config.pretrain, config.tuning(), config.prefer.train.model_copy(update=sizes)
-    return (load_config(path),)
+    if not read_json(path).keys() & {"pretrain", "sft", "stages"}:
+        return (load_config(path),)
+    config = load_pipeline(path)
+    chain, named = config.chain, config.init_from_model
+    if named.startswith(PREFIXES):
+        raise ConfigError(
+            f"{path}: begins with {named}, whose sizes are known once it is read; train one step of"
+            " it, and plan from that model"
+        )
+    begun = read_lineage(home.checkpoint_to_use(named)).config if named else chain[0].train
+    held, found = dict(begun.architecture()), list[Preset]()
+    for stage in chain:
+        if "block_size" in stage.train.model_fields_set:
+            held["block_size"] = stage.train.block_size
+        found.append(stage.checked.model_copy(update=held))
+    return tuple(found)
 
 
 def plan(
