@@ -27,7 +27,7 @@ test: $(STAMP)
 
 # Peers that only some tests ask; 'make test' says what it skips without them.
 $(VENV)/.peers: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,bench,cluster]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,bench,cluster,bitsandbytes]'
 	touch $@
 
 test-all: $(VENV)/.peers

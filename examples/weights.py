@@ -33,9 +33,9 @@ def main() -> None:
     asked = parser.parse_args()
     config = load_pipeline(DEMO)
     folder = Path("runs", "datasets")
-    text = tokenize(config.base, folder / "weights-text", reuse=True)
+    text = tokenize(config.chain[0].data, folder / "weights-text", reuse=True)
     base = _train("weights-base", text, config, asked.threads)
-    chats = config.chat.model_copy(update={"tokenizer_from": text.path})
+    chats = config.chain[1].data.model_copy(update={"tokenizer_from": text.path})
     tokens = tokenize(chats, folder / "weights-chats", reuse=True)
     plain = mask(tokens.path, MaskPolicy(), folder / "weights-plain", reuse=True)
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
@@ -72,7 +72,7 @@ def _train(
     seed: int = 0,
     steps: int = 0,
 ) -> CheckpointRef:
-    preset = config.pretrain if base is None else config.tuning()
+    preset = config.chain[0 if base is None else 1].checked
     changes: dict[str, object] = {"threads": threads, "seed": seed, "keep_checkpoints": 1}
     if base is not None:
         changes |= {"max_iters": steps, "eval_interval": steps, "checkpoint_interval": steps}

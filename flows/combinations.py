@@ -13,8 +13,8 @@ from mypt.parsing import parse_config
 from mypt.text import shorten
 
 POLICY = "mask.policy"
-"""No knob of a config but a word for all of ``mask``, as ``mypt mask --policy`` takes it."""
-_SEED = "sft.seed"
+"""No knob of a config but a word for all of ``mask``, as ``mypt mask --policy`` takes it; of a
+stage it is ``stages.NAME.mask.policy``."""
 _MOST_RUNS = 256
 _SHOWN = 40
 _EXAMPLE = "--over sft.learning_rate=1e-4,3e-4"
@@ -40,7 +40,8 @@ def combine(config: PipelineConfig, over: Sequence[str], seeds: int) -> tuple[Co
     Args:
         config: What all of them have but for the knobs.
         over: A knob each, as :func:`_read` understands it.
-        seeds: How many seeds the fine-tuning of each has: the config's, and those after it.
+        seeds: How many seeds the fine-tuning of each has, and what it learns from pairs: the
+            config's, and those after it.
 
     Raises:
         ConfigError: In one line, if a knob or one of its values is none, or nothing is varied.
@@ -51,8 +52,11 @@ def combine(config: PipelineConfig, over: Sequence[str], seeds: int) -> tuple[Co
         if name in knobs:
             raise ConfigError(f"--over {name} is given twice; give it once, with all its values")
         knobs[name] = values
-    if _SEED in knobs and seeds > 1:
-        raise ConfigError(f"--over {_SEED} and --seeds {seeds} exclude each other; leave one out")
+    if seeds > 1 and (varied := knobs.keys() & {name for name, _ in _seeds(config)}):
+        said = f"--over {min(varied)} and --seeds {seeds}"
+        raise ConfigError(f"{said} exclude each other; leave one out")
+    if gated := next((stage.knobs for stage in config.chain if stage.gate), None):
+        raise ConfigError(f"{gated}.gate: runs that it ends cannot be compared; leave it out")
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: expected at least 1")
     n_runs = seeds
@@ -70,6 +74,16 @@ def combine(config: PipelineConfig, over: Sequence[str], seeds: int) -> tuple[Co
     )
 
 
+def _seeds(config: PipelineConfig) -> list[tuple[str, int]]:
+    """Return the knob and the value of each seed that a sweep moves.
+
+    They are those of all that is learned behind what runs share: from the tuning on.
+    """
+    chain = config.chain
+    moved = chain[chain.index(config.tuned) :]
+    return [(f"{stage.knobs}.seed", stage.train.seed) for stage in moved]
+
+
 def _seeded(
     config: PipelineConfig, chosen: dict[str, _Value], seeds: int
 ) -> tuple[Combination, ...]:
@@ -80,8 +94,9 @@ def _seeded(
     made = parse_config(values, PipelineConfig, "--over")
     settings = {name: one.words for name, one in chosen.items()}
     found = []
-    for seed in range(made.sft.seed, made.sft.seed + seeds):
-        put(values, _SEED.split("."), seed, "--seeds")
+    for more in range(seeds):
+        for name, seed in _seeds(made):
+            put(values, name.split("."), seed + more, "--seeds")
         found.append(Combination(settings, parse_config(values, PipelineConfig, "--seeds")))
     return tuple(found) if seeds > 1 else (Combination(settings, made),)
 
@@ -101,11 +116,12 @@ def _read(text: str) -> tuple[str, tuple[_Value, ...]]:
         raise ConfigError(
             f"--over {shorten(text, _SHOWN)!r}: expected KNOB=VALUE,VALUE such as {_EXAMPLE}"
         )
-    if name == POLICY:
-        _refuse_one_policy(said)
+    of_policy = name == POLICY or name.endswith(f".{POLICY}")
+    if of_policy:
+        _refuse_one_policy(name, said)
     found: list[_Value] = []
     for value in _divided(name, said):
-        one = _policy(value) if name == POLICY else _plain(name, value)
+        one = _policy(name, value) if of_policy else _plain(name, value)
         if any(one.value == other.value for other in found):
             raise ConfigError(f"{_where(name, one.words)} stands twice; give each value once")
         found.append(one)
@@ -132,7 +148,7 @@ def _divided(name: str, said: str) -> list[Any]:
     return words
 
 
-def _refuse_one_policy(said: str) -> None:
+def _refuse_one_policy(name: str, said: str) -> None:
     """Refuse words that are one policy, by which somebody may mean several.
 
     Raises:
@@ -145,16 +161,16 @@ def _refuse_one_policy(said: str) -> None:
     except ConfigError:
         return  # so commas divide policies
     raise ConfigError(
-        f"--over {POLICY}={shorten(said, _SHOWN)} may be one policy or several; join the words of"
+        f"--over {name}={shorten(said, _SHOWN)} may be one policy or several; join the words of"
         " one by +, and divide policies by |, such as assistant|assistant+user=0.1"
     )
 
 
-def _policy(value: Any) -> _Value:
+def _policy(name: str, value: Any) -> _Value:
     said = value if isinstance(value, str) else json.dumps(value)
     words = said if said.lstrip().startswith("{") else said.replace("+", ",")
-    policy = parse_policy(words, f"--over {POLICY}")
-    return _Value(("mask",), policy.model_dump(mode="json"), policy_words(policy))
+    policy = parse_policy(words, f"--over {name}")
+    return _Value(tuple(name.split("."))[:-1], policy.model_dump(mode="json"), policy_words(policy))
 
 
 def _plain(name: str, value: Any) -> _Value:

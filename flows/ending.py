@@ -12,6 +12,7 @@ from typing import TypeVar
 import httpx
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
+from prefect.states import Completed
 
 from flows.environment import answers
 from mypt.errors import MyptError
@@ -57,6 +58,21 @@ def leave_if_prefect_is_away(show: Callable[[], object]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def finished(result: Result, show: Callable[[], object], ended: str = "") -> Result:
+    """Return what a flow returns, as a state with a name of its own where it ended early.
+
+    Args:
+        result: What the flow came to.
+        show: As for :func:`leave_if_prefect_is_away`.
+        ended: By what it ended before its end.
+    """
+    leave_if_prefect_is_away(show)
+    if not ended:
+        return result
+    name = ended[:1].upper() + ended[1:]
+    return Completed(name=name, message=f"{name}; what follows was not made.", data=result)  # type: ignore[return-value]
 
 
 def cause_behind(error: BaseException) -> MyptError:

@@ -214,12 +214,17 @@ def _said(change: str) -> tuple[Any, str]:
 
 
 def put(place: Any, path: Sequence[str], value: Any, where: str) -> None:
-    """Set what ``path`` leads to, through objects by name and through lists by number.
+    """Set what ``path`` leads to, through objects by name, through lists by number or by a name.
 
     Raises:
         ConfigError: If it leads nowhere; ``where`` says who named it.
     """
     first, *rest = path
+    if isinstance(place, list) and rest:  # stages have names
+        named = [
+            n for n, one in enumerate(place) if isinstance(one, dict) and one.get("name") == first
+        ]
+        first = str(named[0]) if named else first
     listed = isinstance(place, list) and first.isdecimal() and int(first) < len(place)
     if not listed and not isinstance(place, dict):
         raise ConfigError(

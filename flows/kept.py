@@ -61,7 +61,7 @@ def keep_run(config: PipelineConfig, summary: Summary) -> None:
     """
     if not _is_covered(config):
         return
-    ends = [summary] if summary.preferred is None else [summary, summary.preferred]
+    ends = [summary, *summary.others.values()]
     links = [link for end in ends for link in _links(trace(Path(end.checkpoint)))]
     made = {
         kind: {
@@ -109,11 +109,14 @@ def find_run(config: PipelineConfig) -> tuple[KeptRun, Summary] | None:
         return None
     if not whole or (run.home, run.champions, run.raw) != (str(home()), _champions(), _raw(config)):
         return None
-    return run, first.model_copy(update={"preferred": others[0] if others else None})
+    last = dict(zip(["prefer"], others, strict=False))
+    return run, first.model_copy(update={"others": last})
 
 
 def _is_covered(config: PipelineConfig) -> bool:
-    """Whether digests of config, code and raw files are all that decides a run."""
+    """Whether digests of config, code and raw files are all that decides a run of two trainings."""
+    if config.stages:
+        return False
     asked = config.evaluate
     elsewhere = asked.sets or asked.harness or asked.questions or asked.gate == "ask"
     plans = [DatasetPlan(prepared) for prepared in _prepared(config)]
@@ -141,8 +144,7 @@ def _raw(config: PipelineConfig) -> tuple[tuple[str, ...], ...]:
 
 def _prepared(config: PipelineConfig) -> list[PrepareConfig]:
     """Return what raw files a run reads, and how."""
-    pairs = [] if config.prefer is None else [config.prefer.pairs]
-    return [config.base, config.chat, *pairs]
+    return [stage.data for stage in config.chain]
 
 
 def _links(link: Link) -> Iterator[tuple[Link, str]]:

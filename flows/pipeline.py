@@ -1,23 +1,20 @@
-"""The whole way of one run: raw files in, a chat model out, and the proof of what it saw."""
+"""The whole way of one run: raw files in, a model out, and the proof of what it saw."""
 
 from pathlib import Path
 
 from prefect import flow
 
-from flows.ending import leave_if_prefect_is_away, run_here
+from flows.chain import begin, ended_by, judge, learn, prepare_all, whole
+from flows.ending import finished, run_here
 from flows.forms import AS_IN_FILE, PIPELINE_FILE, PipelineFile, PipelineKnobs, asked_pipeline
-from flows.stages import pipeline_run_name, prefer_after
+from flows.stages import pipeline_run_name
 from flows.summary import show_summary
 from mypt.config import PipelineConfig, load_pipeline
 from mypt.evaluation.scores import Summary
-from tasks.evaluation import NOT_ASKED, evaluate, gate
-from tasks.masking import mask
-from tasks.reporting.pipelines import pipeline_run, report_gate, report_pipeline
+from tasks.evaluation import evaluate
+from tasks.reporting.pipelines import pipeline_run, report_stage, report_training, report_weights
 from tasks.stopping import stoppable
-from tasks.tokenization import tokenize
 from tasks.tracking.mirror import mirror_champion
-from tasks.training import pretrain, sft
-from tasks.validation import validate
 
 
 @flow(name="sft-pipeline", flow_run_name=pipeline_run_name, persist_result=False)
@@ -25,7 +22,7 @@ from tasks.validation import validate
 def sft_pipeline(
     config: PipelineFile = PIPELINE_FILE, overrides: PipelineKnobs = AS_IN_FILE
 ) -> Summary:
-    """Turn raw text and chat files into a chat model.
+    """Turn raw text and chat files into a chat model, by two trainings or any number.
 
     Args:
         config: The file that holds all knobs.
@@ -33,24 +30,27 @@ def sft_pipeline(
             stands for the whole of the file's.
     """
     config = asked_pipeline(config, overrides)
-    base, chat, who = f"{config.name}-base", f"{config.name}-chat", config.preparation
+    made, ended = dict[str, Summary](), ""
     with pipeline_run(config) as run:
-        text = tokenize(config.base, base, "base corpus", preparation=who)
-        text = validate(text, config.pretrain, base, "base corpus")
-        talk = tokenize(config.chat, chat, "chat data", tokenizer=text, preparation=who)
-        talk = mask(talk, config.mask, chat, "chat data")
-        talk = validate(talk, config.tuning(), chat, "chat data")
-        base_model = pretrain(config.pretrain, base, text)
-        chat_model = sft(config.sft, chat, talk, base=base_model)
-        summary = evaluate(base_model, chat_model, talk, config.evaluate, config.name)
-        report_pipeline(run, config, text, talk, summary)
-        model, summary = prefer_after(run, config, chat_model, talk, summary)
-        asked = config.evaluate.gate
-        report_gate(run, gate(model, talk, config.evaluate, config.name) if asked else NOT_ASKED)
-    if asked:  # by now MLflow's registry lists the model
+        data = prepare_all(config)
+        model = begin(config, data)
+        for stage in config.chain:
+            its, before = data[stage.name], model
+            model = learn(stage, its, before)
+            report_training(run, stage, its, model)
+            if before is None:
+                continue
+            found = evaluate(before, model, its, config.evaluate, stage.report, stage.form)
+            made[stage.name] = found
+            report_stage(run, config, stage, data, found)
+            if ended := ended_by(run, stage, found):
+                break
+        report_weights(config, made)
+        decided = judge(run, config, data, model, ended)
+    if decided:  # by now MLflow's registry lists the model
         mirror_champion()
-    leave_if_prefect_is_away(lambda: show_summary(summary))
-    return summary
+    summary = whole(made)
+    return finished(summary, lambda: show_summary(summary), ended)
 
 
 def run_pipeline(config: Path | PipelineConfig) -> Summary:

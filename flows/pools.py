@@ -15,6 +15,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
+from flows.chain import prepare_all
 from flows.ending import leave_if_prefect_is_away
 from flows.forms import (
     AS_IN_FILE,
@@ -29,12 +30,9 @@ from mypt import files
 from mypt.config import PipelineConfig
 from mypt.errors import ConfigError, MyptError
 from mypt.home import home
-from tasks.masking import mask
 from tasks.reporting.pipelines import stage_run
 from tasks.stages import tell
 from tasks.stopping import acting, stoppable
-from tasks.tokenization import tokenize
-from tasks.validation import validate
 
 _SECONDS = 2.0
 """Between two looks at runs elsewhere."""
@@ -57,7 +55,7 @@ def sft_pools(
     """
     config = asked_pipeline(config, overrides)
     with stage_run(config, config.name):
-        _prepare(config)
+        prepare_all(config)
     run_elsewhere(training, {config.name: config})
     leave_if_prefect_is_away(lambda: None)
 
@@ -117,15 +115,3 @@ def _ask(deployment: str, title: str, config: PipelineConfig) -> UUID:
 
 def _end(run: FlowRun) -> str:
     return run.state.name or run.state.type.value if run.state else "unknown"
-
-
-def _prepare(config: PipelineConfig) -> None:
-    base, chat, who = f"{config.name}-base", f"{config.name}-chat", config.preparation
-    text = tokenize(config.base, base, "base corpus", preparation=who)
-    text = validate(text, config.pretrain, base, "base corpus")
-    talk = tokenize(config.chat, chat, "chat data", tokenizer=text, preparation=who)
-    validate(mask(talk, config.mask, chat, "chat data"), config.tuning(), chat, "chat data")
-    if asked := config.prefer:
-        name, what = f"{config.name}-prefer", "preference pairs"
-        pairs = tokenize(asked.pairs, name, what, tokenizer=talk, preparation=who)
-        validate(mask(pairs, asked.mask, name, what), asked.train, name, what)

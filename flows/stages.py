@@ -33,11 +33,10 @@ from mypt.training.checkpoints.folder import checkpoint_ref
 from tasks import evaluation, training
 from tasks.evaluation import NOT_ASKED, gate
 from tasks.masking import mask as mask_task
-from tasks.reporting.pipelines import report_gate, report_preference, stage_run
+from tasks.reporting.pipelines import report_gate, stage_run
 from tasks.stages import tell
 from tasks.stopping import stoppable
 from tasks.tokenization import tokenize
-from tasks.tracking.journal import Journal
 from tasks.tracking.mirror import mirror_champion
 from tasks.validation import validate
 
@@ -52,7 +51,7 @@ def pipeline_run_name() -> str:
         config = asked_pipeline(asked["config"], asked["overrides"])
     except MyptError:  # the flow meets the same error, and raises it
         return Path(str(asked["config"])).stem
-    return _named(config.name, source_names(config.chat.sources))
+    return _named(config.name, source_names(config.tuned.data.sources))
 
 
 def sweep_run_name() -> str:
@@ -196,32 +195,6 @@ def evaluate(
     if config.gate:
         mirror_champion()
     return _ended(summary)
-
-
-def prefer_after(
-    run: Journal, config: PipelineConfig, began: CheckpointRef, chat: DatasetRef, summary: Summary
-) -> tuple[CheckpointRef, Summary]:
-    """Let a pipeline's chat model learn from preference pairs, where its config has some.
-
-    Args:
-        run: The pipeline's, on which what became of them is repeated.
-        config: The pipeline's.
-        began: The fine-tuned model.
-        chat: What it learned from, whose tokenizer is used.
-        summary: What fine-tuning made of the base model.
-
-    Returns:
-        The model that the pipeline ends with, and the summary with what became of it.
-    """
-    if (asked := config.prefer) is None:
-        return began, summary
-    name, what = f"{config.name}-prefer", "preference pairs"
-    pairs = tokenize(asked.pairs, name, what, tokenizer=chat, preparation=config.preparation)
-    pairs = validate(mask_task(pairs, asked.mask, name, what), asked.train, name, what)
-    made = training.prefer(asked.train, name, pairs, base=began)
-    found = evaluation.evaluate(began, made, pairs, config.evaluate, name)
-    report_preference(run, pairs, found)
-    return made, summary.model_copy(update={"preferred": found})
 
 
 def _dataset(folder: str) -> DatasetRef:

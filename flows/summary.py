@@ -26,10 +26,10 @@ _LONGEST = 120
 def show_summary(summary: Summary) -> None:
     """Print what a run came to; the last line is ``summary: PATH``.
 
-    Where preference pairs were learned after fine-tuning, what they made of it comes first.
+    What its other stages made of the model before each comes first.
     """
-    if summary.preferred is not None:
-        show_summary(summary.preferred)
+    for found in summary.others.values():
+        show_summary(found)
     path = summary.path
     console = Console(highlight=False)
     report = EvaluationReport.model_validate(json.loads(Path(summary.evaluation).read_bytes()))

@@ -63,7 +63,8 @@ def sft_sweep(
             with acting(False):  # while Prefect is at work; the pipeline hears for itself
                 summary = one(_ungated(asked) if pool else asked)
             dataset = dataset or _chat_data(summary)
-            runs.append(swept(settings, asked.sft.seed, summary))
+            last = summary.others.get(asked.chain[-1].name, summary)
+            runs.append(swept(settings, asked.tuned.train.seed, last))
         assert dataset is not None
         folder = sweep_folder(config.name, dataset, config.evaluate, runs)
         report = rank(tuple(runs), dataset, config.evaluate, config.name)
@@ -76,7 +77,7 @@ def sft_sweep(
 def _titled(combinations: Sequence[Combination], seeds: int) -> Iterator[tuple[str, Combination]]:
     """Yield each combination with what people call its run; no two are called alike."""
     for place, one in enumerate(combinations, start=1):
-        seed = f", seed {one.config.sft.seed}" if seeds > 1 else ""
+        seed = f", seed {one.config.tuned.train.seed}" if seeds > 1 else ""
         yield shorten(f"{place}/{len(combinations)} {named(one.settings)}{seed}", _LONGEST), one
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -242,6 +242,30 @@ def new_lock(path: Path) -> FileLock:
     taking it fails: a mere file as a lock would outlive a kill and be waited for without end.
     """
     return FileLock(path, thread_local=False, fallback_to_soft=False)
+
+
+class PassingLock(FileLock):
+    """A lock as :func:`new_lock` returns it, whose file goes with its holder.
+
+    Whoever opened the file before that sees that it has no name any more, and opens another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take nothing yet.
+
+        Args:
+            path: Where the file is while anybody holds the lock.
+        """
+        super().__init__(path, thread_local=False, fallback_to_soft=False)
+
+    def release(self, force: bool = False) -> None:
+        """Remove the file, if it still has that name, and let go."""
+        held = self._context.lock_file_fd
+        if held is not None and (force or self.lock_counter == 1):
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(held), Path(self.lock_file).stat()):
+                    Path(self.lock_file).unlink()
+        super().release(force)
 
 
 @contextmanager

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from filelock import FileLock
-
 from mypt import files
 from mypt.errors import CheckpointError, ConfigError, MissingModelError
 
@@ -55,14 +53,17 @@ def place_now(recorded: str) -> str:
     A home may be moved or copied to another machine; what its records name is moved along.
     """
     old = Path(recorded)
-    if not old.is_absolute() or _exists(old):
+    if not old.is_absolute() or exists(old):
         return recorded
     moved = (home().joinpath(*old.parts[start:]) for start in range(1, len(old.parts) - 1))
-    return next((str(place) for place in moved if _exists(place)), recorded)
+    return next((str(place) for place in moved if exists(place)), recorded)
 
 
-def _exists(path: Path) -> bool:
-    """Return whether a path is there; what can be no path is not."""
+def exists(path: Path) -> bool:
+    """Return whether a path is there for us: what can be no path is not, nor what we may not see.
+
+    A record that was made elsewhere may name a folder that is here and private to somebody.
+    """
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -158,8 +159,11 @@ def checkpoint_to_use(name_or_path: str | Path) -> Path:
     return best
 
 
-def lock(name: str) -> FileLock:
-    """Return the lock of that name, not taken yet; any thread may let go of it."""
+def lock(name: str) -> files.PassingLock:
+    """Return the lock of that name, not taken yet; any thread may let go of it.
+
+    There is one for each journal and stage: their files would grow with every run.
+    """
     folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return files.new_lock(folder / f"{name}.lock")
+    return files.PassingLock(folder / f"{name}.lock")

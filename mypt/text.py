@@ -1,9 +1,10 @@
 """Text made fit to be looked at: nothing in it can steer a terminal or hide from a reader.
 
-One escaping, :func:`visible`; the others differ in what they are for: a line, a line of bounded
-length, a value in an error, the field names of a row.
+One escaping, :func:`visible`; the others differ in what they are for: JSON, a line, a line of
+bounded length, a value in an error, the field names of a row.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -12,6 +13,9 @@ from typing import Any
 _VISIBLE = frozenset("\n\u200c\u200d")  # the joiners stand inside words and emoji
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _LONGEST = 60
+_ADDRESS = re.compile(
+    r"((?:(?:https?|ftp)://|www\.)[^\s`|]*|[^\s`|]{1,64}@[^\s`|]+)", re.IGNORECASE
+)
 _MARKS = re.compile(r"[\\`*_{}\[\]()<>#+!|&~]")
 
 
@@ -33,6 +37,11 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+def visible_json(text: str) -> str:
+    r"""Return JSON that says the same with what :func:`visible` escapes as ``\u202e`` and so on."""
+    return "".join(char if _escaped(char) == char else json.dumps(char)[1:-1] for char in text)
+
+
 def one_line(text: str) -> str:
     r"""Return ``text`` as one visible line: a line feed becomes ``\n``."""
     return visible(text).replace("\n", "\\n")
@@ -50,8 +59,13 @@ def counted(n: int, thing: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return ``text`` as one visible line that Markdown shows as it is: no link, image or HTML."""
-    return _MARKS.sub(r"\\\g<0>", one_line(text))
+    """Return ``text`` as one visible line that Markdown shows as it is: no link, image or HTML.
+
+    Addresses stand in code spans: whatever else is done to them, somebody makes links of them.
+    """
+    parts = _ADDRESS.split(one_line(text))  # every second one is an address
+    shown = (f"`{part}`" if n % 2 else _MARKS.sub(r"\\\g<0>", part) for n, part in enumerate(parts))
+    return "".join(shown)
 
 
 def shown(value: Any) -> str:

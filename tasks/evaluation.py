@@ -1,15 +1,17 @@
-"""Prefect tasks that compare the base model with the fine-tuned one, and ask the gate about it."""
+"""Prefect tasks that compare a model with the one it began with, and ask the gate about it."""
 
 from pathlib import Path
 
 from prefect.cache_policies import NO_CACHE
 
 from mypt import files
-from mypt.config import EvaluateConfig
+from mypt.config import EvaluateConfig, StageGate
+from mypt.data.conversations import Form
 from mypt.data.manifest import read_manifest
+from mypt.evaluation import gate as rule
 from mypt.evaluation import report as code
 from mypt.evaluation.gate import HELD, RULE, champion, settle, weigh
-from mypt.evaluation.report import compare, write_report
+from mypt.evaluation.report import BASE_CORPUS, DATA_OF_BASE, compare, write_report
 from mypt.evaluation.scores import (
     EVALUATION,
     SUMMARY,
@@ -41,7 +43,12 @@ PROMOTED, REFUSED = "mypt.gate.promoted", "mypt.gate.refused"
 
 @stage("evaluate {name}", whole_evaluation)
 def evaluate(
-    base: CheckpointRef, sft: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, name: str
+    base: CheckpointRef,
+    sft: CheckpointRef,
+    dataset: DatasetRef,
+    config: EvaluateConfig,
+    name: str,
+    form: Form = "chat",
 ) -> Output[Summary]:
     """Ask both models the same, and write down what fine-tuning changed.
 
@@ -51,11 +58,13 @@ def evaluate(
         dataset: Chat data whose validation split both are scored on.
         config: How much to score and to ask.
         name: Prefix of the report's folder.
+        form: How both are asked.
     """
     read = [base.digest, sft.digest, dataset.digest]
     read += [read_manifest(Path(place)).digest for place in config.sets.values()]
     named = (*config.harness, config.questions)
     read += [files.digest_file(Path(name)) for name in named if Path(name).is_file()]
+    read += [form] * (form != "chat")
     measured = config.model_copy(update={"gate": False})  # which changes no figure
     folder = home() / "evaluations" / f"{name}-{stage_key(code, measured, *read)}"
     key = f"evaluate-{folder.name}"
@@ -66,7 +75,7 @@ def evaluate(
             run.write(dataset_input(dataset, "evaluate"))
             if make_room(folder, whole_evaluation):
                 with files.new_folder(folder) as unfinished:
-                    report = compare(base, sft, dataset, config)
+                    report = compare(base, sft, dataset, config, form=form)
                     digest = files.digest_file(write_report(report, unfinished))
                     summary = _summary(report, folder, digest)
                     files.write_sealed(unfinished / SUMMARY, summary.model_dump(mode="json"))
@@ -82,19 +91,18 @@ def evaluate(
 
 def _summary(report: EvaluationReport, folder: Path, digest: str) -> Summary:
     assert report.base
-    assert report.base_plain
     tuned = read_lineage(Path(report.sft.checkpoint.path))
     return Summary(
         base=report.base.model_copy(update=_APART),
         sft=report.sft.model_copy(update=_APART),
-        base_plain=report.base_plain.model_copy(update=_APART),
+        base_plain=(report.base_plain or report.base).model_copy(update=_APART),
         policy=tuned.policy,
         supervised_tokens=tuned.supervised,
         mask_density=tuned.density,
         checkpoint=report.sft.checkpoint.path,
         evaluation=str(folder / EVALUATION),
         pairs=report.pairs,
-        sets=report.sets if report.pairs else {},
+        sets=report.sets,
         digests={
             "base_dataset": read_lineage(Path(report.base.checkpoint.path)).dataset.digest,
             "pair_dataset" if report.pairs else "chat_dataset": report.dataset.digest,
@@ -155,6 +163,31 @@ def decide(model: CheckpointRef, dataset: DatasetRef, config: EvaluateConfig, na
         facts = {"digest": model.digest, "path": model.path}
         materialized(asset("champions", name), [model_asset(model)], **facts)
     return _told(name, f"{'promoted' if verdict.promoted else 'refused'}: {reasons}")
+
+
+def objections(asked: StageGate, summary: Summary, name: str) -> str:
+    """Return what speaks against going on after a stage, empty if nothing does.
+
+    Args:
+        asked: The stage's gate.
+        summary: Its model beside the one before.
+        name: What people call the stage's model.
+    """
+    if pairs := summary.pairs:
+        said = f"{pairs.accuracy:.1%} of pairs moved the right way, {pairs.low:.1%} at least"
+        against = [f"{said}; more than half expected"] * (pairs.low <= 0.5)
+    else:
+        verdict = rule.decide(summary.sft, summary.base)
+        against = [] if verdict.promoted else list(verdict.reasons)
+    for found in (BASE_CORPUS, DATA_OF_BASE):
+        of = summary.sets.get(found)
+        if of and asked.forgets is not None and of.change > asked.forgets:
+            against.append(f"{found} forgotten by {of.change:.3f} nats, {asked.forgets:g} allowed")
+    decided = "; ".join(against)
+    tell(f"gate {name}: {decided or 'goes on'}")
+    if decided:
+        announce(REFUSED, name, reasons=decided, digest=summary.digests["checkpoint"])
+    return decided
 
 
 def _told(name: str, decided: str) -> str:

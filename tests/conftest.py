@@ -6,6 +6,7 @@ import signal
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 from flows.environment import prepare_environment
 
@@ -19,6 +20,10 @@ os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "5"
 prepare_environment()
 # Begun in the background, a process ignores Ctrl-C, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no fault of what is tried on it.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

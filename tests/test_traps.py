@@ -49,6 +49,7 @@ EVERY = [
     "verify d --key key.pub",
     "diff d e",
     "run small.json",
+    "sweep small.json --seeds 2",
     "sync",
 ]
 """All but the servers; two of them, and the run, start processes of their own."""

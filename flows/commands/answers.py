@@ -160,7 +160,7 @@ def serve(
         trace: Send each request and its answer to MLflow, as a trace of its experiment "served".
     """
     from mypt.inference.server import serving
-    from mypt.inference.server.answering import Queue, Served
+    from mypt.inference.server.answering import Queue, Served, rows_at_once
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:
@@ -171,7 +171,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         with _traced(name, checkpoint) if trace else nullcontext() as told:
-            queue = Queue(waiting)
+            queue = Queue(gpt, tokenizer, waiting, rows_at_once(gpt))
             served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key, told)
             step = checkpoint.ref.step
             _write(f"{name} step {step} at {url}, for clients {url}/v1; Ctrl-C ends\n")

@@ -60,7 +60,7 @@ def prepare(
         tokenization: gpt2, byte, char, cl100k_base, o200k_base, bpe:N, hf:FOLDER or gguf:FILE.
         format: What the files are; auto decides by content and says so.
         mask_role: Whose tokens are learned: roles joined by commas, a policy, or none.
-        template: mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a file.
+        template: mypt, chatml, llama3, alpaca, plain, documents, base (of hf: or gguf:), or a file.
         train_as: Of template base: conversations whole, or each turn as inference sees it.
         base: Whose module will train the base that hf: names; of a model that is none of ours, only
             transformers has one.

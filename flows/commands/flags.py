@@ -87,6 +87,9 @@ class ReadingFlags:
     """How text was rendered with role tags, for --format rendered; default: found in each text."""
     group_by: str = ""
     """Column that says which conversation a row of one message belongs to."""
+    parts: str = ""
+    """Fields of messages, and tags in texts, that hold a quoted document or a citation, as in
+    context=documents,cite=source."""
     assistant: str = ""
     """Name of who is the assistant, in an export of a chat between people."""
     strict: bool = False
@@ -174,7 +177,7 @@ def check_kind(path: Path, wanted: Literal["preset", "pipeline"]) -> None:
         ConfigError: If it is one, or cannot be read.
     """
     keys = read_json(path, EXAMPLES[wanted]).keys()
-    pipeline = bool(keys & {"base", "chat", "pretrain", "sft"})
+    pipeline = bool(keys & {"base", "chat", "pretrain", "sft", "stages"})
     if wanted == "preset" and pipeline:
         raise ConfigError(
             f"{path}: the config of a pipeline; expected a preset such as {EXAMPLES[wanted]}, or"

@@ -115,6 +115,8 @@ def _add_work(table: "Table", found: "Forecast") -> None:
         table.add_row("an epoch", counted(found.steps_per_epoch, "step"), said)
     work = found.operations
     said = f"{found.operations_per_token:.3g} a token; head {work.head / work.total:.0%}"
+    if work.beside:
+        said += f"; base and pairs' sides add {work.beside / work.total:.0%}"
     if work.again:
         said += f"; activation checkpointing adds {work.again / work.total:.0%}"
     table.add_row("FLOPs a step", f"{work.total:.3g}", said)

@@ -41,7 +41,8 @@ def run(
         from flows.forms import changed_config
 
         asked = changed_config(Path(config), changes)
-        print_lines([f"{asked.name}: raw files -> base model -> chat model"])
+        way = " -> ".join(stage.name for stage in asked.stages) or "base model -> chat model"
+        print_lines([f"{asked.name}: raw files -> {way}"])
         if _is_kept(asked):
             return 0
         print_lines(["Prefect starts, in seconds"])

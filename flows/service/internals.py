@@ -4,6 +4,7 @@ A test fails at a minor version that is not in ``TRIED``: look at each of these 
 """
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 TRIED = ("3.8",)
 """Minor versions of Prefect with which all of it was tried."""
+_TRIES = 100_000
+"""How often in a row Prefect may not answer, every two seconds: days."""
 
 
 def server_application(*, ephemeral: bool = False) -> ASGIApp:
@@ -38,8 +41,18 @@ def database_revisions() -> tuple[str, ...]:
 
 
 def patient_runner() -> "Runner":
-    """Return a runner of one flow run whose SIGTERM ends it as cancelled, with time to save."""
-    from prefect.runner import Runner
+    """Return a runner of one flow run whose SIGTERM ends it as cancelled, with time to save.
+
+    It asks for work, and for what is cancelled, until Prefect answers again: its own loops give
+    up after three tries, and so a server that is started anew would end the flow run.
+    """
+    from prefect._internal import observers
+    from prefect.runner import Runner, _scheduled_run_poller
+    from prefect.utilities.services import critical_service_loop
+
+    for place in (observers, _scheduled_run_poller):
+        loop = partial(critical_service_loop, consecutive=_TRIES)
+        setattr(place, critical_service_loop.__name__, loop)
 
     class _Patient(Runner):
         def handle_sigterm(self, *_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every knob: frozen models of four pages, and the two files that hold them."""
+"""Every knob: frozen models of five pages, and the two files that hold them."""
 
 from mypt.config.architecture import MAX_BLOCK, Architecture, GPTConfig, RopeScaling
 from mypt.config.data import (
@@ -18,6 +18,7 @@ from mypt.config.data import (
     later,
 )
 from mypt.config.pipeline import EvaluateConfig, PipelineConfig, PreferConfig, load_pipeline
+from mypt.config.stages import PipelineStage, StageConfig, StageGate
 from mypt.config.training import Lora, Normalisation, Preset, TrainConfig, load_config
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "MaskPolicy",
     "Normalisation",
     "PipelineConfig",
+    "PipelineStage",
     "PreferConfig",
     "Preparation",
     "PrepareConfig",
@@ -43,6 +45,8 @@ __all__ = [
     "Role",
     "RopeScaling",
     "Source",
+    "StageConfig",
+    "StageGate",
     "TrainConfig",
     "Voice",
     "later",

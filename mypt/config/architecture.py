@@ -188,6 +188,15 @@ class Architecture(Frozen):
         update["rope_scaling"] = scaling if rotary else self.rope_scaling
         return self.model_copy(update=update)
 
+    def check_row(self, length: int) -> None:
+        """Refuse to read a row of ``length`` tokens if it is longer than the weights hold.
+
+        Raises:
+            ValueError: If it is.
+        """
+        if length > self.longest:
+            raise ValueError(f"rows of {length} tokens do not fit block_size {self.longest}")
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.head_dim is None and self.n_embd % self.n_head:

@@ -21,14 +21,17 @@ Markup = Literal[
 ]  # fmt: skip
 Voice = Literal[
     "system", "user", "assistant", "tool",
-    "turns", "tools", "calls", "chosen", "rejected", "label", "segments",
+    "turns", "tools", "calls", "chosen", "rejected", "label", "segments", "context", "cite",
 ]  # fmt: skip
 _VOICES = get_args(Voice)
 UNWEIGHED = (0.0, 1.0)
 """The table of weights of a mask that says no more than learned or not."""
 MOST_WEIGHT = 1000.0
 """The largest weight of a token, a message, a row or a source."""
-WEIGHED = ("system", "user", "assistant", "text", "content", "stop", "reasoning", "tool_calls")
+WEIGHED = (
+    "system", "user", "assistant", "text", "content", "stop", "reasoning", "tool_calls",
+    "context", "cite",
+)  # fmt: skip
 """What a policy can weigh, besides ``source:NAME``: roles, plain text, and kinds of parts."""
 
 
@@ -66,11 +69,16 @@ class MaskPolicy(Frozen):
     """Supervise tool calls."""
     skip_failed_calls: bool = later(False)
     """Leave out tool calls whose result is marked as an error."""
+    context: bool = later(False)
+    """Supervise quoted documents, whoever quotes them."""
+    cite: bool = later(True)
+    """Supervise citations."""
     text: bool = True
     """Supervise plain-text documents (pretraining text replayed in a chat mix)."""
     weights: dict[str, float] = later({})
     """How much a supervised token weighs where that is not 1: by role, kind of part (content, stop,
-    reasoning, tool_calls), text, or source:NAME; where several fit, they are multiplied."""
+    reasoning, tool_calls, context, cite), text, or source:NAME; where several fit, they are
+    multiplied."""
 
     def __hash__(self) -> int:
         """Hash what it says: a dict of weights has no hash of its own."""
@@ -85,7 +93,8 @@ class MaskPolicy(Frozen):
         if self.last_turn_only and self.last_round_only:
             raise ValueError("last_turn_only and last_round_only exclude each other")
         off = {role for role in ("system", "user", "assistant") if role not in self.roles}
-        off |= {word for word in ("reasoning", "tool_calls", "text") if not getattr(self, word)}
+        kinds = ("reasoning", "tool_calls", "context", "cite", "text")
+        off |= {word for word in kinds if not getattr(self, word)}
         off |= set() if self.end_of_turn else {"stop"}
         if idle := sorted(off & self.weights.keys()):
             raise ValueError(f"weights: {idle[0]} is not supervised; supervise it, or leave it out")
@@ -150,6 +159,9 @@ class Reading(Frozen):
     """Names of the tags around reasoning at the beginning of an assistant's text, joined by
     commas; "none" leaves them and <tool_call> as text."""
 
+    parts: str = later("", pattern=r"^((context|cite)=\w+(,(context|cite)=\w+)*)?$")
+    """Fields of messages, and tags in their texts, that hold a quoted document or a citation, such
+    as context=documents,cite=source."""
     assistant: str = ""
     """Name or id of who is the assistant, in exports of talks between people."""
     encoding: str = "utf-8"
@@ -227,7 +239,7 @@ class PrepareConfig(Frozen):
     tokenizer_from: str | None = None
     """Dataset or model folder whose tokenizer and template are used instead."""
     template: str = "mypt"
-    """mypt, chatml, llama3, alpaca, plain, base (that of hf: or gguf:), or a template file."""
+    """mypt, chatml, llama3, alpaca, plain, documents, base (that of hf: or gguf:), or a file."""
     train_as: Literal["whole", "inference"] = later("whole")
     """Template base: conversations whole, or each turn of the assistant in a row of its own, after
     what inference would feed for it: for templates that write earlier turns otherwise."""

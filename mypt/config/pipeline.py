@@ -1,11 +1,12 @@
 """The stages together, what both models are asked, and the file that says it all."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mypt.config.data import MaskPolicy, Preparation, PrepareConfig, later
+from mypt.config.stages import PipelineStage, StageConfig, chain_of, check_stages
 from mypt.config.training import Preset
 from mypt.parsing import Frozen, override, parse_config, read_json
 
@@ -65,31 +66,48 @@ class PreferConfig(Frozen):
 
 
 class PipelineConfig(Frozen):
-    """One whole run: base corpus, chat data, two trainings, an evaluation; perhaps pairs."""
+    """One whole run: two trainings by name, base corpus and chat data; or any number as stages."""
 
     name: str = Field(default="pipeline", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
     """Prefix of the datasets' and models' names, which are names of folders."""
-    base: PrepareConfig
+    base: PrepareConfig | None = later(None)
     """Plain text for pretraining."""
-    chat: PrepareConfig
+    chat: PrepareConfig | None = later(None)
     """Conversations for fine-tuning; its tokenizer is always the base's."""
     mask: MaskPolicy = MaskPolicy()
     """Whose tokens the fine-tuning learns."""
-    pretrain: Preset
+    pretrain: Preset | None = later(None)
     """Architecture and training of the base model."""
-    sft: Preset
+    sft: Preset | None = later(None)
     """Training of the chat model; the architecture is the base model's."""
     prefer: PreferConfig | None = later(None)
     """Preference pairs that the chat model learns from last; null: none."""
+    stages: tuple[StageConfig, ...] = later(())
+    """Trainings one after the other, instead of all of these: each begins with the model of the
+    one before, and reads its tokens."""
+    init_from_model: str = later("")
+    """What the first stage begins with, as mypt train takes it: a model's name or folder, hf: and
+    a folder, or gguf: and a file; empty: random weights."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What is asked of both models."""
+    """What is asked of each model and of the one before."""
     preparation: Preparation = Preparation()
-    """Who prepares the data of both."""
+    """Who prepares the data of all stages."""
     tracking: Tracking = Tracking()
     """What MLflow holds of the run."""
 
     @model_validator(mode="after")
-    def _evaluation_has_data(self) -> Self:
+    def _one_form_is_whole(self) -> Self:
+        said = {"base", "chat", "pretrain", "sft", "prefer", "mask"} & self.model_fields_set
+        if self.stages and said:
+            raise ValueError(f"{min(said)} beside stages; say it as a stage, or leave stages out")
+        if self.stages:
+            check_stages(self.stages, self.init_from_model)
+            return self
+        if self.init_from_model:
+            raise ValueError("init_from_model goes with stages; say the trainings as stages")
+        for name in ("base", "chat", "pretrain", "sft"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing; add it")
         for name in ("base", "chat"):
             if not getattr(self, name).val_fraction:
                 raise ValueError(
@@ -100,8 +118,46 @@ class PipelineConfig(Frozen):
 
     def tuning(self) -> Preset:
         """Return what fine-tuning has: own values, the base's architecture, masks by default."""
+        assert self.sft, "said, where there are no stages"
+        assert self.pretrain
         masked = {"use_loss_mask": self.sft.use_loss_mask is not False}
         return self.sft.model_copy(update=dict(self.pretrain.architecture()) | masked)
+
+    @property
+    def chain(self) -> tuple[PipelineStage, ...]:
+        """The trainings in order, whichever way they are said."""
+        if self.stages:
+            return chain_of(self.stages, self.name, self.init_from_model)
+        assert self.base, "said, where there are no stages"
+        assert self.chat
+        assert self.pretrain
+        assert self.sft
+        base, chat, last = (f"{self.name}-{name}" for name in ("base", "chat", "prefer"))
+        found = (
+            PipelineStage(
+                "base", base, "pretrain", "pretrain", "base corpus", self.base, None,
+                self.pretrain, self.pretrain, base,
+            ),
+            PipelineStage(
+                "chat", chat, "sft", "sft", "chat data", self.chat, self.mask,
+                self.sft, self.tuning(), self.name,
+            ),
+        )  # fmt: skip
+        if (asked := self.prefer) is None:
+            return found
+        return (
+            *found,
+            PipelineStage(
+                "prefer", last, "prefer", "prefer.train", "preference pairs", asked.pairs,
+                asked.mask, asked.train, asked.train, last,
+            ),
+        )  # fmt: skip
+
+    @property
+    def tuned(self) -> PipelineStage:
+        """The training that runs are named and compared by: the last that reads no pairs."""
+        chain = self.chain
+        return next((one for one in reversed(chain) if not one.train.of_pairs), chain[-1])
 
 
 def load_pipeline(path: str | Path) -> PipelineConfig:
@@ -112,10 +168,18 @@ def load_pipeline(path: str | Path) -> PipelineConfig:
     """
     path = Path(path)
     values = read_json(path, "configs/demo.json")
-    stages = [(values, "pretrain"), (values, "sft"), (values.get("prefer"), "train")]
-    for section, stage in stages:
-        inner = section.get(stage) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(inner, dict) and "preset" in inner:
-            base = read_json(path.parent / str(inner["preset"]), "configs/tiny_sft.json")
-            section[stage] = override(base, {k: v for k, v in inner.items() if k != "preset"})
+    for section, key in ((values, "pretrain"), (values, "sft"), (values.get("prefer"), "train")):
+        if isinstance(section, dict) and key in section:
+            section[key] = _on_its_preset(section[key], path.parent)
+    if isinstance(stages := values.get("stages"), list):
+        values["stages"] = [_on_its_preset(one, path.parent, {"name"}) for one in stages]
     return parse_config(values, PipelineConfig, str(path))
+
+
+def _on_its_preset(said: Any, folder: Path, own: set[str] | frozenset[str] = frozenset()) -> Any:
+    """Return a training's knobs on those of the preset that it names, but for its ``own``."""
+    if not isinstance(said, dict) or "preset" not in said:
+        return said
+    file = read_json(folder / str(said["preset"]), "configs/tiny_sft.json")
+    start = {key: value for key, value in file.items() if key not in own}
+    return override(start, {key: value for key, value in said.items() if key != "preset"})

@@ -139,6 +139,9 @@ class TrainConfig(Frozen):
     weight_dtype: Literal["float32", "bfloat16"] = later("float32")
     """What the matrices of products are kept in. bfloat16 takes half of their memory and rounds
     each update up or down by chance; gradients, moments and all else stay float32."""
+    optimizer: Literal["adamw", "adamw8bit"] = later("adamw")
+    """AdamW with moments in float32; or, by bitsandbytes, those of large matrices but embeddings in
+    eight bits, a quarter of the memory."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice. Recorded, since it can change the last bit."""
     compile: bool = False
@@ -211,6 +214,8 @@ class TrainConfig(Frozen):
             raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
         if self.parallel == "fsdp" and self.lora:
             raise ValueError("lora with parallel fsdp, which parts whole weights only; set ddp")
+        if self.parallel == "fsdp" and self.optimizer != "adamw":
+            raise ValueError(f"optimizer {self.optimizer} with parallel fsdp; set ddp, or adamw")
         if self.parallel == "fsdp" and self.keeps_base:
             raise ValueError(f"{self.keeps_base} wants a whole base, which fsdp has not; set ddp")
         return self
@@ -250,10 +255,9 @@ class Preset(GPTConfig, TrainConfig):
     @model_validator(mode="after")
     def _module_can(self) -> Self:
         if self.base == "transformers":
-            only = {
-                "parallel": "none", "compile": False, "weight_dtype": "float32", "dropout": 0.0,
-                "lora": None,
-            }  # fmt: skip
+            only = {"compile": False, "weight_dtype": "float32", "dropout": 0.0, "lora": None}
+            if self.parallel == "fsdp":
+                only |= {"parallel": "ddp"}
             for key, value in only.items():
                 if getattr(self, key) != value:
                     raise ValueError(

@@ -5,9 +5,10 @@ from typing import Final, Literal, NamedTuple
 
 from mypt.config import Role
 
-PartKind = Literal["text", "reasoning", "tool_call", "failed_call"]
+PartKind = Literal["text", "reasoning", "tool_call", "failed_call", "context", "cite"]
 WRITTEN_AS: Final[dict[PartKind, PartKind]] = {
     "text": "text", "reasoning": "reasoning", "tool_call": "tool_call", "failed_call": "tool_call",
+    "context": "context", "cite": "cite",
 }  # fmt: skip
 """As which kind each is written, and counts in what a row says: how a call ended is not in it."""
 Train = bool | float | None

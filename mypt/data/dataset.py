@@ -259,7 +259,7 @@ def _link(parent: Dataset, folder: Path, policy: MaskPolicy) -> Manifest:
     shards = tuple(shard.model_copy(update={"mask": None}) for shard in manifest.shards)
     before = manifest.making
     update = {
-        "making": before and Making(config=before.config, policies=(*before.policies, policy)),
+        "making": before and before.model_copy(update={"policies": (*before.policies, policy)}),
         "parent": manifest.digest,
         "recipe": masked_recipe(manifest.digest, policy),
         "shards": shards,

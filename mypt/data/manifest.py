@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from mypt import files
-from mypt.config import UNWEIGHED, MaskPolicy, PrepareConfig, later
+from mypt.config import UNWEIGHED, MaskPolicy, PrepareConfig, Source, later
 from mypt.data.spans import ROLE
 from mypt.errors import ManifestError, MissingDatasetError
 from mypt.parsing import Frozen
@@ -121,6 +121,17 @@ class MaskRecord(Frozen):
     """What each byte of a mask means, by index; the first is 0."""
 
 
+class Replay(Frozen):
+    """An earlier dataset of which some rows stand beside a dataset's own."""
+
+    name: str
+    """What it was called."""
+    config: PrepareConfig
+    """By which its tokens were made."""
+    share: float
+    """Its part of the training tokens."""
+
+
 class Making(Frozen):
     """What was asked for when a dataset was made, so that it can be made again."""
 
@@ -129,6 +140,13 @@ class Making(Frozen):
     policies: tuple[MaskPolicy | None, ...]
     """First the policy that came with the tokens, None where they got no masks; then that of
     each masking after it, in order."""
+    replays: tuple[Replay, ...] = later(())
+    """What was put beside the tokens before they were masked."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What was asked of each source of the dataset, in order."""
+        return sum((one.config.sources for one in self.replays), self.config.sources)
 
 
 class Manifest(Frozen):

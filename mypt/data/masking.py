@@ -34,8 +34,10 @@ _BLOCK: Final = 1 << 15  # spans at a time: their columns stay in the processor'
 _REFUSED: Final = 255  # no index of a weight
 _CALLS: Final = ("tool_call", "failed_call")
 _KIND_OF: Final = {"content": ("content",), "stop": ("end",), "reasoning": ("reasoning",),
-                   "tool_calls": _CALLS}  # fmt: skip
+                   "tool_calls": _CALLS, "context": ("context",), "cite": ("cite",)}  # fmt: skip
 """Which kinds of parts each word of a policy's weights means."""
+_LEFT_OUT: Final = {"reasoning": "reasoning", "tool_calls": "tool calls",
+                    "context": "quoted documents", "cite": "citations"}  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -79,10 +81,9 @@ def _rules(policy: MaskPolicy, source: str) -> Iterator[Rule]:
     yield Rule((("train", ("0",)),), 0, "the row says train: false")
     if policy.reasoning_above:
         yield Rule((("kind", ("empty_reasoning",)),), 0, "reasoning that says nothing is left out")
-    if not policy.reasoning:
-        yield Rule((("kind", ("reasoning",)),), 0, "the policy leaves reasoning out")
-    if not policy.tool_calls:
-        yield Rule((("kind", _CALLS),), 0, "the policy leaves tool calls out")
+    for word, what in _LEFT_OUT.items():
+        if not getattr(policy, word):
+            yield Rule((("kind", _KIND_OF[word]),), 0, f"the policy leaves {what} out")
     if policy.skip_failed_calls:
         yield Rule((("kind", ("failed_call",)),), 0, "the policy leaves out a call that failed")
     for value, said in (("1", "train: true"), ("weight", "its own weight, which multiplies this")):
@@ -93,12 +94,17 @@ def _rules(policy: MaskPolicy, source: str) -> Iterator[Rule]:
         yield Rule((("role", ("text",)),), 0, "the policy leaves out plain text")
     context = tuple(role for role in ROLES if role not in (*policy.roles, "text", "tool"))
     if context:
-        yield Rule((("role", context),), 0, "the policy takes the role as context")
+        others = tuple(kind for kind in FIELDS["kind"] if kind != "context")
+        named = (("kind", others),) if policy.context else ()
+        yield Rule((("role", context), *named), 0, "the policy takes the role as context")
     if policy.last_turn_only or policy.last_round_only:
         what = "turn" if policy.last_turn_only else "round"
         yield Rule((("last_turn", ("no",)),), 0, f"the policy supervises the last {what} only")
     if not policy.end_of_turn:
         yield Rule((("kind", ("end",)),), 0, "the policy leaves out the token that ends a turn")
+    if policy.context:
+        quoted: dict[str, tuple[str, ...]] = {"kind": ("context",)}
+        yield from _weighed(policy, source, quoted, "the policy supervises quoted documents")
     yield from _weighed(policy, source, {}, "the policy supervises the role")
 
 
@@ -109,7 +115,9 @@ def _weighed(
     weights = policy.weights
     always = [word for word in (f"source:{source}",) if word in weights]
     roles: list[str | None] = [r for r in when.get("role", ROLES) if r in weights]
-    kinds = [word for word in _KIND_OF if word in weights]
+    kinds = [
+        word for word, own in _KIND_OF.items() if word in weights and own == when.get("kind", own)
+    ]
     if not (roles and "role" in when):
         roles.append(None)
     for role, kind in itertools.product(roles, (*kinds, None)):

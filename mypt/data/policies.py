@@ -20,6 +20,8 @@ WORDS: Final[dict[str, dict[str, Any]]] = {
     "empty_reasoning": {"skip_empty_reasoning": False},
     "no_tool_calls": {"tool_calls": False},
     "skip_failed_calls": {"skip_failed_calls": True},
+    "context": {"context": True},
+    "no_cite": {"cite": False},
     "no_text": {"text": False},
 }
 """Words beside the roles' names, and what each sets."""
@@ -34,8 +36,10 @@ def policy_words(policy: MaskPolicy | None) -> str:
     if policy is None:
         return "made by hand"
     values = policy.model_dump()
-    on = [word for word, knobs in WORDS.items() if knobs.items() <= values.items()]
     weighed = {word: f"{word}={weight!r}" for word, weight in policy.weights.items()}
+    on = [
+        weighed.pop(word, word) for word, knobs in WORDS.items() if knobs.items() <= values.items()
+    ]
     named = [weighed.pop(role, role) for role in policy.roles]
     above = [f"{_ABOVE}={policy.reasoning_above}"] if policy.reasoning_above else []
     return ",".join([*named, *on, *above, *weighed.values()])
@@ -84,7 +88,7 @@ def parse_policy(text: str, flag: str = "--policy") -> MaskPolicy:
                 f" {', '.join((*TYPED_ROLES, *WORDS))}, a weight such as stop=2, joined by"
                 " commas, a JSON object or a file of one"
             )
-        values |= WORDS.get(word, {})
+        values |= WORDS.get(words[place], {})
     roles = tuple(word for word in words if word in TYPED_ROLES)
     if roles and "roles" in values:
         raise ConfigError(f"{flag}: {roles[0]} and no_role exclude each other; leave one of them")

@@ -13,10 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from mypt.errors import DataError
 
 ROLES: Final = ("text", "system", "user", "assistant", "tool")
-KINDS: Final = ("header", "content", "end", "reasoning", "tool_call", "failed_call")
+KINDS: Final = (
+    "header", "content", "end", "reasoning", "tool_call", "failed_call", "context", "cite",
+)  # fmt: skip
 """header: what the program writes around a turn (tags, separators, the start token);
 content, reasoning, tool_call: what its author writes; failed_call: a call whose result is marked
-as an error; end: the token that closes the turn."""
+as an error; context: a document that is quoted; cite: what an answer rests on; end: the token that
+closes the turn."""
 
 ROLE: Final = {name: index for index, name in enumerate(ROLES)}
 KIND: Final = {name: index for index, name in enumerate(KINDS)}

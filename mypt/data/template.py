@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from mypt import files
-from mypt.config import Role
+from mypt.config import Role, later
 from mypt.data.conversations import WRITTEN_AS, PartKind
 from mypt.data.spans import KIND
 from mypt.errors import ConfigError, DataError
@@ -78,6 +78,10 @@ class Template(Frozen):
     """How reasoning is written; None refuses rows that hold any."""
     tool_call: PartForm | None = None
     """How a tool call is written; None refuses rows that hold any."""
+    context: PartForm | None = later(PartForm(open="<context>\n", close="\n</context>\n\n"))
+    """How a quoted document is written; None refuses rows that hold any."""
+    cite: PartForm | None = later(PartForm(open="<cite>", close="</cite>"))
+    """How a citation is written; None refuses rows that hold any."""
 
     @model_validator(mode="after")
     def _is_usable(self) -> Self:
@@ -102,6 +106,12 @@ class Template(Frozen):
     def digest(self) -> str:
         """The blake3 digest of its canonical JSON, 64 hexadecimal digits."""
         return files.digest_json(self.model_dump(mode="json"))
+
+    @property
+    def forms(self) -> dict[PartKind, PartForm | None]:
+        """What stands around each kind of part but text."""
+        marked = (item for item in WRITTEN_AS.items() if item[0] != "text")
+        return {kind: getattr(self, written) for kind, written in marked}
 
     @property
     def stop(self) -> str:
@@ -141,13 +151,12 @@ class Template(Frozen):
 
     def _part(self, kind: PartKind, index: int) -> tuple[Slot, ...]:
         content = Slot(KIND["content" if kind == "text" else kind], part=index)
-        written = WRITTEN_AS[kind]
-        if written == "text":
+        if kind == "text":
             return (content,)
-        form = self.reasoning if written == "reasoning" else self.tool_call
+        form = self.forms[kind]
         if form is None:
             raise DataError(
-                f"template {self.name!r} has no form for {written} parts; choose another template,"
+                f"template {self.name!r} has no form for {WRITTEN_AS[kind]} parts; choose another,"
                 " drop these parts, or, where they stand in tags, keep them text (--reasoning_tags"
                 " none)"
             )
@@ -162,8 +171,8 @@ class Template(Frozen):
         return {slot.special for slot in slots if slot.special is not None}
 
     def _part_strings(self) -> list[str]:
-        forms = [form for form in (self.reasoning, self.tool_call) if form is not None]
-        return [text for form in forms for text in (form.open, form.close)]
+        forms = self.forms.values()
+        return [text for form in forms if form is not None for text in (form.open, form.close)]
 
 
 @lru_cache(maxsize=256)

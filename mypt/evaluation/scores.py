@@ -207,9 +207,9 @@ class Summary(Frozen):
     pairs: PairScores | None = later(None)
     """What became of held-out preference pairs; None where there were none."""
     sets: dict[str, Difference] = later({})
-    """Of preference pairs only: what their sides lost, and what was forgotten."""
-    preferred: "Summary | None" = later(None)
-    """What learning from preference pairs made of the fine-tuned model after that."""
+    """What changed on the data themselves, and what was forgotten."""
+    others: dict[str, "Summary"] = later({})
+    """What the other stages of a pipeline made of the model before each, by their names."""
     digests: dict[str, str]
     """What the run made, by name: datasets and checkpoints."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
 from mypt.inference.sampling import GREEDY, Penalty, Sampler, Sampling
+from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
 from mypt.parsing import parse_config
 
@@ -143,6 +144,124 @@ def sampling_of(**choices: float | None) -> Sampling:
     return parse_config(choices, Sampling, "sampling")
 
 
+class OpenRow:
+    """One prompt and what follows it."""
+
+    def __init__(
+        self,
+        ids: Prompt,
+        room: int,
+        stop_ids: Sequence[int] = (),
+        sampling: Sampling = GREEDY,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            ids: The prompt.
+            room: How many tokens may follow, as :func:`room_for` says.
+            stop_ids: Tokens that end the writing.
+            sampling: How each token is chosen.
+        """
+        self.ids: list[int] = torch.as_tensor(ids, dtype=torch.int64).tolist()
+        self.room, self._stops = room, stop_ids
+        self._sampler = Sampler(sampling) if sampling.temperature else None
+        factor = sampling.repetition_penalty
+        self.penalty = None if factor == 1 else Penalty(self.ids, stop_ids, factor)
+
+    def take(self, logits: Tensor, likeliest: int) -> int:
+        """Return the token that follows, and count it; (V,) logits are bent already."""
+        token = likeliest if self._sampler is None else self._sampler.choose(logits)
+        if self.penalty is not None:
+            self.penalty.add(token)
+        self.room = 0 if token in self._stops else self.room - 1
+        return token
+
+
+class Together:
+    """Rows that a model writes a token at a time; they may come and go between two steps."""
+
+    def __init__(self, model: GPT, known: Tensor | None = None) -> None:
+        """Begin without rows.
+
+        Args:
+            model: On any device.
+            known: (V,) bool, tokens that may be written; None: all.
+        """
+        self._model, self._known = model, known
+        self._rows: list[OpenRow] = []
+        self._cache: KVCache | None = None
+        self._logits = self._lengths = torch.empty(0)
+
+    @property
+    def rows(self) -> list[OpenRow]:
+        """The rows that go on, in the order in which they came."""
+        return [row for row in self._rows if row.room]
+
+    def add(self, rows: Sequence[OpenRow], longest: int | None = None) -> None:
+        """Read the prompts of new rows, which are written from the next step on.
+
+        Args:
+            rows: Those without room are left out.
+            longest: Tokens that the longest of them may have at its end; None: the model's most.
+        """
+        rows = [row for row in rows if row.room]
+        if not rows:
+            return
+        device = self._model.lm_head.weight.device
+        lengths = torch.tensor([len(row.ids) for row in rows], device=device)
+        width = int(lengths.max())
+        ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows], device=device)
+        cache = self._model.new_cache(len(rows), longest or self._model.config.longest)
+        places = torch.arange(width, device=device).expand_as(ids)
+        with _answering(self._model):
+            logits = self._model.step(ids, cache, places, last=lengths - 1)
+        self.tidy()
+        if self._cache is None:
+            self._rows, self._cache, self._logits, self._lengths = rows, cache, logits, lengths
+        else:
+            self._cache.join(cache)
+            self._rows = [*self._rows, *rows]
+            self._logits = torch.cat([self._logits, logits])
+            self._lengths = torch.cat([self._lengths, lengths])
+
+    @property
+    def size(self) -> int:
+        """Rows that each step reads, those that ended among them."""
+        return len(self._rows)
+
+    def tidy(self) -> None:
+        """Forget rows that ended; until then each step reads them too."""
+        going = [n for n, row in enumerate(self._rows) if row.room]
+        if not going:
+            self._rows, self._cache = [], None
+        elif len(going) < len(self._rows) and self._cache is not None:
+            self._cache.keep(going)
+            self._rows = [self._rows[n] for n in going]
+            self._logits, self._lengths = self._logits[going], self._lengths[going]
+
+    def step(self) -> Iterator[tuple[OpenRow, int]]:
+        """Yield each row that goes on and its next token, then read these tokens."""
+        if not self.rows:
+            return
+        logits = self._logits
+        for n, row in enumerate(self._rows):
+            if row.penalty is not None:
+                logits[n] = row.penalty.apply(logits[n])
+        if self._known is not None:
+            logits.masked_fill_(~self._known, -torch.inf)
+        newest = logits.argmax(dim=-1).tolist()  # one call for all rows
+        for n, row in enumerate(self._rows):
+            if row.room:
+                newest[n] = row.take(logits[n], newest[n])
+                yield row, newest[n]
+        if self.rows and self._cache is not None:
+            ids = torch.tensor(newest, device=self._lengths.device)[:, None]
+            places = self._lengths.clamp(max=self._cache.max_length - 1)[:, None]
+            with _answering(self._model):
+                self._logits = self._model.step(ids, self._cache, places)
+            self._lengths = self._lengths + 1
+
+
 def _write(
     model: GPT,
     prompts: Sequence[Prompt],
@@ -152,40 +271,15 @@ def _write(
     sampling: Sampling,
 ) -> Iterator[tuple[int, int]]:
     """Yield (row, new token) step after step; a row that ended yields nothing more."""
-    rows = [torch.as_tensor(ids, dtype=torch.int64).tolist() for ids in prompts]
-    room = [room_for(model, len(row), max_tokens) for row in rows]
-    going = [index for index, tokens in enumerate(room) if tokens > 0]
-    if not going:
-        return
-    samplers = [Sampler(sampling) for _ in rows]
-    lengths = torch.tensor([len(row) for row in rows], device=model.lm_head.weight.device)
-    width = int(lengths.max())
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lengths.device)
-    cache = model.new_cache(len(rows), min(width + max_tokens, model.config.longest))
-    places = torch.arange(width, device=lengths.device).expand_as(ids)
-    with _answering(model):
-        logits = model.step(ids, cache, places, last=lengths - 1)
-        factor = sampling.repetition_penalty
-        penalty = Penalty(rows, stop_ids, factor, logits) if factor != 1 else None
-        while going:
-            if penalty:
-                logits = penalty.apply(logits)
-            if known is not None:
-                logits.masked_fill_(~known, -torch.inf)
-            newest = logits.argmax(dim=-1).tolist()  # one call for all rows
-            for row in going:
-                if sampling.temperature:
-                    newest[row] = samplers[row].choose(logits[row])
-                room[row] -= 1
-                yield row, newest[row]
-            going = [row for row in going if room[row] and newest[row] not in stop_ids]
-            if going:
-                if penalty:
-                    penalty.add(newest)
-                ids = torch.tensor(newest, device=lengths.device)[:, None]
-                places = lengths.clamp(max=cache.max_length - 1)[:, None]
-                logits = model.step(ids, cache, places)
-                lengths = lengths + 1
+    rows = [
+        OpenRow(ids, room_for(model, len(ids), max_tokens), stop_ids, sampling) for ids in prompts
+    ]
+    number = {id(row): n for n, row in enumerate(rows)}
+    together = Together(model, known)
+    together.add(rows, min(max(map(len, prompts)) + max_tokens, model.config.longest))
+    while together.rows:
+        for row, token in together.step():
+            yield number[id(row)], token
 
 
 def room_for(model: GPT, length: int, max_tokens: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mypt.data.tokenizer import Tokenizer
-from mypt.inference.generation import known_tokens, room_for, stream
+from mypt.inference.generation import OpenRow, Together, known_tokens, room_for
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.gpt import GPT
 
@@ -40,10 +40,13 @@ class Reply:
             ConfigError: If the prompt does not fit the model's longest context.
         """
         context = model.config.longest
-        self._room = room_for(model, len(prompt), context if max_tokens is None else max_tokens)
-        self._at_end: Ending = "length" if self._room == max_tokens else "context"
-        self._model, self._tokenizer, self._prompt = model, tokenizer, prompt
-        self._sampling, self._held = sampling, _Held(stop)
+        room = room_for(model, len(prompt), context if max_tokens is None else max_tokens)
+        self._at_end: Ending = "length" if room == max_tokens else "context"
+        self._ends = (*tokenizer.stop_ids, tokenizer.end_of_text)
+        self._model, self._tokenizer, self._held = model, tokenizer, _Held(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.row = OpenRow(prompt, room, self._ends, sampling)
+        """What the model writes; it has no room once the answer is whole."""
         self.n_prompt = len(prompt)
         """Tokens that were read."""
         self.n_tokens = 0
@@ -53,15 +56,31 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the answer's text as soon as nothing can take it back."""
-        for text in self._texts():
-            certain, found = self._held.add(text)
-            if certain:
-                yield certain
-            if found:
-                self.ending = "stop"
-                return
-        if rest := self._held.rest:
-            yield rest
+        together = Together(self._model, known_tokens(self._model, self._tokenizer))
+        together.add([self.row])
+        while self.row.room:
+            for _, token in together.step():
+                if text := self.take(token):
+                    yield text
+
+    def take(self, token: int) -> str:
+        """Return the text that is certain with one token more; empty where there is none.
+
+        A character's bytes may lie in several tokens, and text may turn out to be the beginning of
+        a stop string.
+        """
+        self.n_tokens += 1
+        if token in self._ends:
+            self.ending = "stop"
+            last = self._decoder.decode(b"", final=True)
+        else:
+            read = self._tokenizer.decode_bytes([token])
+            last = self._decoder.decode(read, final=not self.row.room)
+        certain, found = self._held.add(last)
+        if found:
+            self.ending = "stop"
+            self.row.room = 0
+        return certain if found or self.row.room else certain + self._held.rest
 
     @property
     def note(self) -> str:
@@ -71,26 +90,6 @@ class Reply:
         if self.ending == "length":
             return f"cut off after {self.n_tokens} tokens"
         return ""
-
-    def _texts(self) -> Iterator[str]:
-        """Yield what each token adds; a character's bytes may lie in several tokens."""
-        ends = (*self._tokenizer.stop_ids, self._tokenizer.end_of_text)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        written = stream(
-            self._model,
-            self._prompt,
-            max_tokens=self._room,
-            stop_ids=ends,
-            known=known_tokens(self._model, self._tokenizer),
-            sampling=self._sampling,
-        )
-        for token in written:
-            self.n_tokens += 1
-            if token in ends:
-                self.ending = "stop"
-                break
-            yield decoder.decode(self._tokenizer.decode_bytes([token]))
-        yield decoder.decode(b"", final=True)
 
 
 class _Held:

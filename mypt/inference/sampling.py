@@ -43,25 +43,21 @@ GREEDY = Sampling()
 class Penalty:
     """Makes tokens that stand in a row already less likely, once however often they stand there."""
 
-    def __init__(
-        self, rows: Sequence[Sequence[int]], stop_ids: Sequence[int], factor: float, like: Tensor
-    ) -> None:
-        """Note what the rows hold; ``like`` is (B, V), any logits of theirs."""
-        self._factor, self._stops = factor, list(stop_ids)
-        self._seen = torch.zeros_like(like, dtype=torch.bool)
-        for row, ids in enumerate(rows):
-            self._seen[row, ids] = True
-        self._seen[:, self._stops] = False
+    def __init__(self, ids: Sequence[int], stop_ids: Sequence[int], factor: float) -> None:
+        """Note what the row holds."""
+        self._factor, self._stops = factor, frozenset(stop_ids)
+        self._seen = set(ids) - self._stops
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Return (B, V) logits: positive ones of tokens seen divided, negative ones multiplied."""
-        lower = torch.where(logits > 0, logits / self._factor, logits * self._factor)
-        return torch.where(self._seen, lower, logits)
+        """Return (V,) logits: positive ones of tokens seen divided, negative ones multiplied."""
+        seen = torch.tensor(sorted(self._seen), dtype=torch.int64, device=logits.device)
+        old = logits[seen]
+        lower = torch.where(old > 0, old / self._factor, old * self._factor)
+        return logits.index_copy(0, seen, lower)
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """Note (B,) what was written."""
-        self._seen[torch.arange(len(tokens)), torch.tensor(tokens)] = True
-        self._seen[:, self._stops] = False
+    def add(self, token: int) -> None:
+        """Note what was written."""
+        self._seen |= {token} - self._stops
 
 
 class Sampler:

@@ -1,6 +1,8 @@
 """Keys and values of the tokens that a model has already read, so that none is read twice."""
 
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,14 +61,12 @@ class KVCache:
             )
         shape = (batch_size, min(max_length, _FIRST), config.key_heads, config.head_width)
         self.max_length, self._config = max_length, config
-        self.head: Tensor | None = None
-        """(C, V), the vocabulary projection as single rows read it; None takes the model's own."""
         # A tensor each: of one that held them all, a compiled step would copy the whole (D97).
         self._keys, self._values = (
             [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
             for _ in range(2)
         )
-        self._rows = torch.arange(batch_size, device=device)[:, None]
+        self._count()
 
     def attend(
         self,
@@ -141,6 +141,57 @@ class KVCache:
             partial(self.attend, layer, positions=positions, visible=one)
             for layer, one in enumerate(seen)
         ]
+
+    def join(self, other: "KVCache") -> None:
+        """Take in the rows of another cache, behind those that are here."""
+        self.max_length = max(self.max_length, other.max_length)
+        room = max(self._keys[0].shape[1], other._keys[0].shape[1])
+        self._keys, self._values = (
+            [
+                torch.cat([_longer(a, room), _longer(b, room)])
+                for a, b in zip(mine, new, strict=True)
+            ]
+            for mine, new in ((self._keys, other._keys), (self._values, other._values))
+        )
+        self._count()
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these, which follow one another from now on."""
+        self._keys, self._values = (
+            [part[rows] for part in parts] for parts in (self._keys, self._values)
+        )
+        self._count()
+
+    def _count(self) -> None:
+        one = self._keys[0]
+        self._rows = torch.arange(len(one), device=one.device)[:, None]
+
+
+@dataclass(slots=True)
+class RowCache:
+    """What the module keeps of a row that it has read; one that keeps nothing reads it again."""
+
+    kept: dict[str, Any] = field(default_factory=dict)
+    read: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    state: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(C,), the last one."""
+
+
+class RowCaches(KVCache):
+    """Rows that the module reads one by one."""
+
+    def __init__(self, batch_size: int, max_length: int) -> None:
+        self.max_length = max_length
+        self.rows = [RowCache() for _ in range(batch_size)]
+
+    def join(self, other: KVCache) -> None:
+        """Take in the rows of another cache, behind those that are here."""
+        assert isinstance(other, RowCaches), "another model's cache"
+        self.rows = self.rows + other.rows
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.rows = [self.rows[n] for n in rows]
 
 
 def _longer(part: Tensor, room: int) -> Tensor:

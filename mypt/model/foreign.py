@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mypt.config import MAX_BLOCK, Architecture, GPTConfig
 from mypt.errors import CheckpointError, ConfigError
 from mypt.model.attention import run_numbers
-from mypt.model.cache import KVCache
+from mypt.model.cache import KVCache, RowCache, RowCaches
 from mypt.model.gpt import GPT
 from mypt.model.linear_loss import TiedGradient
 from mypt.model.transformer import Head
@@ -63,6 +63,10 @@ class ForeignGPT(GPT):
         _keep_buffers(self.module)
         self.lm_head = Head(config, self.module.get_output_embeddings().weight)
         own = self.module.config.get_text_config()
+        if own is not self.module.config:  # what sees or hears stays as it is
+            text = {*self.module.get_decoder().parameters(), self.lm_head.weight}
+            for weight in {*self.module.parameters()} - text:
+                weight.requires_grad_(False)
         divisor = getattr(own, "logits_scaling", None) or 1.0
         self._scale = getattr(own, "logit_scale", None) or 1.0 / divisor
         self.packs = False
@@ -141,9 +145,7 @@ class ForeignGPT(GPT):
         rows: Tensor | None = None,
         shared: TiedGradient | None = None,  # noqa: ARG002  (autograd adds up)
     ) -> Tensor:
-        length = idx.shape[1]
-        if length > self.config.longest:
-            raise ValueError(f"rows of {length} tokens do not fit block_size {self.config.longest}")
+        self.config.check_row(idx.shape[1])
         if segments is None:
             states = self._call(idx)
         elif self.packs:
@@ -182,42 +184,28 @@ class ForeignGPT(GPT):
     ) -> Tensor:
         """Read new tokens row by row, as :meth:`mypt.model.gpt.GPT.step` does together."""
         assert isinstance(cache, RowCaches), "another model's cache"
-        for row, starts in enumerate(positions[:, 0].tolist()):
-            stop = ids.shape[1] if last is None else int(last[row]) + 1
-            if starts == len(cache.read[row]):  # an ended row is asked for its last place again
-                self._add(cache, row, ids[row, :stop])
-        logits: Tensor = self.lm_head(torch.stack(cache.states))
+        for n, (row, starts) in enumerate(zip(cache.rows, positions[:, 0].tolist(), strict=True)):
+            stop = ids.shape[1] if last is None else int(last[n]) + 1
+            if starts == len(row.read):  # an ended row is asked for its last place again
+                self._add(row, ids[n, :stop])
+        logits: Tensor = self.lm_head(torch.stack([row.state for row in cache.rows]))
         return logits
 
-    def _add(self, cache: "RowCaches", row: int, new: Tensor) -> None:
-        cache.read[row] = torch.cat([cache.read[row].to(new.device), new])
-        kept = cache.kept[row]
-        idx = (new if kept else cache.read[row])[None]
+    def _add(self, row: RowCache, new: Tensor) -> None:
+        row.read = torch.cat([row.read.to(new.device), new])
+        idx = (new if row.kept else row.read)[None]
         beside = {name: torch.zeros_like(idx) for name in self._beside}
-        out = self.module.base_model(input_ids=idx, use_cache=True, **kept, **beside)
+        out = self.module.base_model(input_ids=idx, use_cache=True, **row.kept, **beside)
         found = {name: getattr(out, name, None) for name in _CACHES}
-        cache.kept[row] = {name: one for name, one in found.items() if one is not None}
-        cache.states[row] = self._scaled(out.last_hidden_state[0, -1])
+        row.kept = {name: one for name, one in found.items() if one is not None}
+        row.state = self._scaled(out.last_hidden_state[0, -1])
 
-    def new_cache(self, batch_size: int, max_length: int) -> "RowCaches":
+    def new_cache(self, batch_size: int, max_length: int) -> RowCaches:
         """Return an empty cache for :meth:`step`."""
         return RowCaches(batch_size, max_length)
 
     def _shared(self) -> None:
         return None
-
-
-class RowCaches(KVCache):
-    """What the module keeps of each row that it has read, and the last state of each.
-
-    A module that keeps nothing reads the whole row again at each step.
-    """
-
-    def __init__(self, batch_size: int, max_length: int) -> None:
-        self.max_length, self.head = max_length, None
-        self.kept: list[dict[str, Any]] = [{} for _ in range(batch_size)]
-        self.read = [torch.empty(0, dtype=torch.int64) for _ in range(batch_size)]
-        self.states = [torch.empty(0) for _ in range(batch_size)]
 
 
 def read_module(text: str, weights: Mapping[str, Tensor], where: Path) -> ForeignGPT:

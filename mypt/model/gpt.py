@@ -170,13 +170,11 @@ class GPT(nn.Module):
         rows: Tensor | None = None,
         shared: TiedGradient | None = None,
     ) -> Tensor:
-        length = idx.shape[1]
-        if length > self.config.longest:
-            raise ValueError(f"rows of {length} tokens do not fit block_size {self.config.longest}")
+        self.config.check_row(idx.shape[1])
         if positions is None and segments is not None:
             positions = restart_positions(segments)
         elif positions is None:
-            positions = torch.arange(length, device=idx.device).expand_as(idx)
+            positions = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
         dropout = self.config.dropout if self.training else 0.0
         documents = separate_blocks(self.config, idx, segments, dropout)
         attends: list[Attend] = [partial(attend, documents=d, dropout=dropout) for d in documents]
@@ -214,7 +212,7 @@ class GPT(nn.Module):
             if last is None:
                 last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
             rows = torch.arange(len(ids), device=ids.device)
-            return self._project(states[rows, last], cache)
+            return self._project(states[rows, last])
 
     def read(self, ids: Tensor, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
         """Add new tokens to the cache; return their states after the final norm, (B, S, C).
@@ -231,26 +229,24 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Return an empty cache for :meth:`step`, on the model's device and in its dtype."""
         weight = self.lm_head.weight
-        cache = KVCache(
+        return KVCache(
             self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype
         )
-        if batch_size == 1 and weight.device.type == "cpu" and self.lm_head.adapter is None:
-            cache.head = self._turned.of(weight.detach())
-        return cache
 
-    def _project(self, states: Tensor, cache: KVCache) -> Tensor:
+    def _project(self, states: Tensor) -> Tensor:
         """Return logits (B, V) of few rows (B, C), in the product's quickest form on a CPU.
 
         The vocabulary's matrix is nearly all that a step of a small model reads. MKL reads it
         three times quicker for one row if it lies the other way round, and nearly twice for a
         few if it comes first.
         """
-        if cache.head is not None:
-            return self.lm_head.bent(states @ cache.head)
-        if states.device.type == "cpu" and self.lm_head.adapter is None:
-            return self.lm_head.bent((self.lm_head.weight @ states.T).T)
-        logits: Tensor = self.lm_head(states)
-        return logits
+        if states.device.type != "cpu" or self.lm_head.adapter is not None:
+            logits: Tensor = self.lm_head(states)
+            return logits
+        weight = self.lm_head.weight
+        if len(states) == 1:
+            return self.lm_head.bent(states @ self._turned.of(weight.detach()))
+        return self.lm_head.bent((weight @ states.T).T)
 
     def train(self, mode: bool = True) -> Self:
         """Train or answer, as torch has it; a model that is trained keeps no turned head."""

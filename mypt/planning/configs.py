@@ -13,16 +13,19 @@ import numpy as np
 import torch
 
 from mypt import files, home
-from mypt.config import PipelineConfig, Preset, load_config, load_pipeline
+from mypt.config import Preset, load_config, load_pipeline
 from mypt.data.dataset import open_dataset
 from mypt.data.manifest import TOKENIZER_STATE, read_manifest
+from mypt.data.vocabularies.base_files import PREFIXES
 from mypt.errors import ConfigError
 from mypt.model.compiling import compile_training
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
 from mypt.parsing import read_json
 from mypt.planning.forecast import Data, Forecast, fit_world, forecast
 from mypt.planning.machines import Machine, Probe
 from mypt.training.compute import Compute, memory_named, resolve, seed_everything, use_threads
+from mypt.training.lineage import read_lineage
 from mypt.training.loader import GPTDataLoader
 from mypt.training.optim import make_optimizer, narrow
 from mypt.training.plan import fit_to_data
@@ -34,15 +37,28 @@ _SAMPLE_BYTES: Final = 1 << 26
 
 
 def read_presets(path: Path) -> tuple[Preset, ...]:
-    """Return what a config trains: one preset, or the two trainings of a pipeline.
+    """Return what a config trains: one preset, or each training of a pipeline.
 
     Raises:
-        ConfigError: If the file cannot be read as either.
+        ConfigError: If the file cannot be read as either, or begins with a model of elsewhere.
+        CheckpointError: If the model that it begins with is not there.
     """
-    if PipelineConfig.model_fields.keys() & {"pretrain", "sft"} & read_json(path).keys():
-        config = load_pipeline(path)
-        return config.pretrain, config.tuning()
-    return (load_config(path),)
+    if not read_json(path).keys() & {"pretrain", "sft", "stages"}:
+        return (load_config(path),)
+    config = load_pipeline(path)
+    chain, named = config.chain, config.init_from_model
+    if named.startswith(PREFIXES):
+        raise ConfigError(
+            f"{path}: begins with {named}, whose sizes are known once it is read; train one step of"
+            " it, and plan from that model"
+        )
+    begun = read_lineage(home.checkpoint_to_use(named)).config if named else chain[0].train
+    held, found = dict(begun.architecture()), list[Preset]()
+    for stage in chain:
+        if "block_size" in stage.train.model_fields_set:
+            held["block_size"] = stage.train.block_size
+        found.append(stage.checked.model_copy(update=held))
+    return tuple(found)
 
 
 def plan(
@@ -95,7 +111,8 @@ def _read(preset: Preset, folder: Path) -> Data:
     dataset = open_dataset(folder, verify=False)
     epoch = GPTDataLoader.of(preset, dataset).epoch("train")
     if epoch.accounts:  # places of padding are computed too, and never learned
-        places = epoch.tokens / epoch.fill
+        rows = epoch.steps * preset.grad_accumulation * preset.batch_size
+        places = rows * preset.block_size
         density = sum(account.supervised for account in epoch.accounts) / places
     else:
         mask = dataset.manifest.mask if preset.use_loss_mask else None
@@ -165,10 +182,26 @@ def _time_steps(
     ids = torch.randint(preset.vocab_size, shape).to(compute.device)
     mask = (torch.rand(shape) < density).to(torch.uint8).to(compute.device)
     mask[0, 0] = 1
+    segments = None
+    if preset.of_pairs:  # two sides a row
+        mask[:, [0, -1]] = 1
+        sides = (torch.arange(preset.block_size) >= preset.block_size // 2).int()
+        segments = sides.expand(shape).to(compute.device)
+    base = None
+    if preset.keeps_base:
+        base = GPT(preset.gpt()).to(compute.device).requires_grad_(False).eval()
 
     def one_pass() -> None:
         with compute.autocast():
-            loss = model.loss(ids, ids, mask, prune_last_block=preset.prune_last_block)
+            loss = model.loss(
+                ids,
+                ids,
+                mask,
+                segments=segments,
+                prune_last_block=preset.prune_last_block,
+                objective=Objective.of(preset),
+                base=base,
+            )
         torch.autograd.backward([loss.mean])
 
     def one_update() -> None:

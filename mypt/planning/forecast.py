@@ -20,6 +20,7 @@ from mypt.planning.sizes import (
     count_operations,
     count_weights,
     estimate,
+    moment_bytes,
     weight_bytes,
 )
 
@@ -133,7 +134,7 @@ def forecast(preset: Preset, machine: Machine, data: Data | None = None) -> Fore
         tokens_per_epoch=data.tokens if data else None,
         operations=step,
         operations_per_token=step.total / tokens,
-        checkpoints=_checkpoints(preset, weights, machine, data, step_seconds),
+        checkpoints=_checkpoints(preset, machine, data, step_seconds),
         where=_where(machine),
         measured=machine.probe is not None,
         step_seconds=step_seconds,
@@ -175,6 +176,8 @@ def _count(preset: Preset, micros: int, density: float) -> Operations:
         density=density,
         prune_last_block=preset.prune_last_block,
         checkpointing=preset.activation_checkpointing,
+        keeps_base=bool(preset.keeps_base),
+        of_pairs=preset.of_pairs,
     )
 
 
@@ -192,7 +195,7 @@ def _step_seconds(preset: Preset, machine: Machine, step: Operations) -> float |
         return micros * machine.probe.micro_seconds + machine.probe.update_seconds
     if machine.gpu is not None:
         speed = machine.processes * machine.gpu.peak * machine.utilisation
-        return max((step.total + step.again) / speed, _launching(preset, machine))
+        return max(step.computed / speed, _launching(preset, machine))
     return None
 
 
@@ -205,19 +208,18 @@ def _launching(preset: Preset, machine: Machine) -> float:
 def _steps_worth(preset: Preset, step: Operations) -> float:
     """Return steps and evaluations, these as steps: a forward pass is a third of one."""
     evaluations = 1 + -(-preset.max_iters // preset.eval_interval)
-    share = step.total / (step.total + step.again)
+    share = step.total / step.computed
     passes = 2 * preset.eval_iters / preset.grad_accumulation
     return preset.max_iters + evaluations * passes * share / 3
 
 
 def _checkpoints(
     preset: Preset,
-    weights: Weights,
     machine: Machine,
     data: Data | None,
     step_seconds: float | None,
 ) -> Checkpoints:
-    size = weight_bytes(preset) + 8 * weights.total + _STEP_BYTES * preset.max_iters
+    size = weight_bytes(preset) + moment_bytes(preset) + _STEP_BYTES * preset.max_iters
     size += data.other_bytes if data else 0
     write = size / (machine.write_rate or WRITE_RATE)
     failure = machine.failure_hours * _HOUR / machine.processes

@@ -8,6 +8,7 @@ from typing import Literal
 from mypt.config import Architecture, Preset
 from mypt.model.linear_loss import CACHE_BYTES, CHUNK_BYTES
 from mypt.parsing import Frozen
+from mypt.training.optim import EIGHT_BIT_BLOCK, EIGHT_BIT_FROM
 
 Parallel = Literal["none", "ddp", "fsdp"]
 _FLOAT = 4
@@ -50,17 +51,24 @@ class Operations(Frozen):
     """Of supervised tokens only (law 4)."""
     again: int = 0
     """Forward passes that activation checkpointing makes a second time."""
+    beside: int = 0
+    """Forward passes of a base that is kept, and of the head for the sums of pairs' sides."""
 
     @property
     def total(self) -> int:
-        """What the model asks for; ``again`` is not part of it."""
+        """What the model asks for; ``again`` and ``beside`` are not part of it."""
         return self.blocks + self.attention + self.head
+
+    @property
+    def computed(self) -> int:
+        """What is computed for it, all in all."""
+        return self.total + self.again + self.beside
 
 
 def count_weights(model: Architecture) -> Weights:
     """Return how many weights a model has, without building it."""
     width, norm = model.n_embd, _norm(model)
-    per_block = _attention_weights(model) + _mlp_weights(model) + _norms(model) * norm
+    per_block = sum(_matrices(model)) + _norms(model) * norm
     if model.qk_norm:
         whole = model.qk_norm_over == "all"
         per_block += _heads_width(model) if whole else 2 * model.head_width
@@ -84,6 +92,8 @@ def count_operations(
     density: float = 1.0,
     prune_last_block: bool = True,
     checkpointing: bool = False,
+    keeps_base: bool = False,
+    of_pairs: bool = False,
 ) -> Operations:
     """Return what ``rows`` rows of a whole block each cost, forward and backward.
 
@@ -93,21 +103,25 @@ def count_operations(
         density: Share of the tokens that is supervised.
         prune_last_block: Whether the last block computes queries, projection and MLP of those only.
         checkpointing: Whether blocks compute their forward pass twice.
+        keeps_base: Whether a base of the same sizes reads the same.
+        of_pairs: Whether the head is passed once more, for the sums of pairs' sides.
     """
     tokens = rows * model.block_size
     supervised = round(tokens * density)
     key_weights = 2 * model.n_embd * model.key_heads * model.head_width
-    of_block = _attention_weights(model) + _mlp_weights(model)
+    of_block = sum(_matrices(model))
     wanted = supervised if prune_last_block else tokens
     products = (model.n_layer - 1) * tokens * of_block
     products += tokens * key_weights + wanted * (of_block - key_weights)
     heads = model.n_head * model.head_width
     pairs = 2 * heads * model.block_size * ((model.n_layer - 1) * tokens + wanted)
+    head = supervised * model.n_embd * model.vocab_size
     return Operations(
         blocks=6 * products,
         attention=6 * pairs,
-        head=6 * supervised * model.n_embd * model.vocab_size,
+        head=6 * head,
         again=2 * (products + pairs) * checkpointing,
+        beside=2 * (keeps_base * (products + pairs + head) + of_pairs * head),
     )
 
 
@@ -129,16 +143,14 @@ def _attention_outputs(model: Architecture) -> int:
     return (model.n_head + 2 * model.key_heads) * model.head_width
 
 
-def _attention_weights(model: Architecture) -> int:
-    return model.n_embd * (_attention_outputs(model) + model.n_head * model.head_width)
-
-
 def _mlp_outputs(model: Architecture) -> int:
     return model.inner_width * (2 if model.gated else 1)
 
 
-def _mlp_weights(model: Architecture) -> int:
-    return model.n_embd * (_mlp_outputs(model) + model.inner_width)
+def _matrices(model: Architecture) -> tuple[int, ...]:
+    """Return numbers of each of a block's matrices."""
+    c, inner, heads = model.n_embd, model.inner_width, model.n_head * model.head_width
+    return c * _attention_outputs(model), c * heads, c * _mlp_outputs(model), c * inner
 
 
 class Memory(Frozen):
@@ -148,7 +160,7 @@ class Memory(Frozen):
     """
 
     weights: int
-    """With what fsdp gathers of the others' parts while it computes."""
+    """With those of a base that is kept, and what fsdp gathers of the others' parts."""
     optimizer: int
     gradients: int
     """Of micro-batches before, or of all weights where that moment is the update."""
@@ -189,9 +201,11 @@ def estimate(
     rows = preset.batch_size * preset.block_size
     whole = _FLOAT * weights.total
     own, held, gathered, sums = whole, weight_bytes(preset), 0, whole
-    narrow = held < whole
+    narrow, moments = held < whole, moment_bytes(preset)
+    base = whole if preset.keeps_base and not preset.lora else 0
     if parallel == "fsdp":
         own = held = -(-own // processes)
+        moments = 2 * own
         gathered, sums = _gathered(preset, weights, width)
         sums += own
     if preset.reduction == "tree":
@@ -205,13 +219,13 @@ def estimate(
     rounding = narrow * 2 * _FLOAT * max(preset.vocab_size * preset.n_embd, _largest(preset))
     most = max((stands, activations, max(head, back)), (sums, 0, rounding), key=sum)
     return Memory(
-        weights=held + gathered,
-        optimizer=2 * own,
+        weights=held + base + gathered,
+        optimizer=moments,
         gradients=most[0],
         activations=most[1],
         working=most[2],
-        peak=held + 2 * own + gathered + sum(most),
-        snapshot=held + 2 * own,
+        peak=held + base + moments + gathered + sum(most),
+        snapshot=held + moments,
     )
 
 
@@ -220,14 +234,25 @@ def weight_bytes(preset: Preset) -> int:
     weights = count_weights(preset)
     if preset.weight_dtype == "float32":
         return _FLOAT * weights.total
-    products = preset.n_layer * (_attention_weights(preset) + _mlp_weights(preset))
+    products = preset.n_layer * sum(_matrices(preset))
     products += preset.vocab_size * preset.n_embd
     return _FLOAT * weights.total - (_FLOAT - _HALF) * products
 
 
+def moment_bytes(preset: Preset) -> int:
+    """Return bytes of AdamW's two moments, as training keeps them and a checkpoint holds them."""
+    weights = count_weights(preset)
+    if preset.optimizer == "adamw":
+        return 2 * _FLOAT * weights.total
+    large = [n for n in _matrices(preset) if n >= EIGHT_BIT_FROM] * preset.n_layer
+    large += [weights.head] * (weights.head >= EIGHT_BIT_FROM)
+    codes = sum(n + _FLOAT * -(-n // EIGHT_BIT_BLOCK) for n in large)
+    return 2 * (codes + _FLOAT * (weights.total - sum(large)))
+
+
 def _largest(model: Architecture) -> int:
     """Return numbers of a block's largest matrix."""
-    return model.n_embd * max(_attention_outputs(model), _mlp_outputs(model))
+    return max(_matrices(model))
 
 
 def _gathered(preset: Preset, weights: Weights, width: int) -> tuple[int, int]:
@@ -250,7 +275,14 @@ def _head(preset: Preset, supervised: int, width: int) -> int:
         copied = table * (preset.weight_dtype == "float32") + supervised * preset.n_embd
         lower = width * copied + CACHE_BYTES
     states = _FLOAT * preset.n_embd * (2 * supervised + 4 * chunk)
-    return width * chunk * preset.vocab_size + lower + states + _FLOAT * table
+    held = 0
+    if preset.keeps_base:
+        states += _FLOAT * preset.n_embd * supervised
+    if preset.kl_base:
+        precise = _FLOAT * (5 if width < _FLOAT else 4)  # both predictions, and how they differ
+        held = chunk * preset.vocab_size * (width + precise)
+        held += width * (table + supervised * preset.n_embd) * (width < _FLOAT)
+    return width * chunk * preset.vocab_size + held + lower + states + _FLOAT * table
 
 
 def _activations(preset: Preset, rows: int, density: float, width: int, on_cpu: bool) -> int:

@@ -9,6 +9,7 @@ from mypt.config import PrepareConfig, Source
 from mypt.data.dataset import mask, prepare, tokenize
 from mypt.data.manifest import TOKENIZER_STATE, Manifest, SourceRecord, read_manifest
 from mypt.data.reading.sources import source_name
+from mypt.data.replay import Earlier, replay
 from mypt.data.tokenizer import find_template
 from mypt.errors import ConfigError, DataError
 from mypt.provenance.search import Search
@@ -45,17 +46,20 @@ def make_again(
     """
     making = record.making
     assert making is not None, "the caller has looked"
-    config = making.config.model_copy(
-        update={
-            "sources": tuple(
-                _relocated(asked, source, search, folder / "raw" / f"{number:03d}")
-                for number, (source, asked) in enumerate(_pairs(record))
-            )
-        }
-        | _rendering(making.config, record, search, tokenizers)
+    sources = [
+        _relocated(asked, source, search, folder / "raw" / f"{number:03d}")
+        for number, (source, asked) in enumerate(_pairs(record))
+    ]
+    config, *replayed = (
+        asked.model_copy(
+            update={"sources": tuple(sources.pop(0) for _ in asked.sources)}
+            | _rendering(asked, record, search, tokenizers)
+        )
+        for asked in (making.config, *(one.config for one in making.replays))
     )
     first, *later = making.policies
-    names = [f"{folder.name}-{number}" for number in range(len(later))] + [folder.name]
+    n_before = len(later) + bool(replayed)
+    names = [f"{folder.name}-{number}" for number in range(n_before)] + [folder.name]
     places = [folder / name for name in names]
     policy = record.mask.policy if record.mask else None
     # What skips nothing found nothing to skip, or is of a mypt that did not look.
@@ -64,6 +68,12 @@ def make_again(
         made = tokenize(config, places[0])
     else:
         made = prepare(config, first, places[0], as_asked=as_asked)
+    if replayed:
+        earlier = [
+            Earlier(one.name, tokenize(asked, folder / f"replayed-{number}"), one.share)
+            for number, (one, asked) in enumerate(zip(making.replays, replayed, strict=True))
+        ]
+        made = replay(made, earlier, places.pop(1))
     for policy, place in zip(later, places[1:], strict=True):
         assert policy is not None, "only the first may be absent"
         made = mask(made.path, policy, place, as_asked=as_asked)
@@ -101,7 +111,7 @@ def differences(record: DatasetRecord, made: Path, original: Manifest | None) ->
 def _pairs(record: DatasetRecord) -> Iterable[tuple[SourceRecord, Source]]:
     """Return each source as it was read with what was asked for."""
     assert record.making is not None, "the caller has looked"
-    return zip(record.sources, record.making.config.sources, strict=True)
+    return zip(record.sources, record.making.sources, strict=True)
 
 
 def _relocated(asked: Source, read: SourceRecord, search: Search, folder: Path) -> Source:

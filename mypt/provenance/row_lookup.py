@@ -126,7 +126,7 @@ def _check_not_behind(wanted: list[_Table], place: str, line: int, begins: int) 
             if found is None:
                 continue
             making, index = table.training.dataset.manifest.making, table.shard.record.source
-            asked = making.config.sources[index] if making else Reading()
+            asked = making.sources[index] if making else Reading()
             how = asked.model_copy(update={"format": source.format})
             last = last_line(RawFile(found, encoding=how.encoding), how)
             if line <= last:

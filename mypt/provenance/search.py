@@ -7,8 +7,8 @@ from typing import NamedTuple
 from mypt import files
 from mypt.data.manifest import METADATA, Manifest, SourceFile, read_manifest
 from mypt.errors import CheckpointError, MyptError
-from mypt.home import home
-from mypt.training.lineage import MOST_PARENTS, Lineage, ParentRecord, read_lineage
+from mypt.home import exists, home
+from mypt.training.lineage import LINEAGE, MOST_PARENTS, Lineage, ParentRecord, read_lineage
 
 
 class Search:
@@ -36,7 +36,7 @@ class Search:
     def dataset(self, recorded: str, digest: str) -> tuple[Path, Manifest] | None:
         """Return the folder whose metadata has this digest, and its metadata."""
         for place in self._places(recorded, "datasets/*"):
-            if (place / METADATA).is_file():
+            if exists(place / METADATA):
                 try:
                     return place, read_manifest(place, digest)
                 except MyptError:
@@ -46,7 +46,7 @@ class Search:
     def checkpoint(self, recorded: str, digest: str) -> Path | None:
         """Return the step folder whose lineage has this digest."""
         for place in self._places(recorded, "models/*/step_*"):
-            if place.is_dir():
+            if exists(place / LINEAGE):
                 try:
                     if read_lineage(place).digest == digest:
                         return place
@@ -67,7 +67,7 @@ class Search:
 
     def files(self, recorded: str) -> Iterator[Path]:
         """Yield the files that may be the one that once lay at ``recorded``."""
-        return (place for place in self._places(recorded) if place.is_file())
+        return (place for place in self._places(recorded) if exists(place) and place.is_file())
 
     def _places(self, recorded: str, *patterns: str) -> Iterator[Path]:
         """Yield the recorded place, its tail below each root, and what the patterns find."""

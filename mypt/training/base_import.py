@@ -1,5 +1,6 @@
 """A model from elsewhere as a checkpoint of ours, with a lineage down to its files."""
 
+import re
 from pathlib import Path
 
 from mypt import files, home
@@ -9,10 +10,12 @@ from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
 from mypt.data.template import Template
 from mypt.data.tokenizer import Tokenizer
 from mypt.data.vocabularies.base_files import TOKENIZER, base_path
+from mypt.data.vocabularies.gguf_header import read_header
 from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import ConfigError
 from mypt.inference.huggingface.imports import read_base, read_foreign, with_new_tokens
+from mypt.inference.huggingface.tensors import inside
 from mypt.references import BaseRecord
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point
@@ -23,6 +26,9 @@ from mypt.training.lineage import IMPORTED, DatasetRecord, Lineage
 
 GGUF_FORMAT = "gguf"
 """What a lineage calls the format of a base that is one file."""
+_CARD = "README.md"
+_CARD_BEGINS = 1 << 16
+"""Most characters of a card that are read."""
 
 
 def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path, tuple[str, ...]]:
@@ -99,6 +105,7 @@ def _record(
         name=base.absolute().name,
         format=GGUF_FORMAT if base.is_file() else "transformers",
         weight=1.0,
+        licence=licence_of(base),
         files=sources,
         rows_read=0,
     )
@@ -114,6 +121,19 @@ def _record(
         mask=None,
         sources=(source,),
     )
+
+
+def licence_of(base: Path) -> str:
+    """Return the licence that a base states: its card's, or a GGUF's own; empty if none."""
+    if base.is_file():
+        said = read_header(base).values.get("general.license")
+        return said if isinstance(said, str) else ""
+    if not (base / _CARD).is_file():
+        return ""
+    with inside(base, _CARD).open(encoding="utf-8", errors="replace") as card:
+        front = re.match(r"---\n(.*?)\n---", card.read(_CARD_BEGINS), re.DOTALL)
+    found = re.search(r"^license:[ ]*(\S.*?)\s*$", front[1], re.MULTILINE) if front else None
+    return found[1].strip("'\"") if found else ""
 
 
 def _news(known: Vocabulary, tokenizer: Tokenizer, dataset: Dataset) -> tuple[str, ...]:

@@ -46,8 +46,9 @@ def add_gradients(run: Run, mine: Share) -> tuple[Tensor, list[Tensor]]:
         return _as_tree(run, mine)
     if run.ranks.size > 1 and run.replica is None and not run.sharded:
         run.replica = DistributedDataParallel(
-            _Loss(run), forward_sync_buffers=False, gradient_as_bucket_view=True, init_sync=False
-        )
+            _Loss(run), forward_sync_buffers=False, gradient_as_bucket_view=True, init_sync=False,
+            find_unused_parameters=run.plan.preset.base == "transformers",  # an expert, a tower
+        )  # fmt: skip
     losses, last = torch.zeros(len(mine.batches), device=run.compute.device), len(mine.places) - 1
     terms = [losses[:0]] * len(losses)
     replica = run.replica

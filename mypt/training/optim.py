@@ -3,10 +3,14 @@
 Of weights in bfloat16 an update is often less than half of what separates two neighbours, and
 rounding to the nearer would lose it. So the update is made in float32 and rounded up or down by
 chance, as often as it is far from the other: the mean over steps is the float32 one.
+
+Moments of eight bits are codes of a map of 256 values, each block of 256 with the largest of them
+as its scale (Dettmers et al. 2022).
 """
 
+import logging
 import math
-from functools import partial
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,19 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from mypt.config import TrainConfig
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, ConfigError
 from mypt.model.gpt import GPT
 from mypt.training.distributed import part_of
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 """Where torch has AdamW as one kernel, several times quicker than a loop over tensors."""
+EIGHT_BIT_FROM = 4096
+"""Numbers that a matrix has at least, for moments of eight bits."""
+EIGHT_BIT_BLOCK = 256
+"""Numbers that share a scale then; bitsandbytes has no other number."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALE = "_scale"
+"""How the scales of a moment's blocks are called, after the moment."""
 
 
 def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
@@ -29,20 +40,25 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
 
     Biases and norm gains are few and already near where they belong; pulling them to zero
     helps nothing. The learning rate is set for step 0 of the schedule.
+
+    Raises:
+        ConfigError: If moments are to have eight bits and this machine cannot.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
-    rounds = any(weight.dtype == torch.bfloat16 for weight in weights)
-    kind = partial(Rounding, config.seed) if rounds else torch.optim.AdamW
-    return kind(
-        groups,
-        lr=learning_rate_at(0, config),
-        betas=(config.beta1, config.beta2),
-        fused=weights[0].device.type in FUSED_DEVICES,
-    )
+    settings: dict[str, Any] = {
+        "lr": learning_rate_at(0, config),
+        "betas": (config.beta1, config.beta2),
+        "fused": weights[0].device.type in FUSED_DEVICES,
+    }
+    eight = config.optimizer == "adamw8bit"
+    if eight or any(weight.dtype == torch.bfloat16 for weight in weights):
+        codes = EightBit(model, weights[0].device) if eight else None
+        return LowAdamW(config.seed, codes, groups, **settings)
+    return torch.optim.AdamW(groups, **settings)
 
 
 def narrow(model: GPT, weight_dtype: str) -> GPT:
@@ -59,16 +75,89 @@ def narrow(model: GPT, weight_dtype: str) -> GPT:
     return model
 
 
-class Rounding(torch.optim.AdamW):
-    """AdamW in float32 over weights of any type; those in bfloat16 are rounded by chance.
+class EightBit:
+    """AdamW's update with moments of eight bits, by `bitsandbytes`, and of which weights.
 
-    Chance is a function of the seed and of how many steps were made, so that a resumed run has
-    the same.
+    Those of embeddings stay float32, as that library's authors advise, and those of few numbers.
     """
 
-    def __init__(self, seed: int, *given: Any, **named: Any) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """Look for the library's kernels, and try them.
+
+        Raises:
+            ConfigError: If there are none for ``device``, or they do not run.
+        """
+        library = _bitsandbytes(device)
+        self._whole = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+        try:
+            self._update = torch.ops.bitsandbytes.optimizer_update_8bit_blockwise
+            self._maps = [library.create_dynamic_map(signed=s).to(device) for s in (True, False)]
+            tried = torch.zeros(EIGHT_BIT_FROM, 1, device=device)
+            group = {"betas": (0.9, 0.9), "eps": 1e-8, "lr": 0.0, "weight_decay": 0.0}
+            self.update(tried, tried.clone(), {"step": torch.zeros(()), **self.begin(tried)}, group)
+        except (RuntimeError, OSError, AttributeError) as error:
+            raise ConfigError(
+                f"optimizer adamw8bit: bitsandbytes does not run on {device.type}:"
+                f" {str(error).splitlines()[0]}; set optimizer adamw"
+            ) from None
+
+    def begin(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return the moments of a weight before its first step; none where they stay float32."""
+        if weight.dim() < 2 or weight.numel() < EIGHT_BIT_FROM or weight in self._whole:
+            return {}
+        blocks = -(-weight.numel() // EIGHT_BIT_BLOCK)
+        made: dict[str, Tensor] = {}
+        for part in _MOMENTS:
+            made[part] = torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device)
+            made[part + _SCALE] = torch.zeros(blocks, device=weight.device)
+        return made
+
+    def update(
+        self, precise: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        """Make one step of a weight in float32, in place."""
+        state["step"] += 1
+        self._update(
+            "adam", grad.contiguous(), precise, state["exp_avg"], state["exp_avg_sq"],
+            *group["betas"], 0.0, 0.0, group["eps"], int(state["step"].item()), group["lr"],
+            *self._maps, state["exp_avg" + _SCALE], state["exp_avg_sq" + _SCALE],
+            group["weight_decay"], 1.0, False,
+        )  # fmt: skip
+
+
+def _bitsandbytes(device: torch.device) -> Any:
+    """Return the library's functions; what it would fetch from a hub is kept away."""
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"optimizer adamw8bit: bitsandbytes has none for {device.type}; set optimizer adamw"
+        )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hub = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        raise ConfigError(
+            "optimizer adamw8bit: bitsandbytes is not installed; pip install 'mypt[bitsandbytes]',"
+            " or set optimizer adamw"
+        ) from None
+    finally:
+        del sys.modules["kernels"]
+        if hub is not None:
+            sys.modules["kernels"] = hub
+    return functional
+
+
+class LowAdamW(torch.optim.AdamW):
+    """AdamW in float32 over weights, and with moments, that may be kept in fewer bits.
+
+    Weights in bfloat16 are rounded by chance, which is a function of the seed and of how many
+    steps were made, so that a resumed run has the same.
+    """
+
+    def __init__(self, seed: int, codes: EightBit | None, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._seed = seed
+        self._seed, self._codes = seed, codes
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -78,21 +167,34 @@ class Rounding(torch.optim.AdamW):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                if not state:
-                    state["step"] = weight.new_zeros((), dtype=torch.float32)
-                    for part in ("exp_avg", "exp_avg_sq"):
-                        state[part] = torch.zeros_like(weight, dtype=torch.float32)
-                chance = chance or self._chance(weight.device, int(state["step"].item()))
+                state = self.state[weight] or self._begin(weight)
+                if weight.dtype == torch.bfloat16 and chance is None:
+                    chance = self._chance(weight.device, int(state["step"].item()))
                 precise = weight.float()  # itself, where it is
-                adamw(
-                    [precise], [weight.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [],
-                    [state["step"]], fused=group["fused"], amsgrad=False, maximize=False,
-                    beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-                    weight_decay=group["weight_decay"], eps=group["eps"],
-                )  # fmt: skip
-                if weight.dtype == torch.bfloat16:
+                self._update(precise, weight.grad, state, group)
+                if chance is not None and weight.dtype == torch.bfloat16:
                     weight.copy_(rounded(precise, chance))
+
+    def _begin(self, weight: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[weight]
+        state["step"] = weight.new_zeros((), dtype=torch.float32)
+        state |= (self._codes and self._codes.begin(weight)) or {
+            part: torch.zeros_like(weight, dtype=torch.float32) for part in _MOMENTS
+        }
+        return state
+
+    def _update(
+        self, precise: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        if self._codes and state["exp_avg"].dtype == torch.uint8:
+            self._codes.update(precise, grad, state, group)
+            return
+        adamw(
+            [precise], [grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+            fused=group["fused"], amsgrad=False, maximize=False, beta1=group["betas"][0],
+            beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )  # fmt: skip
 
     def _chance(self, device: torch.device, step: int) -> torch.Generator:
         key = np.random.SeedSequence((self._seed, step)).generate_state(1, np.uint64)[0]

@@ -116,7 +116,7 @@ def plan_run(
         fitted, length = fit_to_data(preset, folder, manifest, masks_by_default)
         parent, resolved, lines = None, fitted, _SCRATCH[: bool(fitted.use_loss_mask)]
     else:
-        step_folder, news = _base(init_from, folder, preset.base)
+        step_folder, news = begin_at(init_from, folder, preset.base)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
         parent = _parent(step_folder, base)
@@ -173,8 +173,20 @@ def fit_to_data(
     return preset.with_steps(steps), (line,)
 
 
-def _base(init_from: str | Path, dataset: Path, whose: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the step folder to begin with; what comes from elsewhere is read into one first."""
+def begin_at(init_from: str | Path, dataset: Path, whose: str) -> tuple[Path, tuple[str, ...]]:
+    """Return the step folder to begin with; what comes from elsewhere is read into one first.
+
+    Args:
+        init_from: As for :func:`plan_run`.
+        dataset: What will be trained on.
+        whose: Whose arithmetic what comes from elsewhere has, as ``base`` of a preset says.
+
+    Returns:
+        The folder, and a line about tokens that are new to the model.
+
+    Raises:
+        MyptError: As :func:`plan_run`.
+    """
     if not str(init_from).startswith(PREFIXES):
         return home.checkpoint_to_use(init_from), ()
     from mypt.training.base_import import import_base  # loads torch
@@ -225,7 +237,7 @@ def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool 
 
 def _inherited(base: Lineage, preset: Preset, resolved: Preset) -> tuple[str, ...]:
     """Say what the base model decides and which training values change against it."""
-    kept = resolved.architecture().model_dump()
+    kept = dict(resolved.architecture())
     own = resolved.architecture().model_dump(exclude_defaults=True, exclude={"base_config"})
     sizes = ", ".join(f"{key} {value}" for key, value in own.items())
     lines = [f"from {base.model_name} step {base.step}: weights and architecture ({sizes})"]

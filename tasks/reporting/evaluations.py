@@ -13,6 +13,7 @@ from mypt.evaluation.scores import (
 )
 from mypt.files import digest_json
 from mypt.references import DatasetRef
+from mypt.text import visible
 from tasks.reporting import artifacts
 from tasks.reporting.inputs import measured_on
 from tasks.stages import tell
@@ -92,7 +93,10 @@ def evaluation_tables(summary: Summary) -> Iterator[Record]:
         ),
         "dialogues.json": (
             ["prompt", "base", "fine-tuned"],
-            [[said.prompt, said.base, said.sft] for said in report.dialogues],
+            [
+                [visible(text or "") for text in (said.prompt, said.base, said.sft)]
+                for said in report.dialogues
+            ],
         ),
     }
     for name, (heading, rows) in tables.items():
@@ -111,7 +115,7 @@ def _token_rows(report: EvaluationReport) -> Iterator[list[object]]:
     for group, members in after.groups.items():
         for name, new in members.items():
             old = before.groups[group][name]
-            yield [group, name, new.tokens, old.loss, new.loss, old.accuracy, new.accuracy]
+            yield [group, visible(name), new.tokens, old.loss, new.loss, old.accuracy, new.accuracy]
 
 
 def report_evaluation(run: Journal, name: str, summary: Summary, dataset: DatasetRef) -> None:

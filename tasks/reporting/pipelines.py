@@ -1,15 +1,17 @@
 """The run of a whole pipeline in MLflow, parent of its stages' runs, linked both ways."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from mypt import files
-from mypt.config import PipelineConfig, Preset
+from mypt.config import PipelineConfig, PipelineStage
 from mypt.data.manifest import SPLITS, read_manifest
 from mypt.data.policies import EVERY_TOKEN, policy_words
 from mypt.data.reading.sources import source_name
@@ -27,6 +29,7 @@ from tasks.reporting.evaluations import (
     answer_journals,
     evaluation_tables,
     pair_metrics,
+    score_metrics,
     summary_metrics,
 )
 from tasks.reporting.inputs import SHOWN_DIGITS, called, dataset_input
@@ -69,13 +72,14 @@ _SEEN, _DATA = 24, 11
 @contextmanager
 def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     """Record what the block does as one run of the pipeline, with its resolved config."""
-    config = _in_force(config)
-    policy = policy_words(config.mask) if config.sft.use_loss_mask else EVERY_TOKEN
+    tuned, config = config.tuned, _in_force(config)
+    learned = tuned.mask if tuned.checked.use_loss_mask else None
+    policy = policy_words(learned) if learned else EVERY_TOKEN
     told = flow_run.name if flow_run.parent_flow_run_id else None  # in a sweep, what differs in it
-    title = _title(policy, [source_name(source) for source in config.chat.sources], config.name)
+    title = _title(policy, [source_name(source) for source in tuned.data.sources], config.name)
     title = f"{told} ({config.name})" if told else title
     # Short words come first: they are the columns by which people tell runs apart.
-    words = {"policy": policy, "template": config.base.template}
+    words = {"policy": policy, "template": config.chain[0].data.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
         yield run
     _tell_where_ranked(run.name, config.name)
@@ -106,6 +110,11 @@ def _title(policy: str, sources: list[str], pipeline: str) -> str:
 
 def _in_force(config: PipelineConfig) -> PipelineConfig:
     """Return the config with what each training really has; the base corpus has no masks."""
+    if config.stages:
+        pairs = zip(config.stages, config.chain, strict=True)
+        stages = tuple(said.model_copy(update=dict(found.checked)) for said, found in pairs)
+        return config.model_copy(update={"stages": stages})
+    assert config.pretrain, "said, where there are no stages"
     masked = {"use_loss_mask": bool(config.pretrain.use_loss_mask)}
     base = config.pretrain.model_copy(update=masked)
     return config.model_copy(update={"pretrain": base, "sft": config.tuning()})
@@ -136,15 +145,19 @@ def _recorded_flow(
 ) -> Iterator[Journal]:
     journal = f"pipeline-{flow_run.id or uuid4()}"
     with recorded(journal, title, experiment=experiment, tags=tags, shared=_way_back()) as run:
-        run.write(Params(values=words | _known(config)))
-        run.write(Text(name="config.json", text=config.model_dump_json(indent=2)))
+        values = config.model_dump(mode="json")
+        if stages := values.get("stages"):
+            del values["mask"]  # each stage has its own
+        run.write(Text(name="config.json", text=json.dumps(values, indent=2)))
+        by_name = {"stages": {one["name"]: one for one in stages}} if stages else {}
+        run.write(Params(values=words | _known(values | by_name)))
         artifacts.mlflow_link(title, shown_uri(), lambda: mlflow_url(run.name))
         yield run
         if reused_everything():
             run.write(Tags(values={KIND_TAG: REUSED, REUSED: "everything"}))
 
 
-def _known(config: BaseModel) -> dict[str, str]:
+def _known(config: dict[str, Any]) -> dict[str, str]:
     """Return what is known before the data are there; epochs become steps later."""
     values = flatten(config)
     epochs = [key for key in values if key.endswith("epochs") and values[key] != "None"]
@@ -152,34 +165,66 @@ def _known(config: BaseModel) -> dict[str, str]:
     return {key: value for key, value in values.items() if key not in steps}
 
 
-def report_pipeline(
-    run: Journal, config: PipelineConfig, base: DatasetRef, chat: DatasetRef, summary: Summary
+def report_training(
+    run: Journal, stage: PipelineStage, dataset: DatasetRef, model: CheckpointRef
 ) -> None:
-    """Repeat on the parent what runs are compared by: the list of runs shows parents first."""
-    for dataset, contexts in ((base, ("pretrain",)), (chat, ("train", "validation"))):
-        for context in contexts:
-            run.write(dataset_input(dataset, context))
-    digests = {"chat_dataset": chat.digest, "base_dataset": base.digest}
-    run.write(Params(values={key: value[:SHOWN_DIGITS] for key, value in digests.items()}))
-    run.write(Metrics(values=summary_metrics(summary) | _data_sizes(chat)))
-    named = {f"digest.{name}": digest for name, digest in summary.digests.items()}
-    run.write(Tags(values={"checkpoint": summary.checkpoint, **named}))
-    _describe(run, base, chat, summary)
+    """Repeat on the parent what a stage learned from, and how that went."""
+    kinds = ("pretrain",) if stage.mask is None else ("train", "validation")
+    for context in ("prefer",) if stage.train.of_pairs else kinds:
+        run.write(dataset_input(dataset, context))
+    params = {f"{stage.name}_dataset": dataset.digest[:SHOWN_DIGITS]}
+    folder = Path(model.path)
+    lineage, best = read_lineage(folder), read_state(folder).best_val_loss
+    figures = {"tokens_learned": float(lineage.supervised), "tokens_read": float(lineage.tokens)}
+    figures |= {} if best is None else {"best_val_loss": best}
+    run.write(Metrics(values={f"{stage.label}_{key}": value for key, value in figures.items()}))
+    if stage.train.epochs is not None:
+        params[f"{stage.knobs}.max_iters"] = str(lineage.config.max_iters)
+    run.write(Params(values=params))
+    journal = f"train-{lineage.model_name}"
+    if journal_path(journal).exists():  # a model may come from another home
+        plot = training_plot(journal, lineage.model_name)
+        run.write(Text(name=f"{stage.label}.svg", text=plot))
+
+
+def report_stage(
+    run: Journal,
+    config: PipelineConfig,
+    stage: PipelineStage,
+    data: dict[str, DatasetRef],
+    summary: Summary,
+) -> None:
+    """Repeat on the parent what runs are compared by: the list of runs shows parents first.
+
+    Args:
+        run: The parent's.
+        config: The pipeline's; of any number of stages, figures go by the stage's name too.
+        stage: The stage that was evaluated.
+        data: By stage.
+        summary: Its model beside the one before.
+    """
+    if config.stages:
+        changes = {
+            f"change_{name.replace(' ', '_')}": of.change for name, of in summary.sets.items()
+        }
+        named = score_metrics(summary.sft) | changes
+        run.write(Metrics(values={f"{stage.name}/{key}": value for key, value in named.items()}))
+    if summary.pairs is not None:
+        _report_preference(run, summary)
+        return
+    its, place = data[stage.name], list(data).index(stage.name) if config.stages else 0
+    # MLflow takes the last step's figure for the run's own.
+    run.write(Metrics(step=place, values=summary_metrics(summary) | _data_sizes(its)))
+    named_digests = {f"digest.{name}": digest for name, digest in summary.digests.items()}
+    run.write(Tags(values={"checkpoint": summary.checkpoint, **named_digests}))
+    _describe(run, config, stage, data, summary)
     for record in evaluation_tables(summary):
         run.write(record)
     run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
-    for stage, preset, scores in (
-        ("pretrain", config.pretrain, summary.base),
-        ("sft", config.sft, summary.sft),
-    ):
-        _report_training(run, stage, preset, scores.checkpoint)
-    if config.tracking.upload == "weights":
-        _upload_weights(summary.base, summary.sft)
 
 
-def report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> None:
-    """Repeat on the parent what became of preference pairs, and what was forgotten by them."""
-    run.write(dataset_input(pairs, "prefer"))
+def _report_preference(run: Journal, summary: Summary) -> None:
+    """Repeat what became of preference pairs, and what was forgotten by them."""
     run.write(Metrics(values=pair_metrics(summary)))
     run.write(Tags(values={"preferred": summary.checkpoint}))
     assert summary.pairs, "the dataset is one of pairs"
@@ -188,6 +233,13 @@ def report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> None
     lost = ", ".join(f"{name} {of.change:+.3f}" for name, of in summary.sets.items())
     lines = (f"- **pairs**: {said}", f"- **change of loss by pairs**: {markdown(lost)}")
     run.write(Described(lines=lines))
+
+
+def report_weights(config: PipelineConfig, made: dict[str, Summary]) -> None:
+    """Ask MLflow to hold the weights of all models, where the config wants that."""
+    if config.tracking.upload == "weights":
+        models = [one for found in made.values() for one in (found.base, found.sft)]
+        _upload_weights(*{one.checkpoint.digest: one for one in models}.values())
 
 
 def _upload_weights(*models: ModelScores) -> None:
@@ -202,20 +254,32 @@ def _upload_weights(*models: ModelScores) -> None:
             run.write(Upload(name=model.model, checkpoint=model.checkpoint))
 
 
-def _describe(run: Journal, base: DatasetRef, chat: DatasetRef, summary: Summary) -> None:
+def _describe(
+    run: Journal,
+    config: PipelineConfig,
+    stage: PipelineStage,
+    data: dict[str, DatasetRef],
+    summary: Summary,
+) -> None:
     """Say what was learned, of which data, from which base, what came of it, and where to look."""
     scores = (summary.base, summary.sft)
     before, after = (found.exact_match.get("overall") for found in scores)
     answers = "" if after is None else f"exact match {before or 0:.1%} → {after:.1%}, "
     losses = " → ".join(f"{found.val_loss:.3f}" for found in scores)
     parent = f"{summary.base.model} step {summary.base.checkpoint.step}"
+    its = data[stage.name]
+    read = called(its.path, its.digest)
+    if not config.stages:
+        read += f"; base corpus {called(data['base'].path, data['base'].digest)}"
     facts = {
         "mask": f"{summary.policy}, {summary.mask_density:.1%} of the tokens read were learned",
-        "data": f"{called(chat.path, chat.digest)}; base corpus {called(base.path, base.digest)}",
+        "data": read,
         "parent": called(parent, summary.digests["base_checkpoint"]),
         "model": f"{summary.sft.model}, {answers}loss {losses}",
     }
-    checked = f"validate-{Path(chat.path).name}-"
+    if config.stages:
+        facts = {f"{stage.name}, {what}": said for what, said in facts.items()}
+    checked = f"validate-{Path(its.path).name}-"
     previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
     pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
     beside = answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
@@ -231,20 +295,6 @@ def report_gate(run: Journal, decided: str) -> None:
 def _data_sizes(dataset: DatasetRef) -> dict[str, float]:
     manifest = read_manifest(Path(dataset.path), dataset.digest)
     return {f"tokens_{split}": manifest.tokens(split) for split in SPLITS}
-
-
-def _report_training(run: Journal, stage: str, preset: Preset, checkpoint: CheckpointRef) -> None:
-    """Repeat the best loss of a training, how much it read, its curves, and its epochs as steps."""
-    folder = Path(checkpoint.path)
-    lineage, best = read_lineage(folder), read_state(folder).best_val_loss
-    figures = {"tokens_learned": float(lineage.supervised), "tokens_read": float(lineage.tokens)}
-    figures |= {} if best is None else {"best_val_loss": best}
-    run.write(Metrics(values={f"{stage}_{key}": value for key, value in figures.items()}))
-    if preset.epochs is not None:
-        run.write(Params(values={f"{stage}.max_iters": str(lineage.config.max_iters)}))
-    journal = f"train-{lineage.model_name}"
-    if journal_path(journal).exists():  # a model may come from another home
-        run.write(Text(name=f"{stage}.svg", text=training_plot(journal, lineage.model_name)))
 
 
 def _way_back() -> dict[str, str]:

@@ -2,16 +2,25 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from mypt.errors import MyptError
 from mypt.home import home
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, HomePath
-from mypt.text import markdown
+from mypt.text import markdown, visible, visible_json
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -212,6 +221,13 @@ class Text(Frozen):
     kind: Literal["text"] = "text"
     name: str
     text: str
+    """With nothing in it that hides; pages are made so (:mod:`mypt.pages`)."""
+
+    @field_validator("text")
+    @classmethod
+    def _show(cls, text: str, found: ValidationInfo) -> str:
+        ways = {".json": visible_json, ".txt": visible}
+        return ways.get(PurePath(found.data.get("name", "")).suffix, str)(text)
 
 
 class Ended(Frozen):

@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / ".benchmarks" / "results.json"
 REPORT = HERE.parents[1] / "BENCHMARKS.md"
 AREAS = (
-    "masked_step", "lora_step", "trl_step", "reading", "chat_data", "loading", "packing",
-    "packed_attention", "generating", "evaluating", "text_data", "workers", "waiting", "planning",
-    "tracking", "shakespeare", "gpu",
+    "masked_step", "objective_step", "lora_step", "trl_step", "reading", "chat_data", "loading",
+    "packing", "packed_attention", "generating", "evaluating", "answering", "text_data", "workers",
+    "waiting", "planning", "tracking", "shakespeare", "gpu",
 )  # fmt: skip
 PEERS = ("tiktoken", "gigatoken", "transformers", "peft", "trl", "datasets")
 

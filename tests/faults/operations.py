@@ -121,6 +121,8 @@ def _wrap_call(name: str, pass_on: Callable[..., Any]) -> None:
             paths: tuple[str, ...] = (inode_of(arguments[0]),)
         else:
             paths = tuple(os.fspath(v) for v in arguments if isinstance(v, str | os.PathLike))
+        if paths[:1] and paths[0].endswith(".lock"):
+            return do()
         return pass_on(name, paths, do, do)
 
     setattr(os, name, call)

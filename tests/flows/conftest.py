@@ -64,3 +64,24 @@ def ran(prefect, tmp_path_factory):  # noqa: ARG001
                 paths.append(run_pipeline(config).path)
             printed.append(out.getvalue())
     return SimpleNamespace(home=folder, first=printed[0], second=printed[1], paths=paths)
+
+
+@pytest.fixture
+def preferring(tmp_path):
+    """The small pipeline with a section ``prefer``, its preset in a file of its own."""
+    rows = [
+        {"prompt": f"say {i}", "chosen": f"{i}!", "rejected": "no" + " no" * (i % 3)}
+        for i in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of_pairs = TRAINING | {"max_iters": 4, "batching": "packed", "objective": "dpo", "seed": 7}
+    (tmp_path / "preset.json").write_text(json.dumps(of_pairs | {"beta": 1.0}))
+    source = {"path": str(tmp_path / "pairs.jsonl"), "pairs": True}
+    prefer = {
+        "pairs": {"sources": [source], "val_fraction": 0.3},
+        "train": {"preset": "preset.json", "beta": 0.2, "block_size": 64},
+    }
+    wide = {"pretrain": CONFIG["pretrain"] | {"block_size": 64}}
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(CONFIG | wide | {"prefer": prefer}))
+    return path

@@ -7,6 +7,7 @@ from flows.combinations import combine
 from flows.forms import changed_config
 from mypt.config import load_pipeline
 from mypt.data.policies import parse_policy
+from mypt.errors import ConfigError
 
 
 def settings(config, over, seeds=1):
@@ -25,6 +26,18 @@ def test_every_value_of_a_knob_meets_every_one_of_the_others_and_every_seed(smal
     assert found[-1].config.sft.learning_rate == 3e-4
     assert found[-1].config.mask == parse_policy("assistant,user=0.1")
     assert {one.config.pretrain.seed for one in found} == {1337}, "the base is shared"
+
+
+def test_a_seed_of_a_combination_is_that_of_all_that_is_learned_behind_the_base(preferring):
+    found = combine(load_pipeline(preferring), ["prefer.train.beta=0.1,0.3"], 2)
+    seeds = [(one.config.sft.seed, one.config.prefer.train.seed) for one in found]
+    assert seeds == [(1337, 7), (1338, 8)] * 2
+    assert [one.config.prefer.train.beta for one in found] == [0.1, 0.1, 0.3, 0.3]
+    alone = combine(load_pipeline(preferring), ["prefer.train.seed=1,2"], 1)
+    assert [one.config.prefer.train.seed for one in alone] == [1, 2]
+    assert {one.config.sft.seed for one in alone} == {1337}
+    with pytest.raises(ConfigError, match=r"--over prefer\.train\.seed and --seeds 2 exclude"):
+        combine(load_pipeline(preferring), ["prefer.train.seed=1,2"], 2)
 
 
 def test_a_combination_is_the_config_of_a_single_run_with_its_knobs(small_config):

@@ -51,6 +51,7 @@ def test_every_knob_says_what_it_is_in_the_file():
         "base.sources",
         "chat.sources",
         "prefer.pairs.sources",
+        "stages",
     ]
 
 

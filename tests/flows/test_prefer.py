@@ -1,37 +1,23 @@
 """A pipeline whose chat model learns from preference pairs last, and what it says of that."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from flows.pipeline import run_pipeline
+from flows.sweep import run_sweep
 from mypt.config import load_pipeline
 from mypt.errors import ConfigError
 from mypt.training.lineage import read_lineage
-from tests.flows.conftest import CONFIG, TRAINING
-
-
-@pytest.fixture
-def preferring(tmp_path):
-    """The small pipeline with a section ``prefer``, its preset in a file of its own."""
-    rows = [
-        {"prompt": f"say {i}", "chosen": f"{i}!", "rejected": "no" + " no" * (i % 3)}
-        for i in range(40)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    of_pairs = TRAINING | {"max_iters": 4, "batching": "packed", "objective": "dpo"}
-    (tmp_path / "preset.json").write_text(json.dumps(of_pairs | {"beta": 1.0}))
-    source = {"path": str(tmp_path / "pairs.jsonl"), "pairs": True}
-    prefer = {
-        "pairs": {"sources": [source], "val_fraction": 0.3},
-        "train": {"preset": "preset.json", "beta": 0.2, "block_size": 64},
-    }
-    wide = {"pretrain": CONFIG["pretrain"] | {"block_size": 64}}
-    path = tmp_path / "small.json"
-    path.write_text(json.dumps(CONFIG | wide | {"prefer": prefer}))
-    return path
+from tests.pages import ROOT
 
 
 def test_pairs_are_learned_after_fine_tuning_and_reported(
@@ -65,6 +51,57 @@ def test_pairs_are_learned_after_fine_tuning_and_reported(
     assert metrics["pairs/margin"] == pytest.approx(found[0]["pairs"]["margin"])
     assert {"pairs/change_chosen", "pairs/change_data_of_the_base"} <= metrics.keys()
     assert Path(parent.data.tags["preferred"]).name == "step_000004"
+
+
+def preferred(home, step):
+    """The bytes of what the last step of the preferring left, but for what names paths."""
+    (model,) = (home / "models").glob("small-prefer-*")
+    names = ("model.safetensors", "optimizer.safetensors", "history.safetensors")
+    return [(model / f"step_{step:06d}" / name).read_bytes() for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pipeline_killed_while_it_learns_from_pairs_goes_on_bit_for_bit(preferring, tmp_path):
+    values = json.loads(preferring.read_text())
+    values["prefer"]["train"] |= {"max_iters": 200, "checkpoint_interval": 2, "keep_checkpoints": 1}
+    preferring.write_text(json.dumps(values))
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | threads
+    command = [sys.executable, "-m", "flows.cli", "run", str(preferring)]
+    for name in ("whole", "killed"):
+        environment["MYPT_HOME"] = str(tmp_path / name)
+        with (tmp_path / "out").open("w") as out:
+            child = subprocess.Popen(command, env=environment, stdout=out, start_new_session=True)
+        end = time.monotonic() + 300
+        while name == "killed" and child.poll() is None and time.monotonic() < end:
+            if any((tmp_path / "killed/models").glob("small-prefer-*/latest")):
+                os.killpg(child.pid, signal.SIGKILL)
+            time.sleep(0.01)
+        assert child.wait() == (0 if name == "whole" else -signal.SIGKILL)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "reused: fine-tune small-chat" in done.stdout
+    assert preferred(tmp_path / "killed", 200) == preferred(tmp_path / "whole", 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_over_preferring_makes_all_before_it_once_and_ranks_on_the_same_questions(
+    prefect,  # noqa: ARG001
+    preferring,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "home"))
+    run_sweep(load_pipeline(preferring), ("prefer.train.beta=0.1,0.3",), 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("fine-tune small-chat") == 1
+    assert lines.count("reused: fine-tune small-chat") == 1
+    report = json.loads(Path(lines[-1].removeprefix("sweep: ")).read_text())
+    betas = [read_lineage(Path(r["scores"]["checkpoint"]["path"])).config.beta
+             for r in report["runs"]]  # fmt: skip
+    assert betas == [0.1, 0.3]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import yaml
 from mypt.data.manifest import read_manifest
 from tests.flows.conftest import CONFIG
 from tests.flows.processes import free_ports, processes_of
+from tests.mypt.inference.browser import needs_browser, tab
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,24 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc"),
 ]
+
+
+EVIL = (
+    "[a](http://evil.invalid/a) ![b](http://evil.invalid/b) <http://evil.invalid/c>"
+    " http://evil.invalid/d www.evil.invalid e@evil.invalid [f](javascript:alert(1))"
+    " <img src=evil onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    " \u202eg\u200bh\x1b[31mi\x9b31m"
+)
+MADE_OF_DATA = r"""[
+    ...[...document.querySelectorAll('*')].flatMap(made => [...made.attributes])
+        .filter(said => /^(href|src|action|on.*)$/.test(said.name))
+        .filter(said => /evil|alert|owned/.test(said.value))
+        .map(said => said.ownerElement.outerHTML),
+    ...performance.getEntriesByType('resource').map(entry => entry.name)
+        .filter(name => /evil/.test(name)),
+    ...(document.body.innerText.match(/[\u202a-\u202e\u200b\x1b\x9b]/g) || []),
+    ...[document.title].filter(title => title === 'owned'),
+]"""
 
 
 class Up:
@@ -87,6 +106,12 @@ class Up:
         request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
+
+    def answers(self):
+        try:
+            return self.ask("health")
+        except OSError:
+            return False
 
     def flow_run(self, run_id):
         return self.ask(f"flow_runs/{run_id}")
@@ -255,6 +280,54 @@ def test_a_killed_run_is_retried_in_the_same_flow_run_and_the_same_mlflow_runs(u
     names = [run.info.run_name for run in mine]
     assert sorted(names) == sorted(set(names))
     assert {run.info.status for run in mine} == {"FINISHED"}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_served_run_goes_on_while_prefect_is_dead_or_silent(up, number):
+    name = f"away{int(number)}"
+    run_id = begun(up, name)
+    before = steps_of(up, name)[-1]
+    (server,) = processes_of(up.home, "guarded_api")
+    os.kill(server, number)
+    end = time.monotonic() + 600
+    while not list((up.home / "models").glob(f"{name}-chat-*/step_*/lineage.json")):
+        assert time.monotonic() < end, f"from step {before} to {steps_of(up, name)[-1]}"
+        time.sleep(0.2)
+    if number == signal.SIGSTOP:
+        os.kill(server, signal.SIGCONT)
+    while not up.answers():
+        time.sleep(0.5)
+    up.state(run_id, "Completed")
+    assert up.flow_run(run_id)["tags"] == ["pipeline"]
+    mine = {"flow_runs": {"id": {"any_": [run_id]}}}
+    assert {tuple(run["tags"]) for run in up.ask("task_runs/filter", mine)} == {()}
+
+
+@needs_browser
+@pytest.mark.timeout(1800)
+def test_data_makes_no_link_no_picture_and_no_program_on_either_page(up, tmp_path):
+    source = {"exercises": "chat", "count": 200, "seed": 0, "name": EVIL, "licence": EVIL}
+    chat = CONFIG["chat"] | {"sources": [source]}
+    evaluate = CONFIG["evaluate"] | {"prompts": [EVIL]}
+    path = up.folder / "hostile.json"
+    long = {"pretrain": CONFIG["pretrain"] | {"block_size": 512}}  # the prompt is no short one
+    hostile = {"name": "hostile", "chat": chat, "evaluate": evaluate} | long
+    path.write_text(json.dumps(CONFIG | hostile))
+    up.run(f"mypt run {path}")
+    artifacts = [found["id"] for found in up.ask("artifacts/filter", {}) if "evil" in str(found)]
+    runs = [run.info for run in up.mlflow_runs() if "evil" in str(run.data.tags)]
+    assert artifacts
+    assert runs
+    pages = [f"{up.api.removesuffix('/api')}/artifacts/artifact/{found}" for found in artifacts]
+    mlflow = f"http://127.0.0.1:{up.ports[1]}/#/experiments"
+    pages += [f"{mlflow}/{run.experiment_id}/runs/{run.run_id}" for run in runs]
+    with tab(tmp_path) as page:
+        for url in pages:
+            page.open("about:blank")
+            page.open(url)
+            page.wait("document.body.innerText.includes('evil')")
+            assert page.run(MADE_OF_DATA) == [], url
 
 
 def test_the_file_of_deployments_works_from_the_root_and_from_elsewhere(up):

@@ -29,7 +29,7 @@ def test_a_reader_takes_what_fuzzing_found(name, folder):
 def test_a_reader_takes_any_change_of_it(name, folder):
     inputs = st.sampled_from(corpus.read(name)).flatmap(changed) | st.binary(min_size=2)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(inputs)
     def takes(data):
         check(TARGETS[name], data, folder)

@@ -1,6 +1,8 @@
 """Where a run leaves its files."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from mypt.home import (
     checkpoint_to_use,
     find_checkpoint,
     home,
+    lock,
     model_names,
     models_dir,
     moved_home,
@@ -99,3 +102,31 @@ def test_what_a_record_names_is_found_where_its_home_was_moved_to(tmp_path, monk
     assert place_now(str(old / step)) == str(old / step)
     for text in ("models/chat", "/" + "x" * 5000, "/a\0b/c", ""):
         assert place_now(text) == text
+
+
+def test_a_lock_leaves_no_file_and_holds_whoever_comes_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path))
+    counter, folder = tmp_path / "counter", tmp_path / "locks"
+    counter.write_text("0")
+    work = (
+        "import sys; from pathlib import Path; from mypt.home import lock\n"
+        "counter = Path(sys.argv[1])\n"
+        "for _ in range(200):\n"
+        "    with lock('a').acquire(poll_interval=0.0001):\n"
+        "        found = int(counter.read_text()); counter.write_text(str(found + 1))\n"
+    )
+    several = [subprocess.Popen([sys.executable, "-c", work, counter]) for _ in range(4)]
+    assert [one.wait(60) for one in several] == [0] * 4
+    assert counter.read_text() == "800"
+    with lock("a"), lock("b"):
+        assert {path.name for path in folder.iterdir()} == {"a.lock", "b.lock"}
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lock_in_a_home_that_was_moved_removes_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path / "runs"))
+    with lock("a"):
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        with lock("b"):  # as a second process has it
+            (tmp_path / "runs" / "locks" / "a.lock").touch()
+    assert [path.name for path in (tmp_path / "runs" / "locks").iterdir()] == ["a.lock"]

@@ -1,5 +1,6 @@
 """Text that is looked at can neither steer a terminal nor hide."""
 
+import json
 import unicodedata
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import DataError
 from mypt.inspection.rowview import token_texts
-from mypt.text import counted, markdown, names, one_line, shorten, shown, visible
+from mypt.text import counted, markdown, names, one_line, shorten, shown, visible, visible_json
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,8 @@ def test_a_long_value_and_many_names_are_cut():
     [
         ("chats from a.jsonl", "chats from a.jsonl"),
         ("[x](javascript:alert(1))", r"\[x\]\(javascript:alert\(1\)\)"),
-        ("![i](http://evil/x.png)", r"\!\[i\]\(http://evil/x.png\)"),
+        ("![i](http://evil/x.png)", r"\!\[i\]\(`http://evil/x.png)`"),
+        ("WWW.evil e@evil.example|*", r"`WWW.evil` `e@evil.example`\|\*"),
         ("<img src=x onerror=y>", r"\<img src=x onerror=y\>"),
         ("a\n# b\x1b[2J", r"a\\n\# b\\x1b\[2J"),
     ],
@@ -91,3 +93,14 @@ def test_markdown_shows_a_text_as_it_is(text, shown):
 def test_one_thing_is_no_plural():
     said = ["0 rows", "1 row", "2 rows", "2,000 rows"]
     assert [counted(n, "row") for n in (0, 1, 2, 2000)] == said
+
+
+def test_json_says_the_same_and_hides_nothing():
+    text = "a\u202eb\x9b31m\U000e0041\u200b Grüß\n\t你好 \x7f"
+    said = json.dumps({text: [text]}, ensure_ascii=False, indent=1)
+    found = visible_json(said)
+    assert json.loads(found) == {text: [text]}
+    assert found == visible(found)
+    assert "Grüß" in found
+    assert "你好" in found
+    assert visible_json(found) == found

@@ -5,6 +5,7 @@ Which rows are kept for validation is a function of what they say, so that twins
 
 import io
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -28,16 +29,24 @@ _NO_VALIDATION: Final = "set val_fraction to 0, which a pipeline refuses, since 
 class ShardWriter:
     """Writes encoded rows as shards of one source each; holds one batch, never a shard."""
 
-    def __init__(self, folder: Path, shard_tokens: int, n_vocab: int, together: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard_tokens: int,
+        n_vocab: int,
+        together: int = 1,
+        after: Sequence[Shard] = (),
+    ) -> None:
         """Write below ``folder``; a shard ends with the row that fills ``shard_tokens``.
 
-        So many rows at a time stand ``together`` in one shard.
+        So many rows at a time stand ``together`` in one shard; shards that lie there already are
+        those that the new ones come ``after``.
         """
         self._folder, self._together = folder, together
         self._shard_tokens = shard_tokens
         self._n_vocab = n_vocab
         self._open: dict[Split, _OpenShard] = {}
-        self._done: list[Shard] = []
+        self._done = list(after)
 
     @property
     def n_tokens(self) -> int:
@@ -192,8 +201,7 @@ class RowSplit:
         if not len(rows):
             return np.zeros(0, np.bool_)
         self._n_rows += len(rows)
-        digests = np.ascontiguousarray(rows["digest"])
-        keys = digests.view(">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+        keys = row_keys(rows)
         self._smallest = min(self._smallest, int(keys.min()))
         self._largest = max(self._largest, int(keys.max()))
         found: NDArray[np.bool_] = keys < np.uint64(self._threshold)
@@ -229,6 +237,12 @@ class RowSplit:
         split = RowSplit(0.0)
         split._threshold = self._smallest + 1 if self.empty == "val" else self._largest
         return split
+
+
+def row_keys(rows: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Return (R,) what of each row's digest decides where it goes, as good as chance."""
+    digests = np.ascontiguousarray(rows["digest"])
+    return digests.view(">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
 
 
 def select_rows(encoded: Encoded, chosen: NDArray[np.bool_]) -> Encoded:

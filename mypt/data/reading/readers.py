@@ -27,7 +27,7 @@ from mypt.data.reading.formats.markups import (
     refuse_rendered,
 )
 from mypt.data.reading.formats.shapes import JUDGED, find_guarded, find_shape, judge, parse_turns
-from mypt.data.reading.formats.tags import mark_parts
+from mypt.data.reading.formats.tags import mark_fields, mark_parts
 from mypt.data.reading.formats.threads import read_flat
 from mypt.data.reading.preferences import read_pairs
 from mypt.data.reading.raw import Limits, RawFile, lines
@@ -219,7 +219,7 @@ def read_rows(
     """
     for row in _read_rows([raw, *more], how, tally):
         tally.refuse_unread()  # all that the row has at once, whatever holds them
-        yield mark_parts(row, how.reasoning_tags, tally)
+        yield mark_parts(row, how.reasoning_tags, tally, how.parts)
     tally.refuse_unread()
 
 
@@ -248,6 +248,8 @@ def _read_rows(raws: Sequence[RawFile], how: Reading, tally: Tally) -> Iterator[
         yield from texts.read_text_file(raw, tally, how.markup)
     else:
         records = read_records(raw, container, how, partial(_is_row, how=how), tally)
+        if how.parts:
+            records = (one._replace(value=mark_fields(one.value, how.parts)) for one in records)
         if format == "chat":
             table = container in ("csv", "parquet", "arrow")
             part = raw.stretch != WHOLE

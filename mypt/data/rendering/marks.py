@@ -69,6 +69,8 @@ def marked_messages(turns: Sequence[Message]) -> Marked:
     turns, tools = _without_tools(turns)
     for index, turn in enumerate(turns):
         kinds = [WRITTEN_AS[part.kind] for part in turn.parts]
+        if not _ORDER.keys() >= set(kinds):
+            raise Unproved("a base's own template has no form for quoted documents and citations")
         if sorted(kinds, key=_ORDER.__getitem__) != kinds:
             raise Unproved("a turn whose parts do not come as reasoning, text, tool calls")
         if any(_PRIVATE.search(part.text) for part in turn.parts):

@@ -6,7 +6,7 @@ where the header of inference ends, which must be a prefix of what training read
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mypt.data.conversations import WRITTEN_AS, Message, Train
 from mypt.data.rendering.base_template import BaseTemplate
@@ -24,6 +24,9 @@ from mypt.data.rendering.marks import (
 from mypt.data.rendering.sandbox import CLOSES, OPENS, generates
 from mypt.data.spans import KIND, ROLE
 from mypt.errors import DataError
+
+_OPENED: Final = re.compile(r"<(\w+)>(\s*)\Z")
+"""A tag that the header of inference leaves open."""
 
 
 class Passage(NamedTuple):
@@ -98,6 +101,10 @@ def write_turns(
     if tools and text == _write(template, plain, None):
         raise Unproved("the template has no form for tools")
     regions = find_regions(_write(template, marked, tools), text, leaves)
+    thought = [leaf for leaf in leaves if leaf[:2] == (len(turns) - 1, "reasoning")]
+    if template.each_turn and thought:
+        fed = _write(template, plain[:-1], tools, prompt=True)
+        text, regions = _with_thought(text, regions, thought[0], fed)
     stripped = _check_all_stand(turns, leaves, regions)
     begins = _begins(template, turns, plain, tools, text, regions)
     regions = widened(regions, leaves, text, begins)
@@ -145,6 +152,29 @@ def _write(template: BaseTemplate, messages: Said, tools: Tools, prompt: bool = 
         return template.write(said, tools=tools, prompt=prompt)
     except DataError as error:
         raise Unproved(str(error)) from None
+
+
+def _with_thought(
+    text: str, regions: list[Region], thought: Leaf, fed: str
+) -> tuple[str, list[Region]]:
+    """Write the last turn as inference sees it, where the template leaves its reasoning out.
+
+    It can be said of a template that feeds a tag and white space behind what stands before the
+    turn's text: what is fed, the reasoning, the tag's end in the white space that its like has
+    (DeepSeek-R1 feeds ``<think>`` and a line's end, and writes one before ``</think>`` and two
+    after it), then the text and what ends it, as the template has them.
+    """
+    opened, answer = _OPENED.search(fed), regions[-1]
+    if opened is None or answer[2:] != (thought[0], "text"):
+        return text, regions
+    before, said, white = fed[: opened.start()], thought[2].strip(), opened[2]
+    if not text.startswith(before) or text[len(before) : answer.start].strip():
+        return text, regions
+    close = f"{white}</{opened[1]}>{white * 2}"
+    written = fed + said + close
+    moved = answer._replace(start=len(written), stop=len(written) + answer.stop - answer.start)
+    stands = Region(len(fed), len(fed) + len(said), *thought[:2])
+    return written + text[answer.start :], [*regions[:-1], stands, moved]
 
 
 def _check_all_stand(

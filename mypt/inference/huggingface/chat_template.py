@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
-from mypt.data.conversations import WRITTEN_AS
 from mypt.data.masking import FIELDS, rules
 from mypt.data.spans import KINDS
 from mypt.data.template import Slot, Template
@@ -27,7 +26,7 @@ from mypt.data.tokenizer import Tokenizer
 
 GLUE: Final = "\ufdd0"
 CUT: Final = "\ufdd1"
-_KINDS: Final = ("content", "end", "reasoning", "tool_call", "failed_call")
+_KINDS: Final = tuple(kind for kind in KINDS if kind != "header")
 _TRAINS: Final = ("unset", "0", "1")
 _ASCII: Final = "\n" + "".join(map(chr, range(32, 127)))
 _TAILS: Final = ("", "a", " ", "\n", "1.")
@@ -146,10 +145,10 @@ def chat_template(tokenizer: Tokenizer, template: Template, policy: MaskPolicy) 
     """Return the Jinja source for ``chat_template.jinja``.
 
     It reads messages as ``transformers`` has them: ``content`` (a string, or parts of type
-    text, reasoning, tool_call and failed_call), ``reasoning_content``, ``tool_calls``, which count
-    as calls that did not fail; and our own ``train``, of a message or of a part. Arguments
-    of a call that are text are refused: training reads them as JSON and spells them anew, which
-    Jinja cannot.
+    text, reasoning, context, cite, tool_call and failed_call), ``reasoning_content``,
+    ``tool_calls``, which count as calls that did not fail; and our own ``train``, of a message or
+    of a part. Arguments of a call that are text are refused: training reads them as JSON and
+    spells them anew, which Jinja cannot.
 
     Args:
         tokenizer: What tells where merges would cross.
@@ -253,9 +252,8 @@ def _turn(template: Template, role: str) -> dict[str, Any]:
 def _parts(template: Template) -> dict[str, Any]:
     """Return what stands before and after each kind of part that the template can write."""
     found: dict[str, Any] = {"text": {"kind": "content", "open": [], "close": []}}
-    forms = {"reasoning": template.reasoning, "tool_call": template.tool_call}
-    for kind, written in WRITTEN_AS.items():
-        if forms.get(written) is not None:
+    for kind, form in template.forms.items():
+        if form is not None:
             slots = template.form(("assistant", False, (kind,)))
             own = [slot for slot in slots if KINDS[slot.kind] == kind]
             at = next(index for index, slot in enumerate(own) if slot.is_part)

@@ -1,6 +1,7 @@
 """One request, one answer: whole, or streamed as server-sent events.
 
-Requests wait in a bounded queue for the one thread that lets the model write.
+Requests wait in a bounded queue for the one thread that lets the model write, a token of several
+answers at a time.
 """
 
 import asyncio
@@ -10,9 +11,10 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -22,6 +24,7 @@ from starlette.exceptions import HTTPException
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.inference.chat import fitting_prompt
+from mypt.inference.generation import Together, known_tokens
 from mypt.inference.reply import Reply
 from mypt.inference.server import protocol
 from mypt.inference.server.protocol import ChatRequest, Refused
@@ -34,6 +37,18 @@ _LOOK_SECONDS = 0.5
 _LEFT = "the client left"
 
 
+_MOST_ROWS = 32
+_MOST_BYTES = 2**30
+
+
+def rows_at_once(model: GPT) -> int:
+    """Return how many answers a model may write at once: what they keep takes 1 GiB at most."""
+    config, weight = model.config, model.lm_head.weight
+    row = 2 * config.n_layer * config.key_heads * config.head_width * config.longest
+    fit: int = _MOST_BYTES // (row * weight.element_size())
+    return max(1, min(_MOST_ROWS, fit))
+
+
 class QueueFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
     """So many requests wait that no further one is taken."""
 
@@ -42,7 +57,7 @@ class Closed(Exception):  # noqa: N818 - likewise
     """The server is about to end."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """One request in the queue."""
 
@@ -51,21 +66,33 @@ class Job:
     """Called from the writing thread: with each text, at last with None or with what went wrong."""
     left: threading.Event = field(default_factory=threading.Event)
     """Set by whoever no longer wants the answer."""
+    begun: bool = False
+    """Whether the model has read the prompt."""
+
+    def take(self, token: int) -> None:
+        """Emit the text that one token more makes certain."""
+        self.emit(self.reply.take(token))
+
+    def end(self, why: BaseException | None) -> None:
+        """End the answer: None where it is whole."""
+        self.reply.row.room = 0
+        self.emit(why)
 
 
 class Queue:
-    """Requests that wait for the model, first come, first served.
+    """Requests that wait for the model, first come, first served; several are answered at once."""
 
-    Each answer is written by itself, as fast as the machine can.
-    """
-
-    def __init__(self, length: int) -> None:
+    def __init__(self, model: GPT, tokenizer: Tokenizer, length: int, at_once: int = 1) -> None:
         """Start the thread.
 
         Args:
-            length: How many requests may wait beside the one that is answered.
+            model: Whose every step writes a token of each answer.
+            tokenizer: The model's own.
+            length: How many requests may wait beside those that are answered.
+            at_once: How many are answered at once.
         """
-        self._length = length
+        self._together = Together(model, known_tokens(model, tokenizer))
+        self._length, self._at_once = length, at_once
         self._jobs: deque[Job] = deque()
         self._closed = False
         self._changed = threading.Condition()
@@ -89,7 +116,7 @@ class Queue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Break off the answer that is being written and refuse all that wait.
+        """Break off the answers that are being written and refuse all that wait.
 
         Safe in a signal handler, where a lock might be held already: it takes none.
         """
@@ -102,27 +129,54 @@ class Queue:
         self._thread.join()
 
     def _work(self) -> None:
+        going: list[Job] = []
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closed)
-                if not self._jobs:
-                    return
-                job = self._jobs.popleft()
-            self._answer(job)
+            going += self._next(self._at_once - len(going), wait=not going)
+            if not going:
+                return
+            for job in going:
+                if not job.begun:
+                    self._try([job], partial(self._begin, job))
+            self._try(going, partial(self._step, going))
+            going = [job for job in going if job.reply.row.room]
+            if 2 * len(going) < self._together.size:
+                self._together.tidy()
 
-    def _answer(self, job: Job) -> None:
-        texts = iter(job.reply)
+    def _next(self, free: int, *, wait: bool) -> list[Job]:
+        """Return requests whose turn has come, at most ``free``; none is the end of the server."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+            return [self._jobs.popleft() for _ in range(min(free, len(self._jobs)))]
+
+    def _try(self, jobs: Sequence[Job], work: Callable[[], None]) -> None:
+        """Do some work for answers; if it fails they end, and the server goes on."""
         try:
-            while not (self._closed or job.left.is_set()):
-                text = next(texts, None)
-                job.emit(text)
-                if text is None:
-                    return
-            if not job.left.is_set():
-                job.emit(Closed())
-        except Exception as error:  # one bad answer must not end the others
+            work()
+        except Exception as error:
             _LOG.exception("an answer failed")
-            job.emit(error)
+            for job in jobs:
+                job.end(error)
+
+    def _begin(self, job: Job) -> None:
+        """Read a prompt, alone as it would be by itself."""
+        job.begun = True
+        if job.reply.row.room and not (self._closed or job.left.is_set()):
+            self._together.add([job.reply.row])
+        elif not job.reply.row.room:
+            job.end(None)
+
+    def _step(self, going: Sequence[Job]) -> None:
+        """Write a token of each answer, but of those that nobody wants any more."""
+        for job in going:
+            if self._closed or job.left.is_set():
+                job.end(Closed())
+        whose = {id(job.reply.row): job for job in going}
+        for row, token in self._together.step():
+            job = whose[id(row)]
+            self._try([job], partial(job.take, token))
+            if not row.room:
+                job.end(None)
 
 
 @dataclass(frozen=True, slots=True)

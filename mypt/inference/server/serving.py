@@ -162,10 +162,11 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _check(served: Served, request: Request) -> None:
+async def _check(served: Served, request: Request) -> None:
     """Refuse whoever has no key, or, where none is set, comes under another name.
 
-    A page elsewhere whose name was made to point here could else talk with the model.
+    A page elsewhere whose name was made to point here could else talk with the model. Were it not
+    asynchronous, each request would wait here for a thread, and a flood of them without end.
     """
     if served.api_key is None:
         if (request.url.hostname or "") not in LOCAL:
@@ -205,6 +206,8 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
                     raise Refused(503, "too many large requests at once; ask again in a while")
     except ClientDisconnect:
         raise Refused(400, "the body was never sent whole") from None  # nobody hears it
+    except asyncio.CancelledError:
+        raise Refused(503, "the server is about to end") from None
     except TimeoutError:
         raise Refused(408, f"the body did not come within {_BODY_SECONDS:.0f} seconds") from None
     finally:

@@ -287,8 +287,7 @@ def part_forms(template: AnyTemplate) -> dict[PartKind, PartForm | None]:
     """Return what a template writes around the parts that it marks; a base's own is not known."""
     if isinstance(template, BaseTemplate):
         return {}
-    forms = {"reasoning": template.reasoning, "tool_call": template.tool_call}
-    return {kind: forms[written] for kind, written in WRITTEN_AS.items() if written in forms}
+    return template.forms
 
 
 def _specials_in(text: str, tokenizer: Tokenizer) -> list[int]:

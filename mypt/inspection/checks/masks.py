@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mypt.config import MaskPolicy
+from mypt.data.conversations import WRITTEN_AS
 from mypt.data.dataset import Dataset
 from mypt.data.masking import mask_from_spans
 from mypt.data.rendering.base_template import BaseTemplate
@@ -106,7 +107,8 @@ def wanted_weights(
     for number, name in enumerate(ROLES):
         found[role == number] *= policy.weights.get(name, 1.0)
     for name, word in {"content": "content", "end": "stop", "reasoning": "reasoning",
-                       "tool_call": "tool_calls", "failed_call": "tool_calls"}.items():  # fmt: skip
+                       "tool_call": "tool_calls", "failed_call": "tool_calls",
+                       "context": "context", "cite": "cite"}.items():  # fmt: skip
         found[kind == KIND[name]] *= policy.weights.get(word, 1.0)
     for number, weight in enumerate(row_weights):
         found[train == 2 + number] *= weight
@@ -116,10 +118,11 @@ def wanted_weights(
 def _wanted(spans: NDArray[np.void], policy: MaskPolicy) -> Booleans:
     """Return which spans are to be supervised."""
     role, kind, train = spans["role"], spans["kind"], spans["train"]
-    by_role = np.isin(role, [ROLE[name] for name in policy.roles])
+    speaks = np.isin(role, [ROLE[name] for name in policy.roles])
+    by_role = speaks | (policy.context & (kind == KIND["context"]))
     if policy.last_turn_only:
         last: dict[int, int] = {}
-        for span in spans[by_role]:
+        for span in spans[speaks]:
             row, message = int(span["conversation"]), int(span["message"])
             last[row] = max(message, last.get(row, 0))
         latest = [last.get(int(row), -1) for row in spans["conversation"]]
@@ -139,6 +142,10 @@ def _wanted(spans: NDArray[np.void], policy: MaskPolicy) -> Booleans:
     wanted &= ~(short & (kind == KIND["reasoning"]))
     if not policy.tool_calls:
         wanted &= kind != KIND["tool_call"]
+    if not policy.context:
+        wanted &= kind != KIND["context"]
+    if not policy.cite:
+        wanted &= kind != KIND["cite"]
     if policy.skip_failed_calls or not policy.tool_calls:
         wanted &= kind != KIND["failed_call"]
     return np.asarray(wanted, dtype=bool)
@@ -188,7 +195,7 @@ def _check_laws(
     too_much = ~wanted & (supervised > 0)
     too_little = wanted & (supervised == 0) & (length > 0)
     named = np.isin(role, [ROLE[name] for name in policy.roles])
-    part = np.isin(kind, [KIND[name] for name in ("reasoning", "tool_call", "failed_call")])
+    part = np.isin(kind, [KIND[name] for name in WRITTEN_AS if name != "text"])
     laws: tuple[tuple[str, Booleans], ...] = (
         ("header_supervised", too_much & (kind == KIND["header"])),
         ("tool_supervised", too_much & (kind != KIND["header"]) & (role == ROLE["tool"])),

@@ -16,7 +16,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from mypt.data.conversations import Document, Part, Row
+from mypt.data.conversations import WRITTEN_AS, Document, Part, Row
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import SPLITS, Split
 from mypt.data.preparation.encoding import Encoded, encode_rows, row_digests
@@ -28,7 +28,7 @@ from mypt.inspection.checks.blocks import LAYOUT, RowBlock, blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES, FEW_TWINS, Findings, Where
 from mypt.inspection.rowview import RowView, count_rows, read_row
 
-_MARKED: Final = (KIND["reasoning"], KIND["tool_call"], KIND["failed_call"])
+_MARKED: Final = tuple(KIND[kind] for kind in WRITTEN_AS if kind != "text")
 _WRITTEN: Final = (KIND["header"], KIND["end"])
 TAGS: Final = (
     r"</?(?:user|assistant|system|human|tool)>",

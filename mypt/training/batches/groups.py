@@ -27,7 +27,7 @@ recorded spans or a person's own words are supervised."""
 CLASS: Final = {name: index for index, name in enumerate(CLASSES)}
 _OF_KIND: Final = {
     "content": "answer content", "end": "stop", "reasoning": "reasoning",
-    "tool_call": "tool call", "failed_call": "tool call",
+    "tool_call": "tool call", "failed_call": "tool call", "cite": "answer content",
 }  # fmt: skip
 
 

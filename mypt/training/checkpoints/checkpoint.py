@@ -158,7 +158,7 @@ def _find_base(path: Path, base: ParentRecord) -> Path:
     name = Path(base.model_name, home.step_folder(base.step))
     places = Path(base.path), path.absolute().parent.parent / name, home.models_dir() / name
     for place in places:
-        if (place / LINEAGE).is_file() and read_lineage(place).weights == base.weights:
+        if home.exists(place / LINEAGE) and read_lineage(place).weights == base.weights:
             return place
     raise CheckpointError(
         f"{path}: an adapter of {base.model_name} step {base.step}, weights {base.weights[:12]},"

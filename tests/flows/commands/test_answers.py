@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -263,6 +265,22 @@ def test_a_traced_server_leaves_a_trace_a_request_and_an_untraced_one_no_journal
     assert sorted(trace.info.request_preview for trace in traces) == ["Hi", "Ho"]
     assert {trace.info.state for trace in traces} == {"OK"}
     assert traces[0].data.spans[0].inputs["max_tokens"] == 4
+
+
+def test_serve_ends_by_a_line_though_half_a_request_has_come(home):
+    process, url = started(home)
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port)) as opened:
+        opened.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        )
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert errors.count("\n") <= 2
 
 
 @pytest.mark.usefixtures("home")

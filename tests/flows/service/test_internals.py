@@ -3,8 +3,12 @@
 import asyncio
 import inspect
 import re
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+
+import httpx
+import pytest
 
 from flows.service import internals
 
@@ -45,3 +49,20 @@ def test_the_runner_still_has_the_handler_that_is_replaced():
         await asyncio.wait_for(asked.wait(), 10)
 
     asyncio.run(stopped())
+
+
+@pytest.mark.parametrize("name", ["_internal.observers", "runner._scheduled_run_poller"])
+def test_the_runner_asks_for_longer_than_a_server_takes_to_start(name, monkeypatch):
+    place = import_module(f"prefect.{name}")
+    monkeypatch.setattr(place, "critical_service_loop", place.critical_service_loop)
+    internals.patient_runner()
+    tries = []
+
+    async def ask():
+        tries.append(0)
+        if len(tries) == 50:
+            raise KeyError
+        raise httpx.ConnectError("nobody listens")
+
+    with pytest.raises(KeyError):
+        asyncio.run(place.critical_service_loop(workload=ask, interval=0.0))

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mypt import files
-from mypt.config import MaskPolicy
+from mypt.config import MaskPolicy, Source
 from mypt.data.dataset import mask, open_dataset, prepare, tokenize
 from mypt.data.manifest import METADATA, read_manifest, write_manifest
 from mypt.data.masking import explain
+from mypt.data.policies import parse_policy
 from mypt.data.spans import KIND
 from mypt.errors import ConfigError, DataError, ManifestError, MaskError
 from mypt.inspection.validation import validate
@@ -159,6 +160,49 @@ def test_a_mark_of_an_error_changes_no_token_and_no_mask_and_moves_no_row_to_the
     assert found[0] == found[1]
 
 
+def quoting(tmp_path, template="mypt"):
+    asks = {"role": "user", "content": "Who?", "context": "Ann did it."}
+    talk = [asks, {"role": "assistant", "content": "Ann.", "cite": "line 1"}]
+    path = write_chats(tmp_path / "chat.jsonl", [talk])
+    source = Source(path=str(path), parts="context=context,cite=cite")
+    made = config(sources=(source,), val_fraction=0.0, template=template)
+    return prepare(made, MaskPolicy(), tmp_path / "d").path
+
+
+@pytest.mark.parametrize("template", ["mypt", "documents"])
+@pytest.mark.parametrize(
+    ("words", "learned", "quoted"),
+    [
+        ("assistant", "Ann.[line 1]</Assistant>", 0.0),
+        ("assistant,user", "Who?</User>Ann.[line 1]</Assistant>", 0.0),
+        ("context=0.1", "(Ann did it.)Ann.[line 1]</Assistant>", 0.1),
+        ("context=0.5,user=0.5", "(Ann did it.)Who?</User>", 0.25),
+        ("no_cite", "Ann.</Assistant>", 0.0),
+    ],
+)
+def test_documents_are_learned_where_they_are_named_and_citations_unless_they_are(
+    tmp_path, template, words, learned, quoted
+):
+    opens, closes, cites, ends = (
+        ("<context>\n", "\n</context>\n\n", "<cite>", "</cite>")
+        if template == "mypt"
+        else ("<Context>", "</Context>", "<Cite>", "</Cite>")
+    )
+    for letter, tag in zip("()[]", (opens, closes, cites, ends), strict=True):
+        learned = learned.replace(letter, tag)
+    policy = parse_policy(words)
+    masked = mask(quoting(tmp_path, template), policy, tmp_path / "m").path
+    assert validate(Path(masked)).ok
+    dataset = open_dataset(masked)
+    (view,) = dataset.shards("train")
+    assert dataset.tokenizer.decode(np.asarray(view.tokens)[np.asarray(view.mask) > 0]) == learned
+    (span,) = view.spans[view.spans["kind"] == KIND["context"]]
+    weights = dataset.manifest.mask.weights
+    assert {weights[byte] for byte in view.mask[span["start"] : span["stop"]]} == {quoted}
+    why = "the policy supervises quoted documents" if quoted else "the policy leaves quoted"
+    assert explain(span, policy).why.startswith(why)
+
+
 def test_a_row_may_leave_a_message_out_or_ask_for_a_users(tmp_path):
     turns = [
         say("user", "a"), say("assistant", "b", train=False),
@@ -181,9 +225,7 @@ def test_a_tool_result_marked_for_training_is_refused_by_file_and_line(tmp_path)
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
-@settings(
-    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=4), st.booleans())
 def test_the_supervised_bytes_are_the_answers_and_their_stops(tmp_path_factory, exchanges, last):
     folder = tmp_path_factory.mktemp("bytes")

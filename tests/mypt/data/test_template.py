@@ -41,6 +41,7 @@ EXPECTED = {
     "### Instruction:\nBye",
     "plain": "Be briefHiHello<|endoftext|>Bye",
 }
+EXPECTED["documents"] = EXPECTED["mypt"]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -62,7 +63,7 @@ def test_nothing_is_put_before_a_conversation_that_has_no_system_turn():
     assert written(render(FORMS["mypt"], CHAT)) == "<User>Hi</User><Assistant>Hello</Assistant>"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(conversation=conversations)
 def test_history_is_never_written_differently_once_more_turns_follow(conversation):
     for template in FORMS.values():
@@ -72,7 +73,7 @@ def test_history_is_never_written_differently_once_more_turns_follow(conversatio
             assert whole[: len(shorter)] == shorter
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(conversation=conversations)
 def test_there_is_one_start_token_where_the_template_has_one_and_none_elsewhere(conversation):
     for name, template in FORMS.items():
@@ -212,3 +213,42 @@ def test_what_is_wrong_with_an_own_file_is_said_in_plain_words(tmp_path, change,
     with pytest.raises(ConfigError) as error:
         load_template(path)
     assert says in str(error.value)
+
+
+QUOTING = (
+    Message("user", (Part("context", "one"), Part("context", "two"), Part("text", "Who?"))),
+    Message("assistant", (Part("text", "Ann"), Part("cite", "one"))),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mypt", "<User><context>\none\n</context>\n\n<context>\ntwo\n</context>\n\nWho?</User>"
+         "<Assistant>Ann<cite>one</cite></Assistant>"),
+        ("documents", "<User><Context>one</Context><Context>two</Context>Who?</User>"
+         "<Assistant>Ann<Cite>one</Cite></Assistant>"),
+    ],
+)  # fmt: skip
+def test_documents_and_citations_stand_in_text_or_in_tokens_of_their_own(name, text):
+    segments = render(FORMS[name], Conversation(QUOTING, HERE))
+    assert written(segments) == text
+    kinds = [KINDS[segment.kind] for segment in segments if segment.kind > KINDS.index("end")]
+    assert set(kinds) == {"context", "cite"}
+    own = {s.special for s in segments if KINDS[s.kind] in ("context", "cite")} - {None}
+    assert len(own) == (4 if name == "documents" else 0)
+
+
+def test_templates_of_before_keep_their_digests_and_can_quote():
+    digests = {
+        "mypt": "0b30d5b51e0d",
+        "chatml": "daa4de5bc94b",
+        "llama3": "8fedf2e3c2e4",
+        "alpaca": "985486348c76",
+        "plain": "9241a26436a7",
+    }
+    assert {name: FORMS[name].digest[:12] for name in digests} == digests
+    silent = small(cite=None)
+    assert small().digest != silent.digest
+    with pytest.raises(DataError, match="no form for cite parts; choose another"):
+        render(silent, Conversation(QUOTING, HERE))

@@ -81,7 +81,7 @@ def test_text_comes_back_as_it_was_and_never_becomes_a_special_token(make):
     ours = make()
     special = set(ours.special_tokens.values())
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(text=texts)
     def check(text):
         ids = ours.encode(text)
@@ -140,7 +140,7 @@ def test_bpe_gives_the_ids_of_its_trainers_own_encoder():
     trainer.train_from_iterator(iter(CORPUS), 400)
     bpe = trained("bpe:400")
 
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(text=st.one_of(texts, st.lists(st.sampled_from(CORPUS)).map(" ".join)))
     def check(text):
         assert bpe.encode(text).tolist() == trainer.encode(text)

@@ -11,6 +11,7 @@ from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.inference.server.answering import Queue, Served
 from mypt.inference.server.serving import configured, create_app, listen
+from mypt.model.cache import RowCaches
 from mypt.model.gpt import GPT
 from mypt.references import CheckpointRef
 
@@ -30,24 +31,37 @@ class Echo(GPT):
         self.gate.set()
         self.steps = 0
 
-    def step(self, ids, *_, **__):
+    def new_cache(self, batch_size, _):
+        return Left([iter(())] * batch_size)
+
+    def step(self, ids, cache, *_, **__):
         if ids.shape[1] > 1:
-            user, end = (self.tokenizer.special_id(tag) for tag in ("<User>", "</User>"))
-            read = ids[0].tolist()
-            begin = len(read) - 1 - read[::-1].index(user)
-            said = read[begin + 1 : len(read) - 1 - read[::-1].index(end)]
-            self.left = iter(said * 999 if self.endless else [*said, self.tokenizer.stop_id])
+            cache.rows = [self._answer(row.tolist()) for row in ids]
         self.gate.wait(60)
         self.steps += 1
-        logits = torch.zeros(1, 272)
-        logits[:, next(self.left)] = 99.0
+        logits = torch.zeros(len(ids), 272)
+        for row, left in zip(logits, cache.rows, strict=True):
+            row[next(left, self.tokenizer.stop_id)] = 99.0
         return logits
+
+    def _answer(self, read):
+        user, end = (self.tokenizer.special_id(tag) for tag in ("<User>", "</User>"))
+        begin = len(read) - 1 - read[::-1].index(user)
+        said = read[begin + 1 : len(read) - 1 - read[::-1].index(end)]
+        return iter(said * 999 if self.endless else [*said, self.tokenizer.stop_id])
+
+
+class Left(RowCaches):
+    """What is left to say in each row."""
+
+    def __init__(self, rows):
+        self.rows, self.max_length = rows, CONTEXT
 
 
 @contextmanager
-def serving(model, tokenizer, *, waiting=64, api_key=None, told=None):
+def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None):
     """Yield the address of a server that ends with the block."""
-    queue = Queue(waiting)
+    queue = Queue(model, tokenizer, waiting, at_once)
     served = Served(model, tokenizer, "echo", CHECKPOINT, queue, lambda: 1, api_key, told)
     with listen("127.0.0.1", 0, None) as listening:
         config = configured(create_app(served), 1)

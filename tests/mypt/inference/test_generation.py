@@ -7,7 +7,14 @@ from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ConfigError
 from mypt.inference.chat import answer_prompts, prompt_of
-from mypt.inference.generation import generate, generate_batch, known_tokens, stream
+from mypt.inference.generation import (
+    OpenRow,
+    Together,
+    generate,
+    generate_batch,
+    known_tokens,
+    stream,
+)
 from mypt.inference.sampling import Sampling
 from mypt.model.gpt import GPT
 
@@ -53,6 +60,29 @@ def test_a_batch_of_different_lengths_writes_what_each_prompt_gives_alone(model,
     prompts = [list(range(1, n + 1)) for n in (11, 3, 24, 7, 1, 3)] * 12  # more than one load
     alone = [list(stream(model, p, max_tokens=8, sampling=sampling)) for p in prompts]
     assert generate_batch(model, prompts, max_tokens=8, sampling=sampling) == alone
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), HOT, HOT.model_copy(update={"repetition_penalty": 1.7})]
+)
+def test_rows_that_come_and_go_write_what_each_gives_alone(model, sampling):
+    prompts = [[1, 2, 3], [9], list(range(15)), [4, 5], list(range(20)), [7] * 6]
+    alone = [
+        list(stream(model, p, max_tokens=n + 2, sampling=sampling)) for n, p in enumerate(prompts)
+    ]
+    rows = [OpenRow(p, len(one), sampling=sampling) for p, one in zip(prompts, alone, strict=True)]
+    together, written = Together(model), {id(row): [] for row in rows}
+    sizes, waiting = [], list(rows)
+    while waiting or together.rows:
+        if waiting:  # one more before each step
+            together.add([waiting.pop()])
+        sizes.append(len(together.rows))
+        for row, token in together.step():
+            written[id(row)].append(token)
+        together.tidy()
+        assert together.size == len(together.rows)
+    assert [written[id(row)] for row in rows] == alone
+    assert max(sizes) >= 4
 
 
 def test_a_row_that_stops_early_does_not_disturb_the_others(model):

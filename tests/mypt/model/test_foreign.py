@@ -8,9 +8,11 @@ import torch
 from mypt.config import GPTConfig
 from mypt.errors import CheckpointError, ConfigError
 from mypt.inference.generation import generate, generate_batch
-from mypt.inference.huggingface.imports import read_foreign
+from mypt.inference.huggingface.imports import read_base, read_foreign
+from mypt.inference.huggingface.tensors import Tensors
+from mypt.model.foreign import write_module
 from mypt.model.parameters import make_model, shapes
-from tests.mypt.inference.huggingface.families import FOREIGN, VOCAB, make
+from tests.mypt.inference.huggingface.families import FAMILIES, FOREIGN, VOCAB, make
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[transformers]'")
 
@@ -107,6 +109,41 @@ def test_tokens_are_those_that_transformers_generates(both):
     assert generate_batch(ours, prompts, max_tokens=6) == expected
     until = expected[0].index(stop := expected[0][-1]) + 1
     assert generate(ours, prompts[0], max_tokens=6, stop_ids=[stop]) == expected[0][:until]
+
+
+def test_of_a_wrapper_that_sees_too_the_text_part_is_read_and_learned(tmp_path):
+    """As Gemma 3 of 4B comes: a text model and a vision tower under one config."""
+    eye = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    config = transformers.Gemma3Config(
+        text_config=FAMILIES["gemma 3"][1], vision_config=eye, mm_tokens_per_image=4,
+        image_token_index=VOCAB - 1, boi_token_index=VOCAB - 2, eoi_token_index=VOCAB - 3,
+    )  # fmt: skip
+    theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model_type 'gemma3'.*--base transformers"):
+        read_base(tmp_path)
+    ours = read(tmp_path)
+    idx, targets, mask = batch()
+    idx, targets = idx.clamp(max=VOCAB - 4), targets.clamp(max=VOCAB - 4)
+    labels = torch.where(mask.bool(), targets, -100)
+    with torch.no_grad():
+        logits = theirs(input_ids=idx, use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    found = ours.train().loss(idx, targets, mask).mean
+    found.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    seeing = {n for n, p in ours.named_parameters() if p.grad is None}
+    assert seeing == {n for n, p in ours.named_parameters() if not p.requires_grad}
+    assert {n for n, _ in ours.named_parameters() if "vision" in n or "projector" in n} == seeing
+    write_module(ours.config, dict(ours.named_parameters()), torch.float32, tmp_path / "out")
+    held, back = (Tensors(folder) for folder in (tmp_path, tmp_path / "out"))
+    assert held.held.keys() == back.held.keys()
+    for name in held.held:
+        torch.testing.assert_close(back.read(name), held.read(name), rtol=0, atol=0)
 
 
 def test_tensors_that_are_not_all_of_the_module_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """What is said before a training is what the training then does."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from flows.commands.planning import render
 from mypt.config import Preset
 from mypt.errors import ConfigError, TrainingError
+from mypt.parsing import read_json
 from mypt.planning import configs
 from mypt.planning.configs import plan, read_presets
 from mypt.planning.forecast import Data, best_interval, forecast
@@ -18,11 +20,16 @@ from mypt.planning.sizes import count_operations
 H100 = GPUS["h100"]
 
 
-def test_a_checkpoint_is_as_large_as_was_said(tiny, chat_dataset, plan, finish):
-    end = finish(plan(n_embd=64))["end"]
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_checkpoint_is_as_large_as_was_said(optimizer, tiny, chat_dataset, plan, finish):
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    end = finish(plan(n_embd=64, optimizer=optimizer))["end"]
     written = sum(file.stat().st_size for file in Path(end.checkpoint.path).iterdir())
     size = (chat_dataset / "tokenizer_state.json").stat().st_size
-    found = forecast(tiny(n_embd=64), Machine(), Data(1000, 10, 0.5, other_bytes=size))
+    found = forecast(
+        tiny(n_embd=64, optimizer=optimizer), Machine(), Data(1000, 10, 0.5, other_bytes=size)
+    )
     assert found.checkpoints.bytes == pytest.approx(written, rel=0.05)
 
 
@@ -125,11 +132,7 @@ def test_a_model_that_fits_no_gpu_says_so():
 
 
 def test_every_figure_is_printed(tiny):
-    from rich.console import Console
-
-    console = Console(width=200, record=True)
-    console.print(render(forecast(tiny(), Machine(gpu=H100), Data(1000, 8, 0.5))))
-    said = console.export_text()
+    said = _said(forecast(tiny(), Machine(gpu=H100), Data(1000, 8, 0.5)))
     for part in ("parameters", "memory of one process", "FLOPs a step", "a checkpoint", "an epoch",
                  "50.0% supervised", "calculated", "40% of the peak", "50,000 hours"):  # fmt: skip
         assert part in said
@@ -159,3 +162,45 @@ def test_unknown_gpus_and_datasets_of_pipelines_are_refused(chat_dataset):
         find_gpu("h1000")
     with pytest.raises(ConfigError, match="the config of a pipeline"):
         plan(read_presets(Path("configs/demo.json")), Machine(), dataset_dir=chat_dataset)
+
+
+def test_a_plan_of_pairs_is_what_their_training_reads_and_keeps(tiny, pair_dataset, plan, finish):
+    from mypt.planning.configs import plan as forecasts
+
+    words = {
+        "block_size": 256, "batching": "packed", "objective": "dpo", "use_loss_mask": None,
+        "batch_size": 2, "grad_accumulation": 2, "max_iters": 12, "dropout": 0.0,
+    }  # fmt: skip
+    (found,) = forecasts((tiny(**words),), Machine(), dataset_dir=pair_dataset, probe_steps=3)
+    finish(plan("base", block_size=256, max_iters=1))
+    steps = finish(plan("p", init_from="base", dataset=pair_dataset, **words))["steps"]
+    assert found.steps == len(steps) == 12
+    read = sum(step.tokens for step in steps) / len(steps)
+    assert read == pytest.approx(found.tokens_per_epoch / found.steps_per_epoch, rel=0.1)
+    learned = sum(step.supervised for step in steps) / len(steps)
+    assert learned == pytest.approx(found.density * found.tokens_per_step, rel=0.1)
+    alone = forecast(tiny(**words | {"reference": "none"}), Machine())
+    assert found.memory["none"].weights == 2 * alone.memory["none"].weights
+    assert found.measured
+    assert "base and pairs' sides add" in _said(found)
+
+
+def test_a_pipeline_that_prefers_has_three_trainings(tmp_path):
+    config = Path("configs/demo.json").resolve()
+    pairs = {"sources": [{"path": "p.jsonl", "pairs": True}]}
+    prefer = {"pairs": pairs, "train": {"batching": "packed", "objective": "ipo"}}
+    values = read_json(config) | {"prefer": prefer}
+    for stage in ("pretrain", "sft"):
+        if "preset" in values[stage]:
+            values[stage]["preset"] = str(config.parent / values[stage]["preset"])
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    base, _, last = read_presets(tmp_path / "c.json")
+    assert (last.objective, last.architecture()) == ("ipo", base.architecture())
+
+
+def _said(found):
+    from rich.console import Console
+
+    console = Console(width=200, record=True)
+    console.print(render(found))
+    return console.export_text()

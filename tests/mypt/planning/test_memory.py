@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_iter
 
 from mypt.config import Preset
 from mypt.model.gpt import GPT
+from mypt.model.objectives import Objective
 from mypt.planning.sizes import estimate
 from mypt.training.optim import make_optimizer, narrow
 
@@ -25,6 +26,11 @@ LLAMA_1B = {
     "vocab_size": 128256, "n_layer": 16, "n_head": 32, "n_kv_head": 8, "n_embd": 2048,
     "mlp_width": 8192, "mlp_type": "swiglu", "norm_type": "rmsnorm", "pos_encoding": "rope",
     "dropout": 0.0,
+}  # fmt: skip
+SMOLLM2_1B = LLAMA_1B | {"vocab_size": 49152, "n_layer": 24, "n_kv_head": 32}
+QWEN_3B = LLAMA_1B | {
+    "vocab_size": 151936, "n_layer": 36, "n_head": 16, "n_kv_head": 2, "mlp_width": 11008,
+    "qkv_bias": True,
 }  # fmt: skip
 LLAMA_3B = LLAMA_1B | {"n_layer": 28, "n_head": 24, "n_embd": 3072}
 
@@ -48,6 +54,44 @@ def test_the_peak_with_weights_in_bfloat16_is_what_a_step_needs(kind, density):
     preset = Preset.model_validate(SIZES | kind | {"weight_dtype": "bfloat16"})
     expected = estimate(preset, "none", density=density, device="cpu")
     assert expected.peak == pytest.approx(_peak(preset, "bfloat16", density), rel=BOUND)
+
+
+@pytest.mark.parametrize("low", [{}, {"weight_dtype": "bfloat16"}])
+@pytest.mark.parametrize("kind", [{}, MODERN | {"n_embd": 96}])
+def test_the_peak_with_moments_of_eight_bits_is_what_a_step_needs(kind, low):
+    pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    preset = Preset.model_validate(SIZES | kind | low | {"optimizer": "adamw8bit"})
+    dtype = "bfloat16" if low else "float32"
+    expected = estimate(preset, "none", dtype=dtype, device="cpu")
+    assert expected.peak == pytest.approx(_peak(preset, dtype, 1.0), rel=BOUND)
+
+
+@pytest.mark.parametrize(("sizes", "least"), [(SMOLLM2_1B, 24e9), (QWEN_3B, 40e9)])
+def test_eight_bits_let_a_base_be_tuned_whole_on_the_next_smaller_card(sizes, least):
+    """SmolLM2 1.7B and Qwen2.5 3B on cards of 24 and 40 GB, of which the runtime takes one."""
+    row = {"block_size": 2048, "batch_size": 1, "grad_accumulation": 16}
+    words = {"activation_checkpointing": True, "weight_dtype": "bfloat16"}
+    preset = Preset.model_validate(sizes | row | words)
+    eight = preset.model_copy(update={"optimizer": "adamw8bit"})
+    assert estimate(eight, "none").peak < least - 1e9 < estimate(preset, "none").peak
+
+
+PAIRS = {"batching": "packed", "objective": "dpo"}
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind",
+    [PAIRS, PAIRS | {"objective": "simpo"}, PAIRS | {"grad_accumulation": 3}, {"kl_base": 0.1},
+     {"kl_base": 0.1, "vocab_size": 50304}, PAIRS | {"n_embd": 256, "vocab_size": 4096}],
+)  # fmt: skip
+def test_the_peak_with_pairs_and_with_a_base_that_is_kept_is_what_a_step_needs(
+    kind, dtype, density
+):
+    preset = Preset.model_validate(SIZES | kind)
+    expected = estimate(preset, "none", density=density, dtype=dtype, device="cpu")
+    assert expected.peak == pytest.approx(_peak(preset, dtype, density), rel=BOUND)
 
 
 @pytest.mark.parametrize(("sizes", "card"), [(LLAMA_1B, 24e9), (LLAMA_3B, 80e9)])
@@ -119,13 +163,19 @@ def _peak(preset, dtype, density):
         model = narrow(GPT(preset.gpt()), preset.weight_dtype).train()
         model.transformer.checkpoint_blocks(preset.activation_checkpointing)
         optimizer = make_optimizer(model, preset)
+        how = {"objective": Objective.of(preset)}
+        if preset.keeps_base:
+            how["base"] = GPT(preset.gpt()).requires_grad_(False).eval()
+        if preset.of_pairs:
+            sides = (torch.arange(preset.block_size) >= preset.block_size // 2).int()
+            how["segments"] = sides.repeat(preset.batch_size, 1)
         for _ in range(2):
             live.most = live.now
             for _ in range(preset.grad_accumulation):
                 ids = torch.randint(preset.vocab_size, (preset.batch_size, preset.block_size))
                 mask = (torch.rand(ids.shape) < density).to(torch.uint8)
                 with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-                    loss = model.loss(ids, ids, mask)
+                    loss = model.loss(ids, ids, mask, **how)
                 loss.total.backward()
                 del loss
             optimizer.step()

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mypt.config import GPTConfig, load_config
 from mypt.model.gpt import GPT
+from mypt.model.objectives import NLL, Objective
 from mypt.planning.sizes import count_operations, count_weights
 
 SIZES = {"block_size": 32, "vocab_size": 300, "n_layer": 3, "n_head": 4, "n_embd": 32}
@@ -40,6 +41,19 @@ def test_operations_of_unmasked_training_are_those_torch_counts(kind, checkpoint
     assert counted == expected.total + expected.again
 
 
+@pytest.mark.parametrize("objective", [Objective("dpo"), Objective("simpo"), Objective("ipo")])
+def test_operations_of_pairs_and_their_base_are_those_torch_counts(objective):
+    """Rows of one side each, so that attention is the whole square that is counted."""
+    counted, expected = _count({}, 1.0, False, objective)
+    assert expected.beside
+    assert counted == expected.computed
+
+
+def test_operations_of_a_base_that_is_kept_are_those_torch_counts():
+    counted, expected = _count({}, 1.0, False, Objective(kl_base=0.1))
+    assert counted == expected.computed == expected.total + expected.total // 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_of_masked_training_are_those_torch_counts_to_two_percent(kind):
     """Not exactly: queries at some places stand in rows as long as the longest of them."""
@@ -54,7 +68,7 @@ def test_a_block_that_is_not_pruned_is_counted_whole():
     assert whole.head == count_operations(config, 2).head // 2
 
 
-def _count(kind, density, checkpointing):
+def _count(kind, density, checkpointing, objective=NLL):
     """Return what torch counts and what is expected.
 
     With dropout a CPU attends by plain products, which the counter sees.
@@ -66,10 +80,18 @@ def _count(kind, density, checkpointing):
     torch.manual_seed(0)  # the same mask, however many weights were drawn
     ids = torch.randint(config.vocab_size, (4, config.block_size))
     mask = None if density == 1.0 else (torch.rand(ids.shape) < density).to(torch.uint8)
+    keeps_base = objective.name in ("dpo", "ipo") or objective.kl_base > 0
+    base = GPT(config).requires_grad_(False).train() if keeps_base else None
+    segments = torch.zeros_like(ids) if objective.of_pairs else None
     with FlopCounterMode(display=False) as counter:
-        loss = model.loss(ids, ids, mask)
+        loss = model.loss(ids, ids, mask, segments=segments, objective=objective, base=base)
         loss.total.backward()
-    share = loss.weight.item() / ids.numel()
+    share = 1.0 if mask is None else mask.float().mean().item()
     return counter.get_total_flops(), count_operations(
-        config, 4, density=share, checkpointing=checkpointing
+        config,
+        4,
+        density=share,
+        checkpointing=checkpointing,
+        keeps_base=keeps_base,
+        of_pairs=objective.of_pairs,
     )

@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -112,6 +114,22 @@ def test_moved_folders_are_found(chain, tmp_path, monkeypatch):
     places = [Path(link.path) for _, link in walk(found) if link.path]
     assert len(places) == 7
     assert all(place.is_relative_to(there) for place in places)
+
+
+def test_folders_come_from_a_home_that_nobody_else_may_enter(chain, tmp_path, monkeypatch):
+    world, checkpoint = chain
+    there = tmp_path / "mine"
+    shutil.move(world, there)
+    monkeypatch.setenv("MYPT_HOME", str(there))
+    true = os.stat
+
+    def stat(path, *words, **choices):
+        if not isinstance(path, int) and str(path).startswith(str(world)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return true(path, *words, **choices)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert trace(there / checkpoint.relative_to(world), verify=True).ok
 
 
 def test_what_is_gone_is_said_and_the_records_still_speak(chain):

@@ -15,7 +15,7 @@ from mypt.inference.huggingface.imports import read_base
 from mypt.inference.huggingface.tensors import Tensors
 from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
-from mypt.training.base_import import base_of
+from mypt.training.base_import import base_of, licence_of
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
@@ -201,6 +201,28 @@ def test_rows_longer_than_the_base_holds_want_stretched_positions(theirs, tmp_pa
         assert (made.block_size, made.longest, made.rope_scaling.factor) == (64, 64, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\ntags: [a]\nlicense: apache-2.0\nb: c\n---\nlicense: other\n", "apache-2.0"),
+        ("---\nlicense: 'llama3.2'\n---\n", "llama3.2"), ("# A\nlicense: mit\n", ""), (None, ""),
+    ],
+)  # fmt: skip
+def test_a_lineage_names_the_licence_that_a_base_states(card, licence, tmp_path):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert licence_of(tmp_path) == licence
+
+
+def test_an_imported_base_has_its_licence_in_its_lineage(theirs, tmp_path, tiny):
+    folder, _, _ = theirs
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    data = prepare_chat(tmp_path, tokenization=f"hf:{folder}")
+    parent = plan_run(tiny(), "a", data, init_from=f"hf:{folder}").parent
+    (source,) = read_lineage(Path(parent.path)).dataset.sources
+    assert source.licence == "mit"
+
+
 def test_the_same_base_is_read_once_and_a_lineage_says_that_it_was_imported(theirs, tmp_path, tiny):
     folder, _, _ = theirs
     data = prepare_chat(tmp_path, tokenization=f"hf:{folder}")
@@ -307,7 +329,7 @@ def test_a_module_of_transformers_is_trained_stopped_traced_made_again_and_expor
             {"weight_dtype": "bfloat16", "dtype": "auto"},
             "base transformers with weight_dtype bfloat16",
         ),
-        ({"parallel": "ddp"}, "base transformers with parallel ddp"),
+        ({"parallel": "fsdp"}, "base transformers with parallel fsdp; expected ddp"),
     ],
 )
 def test_what_a_module_of_transformers_cannot_do_is_refused(changes, named, tiny):

@@ -1,12 +1,14 @@
 """Which weights decay, and how the learning rate moves."""
 
 import math
+import sys
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from mypt.config import GPTConfig, TrainConfig
+from mypt.errors import ConfigError
 from mypt.model.gpt import GPT
 from mypt.training.optim import learning_rate_at, make_optimizer, narrow, rounded
 
@@ -145,3 +147,81 @@ def test_weights_in_bfloat16_want_their_products_and_one_process(other):
 
 def test_a_config_that_says_nothing_of_it_is_written_as_before():
     assert "weight_dtype" not in CONFIG.model_dump()
+
+
+EIGHT = CONFIG.model_copy(update={"optimizer": "adamw8bit"})
+WIDE = SMALL.model_copy(update={"n_embd": 64, "n_head": 2, "vocab_size": 100, "tie_weights": False})
+LARGE = {f"transformer.h.0.{part}.weight" for part in PRODUCTS}
+
+
+def gradients(model, step):
+    chance = torch.Generator().manual_seed(step)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=chance) * 1e-3
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_moments_of_eight_bits_are_those_of_large_matrices_and_step_nearly_as_adamw(low):
+    pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    torch.manual_seed(0)
+    models = [GPT(WIDE) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    before = {n: w.detach().clone() for n, w in models[0].named_parameters()}
+    narrow(models[1], "bfloat16" if low else "float32")
+    made = [make_optimizer(models[0], CONFIG), make_optimizer(models[1], EIGHT)]
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+    for step in range(5):
+        for model, optimizer in zip(models, made, strict=True):
+            gradients(model, step)
+            optimizer.step()
+    kept = {n: made[1].state[w] for n, w in models[1].named_parameters()}
+    codes = {n for n, state in kept.items() if state["exp_avg"].dtype == torch.uint8}
+    assert codes == LARGE | {"lm_head.weight"}
+    for name, weight in models[1].named_parameters():
+        plain = dict(models[0].named_parameters())[name]
+        if name in codes:
+            moved = (plain - before[name]).norm()
+            assert (weight.float() - plain).norm() < (0.1 if low else 0.05) * moved, name
+            parts = kept[name]
+            assert {p: (t.dtype, t.numel()) for p, t in parts.items() if p != "step"} == {
+                "exp_avg": (torch.uint8, weight.numel()),
+                "exp_avg_sq": (torch.uint8, weight.numel()),
+                "exp_avg_scale": (torch.float32, -(-weight.numel() // 256)),
+                "exp_avg_sq_scale": (torch.float32, -(-weight.numel() // 256)),
+            }
+        else:
+            assert torch.equal(weight, plain), name
+
+
+def test_eight_bits_without_their_library_are_refused_in_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"adamw8bit.*pip install 'mypt\[bitsandbytes\]'"):
+        make_optimizer(GPT(WIDE), EIGHT)
+
+
+def test_eight_bits_where_they_have_no_kernels_or_no_whole_weights_are_refused():
+    with pytest.raises(ConfigError, match="bitsandbytes has none for meta; set optimizer adamw"):
+        make_optimizer(GPT(WIDE).to("meta"), EIGHT)
+    with pytest.raises(ValidationError, match="optimizer adamw8bit with parallel fsdp"):
+        TrainConfig(optimizer="adamw8bit", parallel="fsdp", processes=2)
+
+
+def test_eight_bits_whose_kernels_do_not_run_are_refused_before_any_step(monkeypatch):
+    functional = pytest.importorskip("bitsandbytes.functional", reason="mypt[bitsandbytes]")
+
+    def fail(**_):
+        raise RuntimeError("no kernel image is available\nfor execution")
+
+    monkeypatch.setattr(functional, "create_dynamic_map", fail)
+    with pytest.raises(ConfigError, match=r"not run on cpu: no kernel image is available; set opt"):
+        make_optimizer(GPT(WIDE), EIGHT)
+
+
+def test_a_library_that_would_fetch_kernels_from_a_hub_cannot(monkeypatch):
+    pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    own = object()
+    monkeypatch.setitem(sys.modules, "kernels", own)
+    make_optimizer(GPT(WIDE), EIGHT)
+    assert sys.modules["kernels"] is own

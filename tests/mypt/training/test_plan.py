@@ -58,6 +58,16 @@ def test_a_default_that_overrides_the_base_is_named_as_a_default(chat_dataset):
     assert not [line for line in lines if "n_embd: " in line]
 
 
+@pytest.mark.usefixtures("base")
+def test_knobs_that_are_not_written_at_their_default_are_said_too(tiny, chat_dataset, plan, finish):
+    lines = plan_run(tiny(logit_softcap=30.0), "sft", chat_dataset, init_from="base").inherited
+    assert "logit_softcap: None kept from the base model, the preset's 30.0 is not used" in lines
+    assert not [line for line in lines if line.startswith("base_config")]
+    finish(plan("low", weight_dtype="bfloat16", dtype="bfloat16", max_iters=2))
+    lines = plan_run(tiny(), "sft", chat_dataset, init_from="low").inherited
+    assert "weight_dtype: bfloat16 -> float32 (default)" in lines
+
+
 def test_the_lineage_names_the_parent_by_its_weights(base, plan, finish):
     end = finish(plan("sft", init_from="base", max_iters=1))["end"]
     parent = read_lineage(models_dir() / "sft" / "step_000001").parent

@@ -1,6 +1,7 @@
 """Law 3 with pairs: each weighs the same, whole, packed, accumulated, over ranks, over a stop."""
 
 import shutil
+import signal
 
 import pytest
 import safetensors.torch
@@ -14,13 +15,15 @@ from mypt.home import models_dir
 from mypt.model import preference
 from mypt.model.loss import supervised_positions
 from mypt.training import gradients as summing
-from mypt.training import step
+from mypt.training import loop, step
+from mypt.training.checkpoints import checkpoint
 from mypt.training.distributed import ALONE
 from mypt.training.gradients import Share, add_gradients
 from mypt.training.lineage import RunContext, read_lineage
 from mypt.training.loop import evaluate, train
 from mypt.training.run import open_run
 from tests.mypt.training.gloo import together
+from tests.mypt.training.test_resume import in_a_child, kill_at
 
 OF_PAIRS = {
     "block_size": 256, "batching": "packed", "objective": "dpo", "use_loss_mask": None,
@@ -148,6 +151,28 @@ def test_a_stopped_run_goes_on_bit_for_bit(pairs, finish, stop_at):
     first = list(train(pairs("m"), should_stop=lambda: len(done) >= stop_at or done.append(0)))
     assert (first[-1].reason, first[-1].step) == ("stopped", stop_at)
     finish(pairs("m"))
+    assert digest_of("m") == digest_of("straight")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "nth"),
+    [
+        (loop.Run, "batch", 10),  # between two micro-batches of step 3
+        (preference, "number_sides", 9),  # between the passes over one
+        (loop, "loss_of", 5),  # inside an evaluation
+        (checkpoint, "write_lineage", 2),  # in a checkpoint, all files but the last there
+    ],
+)
+@pytest.mark.parametrize("objective", ["dpo", "simpo"])
+def test_a_killed_run_goes_on_bit_for_bit(pairs, finish, objective, place, name, nth):
+    words = {"objective": objective, "checkpoint_interval": 2}
+    finish(pairs("straight", **words))
+    for where in ((place, name, nth), (loop.Run, "batch", 3)):  # a second one during recovery
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at(patch, *where)
+            ended = in_a_child(lambda: list(train(pairs("m", **words))))
+            assert ended == -signal.SIGKILL
+    finish(pairs("m", **words))
     assert digest_of("m") == digest_of("straight")
 
 

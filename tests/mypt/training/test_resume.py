@@ -88,6 +88,25 @@ def test_weights_in_bfloat16_go_on_bit_for_bit_and_lie_so_on_disk(plan, finish):
     assert held["transformer.ln_f.weight"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("low", [{}, {"weight_dtype": "bfloat16", "dtype": "auto"}])
+def test_moments_of_eight_bits_go_on_bit_for_bit_after_a_kill(plan, finish, low):
+    pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    words = {"optimizer": "adamw8bit", "max_iters": 4, "n_embd": 64, "checkpoint_interval": 2}
+    words |= low
+    finish(plan("straight", **words))
+
+    def killed():
+        for event in train(plan(**words)):
+            if isinstance(event, CheckpointSaved):
+                die()
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    assert finish(plan(**words))["all"][0].step == 2
+    assert digests("m") == digests("straight")
+    held = safetensors.torch.load_file(models_dir() / "m" / "step_000004" / "optimizer.safetensors")
+    assert held["transformer.h.0.mlp.c_fc.weight.exp_avg"].dtype == torch.uint8
+
+
 def test_a_resumed_run_reads_the_same_rows_in_the_same_order(plan, finish, monkeypatch):
     whole = Rows(monkeypatch)
     finish(plan("a", batching="packed", block_size=32))

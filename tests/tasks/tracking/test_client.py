@@ -1,15 +1,17 @@
 """Checkpoints, datasets and the overview as MLflow keeps them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mypt import files
+from mypt.text import visible
 from tasks.tracking.destination import overview_url, read_sent, ui_page, write_sent
 from tasks.tracking.journal import Journal
 from tasks.tracking.mirror import Mirror, mirror_champion, sync
-from tasks.tracking.records import CheckpointRecord, DatasetInput, MeasuredOn, Metrics, Opened
+from tasks.tracking.records import CheckpointRecord, DatasetInput, MeasuredOn, Metrics, Opened, Text
 
 
 @pytest.fixture(autouse=True)
@@ -240,3 +242,20 @@ def test_each_champion_of_the_gate_is_its_pipelines_alias_that_moves_with_the_fi
     champions(own_home, made["other", 1].model_copy(update={"digest": "e" * 64}), made["demo", 1])
     assert "does not list the champion other" in capsys.readouterr().err
     assert "champion" not in client.get_registered_model("other").aliases
+
+
+def test_no_report_hides_a_character_or_steers_a_terminal(client, tmp_path):
+    hostile = "a\u202eb\x9b31mc\x1b]0;d\u200b Grüß"
+    run = begun("texts")
+    run.write(Text(name="config.json", text=json.dumps({"a": hostile}, ensure_ascii=False)))
+    run.write(Text(name="said.txt", text=hostile))
+    run.end("FINISHED")
+    sync()
+    (found,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    texts = {
+        name: Path(client.download_artifacts(found.info.run_id, name, tmp_path)).read_text()
+        for name in ("config.json", "said.txt")
+    }
+    assert {text: visible(text) for text in texts.values()} == {t: t for t in texts.values()}
+    assert json.loads(texts["config.json"]) == {"a": hostile}
+    assert texts["said.txt"] == visible(hostile)

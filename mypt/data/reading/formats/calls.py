@@ -250,6 +250,8 @@ class _Calls:
         if not n_calls:
             return
         made = list(_raw_calls(turn.fields)) or [(None, None)] * n_calls
+        if turn.fields.get("function_call") is not None and len(made) > n_calls:
+            made.pop()  # the older name of a call that was read already
         told = places if len(made) >= n_calls else []
         self._places += [*told, *[None] * (len(made) - len(told))]
         for key, name in made:

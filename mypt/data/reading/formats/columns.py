@@ -12,7 +12,13 @@ from mypt.data.conversations import Conversation, Message, Part
 from mypt.data.reading import strict_json
 from mypt.data.reading.formats.chats import ROW, frame, read_list
 from mypt.data.reading.formats.markups import read_turns_of
-from mypt.data.reading.formats.message import ROLE_NAMES, fields_of, read_message, to_message
+from mypt.data.reading.formats.message import (
+    ROLE_NAMES,
+    fields_of,
+    read_message,
+    to_message,
+    typed_parts,
+)
 from mypt.data.reading.formats.shapes import (
     MISSING,
     RowShape,
@@ -20,9 +26,10 @@ from mypt.data.reading.formats.shapes import (
     Speaker,
     alpaca_prompt,
     at_path,
+    check_inside,
     find_shape,
     holds_messages,
-    open_cell,
+    one_an_item,
     parse_turns,
     top_field,
 )
@@ -65,7 +72,7 @@ def read_columns(
         yield Conversation(said, place.origin)
         return
     _check_row(fields, script, place, tally)
-    rows = list(_one_an_item(fields, script.speakers, place)) if script.nested else [fields]
+    rows = list(one_an_item(fields, script.speakers)) if script.nested else [fields]
     if not rows:
         raise Dropped("a row whose list of items is empty")
     ask = alpaca_prompt if shape.format == "alpaca" else _join_texts
@@ -166,6 +173,8 @@ class _SpokenRow:
     ) -> None:
         self._fields, self._place, self._tally, self._how = fields, place, tally, how
         self._said: list[Message] = []
+        self._quoted: list[tuple[int, str, tuple[Part, ...]]] = []
+        """Documents: before which message they were heard, in which field, and they."""
         self._frame: dict[str, Any] = {}
         self._ask = ask
 
@@ -176,9 +185,10 @@ class _SpokenRow:
             heard = (key for key in self._fields if key in ROW and key not in spoken)
             self._frame = {key: self._fields[key] for key in heard}
         if script.nested:
-            _check_inside(self._fields, script.speakers, self._place, self._tally)
+            check_inside(self._fields, script.speakers, self._place, self._tally)
         for voice, speakers in script.groups:
             self._hear(voice, speakers)
+        self._put_documents()
         if self._said and not self._frame:
             return Conversation(tuple(self._said), self._place.origin)
         return Conversation(frame(self._said, self._frame, self._place), self._place.origin)
@@ -199,6 +209,9 @@ class _SpokenRow:
             part, role = Part("text", text), cast(Role, voice)
             is_said = text and not text.isspace()
             self._said.append(Message(role, (part,)) if is_said else to_message(role, [part]))
+            return
+        if voice in ("context", "cite"):
+            self._quote(voice, there)
             return
         if len(there) > 1 and voice not in ("turns", "system"):
             beside = {one.path: value for one, value in there[1:]}
@@ -222,6 +235,27 @@ class _SpokenRow:
             self._said += self._segments(first)
         else:
             self._frame["system"] = self._text(voice, there)
+
+    def _quote(self, voice: Voice, there: list[tuple[Speaker, Any]]) -> None:
+        """Hear documents, which the user's next turn quotes, or what the last answer cites."""
+        given = [part for _, value in there for part in typed_parts(value, voice)]
+        parts = read_message({"role": "user", "content": given}, self._place, self._tally).parts
+        path, last = there[0][0].path, self._said[-1] if self._said else None
+        if voice == "context":
+            self._quoted.append((len(self._said), path, parts))
+        elif last is not None and last.role == "assistant":
+            self._said[-1] = replace(last, parts=(*last.parts, *parts))
+        else:
+            raise DataError(f"{self._place}: no answer stands before {path}; name it behind one")
+
+    def _put_documents(self) -> None:
+        for at, path, parts in reversed(self._quoted):
+            later = range(at, len(self._said))
+            asked = next((n for n in later if self._said[n].role == "user"), None)
+            if asked is None:
+                raise DataError(f"{self._place}: no question stands behind {path}; name it before")
+            one = self._said[asked]
+            self._said[asked] = replace(one, parts=(*parts, *one.parts))
 
     def _value(self, one: Speaker) -> Any:
         value = at_path(self._fields, one.path)
@@ -360,40 +394,3 @@ def _spoken(fields: Mapping[str, Any], script: Script) -> Set[str]:
     if not script.nested:
         return script.fields
     return {top_field(fields, one.path) for one in script.speakers}
-
-
-def _check_inside(
-    fields: Mapping[str, Any], speakers: Sequence[Speaker], place: Place, tally: Tally
-) -> None:
-    """Count what is not read of the objects into which paths lead."""
-    inside: dict[str, set[str]] = {}
-    for one in speakers:
-        if "." in one.path and one.path not in fields:
-            keys = one.path.split(".")
-            for depth, key in enumerate(keys[1:], 1):
-                inside.setdefault(".".join(keys[:depth]), set()).add(key)
-    for path, read in inside.items():
-        value = open_cell(at_path(fields, path))
-        if isinstance(value, dict):
-            tally.check_fields(value, read, place, path)
-
-
-def _one_an_item(
-    fields: dict[str, Any], speakers: Sequence[Speaker], place: Place
-) -> Iterator[dict[str, Any]]:
-    """Yield the row once for each item of the list that a path leads through."""
-    for one in speakers:
-        keys = [] if one.path in fields else one.path.split(".")
-        for depth in range(1, len(keys)):
-            value = at_path(fields, ".".join(keys[:depth]))
-            items = open_cell(value)
-            if isinstance(items, list):
-                for item in items:
-                    yield from _one_an_item(_put(fields, keys[:depth], item), speakers, place)
-                return
-    yield fields
-
-
-def _put(fields: dict[str, Any], keys: list[str], item: Any) -> dict[str, Any]:
-    key, *rest = keys
-    return fields | {key: _put(open_cell(fields[key]), rest, item) if rest else item}

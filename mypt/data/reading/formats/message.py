@@ -37,16 +37,17 @@ _PART_KINDS: dict[str, PartKind] = {
     "text": "text", "input_text": "text", "output_text": "text", "refusal": "text",
     "reasoning": "reasoning", "thinking": "reasoning",
     "reasoning.text": "reasoning", "reasoning.summary": "reasoning",
+    "context": "context", "document": "context", "cite": "cite", "citation": "cite",
 }  # fmt: skip
 _SEALED = frozenset({"redacted_thinking", "reasoning.encrypted"})
 """Types of parts whose reasoning nobody but its maker can read."""
-_CONTENT = ("content", "value", "text", "parts")
+CONTENT = ("content", "value", "text", "parts")
 _REASONING = (
     "reasoning_content", "thinking", "reasoning", "reasoning_text", "thought",
     "reasoning_details", "thinking_blocks",
 )  # fmt: skip
 _THOUGHT = frozenset(_REASONING)
-_SAID = frozenset(_CONTENT)
+_SAID = frozenset(CONTENT)
 OF_MESSAGES = (*WEIGHTS, "loss", "loss_scale")
 """Besides, how ms-swift says it of a message; of a row these would be something measured."""
 _SAID_OF_TRAIN = frozenset(OF_MESSAGES)
@@ -57,7 +58,7 @@ _UNSAID = {None}
 MESSAGE = frozenset(
     {
         *("refusal", "tool_calls", "function_call", *_SPEAKER, *MEANINGLESS),
-        *(*_CONTENT, *_REASONING, *OF_MESSAGES, *_DETAILS),
+        *(*CONTENT, *_REASONING, *OF_MESSAGES, *_DETAILS),
     }
 )
 """Fields that are read of every message, or need not be."""
@@ -101,7 +102,7 @@ def read_message(
             " and content, or name the fields with format 'mapping'"
         )
     role = read_role(name, place)
-    content = first_of(fields, _CONTENT)
+    content = first_of(fields, CONTENT)
     is_plain = len(fields) == 2
     if not is_plain:
         read = MESSAGE
@@ -228,6 +229,12 @@ def read_text(fields: Mapping[str, Any], key: str, place: Place) -> str:
     return value
 
 
+def typed_parts(value: Any, kind: str) -> list[dict[str, Any]]:
+    """Return documents or citations, a text or object or a list of them, as parts of a content."""
+    given = value if isinstance(value, list) else [value]
+    return [(one if isinstance(one, dict) else {"text": one}) | {"type": kind} for one in given]
+
+
 def _parts(
     fields: dict[str, Any], role: Role, content: Any, place: Place, tally: Tally
 ) -> Iterator[Part]:
@@ -304,7 +311,7 @@ def _reasoning(fields: dict[str, Any], place: Place, tally: Tally) -> str | None
 
 def _check_doubled(fields: dict[str, Any], place: Place, tally: Tally) -> None:
     """Count a second role or content that says something else than the one that was read."""
-    for keys in (_SPEAKER, _CONTENT):
+    for keys in (_SPEAKER, CONTENT):
         held = {key: fields[key] for key in keys if fields.get(key) is not None}
         if len(held) > 1:
             first, *others = held.values()
@@ -324,9 +331,9 @@ def _read_part(
         named = isinstance(part, dict) and part.get("type") is not None
         found = f"type {shown(part['type'])}" if named else shown(part)
         raise DataError(
-            f"{place}: a part of the content is {found}; expected type text, reasoning or"
-            " tool_call, since only text can be learned here; write what it shows as a text, or"
-            " remove the row"
+            f"{place}: a part of the content is {found}; expected type text, reasoning, context,"
+            " cite or tool_call, since only text can be learned here; write what it shows as a"
+            " text, or remove the row"
         )
     train = read_train(part, place)
     value = call_in(part, kind) if is_call else first_of(part, (*_HELD, kind))

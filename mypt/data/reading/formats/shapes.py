@@ -7,14 +7,14 @@ each other are one turn, with an empty line between. Every shape also hears a ro
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, NamedTuple, cast
 
 from mypt.config import Format, Voice
 from mypt.data.reading.formats.markups import markup_of
-from mypt.data.reading.records import Dropped, verdict_of
+from mypt.data.reading.records import Dropped, Place, Tally, verdict_of
 
 MISSING: Final = object()
 """What a path finds where nothing is."""
@@ -281,3 +281,38 @@ _NEEDS_OF: Final = {
     format: tuple(one for one in _NEEDS if format in ("columns", one.shape.format))
     for format in ("columns", "alpaca", "prompt_completion")
 }
+
+
+def check_inside(
+    fields: Mapping[str, Any], speakers: Sequence[Speaker], place: Place, tally: Tally
+) -> None:
+    """Count what is not read of the objects into which paths lead."""
+    inside: dict[str, set[str]] = {}
+    for one in speakers:
+        if "." in one.path and one.path not in fields:
+            keys = one.path.split(".")
+            for depth, key in enumerate(keys[1:], 1):
+                inside.setdefault(".".join(keys[:depth]), set()).add(key)
+    for path, read in inside.items():
+        value = open_cell(at_path(fields, path))
+        if isinstance(value, dict):
+            tally.check_fields(value, read, place, path)
+
+
+def one_an_item(fields: dict[str, Any], speakers: Sequence[Speaker]) -> Iterator[dict[str, Any]]:
+    """Yield the row once for each item of the list that a path leads through."""
+    for one in speakers:
+        keys = [] if one.path in fields else one.path.split(".")
+        for depth in range(1, len(keys)):
+            value = at_path(fields, ".".join(keys[:depth]))
+            items = open_cell(value)
+            if isinstance(items, list):
+                for item in items:
+                    yield from one_an_item(_put(fields, keys[:depth], item), speakers)
+                return
+    yield fields
+
+
+def _put(fields: dict[str, Any], keys: list[str], item: Any) -> dict[str, Any]:
+    key, *rest = keys
+    return fields | {key: _put(open_cell(fields[key]), rest, item) if rest else item}

@@ -1,16 +1,21 @@
-"""Reasoning and calls that stand in an assistant's text between tags, as the parts that they are.
+"""What stands in a text between tags, or in a field of a message, as the parts that it is.
+
+Reasoning and calls of an assistant; documents and citations where their names are said.
 
 A policy acts on parts, so what looks like one and stays text is counted.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, cast
 
 from mypt.config import Reading
-from mypt.data.conversations import Conversation, Message, Part, Row
-from mypt.data.reading.records import Tally
+from mypt.data.conversations import Conversation, Message, Part, PartKind, Row
+from mypt.data.reading.formats.message import CONTENT, typed_parts
+from mypt.data.reading.records import Tally, first_of
 
 _CALL = "tool_call"
 _OFF = "none"
@@ -25,12 +30,45 @@ _OTHERS = (
 )  # fmt: skip
 """What begins reasoning, a call or a result elsewhere; it stays text."""
 _DEFAULT = Reading().reasoning_tags
+_SPEAKER = frozenset({"role", "from"})
+_RAW = frozenset({*CONTENT, "tools", "tool_calls", "function_call"})
+"""Fields of a message in which no other message lies."""
 
 
-def mark_parts(row: Row, tags: str, tally: Tally) -> Row:
-    """Return a row whose assistant's tagged texts are parts.
+def mark_fields(value: Any, parts: str) -> Any:
+    """Return a raw value in whose messages the fields named by ``parts`` are parts of the content.
 
-    ``<think>...</think>`` at the beginning of a message becomes reasoning, and
+    Documents stand before what a message says, citations behind it.
+    """
+    if isinstance(value, list):
+        return [mark_fields(one, parts) for one in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: one if key in _RAW else mark_fields(one, parts) for key, one in value.items()}
+    kinds = {name: kind for name, kind in _kinds(parts).items() if value.get(name)}
+    if not kinds or _SPEAKER.isdisjoint(value):
+        return value
+    fields = {key: one for key, one in value.items() if key not in kinds}
+    said = first_of(fields, CONTENT)
+    key = next((key for key in CONTENT if fields.get(key) is not None), "content")
+    held = dict[str, list[Any]](context=[], cite=[])
+    for name, kind in kinds.items():
+        held[kind] += typed_parts(value[name], kind)
+    texts = said if isinstance(said, list) else [] if said is None else typed_parts(said, "text")
+    return fields | {key: [*held["context"], *texts, *held["cite"]]}
+
+
+@lru_cache
+def _kinds(parts: str) -> dict[str, PartKind]:
+    """Return the kind of part that each name of a field or tag means."""
+    pairs = (pair.partition("=") for pair in parts.split(",") if pair)
+    return {name: cast(PartKind, kind) for kind, _, name in pairs}
+
+
+def mark_parts(row: Row, tags: str, tally: Tally, parts: str = "") -> Row:
+    """Return a row whose tagged texts are parts.
+
+    ``<think>...</think>`` at the beginning of an assistant's message becomes reasoning, and
     ``<tool_call>{"name": ...}</tool_call>`` a call, as it is written. The line feeds around the
     tags are the tags', as templates write them.
 
@@ -38,9 +76,12 @@ def mark_parts(row: Row, tags: str, tally: Tally) -> Row:
         row: A document stays as it is.
         tags: Names of the tags around reasoning, joined by commas; "none" leaves all of it text.
         tally: Counts what became a part, and tags that stay text.
+        parts: Which other tags hold a document or, in an assistant's text, a citation.
     """
     if not isinstance(row, Conversation):
         return row
+    if parts:
+        row = replace(row, messages=tuple(mark_quoted(one, parts, tally) for one in row.messages))
     marked: list[Message] | None = None
     for index, message in enumerate(row.messages):
         if message.role != "assistant":
@@ -68,6 +109,36 @@ def mark_message(message: Message, tags: str, tally: Tally) -> Message:
         if any(part.kind == "text" and tag in part.text for part in parts):
             tally.notes[f"{tag} in the text of the assistant stays text"] += 1
     return message if parts == list(message.parts) else replace(message, parts=tuple(parts))
+
+
+def mark_quoted(message: Message, parts: str, tally: Tally) -> Message:
+    """Return a message whose documents and citations between tags are parts."""
+    kinds = _kinds(parts)
+    if message.role != "assistant":
+        kinds = {name: kind for name, kind in kinds.items() if kind == "context"}
+    if not any(f"</{name}>" in part.text for name in kinds for part in message.parts):
+        return message
+    found = [piece for part in message.parts for piece in _quoted(part, kinds, tally)]
+    return replace(message, parts=tuple(found))
+
+
+def _quoted(part: Part, kinds: dict[str, PartKind], tally: Tally) -> Iterator[Part]:
+    """Yield what stands between tags and around them."""
+    if part.kind != "text":
+        yield part
+        return
+    done, text = 0, part.text
+    for match in re.finditer(rf"<({'|'.join(kinds)})>(.*?)</\1>", text, re.DOTALL):
+        kind = kinds[match[1]]
+        if before := text[done : match.start()]:
+            yield replace(part, text=before)
+        yield replace(part, kind=kind, text=match[2].strip("\n"))
+        tally.notes[f"text between <{match[1]}> tags read as {kind}"] += 1
+        done = match.end()
+        if kind == "context":
+            done += len(text) - done - len(text[done:].lstrip("\n"))
+    if rest := text[done:]:
+        yield replace(part, text=rest)
 
 
 @lru_cache

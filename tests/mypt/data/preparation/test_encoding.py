@@ -109,7 +109,7 @@ def test_the_seeds_second_example_token_by_token():
 def test_many_rows_at_once_are_what_one_segment_after_the_other_gives(name, template):
     ours = tokenizer(name, template)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(rows=rows_of_all_kinds)
     def check(rows):
         encoded = encode_rows(rows, ours)
@@ -137,7 +137,7 @@ def test_many_rows_at_once_are_what_one_segment_after_the_other_gives(name, temp
 def test_ids_decode_to_the_written_row_and_spans_tile_it(template):
     ours = tokenizer("gpt2", template)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(rows=rows_of_all_kinds)
     def check(rows):
         encoded = encode_rows(rows, ours)
@@ -156,7 +156,7 @@ def test_supervised_tokens_are_the_answers_and_their_stops_byte_for_byte(templat
     ours = tokenizer("gpt2", template)
     plain = st.builds(say, st.sampled_from(["system", "user", "assistant"]), texts)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(turns=st.lists(plain, min_size=1, max_size=6))
     def check(turns):
         encoded = encode_rows([Conversation(tuple(turns), HERE)], ours)
@@ -180,14 +180,15 @@ def learned(turns, template, policy):
             continue
         ours = [turn.train if part.train is None else part.train for part in turn.parts]
         for part, train in zip(turn.parts, ours, strict=True):
-            if not (asked if train is None else train):
+            quoted = part.kind == "context" and (number == last or not policy.last_turn_only)
+            if not (asked or quoted if train is None else train):
                 continue
-            is_call = part.kind in ("tool_call", "failed_call")
-            form = template.tool_call if is_call else template.reasoning
             skipped = part.kind == "failed_call" and policy.skip_failed_calls
+            word = "tool_calls" if part.kind.endswith("call") else part.kind
             if part.kind == "text":
                 said += part.text
-            elif (policy.tool_calls if is_call else policy.reasoning) and not skipped:
+            elif getattr(policy, word) and not skipped:
+                form = getattr(template, word.removesuffix("s"))
                 said += form.open + part.text + form.close
         if (asked and policy.end_of_turn) if turn.train is None else turn.train:
             said += template.turns[turn.role].end
@@ -202,6 +203,8 @@ policies = st.builds(
     reasoning=st.booleans(),
     tool_calls=st.booleans(),
     skip_failed_calls=st.booleans(),
+    context=st.booleans(),
+    cite=st.booleans(),
     text=st.booleans(),
 )
 
@@ -213,7 +216,7 @@ def test_under_every_policy_supervised_tokens_are_what_it_says_byte_for_byte(tem
         lambda turn: turn.role != "tool" or not (turn.train or any(p.train for p in turn.parts))
     )
 
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(turns=st.lists(turns, min_size=1, max_size=5), document=documents, policy=policies)
     @example(
         turns=[say("user", "a"), say("user", "")],
@@ -270,7 +273,7 @@ def test_the_row_starts_with_what_inference_feeds(template, prompt, answer):
 def test_what_inference_feeds_with_answer_and_stop_is_the_training_row(template):
     ours = tokenizer("byte", template)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(history=st.lists(messages, max_size=5), answer=texts)
     def check(history, answer):
         row = Conversation((*history, say("assistant", answer)), HERE)
@@ -284,7 +287,7 @@ def test_what_inference_feeds_with_answer_and_stop_is_the_training_row(template)
 def test_the_ids_of_a_history_do_not_change_when_more_turns_follow(template):
     ours = tokenizer("gpt2", template)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(turns=st.lists(messages, min_size=2, max_size=5))
     def check(turns):
         shorter = [Conversation(tuple(turns[: n + 1]), HERE) for n in range(len(turns))]

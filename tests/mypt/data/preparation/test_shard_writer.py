@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mypt.data.preparation.encoding import Encoded
@@ -78,7 +78,6 @@ def test_a_shard_holds_one_source_however_short_it_stays(tmp_path):
     assert found == [("train", 0, 0, 1), ("train", 1, 1, 7), ("val", 0, 0, 2)]
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=12),
     cuts=st.lists(st.integers(0, 12), max_size=3),

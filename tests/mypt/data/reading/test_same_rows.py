@@ -154,7 +154,7 @@ def prepared(path, how):
     return encoded.tokens, mask, encoded.rows["digest"]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.lists(rows(), min_size=1, max_size=4))
 def test_the_same_conversations_are_the_same_in_every_container(found):
     with tempfile.TemporaryDirectory() as name:

@@ -150,7 +150,7 @@ def test_every_shape_is_tried_here():
 def test_the_same_talks_are_the_same_in_every_shape_and_container(name):
     as_row = (BY_SHAPE | MESSAGES | EXPORTS)[name]
 
-    @settings(deadline=None, max_examples=4)
+    @settings(max_examples=4)
     @given(TALKS)
     def same(talks):
         with tempfile.TemporaryDirectory() as there:
@@ -189,7 +189,7 @@ def as_days(folder, talk):
     return day.parents[1]
 
 
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 @given(TALKS)
 def test_the_same_talks_are_the_same_as_single_messages(talks):
     with tempfile.TemporaryDirectory() as there:
@@ -205,7 +205,7 @@ def test_the_same_talks_are_the_same_as_single_messages(talks):
         is_same(expected, folder / "tagged.txt")
 
 
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 @given(TEXTS, TEXTS)
 def test_the_same_talk_is_the_same_in_every_export_of_people(question, answer):
     with tempfile.TemporaryDirectory() as there:
@@ -228,7 +228,7 @@ def test_the_same_talk_is_the_same_in_every_export_of_people(question, answer):
 def test_the_same_talk_is_the_same_in_every_markup(markup):
     text = RENDERED[markup][0]
 
-    @settings(deadline=None, max_examples=4)
+    @settings(max_examples=4)
     @given(st.fixed_dictionaries(dict.fromkeys(LETTER.findall(text), TEXTS)))
     def same(texts):
         def put(into):

@@ -173,6 +173,39 @@ CHANNELS = """\
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>' }}{% endif %}"""
+R1 = """\
+{%- set ns = namespace(system='') %}
+{%- for message in messages if message.role == 'system' %}
+    {%- set ns.system = ns.system + message.content %}
+{%- endfor %}
+{{- bos_token + ns.system }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{- '<|start|>' + message.content }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|end|>' + message.content.split('</think>')[-1] + '<|eot|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|end|><think>\\n' }}{% endif %}"""
+NEMOTRON = """\
+{%- set ns = namespace(asked=-1) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set ns.asked = loop.index0 %}{% endif %}
+{%- endfor %}
+{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content }}{% endif %}{{- '<|im_end|>\\n' }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set content = message.content.split('</think>')[-1] | trim %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if loop.index0 > ns.asked and message.reasoning_content %}
+            {{- '<think>\\n' + message.reasoning_content | trim + '\\n</think>\\n' + content }}
+        {%- else %}{{- '<think></think>' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
 CONTROLS = (
     "<bos>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>",
     "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>", "</tool_call>",

@@ -20,7 +20,7 @@ from mypt.data.preparation.rendered import encode_rendered
 from mypt.data.reading.records import Tally
 from mypt.data.rendering.sandbox import TODAY
 from mypt.data.spans import KIND, KINDS, ROLE
-from mypt.data.tokenizer import load_tokenizer
+from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.errors import ConfigError, DataError
 from mypt.inference.chat import chat_prompt
 from mypt.inspection.validation import validate
@@ -32,8 +32,10 @@ from tests.mypt.data.rendering.bases import (
     GLM,
     GLM_CALLS,
     HARMONY,
+    NEMOTRON,
     OPENS,
     QWEN,
+    R1,
     STOPS,
     STYLES,
     write_base,
@@ -316,6 +318,69 @@ def test_turns_are_trained_on_as_inference_sees_them_where_earlier_ones_are_writ
     assert any(fed == one[at : at + len(fed)] for one in ids for at in range(len(one)))
 
 
+THINKING = {
+    "r1": (R1, "{thought}\n</think>\n\n{answer}<|eot|>"),
+    "v3.1": (R1.replace("<think>\\n", "<think>"), "{thought}</think>{answer}<|eot|>"),
+    "nemotron": (NEMOTRON, "{thought}\n</think>\n{answer}<|im_end|>"),
+}
+"""Templates that strip earlier reasoning and open a tag for the next, and what is then written."""
+
+
+def thinking_rows(n=30):
+    """Talks of one to three exchanges, each answer with reasoning, some with a system message."""
+    for row in conversations(PLAIN, n=n, seed=8):
+        turns = tuple(
+            Message("assistant", (Part("reasoning", f"Hm, {t.text}?"), *t.parts))
+            if t.role == "assistant"
+            else t
+            for t in row.messages
+        )
+        yield Conversation(turns, HERE)
+
+
+def each_turn(folder):
+    """The base's tokenizer as train_as inference has it."""
+    ours = load_tokenizer(f"hf:{folder}", "base")
+    return Tokenizer(ours.vocabulary, ours.template.model_copy(update={"each_turn": True}))
+
+
+@pytest.mark.parametrize("name", THINKING)
+def test_each_turn_is_read_as_inference_feeds_it_where_a_template_opens_its_reasoning(
+    name, tmp_path, monkeypatch
+):
+    source, expected = THINKING[name]
+    fast = write_base(tmp_path, source)
+    ours = each_turn(tmp_path)
+    rows = list(thinking_rows())
+    found = encode_rendered(rows, ours, many=True)
+    assert not found.refused, found.refused[:3]
+    turns = [(row, n) for row in rows for n, t in enumerate(row.messages) if t.role == "assistant"]
+    assert len(found.rows) == len(turns) > len(rows)
+    encoded = encode_rows(found.rows, ours)
+    mask = mask_from_spans(encoded.spans, len(encoded.tokens), MaskPolicy())
+    for place, (row, n) in zip(encoded.rows, turns, strict=True):
+        span = slice(int(place["start"]), int(place["stop"]))
+        ids, learned = encoded.tokens[span].tolist(), np.asarray(mask[span]) == 1
+        fed = theirs_of(fast, row.messages[:n], monkeypatch, add_generation_prompt=True)
+        assert ids[: len(fed)] == fed == chat_prompt(ours, row.messages[:n])
+        assert not learned[: len(fed)].any(), "what is injected is a header"
+        assert "<think>" in ours.decode(fed[-3:])
+        thought, answer = (part.text for part in row.messages[n].parts)
+        said = expected.format(thought=thought, answer=answer)
+        assert ours.decode(encoded.tokens[span][learned].tolist()) == said
+        ends = len(fed) + int(learned.sum())
+        assert learned[len(fed) : ends].all()
+
+
+@pytest.mark.parametrize("name", THINKING)
+def test_a_turn_without_reasoning_is_refused_where_inference_opens_one(name, tmp_path):
+    write_base(tmp_path, THINKING[name][0])
+    ours = each_turn(tmp_path)
+    found = encode_rendered(list(conversations(PLAIN, n=3)), ours, many=True)
+    assert not found.rows
+    assert all("no prefix of what training reads" in reason for _, reason in found.refused)
+
+
 def test_turns_apart_want_a_template_of_the_base(tmp_path):
     write_base(tmp_path / "base", CHATML)
     with pytest.raises(ConfigError, match="train_as inference with template chatml"):
@@ -373,6 +438,15 @@ def test_a_row_whose_text_the_template_rewrites_is_refused_by_name_or_counted(qw
     tally = Tally()
     assert len(encode_counted([good, row, good], ours, tally).rows) == 2
     assert sum(tally.dropped.values()) == 1
+
+
+@pytest.mark.parametrize("kind", ["context", "cite"])
+def test_what_a_base_has_no_form_for_is_refused_by_name(qwen, kind):
+    _, ours = qwen
+    parts = (Part(kind, "a"), Part("text", "b"))
+    row = Conversation((Message("user", parts), say("assistant", "y")), HERE)
+    with pytest.raises(DataError, match="no form for quoted documents and citations"):
+        encode_rows([row], ours)
 
 
 def test_a_tool_call_that_spells_a_control_token_is_refused(qwen):

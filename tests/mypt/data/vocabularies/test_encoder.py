@@ -44,7 +44,7 @@ def test_texts_that_hold_the_separator_itself_are_encoded_as_if_alone(name):
     assert_like_alone(name, ["a\x1f", "b"])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(strings=st.lists(texts, max_size=8))
 def test_any_texts_are_encoded_as_if_alone(strings):
     for name in NAMES:

@@ -41,6 +41,7 @@ POLICIES = {
     "assistant": MaskPolicy(),
     "both": MaskPolicy(roles=("user", "assistant"), tool_calls=False),
     "last": MaskPolicy(last_turn_only=True, reasoning=False),
+    "documents": MaskPolicy(context=True, cite=False, last_round_only=True),
     "nobody's end": MaskPolicy(roles=("assistant", "system"), skip_failed_calls=True, text=False),
 }
 # What an exported template refuses has a test of its own.
@@ -148,7 +149,7 @@ def test_a_thousand_conversations_have_our_ids_our_mask_and_our_logits(pair, tmp
     folder = export(tmp_path / "out", model, tokenizer)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=1000)
     @given(conversations)
     def logits(row):
         rendered = encode_rows([row], tokenizer).tokens
@@ -179,7 +180,7 @@ def transformers_errs(tokenizer, ids, mask):
 def compare_many(both, policy, count):
     tokenizer, found = both
 
-    @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, suppress_health_check=list(HealthCheck))
     @given(ROWS)
     def compare(row):
         try:

@@ -11,10 +11,14 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
+import torch
 
+from mypt.config import GPTConfig
 from mypt.errors import ConfigError
 from mypt.inference.server import protocol
+from mypt.inference.server.answering import rows_at_once
 from mypt.inference.server.serving import MOST_BYTES, listen
+from mypt.model.gpt import GPT
 from tests.mypt.inference.echo import CONTEXT, Echo, byte_tokenizer, serving
 
 
@@ -126,6 +130,21 @@ def test_history_system_message_and_parts_are_read(client):
     ]  # fmt: skip
     found = client.chat.completions.create(model="echo", messages=messages, temperature=0)
     assert found.choices[0].message.content == "second"
+
+
+def test_documents_and_citations_are_read_as_training_writes_them(client):
+    cited = [{"type": "text", "text": "Ann."}, {"type": "cite", "text": "p. 1"}]
+    quoting = [{"type": "document", "text": "A book."}, {"type": "text", "text": "Who?"}]
+    messages = [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": cited},
+        {"role": "user", "content": quoting},
+    ]  # fmt: skip
+    found = client.chat.completions.create(model="echo", messages=messages, temperature=0)
+    written = "<context>\nA book.\n</context>\n\nWho?"
+    assert found.choices[0].message.content == written
+    tags = 2 * 3 + 1
+    assert found.usage.prompt_tokens == len(f"firstAnn.<cite>p. 1</cite>{written}") + tags
 
 
 def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
@@ -297,6 +316,57 @@ def test_beyond_the_line_the_answer_is_429_and_nobody_in_it_is_lost(tokenizer):
         assert len(kept) == 3
         assert {type(one.exception()) for one in asked} == {type(None), openai.RateLimitError}
         assert say(client, "again").choices[0].message.content == "again"
+
+
+def test_several_are_answered_at_once_each_as_it_would_be_alone(tokenizer):
+    model = Echo(tokenizer)
+    texts = ["short", "a text that is longer", "x", "another one", "and the last of all"]
+    with (
+        serving(model, tokenizer, at_once=4) as url,
+        client_of(url) as client,
+        ThreadPoolExecutor(5) as pool,
+    ):
+        model.gate.clear()
+        asked = [pool.submit(say, client, text) for text in texts]
+        time.sleep(0.5)
+        model.gate.set()
+        found = [one.result().choices[0] for one in asked]
+    assert [one.message.content for one in found] == texts
+    assert {one.finish_reason for one in found} == {"stop"}
+    tokens = sum(len(text) + 1 for text in texts)
+    assert model.steps < tokens - 20, "a step writes a token of several answers"
+
+
+def test_an_answer_that_fails_takes_none_of_the_others_with_it(tokenizer):
+    model = Echo(tokenizer)
+    answer = model._answer
+
+    def fails(read):
+        if set(b"bad") >= {token for token in read if 96 < token < 123}:
+            raise RuntimeError("cannot be read")
+        return answer(read)
+
+    model._answer = fails
+    with (
+        serving(model, tokenizer, at_once=4) as url,
+        client_of(url) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        model.gate.clear()
+        asked = {text: pool.submit(say, client, text) for text in ("g1", "bad", "g2")}
+        time.sleep(0.5)
+        model.gate.set()
+        for text in ("g1", "g2"):
+            assert asked[text].result().choices[0].message.content == text
+        assert isinstance(asked["bad"].exception(), openai.InternalServerError)
+
+
+def test_what_answers_keep_is_bounded():
+    small = GPT(GPTConfig(block_size=64, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
+    assert rows_at_once(small) == 32
+    with torch.device("meta"):
+        large = GPT(GPTConfig(block_size=8192, vocab_size=64, n_layer=24, n_head=16, n_embd=1024))
+    assert rows_at_once(large) == 1
 
 
 def test_who_leaves_gives_up_the_place(tokenizer):

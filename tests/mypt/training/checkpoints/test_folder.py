@@ -1,5 +1,9 @@
 import os
+import shutil
+import subprocess
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,7 @@ from mypt.home import models_dir
 from mypt.training.checkpoints.folder import newest_whole, point, prune, steps
 from mypt.training.claim import claim, read_run
 from mypt.training.lineage import RunContext
+from mypt.training.loop import train
 
 
 @pytest.fixture
@@ -154,3 +159,45 @@ def test_an_older_damaged_copy_gives_way_to_a_newer_one(claimed):
         assert "renamed damaged-step_000003" in notes[0]
     aside = claimed / "damaged-step_000003" / "model.safetensors"
     assert aside.read_text() == "second"
+
+
+@contextmanager
+def as_an_image(folder):
+    """Let what lies in ``folder`` be the layer of an image below what is written there now."""
+    layer, *rest = (folder.with_name(f"{folder.name}-{part}") for part in ("layer", "now", "work"))
+    folder.rename(layer)
+    for place in (folder, *rest):
+        place.mkdir()
+    said = f"lowerdir={layer},upperdir={rest[0]},workdir={rest[1]},redirect_dir=off"
+    if shutil.which("mount") is None:
+        pytest.skip("no mount on this machine")
+    done = subprocess.run(
+        ["mount", "-t", "overlay", "overlay", "-o", said, folder],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"no overlay can be mounted: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_training_goes_on_over_checkpoints_in_a_layer_of_an_image(plan, finish):
+    """There no folder of the layer can be renamed, as pruning and setting aside do."""
+    home = models_dir().parent
+    wanted = finish(plan("straight"))["end"].checkpoint
+    number = iter(range(99))
+    list(train(plan(keep_checkpoints=1), should_stop=lambda: next(number) >= 7))
+    weights = files.digest_file(Path(wanted.path) / "model.safetensors")
+    with as_an_image(home):
+        with pytest.raises(OSError, match="cross-device"):
+            (models_dir() / "straight").rename(models_dir() / "other")
+        (models_dir() / "m" / "step_000007" / "config.json").write_text("{}")
+        end = finish(plan(keep_checkpoints=1))["end"]
+        assert files.digest_file(Path(end.checkpoint.path) / "model.safetensors") == weights
+        left = {path.name for path in (models_dir() / "m").iterdir()}
+        assert "damaged-step_000007" in left
+        best = (models_dir() / "m" / "best").read_text().strip()
+        assert {name for name in left if name.startswith("step_")} == {"step_000012", best}
+        assert not [name for name in left if name.startswith(".tmp-")]

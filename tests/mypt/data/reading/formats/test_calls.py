@@ -68,6 +68,24 @@ NAMELESS = calling(call("f"), call("g"))
             ["1", "2"],
             {MOVED: 1},
         ),
+        (  # the older name of a call is the same call
+            [
+                AB | {"function_call": {"name": "g", "arguments": "{}"}},
+                *(result("2", tool_call_id="b"), result("1", tool_call_id="a")),
+            ],
+            ["1", "2"],
+            {MOVED: 1},
+        ),
+        (
+            [
+                NAMELESS | {"function_call": {"name": "h", "arguments": "{}"}},
+                result("1"),
+                result("2"),
+                result("3", name="h"),
+            ],
+            ["1", "2", "3"],
+            {},
+        ),
         (
             [NAMELESS, result("1", name="h"), result("2", name="g")],
             ["1", "2"],

@@ -293,3 +293,42 @@ def test_several_conversations_in_one_row_are_not_run_together(tmp_path, field):
         read(path)
     rows = read(write(path, jsonl(*({"messages": talk} for talk in talks))))[1]
     assert [turns(row) for row in rows] == [[ASK, TELL], [("user", "c"), ("assistant", "d")]]
+
+
+DOCUMENTS = ["one", {"text": "two", "id": 7}]
+
+
+def parts_of(row):
+    return [[(part.kind, part.text) for part in message.parts] for message in row.messages]
+
+
+def test_columns_quote_documents_before_the_question_and_cite_behind_the_answer(tmp_path):
+    row = {"question": "Who?", "passages": DOCUMENTS, "answer": "Ann", "source": "one", "more": ""}
+    told = [[("context", "one"), ("context", "two"), ("text", "Who?")],
+            [("text", "Ann"), ("cite", "one")]]  # fmt: skip
+    turns_ = "context=passages,user=question,assistant=answer,cite=source?"
+    _, (found,) = read(write(tmp_path / "a.jsonl", jsonl(row)), turns=turns_)
+    assert parts_of(found) == told
+    row = {"docs": "one", "messages": chat(("system", "s"), ("user", "q"), ("assistant", "a"))}
+    _, (found,) = read(write(tmp_path / "b.jsonl", jsonl(row)), turns="context=docs,turns=messages")
+    assert parts_of(found)[1] == [("context", "one"), ("text", "q")]
+
+
+def test_both_sides_of_a_pair_quote_the_same_documents(tmp_path):
+    row = {"docs": "one", "prompt": "q", "chosen": "a", "rejected": "b"}
+    turns_ = "context=docs,user=prompt,chosen=chosen,rejected=rejected"
+    _, found = read(write(tmp_path / "a.jsonl", jsonl(row)), turns=turns_, pairs=True)
+    assert [parts_of(side)[0] for side in found] == [[("context", "one"), ("text", "q")]] * 2
+
+
+@pytest.mark.parametrize(
+    ("turns_", "message"),
+    [
+        ("user=q,context=d,assistant=a", "no question stands behind d; name it before"),
+        ("cite=d,user=q,assistant=a", "no answer stands before d; name it behind one"),
+    ],
+)
+def test_documents_and_citations_that_stand_in_no_turn_are_refused(tmp_path, turns_, message):
+    path = write(tmp_path / "a.jsonl", jsonl({"q": "q", "d": "d", "a": "a"}))
+    with pytest.raises(DataError, match=message):
+        read(path, turns=turns_)

@@ -138,3 +138,82 @@ def test_a_template_with_these_tags_writes_the_same_text_and_the_policy_acts_on_
     assert ours.decode(encoded.tokens[mask == 1]) == "42<|im_end|>"
     _, found = read(tmp_path / "a.jsonl", reasoning_tags="none")
     assert [part.kind for part in found[0].messages[1].parts] == ["text"]
+
+
+QUOTED = [
+    ("user", [("context", "one"), ("context", "two"), ("text", "Who?")]),
+    ("assistant", [("text", "Ann"), ("cite", "one")]),
+]
+NAMED = "context=documents,cite=source"
+BY_TAGS = "<documents>\none\n</documents>\n<documents>two</documents>\n\nWho?"
+
+
+def said(row):
+    return [(m.role, [(part.kind, part.text) for part in m.parts]) for m in row.messages]
+
+
+@pytest.mark.parametrize(
+    ("asks", "answers"),
+    [
+        ({"content": "Who?", "documents": ["one", "two"]}, {"content": "Ann", "source": "one"}),
+        (
+            {"value": "Who?", "documents": [{"text": "one"}, {"content": "two"}]},
+            {"content": [{"type": "text", "text": "Ann"}], "source": "one"},
+        ),
+        ({"content": BY_TAGS}, {"content": "Ann<source>one</source>"}),
+        (
+            {"content": [{"type": "document", "text": "one"}, {"type": "context", "text": "two"},
+                         {"type": "text", "text": "Who?"}]},
+            {"content": [{"type": "text", "text": "Ann"}, {"type": "cite", "text": "one"}]},
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("format", ["messages", "chat"])
+def test_documents_and_citations_are_read_from_fields_tags_and_parts(
+    tmp_path, format, asks, answers
+):
+    turns = [{"role": "user"} | asks, {"role": "assistant"} | answers]
+    rows = turns if format == "chat" else [{"messages": turns}]
+    reader, (row,) = read(write(tmp_path / "a.jsonl", jsonl(*rows)), parts=NAMED)
+    assert said(row) == QUOTED
+    counted = {
+        "text between <documents> tags read as context": 2,
+        "text between <source> tags read as cite": 1,
+    }
+    assert notes(reader) == (counted if asks["content" if "content" in asks else "value"] == BY_TAGS
+                             else {})  # fmt: skip
+
+
+def test_fields_that_nobody_named_are_counted_and_tags_stay_text(tmp_path):
+    turns = [
+        {"role": "user", "content": BY_TAGS, "context": "one"},
+        {"role": "assistant", "content": "Ann<source>one</source>", "cite": "one"},
+    ]
+    reader, (row,) = read(write(tmp_path / "a.jsonl", jsonl({"messages": turns})))
+    assert [kinds for _, [(kinds, _)] in said(row)] == ["text", "text"]
+    unread = {f"'{field}' of a message was not read": 1 for field in ("cite", "context")}
+    assert unread.items() <= notes(reader).items()
+
+
+def test_only_an_assistant_cites_and_unclosed_tags_stay_text(tmp_path):
+    turns = [
+        {"role": "user", "content": "<source>a</source> <documents>b"},
+        {"role": "assistant", "content": "<documents>a</documents>b"},
+    ]
+    _, (row,) = read(write(tmp_path / "a.jsonl", jsonl({"messages": turns})), parts=NAMED)
+    assert said(row) == [
+        ("user", [("text", "<source>a</source> <documents>b")]),
+        ("assistant", [("context", "a"), ("text", "b")]),
+    ]
+
+
+def test_fields_of_a_tree_and_of_calls_arguments_are_told_apart(tmp_path):
+    call = {"name": "f", "arguments": {"role": "x", "documents": "kept"}}
+    answer = {"role": "assistant", "text": "Ann", "source": "one", "replies": []}
+    tree = {"role": "prompter", "text": "Who?", "documents": "one", "replies": [answer]}
+    _, (row,) = read(write(tmp_path / "a.jsonl", jsonl(tree)), parts=NAMED, format="tree")
+    assert said(row) == [("user", [("context", "one"), ("text", "Who?")]), QUOTED[1]]
+    turns = [{"role": "user", "content": "hi"},
+             {"role": "assistant", "content": None, "tool_calls": [call]}]  # fmt: skip
+    _, (row,) = read(write(tmp_path / "b.jsonl", jsonl({"messages": turns})), parts=NAMED)
+    assert '"documents": "kept"' in row.messages[1].text
