@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
@@ -70,27 +71,46 @@ def run_elsewhere(deployment: str, asked: Mapping[str, PipelineConfig]) -> None:
         asked: The config of each run, by what people call the run.
 
     Raises:
-        ConfigError: If there is no such deployment.
+        ConfigError: If there is no such deployment, or its runs might wait for the end of this one.
         MyptError: If a run did not complete.
     """
     with acting(False, ours=False) as stopped, get_client(sync_client=True) as client:
-        waiting = [_ask(deployment, title, config) for title, config in asked.items()]
+        _check(client, deployment)
+        waiting = {_ask(deployment, title, config): title for title, config in asked.items()}
         failed = []
         while waiting and not stopped():
             time.sleep(_SECONDS)
-            now = [client.read_flow_run(run) for run in waiting]
-            over = [run for run in now if run.state and run.state.is_final()]
-            for run in over:
-                tell(f"{run.name} on {deployment}: {_end(run)}")
-            failed += [run for run in over if run.state and not run.state.is_completed()]
-            waiting = [run.id for run in now if run not in over]
+            for run in [client.read_flow_run(run_id) for run_id in waiting]:
+                if run.state is None or not run.state.is_final():
+                    continue
+                end = f"{waiting.pop(run.id)} ({run.state.name})"
+                tell(f"{end}: {run.name} on {deployment}")
+                failed += [] if run.state.is_completed() else [end]
         for run_id in waiting:
             client.set_flow_run_state(run_id, Cancelling())
     if failed:
-        named = ", ".join(f"{run.name} ({_end(run)})" for run in failed)
         raise MyptError(
-            f"{len(failed)} of {len(asked)} runs of {deployment} did not complete: {named}; their"
-            " pages say why, and the same again goes on with what is complete"
+            f"{len(failed)} of {len(asked)} runs of {deployment} did not complete:"
+            f" {', '.join(failed)}; their pages say why, and the same again goes on with what is"
+            " complete"
+        )
+
+
+def _check(client: SyncPrefectClient, deployment: str) -> None:
+    example = "expected one of the pipeline on another pool, such as deployments/prefect.yaml has"
+    try:
+        pool = client.read_deployment_by_name(deployment).work_pool_name
+    except (ObjectNotFound, ValueError):
+        raise ConfigError(
+            f"no deployment {deployment!r}; {example}; 'prefect deployment ls' lists them"
+        ) from None
+    context = FlowRunContext.get()
+    ours = context.flow_run.work_pool_name if context and context.flow_run else None
+    if pool in (None, ours):
+        where = f"is on the pool {pool} as this run is" if pool else "is on no work pool"
+        raise ConfigError(
+            f"{deployment} {where}; {example}: this run keeps its place until those that it asks"
+            " for have ended, and they might wait for that place"
         )
 
 
@@ -99,19 +119,14 @@ def _ask(deployment: str, title: str, config: PipelineConfig) -> UUID:
     path = home() / "asked" / f"{config.name}-{files.digest_json(values)[:12]}.json"
     files.make_folder(path.parent)
     files.write_json(path, values)
-    try:
-        run = run_deployment(
-            deployment, parameters={"config": str(path)}, flow_run_name=title, timeout=0
-        )
-    except ObjectNotFound:
-        raise ConfigError(
-            f"no deployment {deployment!r}; expected one of the pipeline on another pool, such as"
-            " deployments/prefect.yaml has; 'prefect deployment ls' lists them"
-        ) from None
+    values = {"config": str(path)}
+    run = run_deployment(
+        deployment,
+        parameters=values,
+        flow_run_name=title,  # until it begins and names itself
+        tags=[title],
+        timeout=0,
+    )
     assert isinstance(run, FlowRun), "outside of an event loop it is no coroutine"
-    tell(f"{title}: asked of {deployment} as {run.name}")
+    tell(f"{title}: asked of {deployment}")
     return run.id
-
-
-def _end(run: FlowRun) -> str:
-    return run.state.name or run.state.type.value if run.state else "unknown"

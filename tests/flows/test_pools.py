@@ -1,11 +1,14 @@
 """Data on one work pool, trainings on another: real servers, pools and workers on this machine."""
 
 import json
+import shlex
 import signal
 from datetime import datetime
 
 import pytest
+from prefect.client.orchestration import get_client
 
+from flows.pipeline import sft_pipeline
 from flows.pools import run_elsewhere
 from mypt.config import PipelineConfig
 from mypt.errors import ConfigError
@@ -13,15 +16,27 @@ from tests.flows.conftest import CONFIG
 from tests.flows.test_up import Up, run_id_in
 
 DATA = ("tokenize", "mask", "validate")
+ONE = {"one": PipelineConfig.model_validate(CONFIG)}
 MADE = ("pretrain small-base", "fine-tune small-chat", "evaluate small")
 
 
 @pytest.mark.usefixtures("prefect")
-def test_a_deployment_that_is_not_there_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("named", ["sft-pipeline/none", "none"])
+def test_a_deployment_that_is_not_there_is_named(tmp_path, monkeypatch, named):
     monkeypatch.setenv("MYPT_HOME", str(tmp_path))
-    asked = {"one": PipelineConfig.model_validate(CONFIG)}
-    with pytest.raises(ConfigError, match=r"no deployment 'sft-pipeline/none'; expected one of"):
-        run_elsewhere("sft-pipeline/none", asked)
+    with pytest.raises(ConfigError, match=f"no deployment '{named}'; expected one of"):
+        run_elsewhere(named, ONE)
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_deployment_that_a_single_process_serves_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(tmp_path))
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(sft_pipeline)
+        client.create_deployment(flow_id, "local")
+    with pytest.raises(ConfigError, match="sft-pipeline/local is on no work pool; expected"):
+        run_elsewhere("sft-pipeline/local", ONE)
+    assert not (tmp_path / "asked").exists()
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +102,25 @@ def test_data_are_prepared_on_one_pool_and_trained_on_by_another(pools):
 @pytest.mark.timeout(1200)
 def test_the_combinations_of_a_sweep_are_trained_side_by_side_on_a_pool(pools):
     before = len(flow_runs(pools, "sft-pipeline"))
-    asked = f"-p config={pools.small} -p seeds=2 -p pool=sft-pipeline/gpu"
+    over = shlex.quote(json.dumps(["sft.learning_rate=2e-3,3e-3"]))  # neither is made already
+    asked = f"-p config={pools.small} -p over={over} -p pool=sft-pipeline/gpu"
     pools.run(f"prefect deployment run sft-sweep/sweep-pool {asked} --watch")
     one, other = flow_runs(pools, "sft-pipeline")[before:]
     assert {run["state"]["name"] for run in (one, other)} == {"Completed"}
+    titles = {f"{place}/2 sft.learning_rate={place + 1}e-3" for place in (1, 2)}
+    assert titles <= {*one["tags"], *other["tags"]}
     assert when(other, "start_time") < when(one, "end_time"), "the second began before the end"
     (report,) = (pools.home / "sweeps").glob("*/sweep.json")
     assert len(json.loads(report.read_text())["runs"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_asks_not_the_pool_on_which_it_keeps_a_place(pools):
+    before = len(flow_runs(pools, "sft-pipeline"))
+    asked = f"-p config={pools.small} -p seeds=2 -p pool=sft-pipeline/pool"
+    said = pools.run(f"prefect deployment run sft-sweep/sweep-pool {asked} --watch", code=1)
+    run = run_id_in(said)
+    (ended,) = [one for one in flow_runs(pools, "sft-sweep") if one["id"] == run]
+    assert "sft-pipeline/pool is on the pool mypt as this run is" in ended["state"]["message"]
+    assert len(flow_runs(pools, "sft-pipeline")) == before
