@@ -23,8 +23,8 @@ from tasks.tracking.records import Artifact, Metrics, Record, Tags, Text, Told, 
 
 _EVALUATION = {"mlflow.runType": "evaluation"}
 """Tag by which MLflow lists a run where the answers of two stand side by side."""
-_TOGETHER = 25
-"""Answers of one record."""
+_TOGETHER = 10
+"""Answers of one record: what a slow MLflow takes well within the patience at a run's end."""
 
 
 def score_metrics(scores: ModelScores, prefix: str = "") -> dict[str, float]:

@@ -93,6 +93,8 @@ class Answers:
             for told in record.told
         ]
         self._traces.store.upsert_dataset_records(dataset, rows)
+        if record.first:
+            return  # the run has it as its input since the first of its answers
         source = json.dumps({"dataset_id": dataset})
         shown = Dataset(name, digest[:_DIGITS], "mlflow_evaluation_dataset", source)
         context = InputTag("mlflow.data.context", "evaluate")
