@@ -121,7 +121,7 @@ class TrainConfig(Frozen):
     eval_interval: int = Field(default=250, ge=1)
     """Steps between evaluations."""
     eval_iters: int = Field(default=20, ge=1)
-    """Micro-batches an evaluation scores, of each split."""
+    """Micro-batches an evaluation scores, of each split; of random weights at most five."""
     checkpoint_interval: int = Field(default=500, ge=1)
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -29,6 +29,8 @@ __all__ = ["RunContext", "RunPlan", "plan_run", "train"]
 MAX_ITERS, EARLY_STOP, STOPPED = "max_iters", "early stop", "stopped"
 ALREADY_FINISHED = "already finished"
 _SAMPLE_TOKENS = 64
+_GUESSING = 5
+"""Batches by which a model of random weights is measured."""
 
 
 def train(
@@ -135,9 +137,12 @@ def answer_prompts(run: Run) -> Iterator[Sample]:
 def _mean_loss(run: Run, split: Split) -> tuple[float, NDArray[np.float64]]:
     """Return nats per supervised token over eval_iters micro-batches: sums before division.
 
-    And (2, G): of which groups' losses and tokens they are made.
+    And (2, G): of which groups' losses and tokens they are made. Of random weights the loss is near
+    that of guessing whatever is read, so that few batches tell it and nobody waits for many.
     """
     config, n_batches = run.plan.preset, run.plan.preset.eval_iters
+    if not run.state.step and run.plan.parent is None:
+        n_batches = min(n_batches, _GUESSING)
     if config.batching == "packed":
         n_batches = min(n_batches, run.watch.epoch(split).steps)  # no row twice
     totals, counts, parts = dict[int, float](), dict[int, float](), {}

@@ -27,7 +27,7 @@ from mypt.evaluation.ranking import SweepReport
 from mypt.inspection.checks.findings import LEVELS, ValidationReport
 from mypt.pages.render import plot
 from mypt.parsing import Frozen
-from mypt.text import counted, markdown, one_line, shorten, visible
+from mypt.text import counted, markdown, shorten, visible
 from tasks.tracking.destination import mlflow_url
 from tasks.tracking.records import Metrics, now, read
 
@@ -272,9 +272,9 @@ def _table(key: str, frame: pd.DataFrame, description: str) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Return what JSON can hold of a figure, and a line of a text."""
+    """Return what JSON can hold of a figure, and a text as Markdown, which Prefect takes it for."""
     infinite = isinstance(value, float) and math.isinf(value)
-    return one_line(str(value)) if infinite or isinstance(value, str) else value
+    return markdown(str(value)) if infinite or isinstance(value, str) else value
 
 
 def away(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """What each stage of the data tells the terminal, MLflow and Prefect about its result."""
 
-import re
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mypt.inspection.preview import render_preview
 from mypt.inspection.rowview import RowView, iter_rows
 from mypt.inspection.terminal import ShownToken, shown_tokens
 from mypt.inspection.validation import REPORT
-from mypt.text import counted, visible
+from mypt.text import counted, markdown
 from tasks.reporting import artifacts
 from tasks.stages import tell
 from tasks.tracking.journal import Journal
@@ -21,7 +20,6 @@ from tasks.tracking.records import Artifact, Metrics, Text
 
 _ROWS = 3
 _TOKENS = 400
-_SPECIAL = re.compile(r"([\\\\`*_{}\[\]<>#|~!])")
 PREVIEW = "preview.html"
 _ROWS_KEPT = 50
 """Rows on the preview page that MLflow keeps."""
@@ -40,7 +38,7 @@ def excerpt(dataset: Dataset) -> str:
 
 
 def _title(view: RowView) -> str:
-    return f"*{view.split} row {view.index}, {_plain(visible(f'{view.source} {view.where}'))}*"
+    return f"*{view.split} row {view.index}, {markdown(f'{view.source} {view.where}')}*"
 
 
 def _messages(tokens: list[ShownToken]) -> list[str]:
@@ -55,16 +53,12 @@ def _messages(tokens: list[ShownToken]) -> list[str]:
 
 def _marked(text: str, supervised: bool) -> str:
     """Return text as Markdown; blanks stand outside of the bold part, or it would not be one."""
-    said = _plain(text.replace("\n", "↵ "))
+    said = markdown(text.replace("\n", "↵ "))
     inner = said.strip()
     if not supervised or not inner:
         return said
     before, _, after = said.partition(inner)
     return f"{before}**{inner}**{after}"
-
-
-def _plain(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text)
 
 
 def report_dataset(run: Journal, folder: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -249,6 +250,21 @@ def test_packed_conversations_train_and_count_no_padding(plan, finish):
     found = finish(plan(batching="packed", block_size=32, max_iters=6, eval_interval=6))
     full = 2 * 4 * 32
     assert all(0 < step.tokens < full for step in found["steps"])
+
+
+def test_random_weights_are_measured_by_few_batches_and_a_base_by_all(plan, finish, monkeypatch):
+    read = Counter()
+    loss_of = loop.loss_of
+
+    def counted(run, batch):
+        read[run.plan.model_name, run.state.step] += 1
+        return loss_of(run, batch)
+
+    monkeypatch.setattr(loop, "loss_of", counted)
+    asked = {"eval_iters": 7, "max_iters": 1, "batching": "windows"}
+    finish(plan("base", **asked))
+    finish(plan("chat", init_from="base", **asked))
+    assert read == {("base", 0): 10, ("base", 1): 14, ("chat", 0): 14, ("chat", 1): 14}
 
 
 def test_tags_that_the_base_never_read_are_learned_in_fine_tuning(plan, tmp_path, finish):

@@ -75,7 +75,7 @@ def test_scores_stand_side_by_side(shown):
     artifacts.scores("demo", {"base": {"val_loss": 2.0}, "sft": {"val_loss": 1 / 3, "stops": 0.9}})
     rows, _ = shown["evaluation-demo"]
     assert rows == [
-        {"figure": "val_loss", "base": 2.0, "sft": 0.3333},
+        {"figure": r"val\_loss", "base": 2.0, "sft": 0.3333},  # Prefect takes cells for Markdown
         {"figure": "stops", "base": None, "sft": 0.9},
     ]
 
@@ -164,8 +164,8 @@ def test_names_from_data_are_no_markdown_and_steer_no_terminal(shown):
     stats = STATS.model_copy(update={"by_source": {"a\u202eb\x1b[2J": STATS.total}})
     artifacts.mask_statistics("demo", stats)
     rows, _ = shown["mask-statistics-demo"]
-    assert rows[-1]["tokens of"] == "source a\\u202eb\\x1b[2J"
+    assert rows[-1]["tokens of"] == r"source a\\u202eb\\x1b\[2J"
     while "mlflow-run" not in shown:
         time.sleep(0.01)
     text = shown["mlflow-run"]
-    assert text.startswith(r"[small on \[x\]\(http://evil\)\\x1b\[2J in MLflow](http://here)")
+    assert text.startswith(r"[small on \[x\]\(`http://evil)\x1b[2J` in MLflow](http://here)")
