@@ -1,7 +1,7 @@
 """What an evaluation tells the terminal, MLflow and Prefect."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mypt.evaluation.scores import (
@@ -23,6 +23,8 @@ from tasks.tracking.records import Artifact, Metrics, Record, Tags, Text, Told, 
 
 _EVALUATION = {"mlflow.runType": "evaluation"}
 """Tag by which MLflow lists a run where the answers of two stand side by side."""
+_MOST = 100
+"""Questions of which a model's answers are traces: MLflow takes 10 to 40 ms for each."""
 _TOGETHER = 10
 """Answers of one record: what a slow MLflow takes well within the patience at a run's end."""
 
@@ -162,8 +164,9 @@ def report_answers(evaluation: str, path: Path) -> None:
     for journal, scores in asked:
         if scores is None or not scores.answers:
             continue
-        model = f"{scores.model} step {scores.checkpoint.step}"
-        with recorded(journal, f"answers of {model}", tags=_EVALUATION) as run:
+        model, all_of = f"{scores.model} step {scores.checkpoint.step}", len(scores.answers)
+        cut = f" to {len(_spread(scores.answers))} of {all_of} questions" if all_of > _MOST else ""
+        with recorded(journal, f"answers of {model}{cut}", tags=_EVALUATION) as run:
             run.write(Metrics(step=scores.checkpoint.step, values=score_metrics(scores)))
             for record in _traces(model, scores):
                 run.write(record)
@@ -175,15 +178,21 @@ def answer_journals(evaluation: str) -> tuple[str, str]:
 
 
 def _traces(model: str, scores: ModelScores) -> Iterator[Traces]:
-    questions = [(found.task, found.question, found.expected) for found in scores.answers]
+    answers = _spread(scores.answers)
+    questions = [(found.task, found.question, found.expected) for found in answers]
     for first in range(0, len(questions), _TOGETHER):
         yield Traces(
             model=model,
             checkpoint=scores.checkpoint.digest,
             first=first,
-            told=tuple(map(_told, scores.answers[first : first + _TOGETHER])),
+            told=tuple(map(_told, answers[first : first + _TOGETHER])),
             questions=digest_json(questions),
         )
+
+
+def _spread(answers: Sequence[AskedQuestion]) -> Sequence[AskedQuestion]:
+    """Return answers evenly spread over all, the same for models that were asked the same."""
+    return answers[:: max(1, -(-len(answers) // _MOST))]
 
 
 def _told(answer: AskedQuestion) -> Told:

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from mypt.evaluation.scores import AskedQuestion, EvaluationReport, ModelScores
 from mypt.references import CheckpointRef, DatasetRef
-from tasks.reporting.evaluations import answer_journals, report_answers
+from tasks.reporting.evaluations import _spread, answer_journals, report_answers
 from tasks.tracking.destination import read_sent, write_sent
 from tasks.tracking.journal import Journal
 from tasks.tracking.mirror import Mirror, sync
@@ -214,3 +214,9 @@ def test_a_pipelines_description_leads_to_both_models_answers_side_by_side(clien
     ids = {name: run.info.run_id for name, (run, _) in runs(client).items()}
     assert f"selectedRunUuid={ids['answers of base step 3']}" in note
     assert f"compareToRunUuid={ids['answers of tuned step 3']}" in note
+
+
+def test_of_many_answers_a_hundred_evenly_spread_are_shown():
+    assert _spread(range(100)) == range(100)
+    assert list(_spread(range(400))) == list(range(0, 400, 4))
+    assert len(_spread(range(101))) == 51
