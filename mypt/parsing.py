@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import json5
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -146,7 +146,8 @@ def _hint(model: type[BaseModel], unknown: int | str) -> str:
     """Say which key was meant: a near one, else the same one further inside, else any."""
     known = sorted(model.model_fields)
     near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.6)
-    inside = [f"{key}.{unknown}" for key in known if unknown in _inner(model, key).model_fields]
+    one = [key for key in known if get_origin(model.model_fields[key].annotation) is not tuple]
+    inside = [f"{key}.{unknown}" for key in one if unknown in _inner(model, key).model_fields]
     if near or inside:
         return f"did you mean {' or '.join(map(repr, near or inside))}?"
     return f"known keys: {', '.join(known)}"

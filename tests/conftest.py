@@ -18,8 +18,9 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # The API of the tests never goes away, but on a busy machine it may answer late.
 os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "5"
 prepare_environment()
-# Begun in the background, a process ignores Ctrl-C, and so would all that it starts.
+# Begun in the background, a process ignores both, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is no fault of what is tried on it.
 settings.register_profile("patient", deadline=None)

@@ -156,9 +156,9 @@ def talk(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     ) as process:
         address = re.search(r"for clients (\S+);", process.stdout.readline())
         assert address, process.stderr.read()
-        client = openai.OpenAI(base_url=address[1], api_key="any", max_retries=5)
         messages = [{"role": "user", "content": "What is 2+2?"}]
-        said = client.chat.completions.create(model="mine", messages=messages, max_tokens=4)
+        with openai.OpenAI(base_url=address[1], api_key="any", max_retries=5) as client:
+            said = client.chat.completions.create(model="mine", messages=messages, max_tokens=4)
         assert 1 <= said.usage.completion_tokens <= 4
         assert isinstance(said.choices[0].message.content, str)
         process.terminate()

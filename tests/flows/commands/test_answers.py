@@ -236,6 +236,7 @@ def test_serve_answers_and_ends_when_it_is_told_to(home, number, code):
         model=model.id, messages=messages, max_tokens=4, temperature=0
     )
     assert found.usage.completion_tokens <= 4
+    client.close()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.count("\n")) == (code, 1)
@@ -253,6 +254,7 @@ def test_a_traced_server_leaves_a_trace_a_request_and_an_untraced_one_no_journal
             client.chat.completions.create(
                 model=model.id, messages=messages, max_tokens=4, temperature=0
             )
+        client.close()
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
         assert (process.returncode, errors.count("\n")) == (143, 1), errors
