@@ -294,6 +294,20 @@ def test_masking_copies_where_the_disk_knows_no_second_names(tmp_path, monkeypat
     assert tree(tmp_path / "b") == tree(tmp_path / "c")
 
 
+def test_a_shard_of_the_parent_that_is_rewritten_is_noticed_where_it_is_shared(tmp_path):
+    path = write_chats(tmp_path / "chat.jsonl", chats(10))
+    first = prepare(config(path), MaskPolicy(), tmp_path / "a")
+    linked = mask(first.path, MaskPolicy(roles=("user",)), tmp_path / "b")
+    shards = [Path(one.path) / "train" / "shard_000.bin" for one in (first, linked)]
+    assert len({shard.stat().st_ino for shard in shards}) == 1
+    data = shards[0].read_bytes()
+    with shards[0].open("r+b") as file:  # in place, as an editor would
+        file.write(bytes([data[0] ^ 1]))
+    for one in (first, linked):
+        with pytest.raises(ManifestError, match=r"shard_000.bin"):
+            open_dataset(one.path)
+
+
 def test_a_policy_that_supervises_nothing_is_refused_and_names_the_roles_that_are_there(tmp_path):
     path = write_chats(tmp_path / "chat.jsonl", chats(10))
     with pytest.raises(MaskError, match="by policy 'system': the rows hold user, assistant;"):
