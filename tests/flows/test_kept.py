@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -57,27 +58,28 @@ def test_a_run_of_which_all_is_whole_is_found_with_its_summary(home, ran):
     assert len(found.checkpoints) == 2
 
 
-def of(folder, pattern):
-    return sorted(folder.glob(pattern))[-1]
-
-
 BROKEN = {
-    "a weight of the base model": lambda home: of(home, "models/small-base-*/step_*/model.saf*"),
-    "a weight of the chat model": lambda home: of(home, "models/small-chat-*/step_*/model.saf*"),
-    "a token": lambda home: of(home, "datasets/small-base-*/train/shard_000.bin"),
-    "a mask": lambda home: of(home, "datasets/small-chat-*/train/shard_000_mask.bin"),
-    "metadata": lambda home: of(home, "datasets/small-chat-*/dataset_metadata.json"),
-    "the report": lambda home: of(home, "evaluations/small-*/evaluation.json"),
-    "the summary": lambda home: of(home, "evaluations/small-*/summary.json"),
-    "the record itself": lambda home: kept._place(asked(home)),
+    "a weight of the chat model": lambda run: Path(run.checkpoints[0].path) / "model.safetensors",
+    "a weight of the base model": lambda run: Path(run.checkpoints[1].path) / "model.safetensors",
+    "a token": lambda run: Path(run.datasets[-1].path) / "train" / "shard_000.bin",
+    "a mask": lambda run: Path(run.datasets[0].path) / "train" / "shard_000_mask.bin",
+    "metadata": lambda run: Path(run.datasets[0].path) / "dataset_metadata.json",
+    "the report": lambda run: Path(run.evaluations[0]) / "evaluation.json",
+    "the summary": lambda run: Path(run.evaluations[0]) / "summary.json",
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_bit_that_differs_sends_the_run_the_long_way(home, what):
-    with other_bytes(BROKEN[what](home)):
+    run, _ = find_run(asked(home))
+    with other_bytes(BROKEN[what](run)):
         assert find_run(asked(home)) is None
     assert find_run(asked(home)) is not None
+
+
+def test_a_record_that_was_changed_is_none(home):
+    with other_bytes(kept._place(asked(home))):
+        assert find_run(asked(home)) is None
 
 
 @pytest.mark.parametrize("kind", ["models", "datasets", "evaluations"])

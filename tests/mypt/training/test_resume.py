@@ -339,7 +339,7 @@ def test_a_resume_on_another_processor_says_so(plan, monkeypatch):
 
 
 def test_data_that_is_written_to_while_it_trains_is_noticed_before_a_checkpoint(plan):
-    made = plan()
+    made = plan(max_iters=60, checkpoint_interval=3, eval_interval=60)
     path = Path(made.dataset.path) / "train" / "shard_000.bin"
     kept, whole = [], path.read_bytes()
 
@@ -352,7 +352,7 @@ def test_data_that_is_written_to_while_it_trains_is_noticed_before_a_checkpoint(
     with pytest.raises(ManifestError, match=r"shard_000.bin: its bytes changed"):
         list(map(spoil, train(made)))
     path.write_bytes(whole)  # other tests train on it
-    assert len(kept) == 1
+    assert 1 <= len(kept) <= 2, "the second one was begun before the change"
 
 
 def test_the_mlflow_run_is_remembered(plan, finish):
