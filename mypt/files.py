@@ -289,8 +289,8 @@ def new_folder(final: Path, token: str = "") -> Iterator[Path]:
     make_folder(final.parent)
     temporary = temporary_folder(final, token)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        temporary.mkdir()  # inside: a signal may come as soon as it is there
         yield temporary
         _share(temporary)
         sync_tree(temporary)

@@ -87,8 +87,8 @@ def runs(staged):
 def test_one_parent_has_every_stage_below_it_in_order(runs):
     (parent,) = [run for run in runs if run.data.tags.get(KIND_TAG) == PIPELINE]
     children = [run for run in runs if run is not parent]
-    names = [run.info.run_name for run in children]
-    assert [name for name in names if not name.startswith("answers of ")] == NAMES
+    children = [run for run in children if not run.info.run_name.startswith("answers of ")]
+    assert [run.info.run_name for run in children] == NAMES
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
 
 
