@@ -136,3 +136,17 @@ def test_more_than_any_such_file_holds_is_not_read(tmp_path):
     assert files.read_bytes(tmp_path / "a", 3) == b"123"
     with pytest.raises(OSError, match="more than"):
         files.read_bytes(tmp_path / "a", 2)
+
+
+def test_a_signal_as_soon_as_a_folder_is_there_leaves_none(tmp_path, monkeypatch):
+    made = Path.mkdir
+
+    def interrupted(folder, *words, **choices):
+        made(folder, *words, **choices)
+        if folder.name.startswith(".tmp-"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.new_folder(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
