@@ -12,7 +12,7 @@ from mypt.config import PipelineConfig, PrepareConfig
 from mypt.data.manifest import read_manifest, verify_files
 from mypt.data.preparation.tokenization import DatasetPlan
 from mypt.errors import MyptError
-from mypt.evaluation.scores import Summary, read_summary, whole_evaluation
+from mypt.evaluation.scores import CHAMPION, Summary, read_summary, whole_evaluation
 from mypt.home import home, models_dir
 from mypt.parsing import Frozen
 from mypt.provenance.trace import Link, trace
@@ -156,5 +156,5 @@ def _links(link: Link) -> Iterator[tuple[Link, str]]:
 
 
 def _champions() -> str:
-    path = models_dir() / "champion.json"
+    path = models_dir() / CHAMPION
     return files.digest_file(path) if path.is_file() else ""

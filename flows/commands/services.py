@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,6 @@ def run(
         detach: Do not wait for the end of a deployment's run.
     """
     from flows.environment import check_folder, find_prefect, prepare_environment
-    from flows.service.temporary_api import start_temporary_api
 
     check_folder()
     changes = param or []
@@ -46,10 +46,7 @@ def run(
         if _is_kept(asked):
             return 0
         print_lines(["Prefect starts, in seconds"])
-        sys.stdout.flush()  # its imports take some
-        prepare_environment()
-        _check_asks(asked)
-        wait = start_temporary_api()
+        wait = _start_prefect(asked)
         from flows.kept import keep_run
         from flows.pipeline import run_pipeline
 
@@ -86,24 +83,34 @@ def sweep(
         param: NAME=VALUE, a knob that all combinations have, as for run.
     """
     from flows.combinations import combine
-    from flows.environment import check_folder, prepare_environment
+    from flows.environment import check_folder
     from flows.forms import changed_config
-    from flows.service.temporary_api import start_temporary_api
 
     check_folder()
     check_kind(config, "pipeline")
     asked = changed_config(config, param or [])
     runs = combine(asked, over or [], seeds)
     print_lines([f"{asked.name}: {counted(len(runs), 'run')} of the pipeline; Prefect starts"])
-    sys.stdout.flush()
-    prepare_environment()
-    _check_asks(asked)
-    wait = start_temporary_api()
+    wait = _start_prefect(asked)
     from flows.sweep import run_sweep
 
     wait()
     run_sweep(asked, over or [], seeds)
     return 0
+
+
+def _start_prefect(config: PipelineConfig) -> Callable[[], None]:
+    """Begin what a pipeline needs of Prefect, and return what waits until it answers.
+
+    Prefect's own modules, which take seconds, may be loaded from now on.
+    """
+    from flows.environment import prepare_environment
+    from flows.service.temporary_api import start_temporary_api
+
+    sys.stdout.flush()
+    prepare_environment()
+    _check_asks(config)
+    return start_temporary_api()
 
 
 def _is_kept(config: PipelineConfig) -> bool:

@@ -10,13 +10,12 @@ from mypt import files
 from mypt.config import EvaluateConfig
 from mypt.errors import CheckpointError
 from mypt.evaluation.measuring import evaluate_model, training_data
-from mypt.evaluation.scores import ModelScores
+from mypt.evaluation.scores import CHAMPION, ModelScores
 from mypt.home import models_dir
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef, DatasetRef
 from mypt.training.lineage import read_lineage
 
-CHAMPION = "champion.json"
 VERDICTS = "verdicts"
 HELD = "it is the champion already"
 NOBODY = "there was no champion"

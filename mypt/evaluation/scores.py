@@ -13,6 +13,8 @@ from mypt.references import CheckpointRef, DatasetRef, HomePath
 
 EVALUATION, SUMMARY = "evaluation.json", "summary.json"
 """Files of an evaluation's folder: the whole report, and what people compare runs by."""
+CHAMPION = "champion.json"
+"""The file beside the models that names the best of each kind."""
 
 
 class AskedQuestion(Frozen):
