@@ -1,6 +1,7 @@
 """A model from elsewhere as a checkpoint of ours, with a lineage down to its files."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mypt import files, home
@@ -55,15 +56,16 @@ def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path,
             f"{name} reads tokenizer {known.name}, dataset {dataset.path} was made with"
             f" {tokenizer.name}; prepare the dataset again with --tokenization {name}"
         )
+    news = _news(known, tokenizer, dataset)
+    if base.is_file():  # of which alone the model is made, and whose unpacking takes longest
+        place = _place(base, _digest(tokenizer, _hashed([base]), whose))
+        if (place / home.step_folder(0)).is_dir():
+            return place / home.step_folder(0), news
     found = read_base(base) if whose == "mypt" else read_foreign(base)
     read = with_new_tokens(found, known, tokenizer)
-    sources = tuple(
-        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
-        for p in (*read.files, *([] if base.is_file() else [base / TOKENIZER]))
-    )
-    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
-    digest = files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
-    model_name = f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
+    sources = _hashed(read.files if base.is_file() else (*read.files, base / TOKENIZER))
+    digest = _digest(tokenizer, sources, whose)
+    place = _place(base, digest)
     config = Preset(
         **dict(read.architecture), name=name, use_loss_mask=False, length_policy="split"
     )
@@ -74,7 +76,7 @@ def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path,
         history=History.unknown(0),
         tokenizer_state=(dataset.path / TOKENIZER_STATE).read_bytes(),
         lineage=Lineage(
-            model_name=model_name,
+            model_name=place.name,
             step=0,
             tokens=0,
             supervised=0,
@@ -86,11 +88,26 @@ def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path,
             compute=resolve(config, config.gpt()).record(),
         ),
     )
-    place = home.models_dir() / model_name
     if not (place / home.step_folder(0)).is_dir():
         save_checkpoint(place, snapshot)
         point(place, 0, None)
-    return place / home.step_folder(0), _news(known, tokenizer, dataset)
+    return place / home.step_folder(0), news
+
+
+def _hashed(paths: Iterable[Path]) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
+        for p in paths
+    )
+
+
+def _digest(tokenizer: Tokenizer, sources: Iterable[SourceFile], whose: str) -> str:
+    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
+    return files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
+
+
+def _place(base: Path, digest: str) -> Path:
+    return home.models_dir() / f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
 
 
 def _record(
