@@ -16,7 +16,6 @@ from mypt.data.template import Shape, Slot, load_template
 from mypt.data.vocabularies.base_files import PREFIXES, base_path
 from mypt.data.vocabularies.encoder import TextEncoder, encode_each, encoding_of, utf8
 from mypt.data.vocabularies.engine import TokenizersEngine, engine_of
-from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.published import PUBLISHED, published_vocabulary
 from mypt.data.vocabularies.vocabulary import (
     ADVICE,
@@ -264,6 +263,8 @@ def load_tokenizer(
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name.startswith(PREFIXES):
+        from mypt.data.vocabularies.huggingface import hf_vocabulary  # a base alone needs regex
+
         return Tokenizer(hf_vocabulary(base_path(name)), find_template(template, name))
     if name == "byte":
         return Tokenizer(byte_vocabulary(), find_template(template, name))
