@@ -213,13 +213,25 @@ class Tokenizer:
         Raises:
             DataError: If an id is not in the vocabulary.
         """
+        numbers = np.asarray(ids, np.int64)
+        spelled = self._spelled
+        if numbers.min(initial=0) < 0:
+            spelled = spelled[:0]  # numpy would count them from the end
         try:
-            return b"".join(map(self._bytes.__getitem__, np.asarray(ids).tolist()))
-        except KeyError as error:
+            return b"".join(spelled[numbers].tolist())
+        except (IndexError, TypeError):
+            unknown = next(int(number) for number in ids if int(number) not in self._bytes)
             raise DataError(
-                f"Invalid token for decoding: {error.args[0]}; tokenizer {self.name} has ids below"
+                f"Invalid token for decoding: {unknown}; tokenizer {self.name} has ids below"
                 f" {self.n_vocab}; these tokens were made by another tokenizer"
             ) from None
+
+    @cached_property
+    def _spelled(self) -> NDArray[np.object_]:
+        """(n_vocab,) bytes of each id, None where it stands for nothing; quicker than a dict."""
+        table = np.full(self.n_vocab, None, np.object_)
+        table[list(self._bytes)] = list(self._bytes.values())
+        return table
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Return the text that :meth:`encode` gave these ids for.
