@@ -326,13 +326,13 @@ def _block(model: Preset, width: int, on_cpu: bool) -> tuple[int, int]:
     if model.dropout:
         squares = 3 * inside * model.n_head * model.block_size
         answered += squares + 2 * width * c if on_cpu else 2 * c
-    return asked, answered + width * (_fan_out(model) + model.inner_width + _gate(model))
+    bent = _gate(model) * (model.mlp_type != "swiglu")  # which is computed again
+    return asked, answered + width * (_fan_out(model) + model.inner_width + bent)
 
 
 def _norm_bytes(model: Preset, width: int) -> int:
-    """Return bytes a token of a norm's input, of what it makes of it, and of its output."""
-    normed = _FLOAT if model.norm_type == "rmsnorm" else 0
-    return (_FLOAT + normed + width) * model.n_embd
+    """Return bytes a token of a norm's input and of its output."""
+    return (_FLOAT + width) * model.n_embd
 
 
 def _fan_out(model: Preset) -> int:
