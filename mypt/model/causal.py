@@ -82,14 +82,20 @@ def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
 
 def _grouped(heads: Tensor, groups: int) -> Tensor:
     """Return heads (B, n, H, D) as (B * G, H / G * n, D)."""
-    return heads.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
+    return _apart(heads, groups).permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
 
 
 def _put(heads: Tensor, grouped: Tensor, groups: int) -> None:
     """Write what :func:`_grouped` would make of ``heads`` into them."""
     rows, n, number, width = heads.shape
     lying = grouped.view(rows, groups, number // groups, n, width).permute(0, 3, 1, 2, 4)
-    heads.unflatten(2, (groups, -1)).copy_(lying)
+    _apart(heads, groups).copy_(lying)
+
+
+def _apart(heads: Tensor, groups: int) -> Tensor:
+    """Return heads (B, n, H, D) as a view (B, n, G, H / G, D)."""
+    rows, n, number, width = heads.shape
+    return heads.view(rows, n, groups, number // groups, width)
 
 
 def _weights(asked: Tensor, keys: Tensor, here: slice) -> Tensor:

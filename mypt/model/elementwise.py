@@ -43,7 +43,8 @@ class _Norm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         over = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, over)
-        return (x * over).mul_(gain)
+        out: Tensor = (x * over).mul_(gain)
+        return out
 
     @staticmethod
     @once_differentiable
