@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.commands.flags import MaybeWhole, Whole
-from flows.commands.names import full_name
+from flows.commands.names import adapted, full_name
 from flows.console import Console, describe, print_json
 from mypt.errors import ConfigError, MyptError
 
@@ -36,6 +36,7 @@ def generate(
     model: str,
     *,
     prompt: str,
+    adapter: str | None = None,
     max_tokens: Whole = 100,
     form: Form = "auto",
     temperature: float = 0.0,
@@ -52,6 +53,7 @@ def generate(
     Args:
         model: A name or its beginning, a model folder or a step folder.
         prompt: The user's message, or the text to continue; not empty.
+        adapter: What was learned beside the model: a model of lora, or a folder of peft's.
         max_tokens: Longest answer in tokens.
         form: chat wraps the prompt in the model's template, plain continues it; auto follows
             the training data.
@@ -76,7 +78,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
-    gpt, tokenizer, checkpoint = _load(model, compiled=compile)
+    gpt, tokenizer, checkpoint = _load(adapted(model, adapter), compiled=compile)
     if form == "auto":
         form = "chat" if checkpoint.lineage.dataset.kind == "chat" else "plain"
     reply = Reply(
@@ -95,6 +97,7 @@ def generate(
 def chat(
     model: str,
     *,
+    adapter: str | None = None,
     system: str | None = None,
     max_tokens: MaybeWhole = None,
     temperature: float = 0.7,
@@ -111,6 +114,7 @@ def chat(
 
     Args:
         model: A name or its beginning, a model folder or a step folder.
+        adapter: As for mypt generate.
         system: A system message to begin with.
         max_tokens: Longest answer in tokens; default: what the model's context holds.
         temperature: 0 takes the likeliest token each time.
@@ -128,7 +132,7 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
-    gpt, tokenizer, _ = _load(model, compiled=compile)
+    gpt, tokenizer, _ = _load(adapted(model, adapter), compiled=compile)
     session = Session(gpt, tokenizer, system=system, max_tokens=max_tokens, sampling=sampling)
     while (line := _read_line()) not in ("", "/quit"):
         try:
@@ -166,7 +170,7 @@ def serve(
     if waiting < 1 or not 0 <= port <= 65535:
         raise ConfigError(f"waiting {waiting}, port {port}: expected 1 or more, and 0 to 65535")
     with serving.listen(host, port, key) as listening:
-        gpt, tokenizer, checkpoint = _load(model, compiled=compile)
+        gpt, tokenizer, checkpoint = _load(full_name(model), compiled=compile)
         name = checkpoint.lineage.model_name
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
@@ -221,7 +225,7 @@ def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
     from mypt.model.compiling import compile_reading, missing_compiler
     from mypt.training.checkpoints.checkpoint import load_model
 
-    gpt, tokenizer, checkpoint = load_model(full_name(model))
+    gpt, tokenizer, checkpoint = load_model(model)
     _tell_if_unfinished(Path(checkpoint.ref.path).parent)
     if compiled or checkpoint.preset.compile:
         missing = missing_compiler(gpt.lm_head.weight.device)

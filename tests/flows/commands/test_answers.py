@@ -80,6 +80,35 @@ def test_a_model_whose_training_is_not_finished_says_so_beside_its_answer(
         assert re.fullmatch(r"begun: its training is not finished, step \d of 9", told[0])
 
 
+def test_an_adapter_is_asked_beside_its_base_whichever_form_it_has(home, tmp_path, capsys):
+    data = home / "datasets" / "chat"
+    preset = Preset.model_validate(TINY | {"lora": {"rank": 2, "tokens": []}, "learning_rate": 0.1})
+    list(train(plan_run(preset, "beside", data, init_from="tiny")))
+    assert main(["export", "beside", str(tmp_path / "peft"), "--to", "peft"]) == 0
+    asked = ["--prompt", "Hi", "--max_tokens", "5", "--form", "chat", "--json"]
+    capsys.readouterr()
+    said = []
+    for words in (["beside"], ["tiny", "--adapter", "beside"],
+                  ["tiny", "--adapter", str(tmp_path / "peft")], ["tiny"]):  # fmt: skip
+        assert main(["generate", *words, *asked]) == 0
+        said.append(json.loads(capsys.readouterr().out)["text"])
+    assert said[0] == said[1] == said[2] != said[3]
+    losses = []
+    for words in ([], ["--adapter", "beside"]):
+        assert main(["evaluate", "tiny", *words, "--eval_iters", "2", "--json"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["val_loss"])
+    assert losses[0] != losses[1]
+    judged = ["evaluate", "tiny", "--adapter", "beside", "--gate", "--eval_iters", "2", "--json"]
+    assert main(judged) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["candidate"]["model"] == "beside"
+    assert main(["adopt", str(tmp_path / "peft"), "--base", "tiny", "--model_name", "again"]) == 0
+    assert "again: rank 2 beside tiny" in " ".join(capsys.readouterr().out.split())
+    assert main(["adopt", str(data), "--base", "tiny"]) == 2
+    assert "--base and --model_name are an adapter's" in capsys.readouterr().err
+    assert main(["generate", "beside", "--adapter", "tiny", *asked]) == 2
+    assert "whole weights and no adapter" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("home")
 def test_generate_says_what_cut_an_answer_off(capsys):
     words = ["generate", "tiny", "--prompt", "Hi", "--temperature", "5", "--max_tokens"]
