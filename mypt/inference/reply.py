@@ -43,7 +43,7 @@ class Reply:
         room = room_for(model, len(prompt), context if max_tokens is None else max_tokens)
         self._at_end: Ending = "length" if room == max_tokens else "context"
         self._ends = (*tokenizer.stop_ids, tokenizer.end_of_text)
-        self._model, self._tokenizer, self._held = model, tokenizer, _Held(stop)
+        self.model, self.tokenizer, self._held = model, tokenizer, _Held(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.row = OpenRow(prompt, room, self._ends, sampling)
         """What the model writes; it has no room once the answer is whole."""
@@ -56,7 +56,7 @@ class Reply:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the answer's text as soon as nothing can take it back."""
-        together = Together(self._model, known_tokens(self._model, self._tokenizer))
+        together = Together(self.model, known_tokens(self.model, self.tokenizer))
         together.add([self.row])
         while self.row.room:
             for _, token in together.step():
@@ -74,7 +74,7 @@ class Reply:
             self.ending = "stop"
             last = self._decoder.decode(b"", final=True)
         else:
-            read = self._tokenizer.decode_bytes([token])
+            read = self.tokenizer.decode_bytes([token])
             last = self._decoder.decode(read, final=not self.row.room)
         certain, found = self._held.add(last)
         if found:
@@ -86,7 +86,7 @@ class Reply:
     def note(self) -> str:
         """Why the whole answer was cut off; empty where the model ended it itself."""
         if self.ending == "context":
-            return f"cut off: the model's context of {self._model.config.longest} tokens is full"
+            return f"cut off: the model's context of {self.model.config.longest} tokens is full"
         if self.ending == "length":
             return f"cut off after {self.n_tokens} tokens"
         return ""

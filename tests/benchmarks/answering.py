@@ -51,7 +51,7 @@ class _Asked:
 
     def __init__(self, model: GPT, tokenizer: Any, at_once: int) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.queue = Queue(model, tokenizer, WAITING, at_once)
+        self.queue = Queue(WAITING, at_once)
 
     def __call__(self) -> list[str]:
         texts, left = [""] * WAITING, [WAITING]

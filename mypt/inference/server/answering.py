@@ -1,6 +1,6 @@
 """One request, one answer: whole, or streamed as server-sent events.
 
-Requests wait in a bounded queue for the one thread that lets the model write, a token of several
+Requests wait in a bounded queue for the one thread that lets the models write, a token of several
 answers at a time.
 """
 
@@ -38,15 +38,15 @@ _LEFT = "the client left"
 
 
 _MOST_ROWS = 32
-_MOST_BYTES = 2**30
+_MOST_KEPT = 2**30
+"""Bytes that all answers which are being written may keep, unless it is a single one."""
 
 
-def rows_at_once(model: GPT) -> int:
-    """Return how many answers a model may write at once: what they keep takes 1 GiB at most."""
-    config, weight = model.config, model.lm_head.weight
+def bytes_of_row(model: GPT) -> int:
+    """Return what an answer keeps that fills the model's context."""
+    config = model.config
     row = 2 * config.n_layer * config.key_heads * config.head_width * config.longest
-    fit: int = _MOST_BYTES // (row * weight.element_size())
-    return max(1, min(_MOST_ROWS, fit))
+    return row * model.lm_head.weight.element_size()
 
 
 class QueueFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
@@ -80,18 +80,20 @@ class Job:
 
 
 class Queue:
-    """Requests that wait for the model, first come, first served; several are answered at once."""
+    """Requests that wait, first come, first served; several are answered at once.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, length: int, at_once: int = 1) -> None:
+    They may be of several models: those of one share its steps, and all share the bounds.
+    """
+
+    def __init__(self, length: int, at_once: int = _MOST_ROWS) -> None:
         """Start the thread.
 
         Args:
-            model: Whose every step writes a token of each answer.
-            tokenizer: The model's own.
             length: How many requests may wait beside those that are answered.
-            at_once: How many are answered at once.
+            at_once: How many are answered at once, if what they keep takes 1 GiB at most.
         """
-        self._together = Together(model, known_tokens(model, tokenizer))
+        self._together: dict[int, Together] = {}
+        """What writes the answers of a model, by its id."""
         self._length, self._at_once = length, at_once
         self._jobs: deque[Job] = deque()
         self._closed = False
@@ -130,24 +132,30 @@ class Queue:
 
     def _work(self) -> None:
         going: list[Job] = []
-        while True:
-            going += self._next(self._at_once - len(going), wait=not going)
-            if not going:
-                return
+        while going := [*going, *self._next(going)]:
             for job in going:
                 if not job.begun:
                     self._try([job], partial(self._begin, job))
-            self._try(going, partial(self._step, going))
+            for model, together in self._together.items():
+                if own := [job for job in going if id(job.reply.model) == model]:
+                    self._try(own, partial(self._step, together, own))
+                    if 2 * sum(bool(job.reply.row.room) for job in own) < together.size:
+                        together.tidy()
             going = [job for job in going if job.reply.row.room]
-            if 2 * len(going) < self._together.size:
-                self._together.tidy()
 
-    def _next(self, free: int, *, wait: bool) -> list[Job]:
-        """Return requests whose turn has come, at most ``free``; none is the end of the server."""
+    def _next(self, going: Sequence[Job]) -> list[Job]:
+        """Return requests whose turn has come; none beside none is the end of the server."""
         with self._changed:
-            if wait:
+            if not going:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
-            return [self._jobs.popleft() for _ in range(min(free, len(self._jobs)))]
+            found: list[Job] = []
+            kept = sum(bytes_of_row(job.reply.model) for job in going)
+            while self._jobs and len(going) + len(found) < self._at_once:
+                kept += bytes_of_row(self._jobs[0].reply.model)
+                if kept > _MOST_KEPT and (going or found):
+                    break
+                found.append(self._jobs.popleft())
+            return found
 
     def _try(self, jobs: Sequence[Job], work: Callable[[], None]) -> None:
         """Do some work for answers; if it fails they end, and the server goes on."""
@@ -161,18 +169,24 @@ class Queue:
     def _begin(self, job: Job) -> None:
         """Read a prompt, alone as it would be by itself."""
         job.begun = True
-        if job.reply.row.room and not (self._closed or job.left.is_set()):
-            self._together.add([job.reply.row])
-        elif not job.reply.row.room:
+        reply = job.reply
+        if self._closed or job.left.is_set():
+            job.end(Closed())
+        elif not reply.row.room:
             job.end(None)
+        else:
+            if id(reply.model) not in self._together:
+                known = known_tokens(reply.model, reply.tokenizer)
+                self._together[id(reply.model)] = Together(reply.model, known)
+            self._together[id(reply.model)].add([reply.row])
 
-    def _step(self, going: Sequence[Job]) -> None:
+    def _step(self, together: Together, going: Sequence[Job]) -> None:
         """Write a token of each answer, but of those that nobody wants any more."""
         for job in going:
             if self._closed or job.left.is_set():
                 job.end(Closed())
         whose = {id(job.reply.row): job for job in going}
-        for row, token in self._together.step():
+        for row, token in together.step():
             job = whose[id(row)]
             self._try([job], partial(job.take, token))
             if not row.room:
@@ -197,7 +211,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Served:
-    """What answers, under which name, and who may ask."""
+    """What answers, and under which name."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -206,10 +220,9 @@ class Served:
     checkpoint: CheckpointRef
     """What was loaded."""
     queue: Queue
+    """The one of all models of a server."""
     clock: Callable[[], float]
     """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
-    api_key: str | None = None
-    """What clients must send; None serves this machine only."""
     told: Callable[[Exchange], None] | None = None
     """Called with each exchange when it is over."""
 

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import socket
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -33,14 +34,14 @@ _MOST_HELD = 64 * 2**20
 """Bytes of all requests that are on their way at once."""
 
 
-def chat_page(name: str, checkpoint: CheckpointRef, *, key: bool) -> tuple[str, str]:
+def chat_page(models: Mapping[str, CheckpointRef], *, key: bool) -> tuple[str, str]:
     """Return the page's HTML and the policy that lets a browser run its script and no other.
 
     Args:
-        name: What the model is called.
-        checkpoint: Which of its steps answers.
+        models: Which checkpoint answers, by what each is called.
         key: Whether people must give an API key.
     """
+    name, checkpoint = next(iter(models.items()))
     styles = ["page.css", "chat.css"]
     shown = {"name": name, "step": checkpoint.step, "digest": checkpoint.digest, "key": key}
     html = render("chat.html", styles=styles, script="chat.js", **shown)
@@ -51,32 +52,41 @@ def chat_page(name: str, checkpoint: CheckpointRef, *, key: bool) -> tuple[str, 
     return html, policy
 
 
-def create_app(served: Served) -> FastAPI:
-    """Return the application: ``/v1/models``, ``/v1/chat/completions`` and the page at ``/``."""
+def create_app(models: Sequence[Served], api_key: str | None = None) -> FastAPI:
+    """Return the application: ``/v1/models``, ``/v1/chat/completions`` and the page at ``/``.
+
+    Args:
+        models: Of names that differ; a request says which one it asks.
+        api_key: What clients must send; None serves this machine only.
+    """
     app = FastAPI(title="mypt", docs_url=None, redoc_url=None, openapi_url=None)
-    check = Depends(partial(_check, served))
-    routes = APIRouter(dependencies=[check])
-    began, held = int(served.clock()), Counter[str]()
-    card = {"id": served.name, "object": "model", "created": began, "owned_by": "mypt"}
+    routes = APIRouter(dependencies=[Depends(partial(_check, api_key))])
+    known, held = {served.name: served for served in models}, Counter[str]()
+    cards = {
+        served.name: {
+            "id": served.name, "object": "model", "created": int(served.clock()),
+            "owned_by": "mypt",
+        }
+        for served in models
+    }  # fmt: skip
 
     @routes.get("/v1/models")
-    async def models() -> Any:
-        return {"object": "list", "data": [card]}
+    async def all_models() -> Any:
+        return {"object": "list", "data": list(cards.values())}
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Any:
-        _check_model(served, name)
-        return card
+        return cards[_named(known, name).name]
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         asked = read_request(await _body(request, held))
-        _check_model(served, asked.model)
-        return await answer(served, asked, request)
+        return await answer(_named(known, asked.model), asked, request)
 
     @app.get("/")
     async def page() -> Response:
-        html, policy = chat_page(served.name, served.checkpoint, key=served.api_key is not None)
+        shown = {served.name: served.checkpoint for served in models}
+        html, policy = chat_page(shown, key=api_key is not None)
         return HTMLResponse(html, headers={"content-security-policy": policy})
 
     app.include_router(routes)
@@ -162,27 +172,28 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-async def _check(served: Served, request: Request) -> None:
+async def _check(api_key: str | None, request: Request) -> None:
     """Refuse whoever has no key, or, where none is set, comes under another name.
 
     A page elsewhere whose name was made to point here could else talk with the model. Were it not
     asynchronous, each request would wait here for a thread, and a flood of them without end.
     """
-    if served.api_key is None:
+    if api_key is None:
         if (request.url.hostname or "") not in LOCAL:
             raise Refused(403, f"host {request.url.hostname!r}: expected {' or '.join(LOCAL)}")
         return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme != "Bearer" or not secrets.compare_digest(key.encode(), served.api_key.encode()):
+    if scheme != "Bearer" or not secrets.compare_digest(key.encode(), api_key.encode()):
         raise Refused(401, "a wrong or no API key; send it as a bearer", code="invalid_api_key")
 
 
-def _check_model(served: Served, name: str) -> None:
-    if name != served.name:
+def _named(known: Mapping[str, Served], name: str) -> Served:
+    if name not in known:
         raise Refused(
-            404, f"no model {name!r}; this server has {served.name!r}",
+            404, f"no model {name!r}; this server has {', '.join(map(repr, known))}",
             param="model", code="model_not_found",
         )  # fmt: skip
+    return known[name]
 
 
 async def _body(request: Request, held: Counter[str]) -> bytes:

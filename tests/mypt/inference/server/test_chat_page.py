@@ -17,7 +17,7 @@ NOTE = "document.getElementById('note').textContent"
 
 
 def test_the_page_loads_nothing_and_escapes_the_models_name():
-    html, policy = chat_page("<i>\"x' onload=1", CHECKPOINT, key=False)
+    html, policy = chat_page({"<i>\"x' onload=1": CHECKPOINT}, key=False)
     assert "<i>" not in html
     assert not re.search(r"\b(src|href)=", html)
     assert policy.startswith("default-src 'none';")
