@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mypt.errors import ConfigError
 from mypt.inference.server.answering import Queue, Served, answer, refused
 from mypt.inference.server.protocol import Refused, read_request
-from mypt.pages.render import render, script_hash
+from mypt.pages.render import content_hash, render
 from mypt.references import CheckpointRef
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -41,13 +41,13 @@ def chat_page(models: Mapping[str, CheckpointRef], *, key: bool) -> tuple[str, s
         models: Which checkpoint answers, by what each is called.
         key: Whether people must give an API key.
     """
-    name, checkpoint = next(iter(models.items()))
-    styles = ["page.css", "chat.css"]
-    shown = {"name": name, "step": checkpoint.step, "digest": checkpoint.digest, "key": key}
-    html = render("chat.html", styles=styles, script="chat.js", **shown)
+    styles, scripts = ["page.css", "chat.css"], ["markdown.js", "chat.js"]
+    shown = [{"name": name, "step": c.step, "digest": c.digest} for name, c in models.items()]
+    html = render("chat.html", styles=styles, scripts=scripts, models=shown, key=key)
     policy = (
-        "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline';"
-        f" script-src '{script_hash('chat.js')}'; frame-ancestors 'none'; base-uri 'none'"
+        f"default-src 'none'; connect-src 'self'; script-src '{content_hash(scripts)}';"
+        f" style-src '{content_hash(styles)}'; frame-ancestors 'none'; base-uri 'none';"
+        " form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return html, policy
 
