@@ -6,7 +6,9 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from flows.commands.flags import MaybeWhole, Whole
 from flows.commands.names import full_name
@@ -144,17 +146,23 @@ def serve(
     host: str = "127.0.0.1",
     port: Whole = 8000,
     api_key: str | None = None,
+    allow_origin: Annotated[list[str] | None, Parameter(negative=())] = None,
+    allow_host: Annotated[list[str] | None, Parameter(negative=())] = None,
     waiting: Whole = 64,
     compile: bool = False,
     trace: bool = False,
 ) -> int:
-    """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
+    """Answer OpenAI's protocol for chats and completions, with a page to talk at /, until Ctrl-C.
 
     Args:
         model: A name or its beginning, a model folder or a step folder.
         host: Address to listen on; one that other machines reach needs an API key.
         port: Port to listen on; 0 takes a free one.
         api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
+        allow_origin: A site whose pages may ask the server too, such as https://example.org;
+            repeatable.
+        allow_host: Another name of this machine that clients may use where no key is set, such as
+            host.docker.internal; repeatable.
         waiting: Requests that may wait; beyond them the answer is 429.
         compile: As for mypt generate.
         trace: Send each request and its answer to MLflow, as a trace of its experiment "served".
@@ -175,7 +183,8 @@ def serve(
             served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key, told)
             step = checkpoint.ref.step
             _write(f"{name} step {step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
-            serving.serve(serving.create_app(served), queue, listening)
+            app = serving.create_app(served, origins=allow_origin or (), hosts=allow_host or ())
+            serving.serve(app, queue, listening)
     return 0
 
 

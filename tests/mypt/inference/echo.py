@@ -59,12 +59,12 @@ class Left(RowCaches):
 
 
 @contextmanager
-def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None):
+def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None, **named):
     """Yield the address of a server that ends with the block."""
     queue = Queue(model, tokenizer, waiting, at_once)
     served = Served(model, tokenizer, "echo", CHECKPOINT, queue, lambda: 1, api_key, told)
     with listen("127.0.0.1", 0, None) as listening:
-        config = configured(create_app(served), 1)
+        config = configured(create_app(served, **named), 1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
