@@ -149,6 +149,9 @@ def sampling_of(**choices: float | None) -> Sampling:
 class Allowed(Protocol):
     """What may be written next, if not everything may."""
 
+    error: str
+    """Why the answer fails; empty while it does not."""
+
     def mask(self) -> Tensor:
         """Return (V,) bool, at least one of them true."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mypt.data.tokenizer import Tokenizer
+from mypt.errors import ConfigError
 from mypt.inference.generation import Allowed, OpenRow, Together, known_tokens, room_for
 from mypt.inference.likelihood import Likelihood
 from mypt.inference.sampling import GREEDY, Sampling
@@ -50,7 +51,7 @@ class Reply:
         room = room_for(model, len(prompt), context if max_tokens is None else max_tokens)
         self._at_end: Ending = "length" if room == max_tokens else "context"
         self._ends = (*tokenizer.stop_ids, tokenizer.end_of_text)
-        self.model, self.tokenizer, self._held = model, tokenizer, _Held(stop)
+        self.model, self.tokenizer, self._held = model, tokenizer, Held(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.row = OpenRow(prompt, room, self._ends, sampling, top=top, allowed=allowed)
         """What the model writes; it has no room once the answer is whole."""
@@ -97,7 +98,12 @@ class Reply:
 
         A character's bytes may lie in several tokens, and text may turn out to be the beginning of
         a stop string.
+
+        Raises:
+            ConfigError: If what it is chosen among cannot go on.
         """
+        if self.row.allowed is not None and self.row.allowed.error:
+            raise ConfigError(f"the answer lost its form: {self.row.allowed.error}")
         self.n_tokens += 1
         if token in self._ends:
             self.ending = "stop"
@@ -124,7 +130,7 @@ class Reply:
         return ""
 
 
-class _Held:
+class Held:
     """Keeps back text that may turn out to be the beginning of a stop string."""
 
     def __init__(self, stop: Sequence[str]) -> None:

@@ -11,7 +11,9 @@ from mypt.inference.chat import fitting_prompt
 from mypt.inference.generation import text_prompt
 from mypt.inference.likelihood import Likelihood
 from mypt.inference.reply import Ending, Reply
+from mypt.inference.server.constraints import Grammar, call_grammar, json_grammar
 from mypt.inference.server.protocol import Asked, ChatRequest, CompletionRequest, Refused
+from mypt.inference.server.tools import CallForm, CallReader, NamedTool, call_form
 from mypt.model.gpt import GPT
 
 
@@ -26,27 +28,40 @@ class Piece(NamedTuple):
 class ChatChoice:
     """One answer to a conversation."""
 
-    def __init__(self, index: int, reply: Reply, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, index: int, reply: Reply, tokenizer: Tokenizer, form: CallForm | None
+    ) -> None:
         self.index, self.reply, self._tokenizer = index, reply, tokenizer
+        self._form = form
+        self._reader = None if form is None else CallReader(form)
         self._begun = False
 
     def whole(self) -> dict[str, Any]:
         """Return the answer, once it is whole."""
-        message = {"role": "assistant", "content": self.reply.text, "refusal": None}
-        return self._said("message", message, self.reply.told, finish(self.reply.ending))
+        text, calls = self._form.read(self.reply.text) if self._form else (self.reply.text, [])
+        message = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text if text.strip() else None, "tool_calls": calls}
+        return self._said("message", message, self.reply.told, self._finish(calls))
 
     def pieces(self, piece: Piece | None) -> list[dict[str, Any]]:
         """Return what a stream says of a piece; None is the end of the answer."""
+        if piece is not None:
+            text = piece.text if self._reader is None else self._reader.add(piece.text)
+            return self._delta({"content": text}, piece.told) if text or piece.told else []
+        rest, calls = ("", []) if self._reader is None else self._reader.end()
+        said = self._delta({"content": rest}) if rest.strip() or not (self._begun or calls) else []
+        for number, call in enumerate(calls):
+            said += self._delta({"tool_calls": [{"index": number} | call]})
+        return [*said, self._said("delta", {}, (), self._finish(calls))]
+
+    def _delta(self, said: dict[str, Any], told: Sequence[Likelihood] = ()) -> list[dict[str, Any]]:
         role = {} if self._begun else {"role": "assistant"}
-        first = piece is None and not self._begun
         self._begun = True
-        said = []
-        if piece is not None or first:
-            text, told = piece or Piece("")
-            said.append(self._said("delta", role | {"content": text}, told, None))
-        if piece is None:
-            said.append(self._said("delta", {}, (), finish(self.reply.ending)))
-        return said
+        return [self._said("delta", role | said, told, None)]
+
+    def _finish(self, calls: Sequence[dict[str, Any]]) -> str:
+        return "tool_calls" if calls else finish(self.reply.ending)
 
     def _said(
         self, key: str, said: dict[str, Any], told: Sequence[Likelihood], ending: str | None
@@ -134,12 +149,14 @@ def choices_of(model: GPT, tokenizer: Tokenizer, asked: Asked) -> tuple[list[Cho
     """
     _check_bias(model, asked)
     if isinstance(asked, ChatRequest):
+        form = _form(tokenizer, asked)
         try:
             ids, left_out = fitting_prompt(model, tokenizer, asked.conversation(), asked.longest)
         except DataError as error:
             raise Refused(400, str(error), param="messages") from None
-        replies = _replies(model, tokenizer, asked, ids, "messages")
-        return [ChatChoice(n, reply, tokenizer) for n, reply in enumerate(replies)], left_out
+        grammar = _grammar(model, tokenizer, asked, form)
+        replies = _replies(model, tokenizer, asked, ids, "messages", grammar=grammar)
+        return [ChatChoice(n, reply, tokenizer, form) for n, reply in enumerate(replies)], left_out
     assert isinstance(asked, CompletionRequest), "there are two forms"
     choices: list[Choice] = []
     for prompt in asked.prompt:
@@ -169,6 +186,7 @@ def _replies(
     prompt: Sequence[int],
     param: str,
     echo: int | None = None,
+    grammar: Grammar | None = None,
 ) -> list[Reply]:
     sampling = asked.sampling
     try:
@@ -181,6 +199,7 @@ def _replies(
                 stop=asked.stops,
                 sampling=sampling.model_copy(update={"seed": (sampling.seed + n) % 2**63}),
                 top=asked.top,
+                allowed=grammar and grammar.copy(),
                 echo=echo,
             )
             for n in range(asked.n or 1)
@@ -188,6 +207,39 @@ def _replies(
     except ConfigError as error:
         code = "context_length_exceeded"
         raise Refused(400, str(error), param=param, code=code) from None
+
+
+def _form(tokenizer: Tokenizer, asked: ChatRequest) -> CallForm | None:
+    """Return how the model calls the tools that it is shown, if any."""
+    if not asked.callable:
+        return None
+    try:
+        return call_form(tokenizer.template)
+    except ConfigError as error:
+        raise Refused(400, f"tools: {error}", param="tools") from None
+
+
+def _grammar(
+    model: GPT, tokenizer: Tokenizer, asked: ChatRequest, form: CallForm | None
+) -> Grammar | None:
+    """Return what an answer has to be; None: any text."""
+    schema = asked.response_format and asked.response_format.schema_of_answer
+    choice, tools = asked.tool_choice, asked.callable
+    named = [choice.function.name] if isinstance(choice, NamedTool) else []
+    must = bool(named) or choice == "required"
+    strict = asked.parallel_tool_calls is False or any(tool.function.strict for tool in tools)
+    param = "response_format" if schema is not None else "tools"
+    try:
+        if schema is not None and form is not None:
+            raise ConfigError("an answer in JSON calls no tools; leave tools out beside it")
+        if schema is not None:
+            return json_grammar(model, tokenizer, schema)
+        if form is None or not (must or strict):
+            return None
+        called = [tool for tool in tools if not named or tool.function.name in named]
+        return call_grammar(model, tokenizer, form, called, must=must)
+    except ConfigError as error:
+        raise Refused(400, f"{param}: {error}", param=param) from None
 
 
 def _check_bias(model: GPT, asked: Asked) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -11,16 +11,19 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from mypt.config import Reading
 from mypt.data.conversations import Message, Part
 from mypt.data.reading.formats.calls import Turn, link_results, unfold
+from mypt.data.reading.formats.chats import frame
 from mypt.data.reading.formats.message import read_message
 from mypt.data.reading.formats.tags import mark_message
 from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.inference.sampling import COLDEST, Sampling
+from mypt.inference.server.tools import MOST_TOOLS, NamedTool, Tool
 
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Parameters that change no answer."""
@@ -51,6 +54,37 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     include_usage: bool = False
     include_obfuscation: bool = False
+
+
+class JsonSchema(BaseModel):
+    """What an answer in JSON is to hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    name: str = Field(pattern=r"\A[a-zA-Z0-9_-]{1,64}\z")
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What form an answer has; in JSON it has it surely, strict or not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("expected json_schema where that is the type, and only there")
+        return self
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """What the answer is to hold in JSON; None where it is a text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_ or {}
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class Asked(BaseModel):
@@ -136,14 +170,16 @@ class ChatRequest(Asked):
     """What is asked of ``/v1/chat/completions``."""
 
     only: ClassVar[dict[str, tuple[Any, ...]]] = Asked.only | {
-        "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
-        "function_call": ("none", "auto"), "parallel_tool_calls": (True, False),
-        "response_format": ({"type": "text"},), "modalities": (["text"],),
+        "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],),
     }  # fmt: skip
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP)
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
 
     @field_validator("top_logprobs")
     @classmethod
@@ -162,8 +198,23 @@ class ChatRequest(Asked):
         """How many likely tokens are told beside each; None tells of none."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @field_validator("tool_choice")
+    @classmethod
+    def _among_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        names = [tool.function.name for tool in info.data.get("tools") or ()]
+        if value not in (None, "none", "auto") and not names:
+            raise ValueError("expected tools beside it")
+        if isinstance(value, NamedTool) and value.function.name not in names:
+            raise ValueError(f"no tool has the name {value.function.name}")
+        return value
+
+    @property
+    def callable(self) -> list[Tool]:
+        """The tools that the model is shown: none where it may not call any."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
     def conversation(self) -> list[Message]:
-        """Return the messages as the readers of training data read them.
+        """Return the messages as the readers of training data read them, the tools among them.
 
         Raises:
             Refused: If one is no message that a model can read.
@@ -174,7 +225,10 @@ class ChatRequest(Asked):
             place = Place(f"messages[{index}]", 0, index + 1)
             turns += [_turn(fields, place, tally) for fields in unfold(given)]
         try:
-            return link_results(turns, tally)
+            messages = link_results(turns, tally)
+            said = {"exclude_unset": True, "exclude": {"function": {"strict"}}}
+            listed = [tool.model_dump(**said) for tool in self.callable]
+            return [*frame(messages, {"tools": listed}, Place("tools", 0, 1))]
         except DataError as error:
             raise _refuse(error) from None
 
