@@ -8,7 +8,9 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from flows.commands.flags import MaybeWhole, Whole
 from flows.commands.names import full_name
@@ -147,11 +149,13 @@ def serve(
     host: str = "127.0.0.1",
     port: Whole = 8000,
     api_key: str | None = None,
+    allow_origin: Annotated[list[str] | None, Parameter(negative=())] = None,
+    allow_host: Annotated[list[str] | None, Parameter(negative=())] = None,
     waiting: Whole = 64,
     compile: bool = False,
     trace: bool = False,
 ) -> int:
-    """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
+    """Answer OpenAI's protocol for chats and completions, with a page to talk at /, until Ctrl-C.
 
     Args:
         models: Names or their beginnings, model folders or step folders. Requests choose one by
@@ -159,6 +163,10 @@ def serve(
         host: Address to listen on; one that other machines reach needs an API key.
         port: Port to listen on; 0 takes a free one.
         api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
+        allow_origin: A site whose pages may ask the server too, such as https://example.org;
+            repeatable.
+        allow_host: Another name of this machine that clients may use where no key is set, such as
+            host.docker.internal; repeatable.
         waiting: Requests that may wait; beyond them the answer is 429.
         compile: As for mypt generate.
         trace: Send each request and its answer to MLflow, as a trace of its experiment "served".
@@ -186,7 +194,9 @@ def serve(
                 served.append(one)
             title = ", ".join(map(_step_of, checkpoints))
             _write(f"{title} at {url}, for clients {url}/v1; Ctrl-C ends\n")
-            serving.serve(serving.create_app(served, key), queue, listening)
+            origins, hosts = allow_origin or (), allow_host or ()
+            app = serving.create_app(served, key, origins=origins, hosts=hosts)
+            serving.serve(app, queue, listening)
     return 0
 
 

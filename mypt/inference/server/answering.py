@@ -7,7 +7,6 @@ answers at a time.
 import asyncio
 import json
 import logging
-import secrets
 import threading
 import time
 from collections import deque
@@ -22,12 +21,18 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mypt.data.tokenizer import Tokenizer
-from mypt.errors import ConfigError, DataError
-from mypt.inference.chat import fitting_prompt
 from mypt.inference.generation import Together, known_tokens
 from mypt.inference.reply import Reply
-from mypt.inference.server import protocol
-from mypt.inference.server.protocol import ChatRequest, Refused
+from mypt.inference.server.choices import (
+    Choice,
+    Piece,
+    choices_of,
+    chunk,
+    completion,
+    head_of,
+    usage,
+)
+from mypt.inference.server.protocol import Asked, Refused
 from mypt.model.gpt import GPT
 from mypt.references import CheckpointRef
 
@@ -59,11 +64,12 @@ class Closed(Exception):  # noqa: N818 - likewise
 
 @dataclass(slots=True)
 class Job:
-    """One request in the queue."""
+    """One answer in the queue."""
 
     reply: Reply
-    emit: Callable[[str | BaseException | None], None]
-    """Called from the writing thread: with each text, at last with None or with what went wrong."""
+    emit: Callable[[Piece | BaseException | None], None]
+    """Called from the writing thread: with each piece, at last with None or with what went wrong.
+    """
     left: threading.Event = field(default_factory=threading.Event)
     """Set by whoever no longer wants the answer."""
     begun: bool = False
@@ -71,7 +77,8 @@ class Job:
 
     def take(self, token: int) -> None:
         """Emit the text that one token more makes certain."""
-        self.emit(self.reply.take(token))
+        text = self.reply.take(token)
+        self.emit(Piece(text, self.reply.newest))
 
     def end(self, why: BaseException | None) -> None:
         """End the answer: None where it is whole."""
@@ -101,20 +108,20 @@ class Queue:
         self._thread = threading.Thread(target=self._work, name="mypt-answers", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job) -> None:
-        """Let a request wait.
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Let the answers to a request wait, all or none.
 
         Raises:
-            QueueFull: If too many wait already.
+            QueueFull: If too many wait already; where none does, any request is taken.
             Closed: If the server is about to end.
         """
         with self._changed:
             if self._closed:
                 raise Closed
             waiting = [one for one in self._jobs if not one.left.is_set()]
-            if len(waiting) >= self._length:
+            if waiting and len(waiting) + len(jobs) > self._length:
                 raise QueueFull
-            self._jobs = deque([*waiting, job])
+            self._jobs = deque([*waiting, *jobs])
             self._changed.notify()
 
     def close(self) -> None:
@@ -172,13 +179,13 @@ class Queue:
         reply = job.reply
         if self._closed or job.left.is_set():
             job.end(Closed())
-        elif not reply.row.room:
+            return
+        if id(reply.model) not in self._together:
+            known = known_tokens(reply.model, reply.tokenizer)
+            self._together[id(reply.model)] = Together(reply.model, known)
+        reply.begin(self._together[id(reply.model)])
+        if not reply.row.room:
             job.end(None)
-        else:
-            if id(reply.model) not in self._together:
-                known = known_tokens(reply.model, reply.tokenizer)
-                self._together[id(reply.model)] = Together(reply.model, known)
-            self._together[id(reply.model)].add([reply.row])
 
     def _step(self, together: Together, going: Sequence[Job]) -> None:
         """Write a token of each answer, but of those that nobody wants any more."""
@@ -197,7 +204,7 @@ class Queue:
 class Exchange:
     """A request that the model was asked, and how it ended."""
 
-    asked: ChatRequest
+    asked: Asked
     said: str
     seconds: float
     """From its coming to its end; waiting is part of it."""
@@ -227,89 +234,59 @@ class Served:
     """Called with each exchange when it is over."""
 
 
-async def answer(served: Served, asked: ChatRequest, request: Request) -> Response:
+async def answer(served: Served, asked: Asked, request: Request) -> Response:
     """Let a request wait for its turn, and answer it.
 
     Raises:
-        Refused: If the model cannot read the conversation, or too many wait.
+        Refused: If the model cannot read what is asked, or too many wait.
     """
-    reply, left_out = reply_to(served.model, served.tokenizer, asked)
-    head = head_of(served.checkpoint.digest, int(served.clock()), left_out)
+    choices, left_out = choices_of(served.model, served.tokenizer, asked)
+    head = head_of(asked, served.checkpoint.digest, int(served.clock()), left_out)
     headers = {"x-mypt-turns-left-out": str(left_out)}
-    texts = _texts(served.queue, reply, request)
+    pieces = _pieces(served.queue, choices, request)
     if served.told is not None:
-        texts = _overheard(texts, served.told, asked, reply, request)
+        pieces = _overheard(pieces, served.told, asked, choices, request)
     if asked.stream:
-        first = await anext(texts, None)  # an error before the first word is an ordinary answer
-        events = _events(asked, reply, head, first, texts)
+        first = await anext(pieces)  # an error before the first word is an ordinary answer
+        events = _events(asked, choices, head, first, pieces)
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
-    text = "".join([text async for text in texts])
-    return JSONResponse(protocol.completion(asked, reply, text, head), headers=headers)
+    async for _ in pieces:
+        pass
+    return JSONResponse(completion(asked, choices, head), headers=headers)
 
 
-def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> tuple[Reply, int]:
-    """Return the answer to a request, not yet written, and how many turns it leaves out.
+_Pieces = AsyncIterator[tuple[Choice, Piece | None]]
 
-    Raises:
-        Refused: If the model cannot read the conversation.
+
+async def _pieces(queue: Queue, choices: Sequence[Choice], request: Request) -> _Pieces:
+    """Yield what answers say as it becomes certain, None at the end of each.
+
+    Whoever leaves gives up his places in the queue.
     """
-    try:
-        prompt, left_out = fitting_prompt(model, tokenizer, asked.conversation(), asked.longest)
-    except DataError as error:
-        raise Refused(400, str(error), param="messages") from None
-    try:
-        reply = Reply(
-            model, tokenizer, prompt,
-            max_tokens=asked.longest, stop=asked.stops, sampling=asked.sampling,
-        )  # fmt: skip
-    except ConfigError as error:
-        code = "context_length_exceeded"
-        raise Refused(400, str(error), param="messages", code=code) from None
-    return reply, left_out
-
-
-def head_of(digest: str, created: int, left_out: int) -> dict[str, Any]:
-    """Return what tells one answer from another; the last field is not of the protocol.
-
-    Args:
-        digest: Of the checkpoint.
-        created: Seconds since 1970.
-        left_out: The oldest turns that the model did not read, for want of room.
-    """
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "created": created,
-        "system_fingerprint": digest[:12],
-        "turns_left_out": left_out,
-    }
-
-
-async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[str]:
-    """Yield an answer's text; whoever leaves gives up his place in the queue."""
     loop = asyncio.get_running_loop()
-    said: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    said: asyncio.Queue[tuple[Choice, Piece | BaseException | None]] = asyncio.Queue()
 
-    def emit(text: str | BaseException | None) -> None:
+    def emit(choice: Choice, piece: Piece | BaseException | None) -> None:
         with suppress(RuntimeError):  # the server has ended meanwhile; there is nobody to tell
-            loop.call_soon_threadsafe(said.put_nowait, text)
+            loop.call_soon_threadsafe(said.put_nowait, (choice, piece))
 
-    job, looked = Job(reply, emit), loop.time()
+    jobs = [Job(choice.reply, partial(emit, choice)) for choice in choices]
+    looked, going = loop.time(), len(jobs)
     try:
-        queue.add(job)
-        while True:
-            text: str | BaseException | None = ""
+        queue.add(jobs)
+        while going:
+            choice, piece = None, None
             with suppress(TimeoutError):
-                text = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
+                choice, piece = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
             if loop.time() - looked >= _LOOK_SECONDS:
                 looked = loop.time()
                 if await request.is_disconnected():
-                    return
-            if text is None:
-                return
-            if isinstance(text, BaseException):
-                raise text
-            if text:
-                yield text
+                    raise Refused(499, _LEFT)
+            if isinstance(piece, BaseException):
+                raise piece
+            if choice is not None and (piece is None or piece.text or piece.told):
+                going -= piece is None
+                yield choice, piece
     except QueueFull:
         raise Refused(
             429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"
@@ -317,46 +294,52 @@ async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[
     except Closed:
         raise Refused(503, "the server is about to end") from None
     finally:
-        job.left.set()
+        for job in jobs:
+            job.left.set()
 
 
 async def _overheard(
-    texts: AsyncIterator[str],
+    pieces: _Pieces,
     told: Callable[[Exchange], None],
-    asked: ChatRequest,
-    reply: Reply,
+    asked: Asked,
+    choices: Sequence[Choice],
     request: Request,
-) -> AsyncIterator[str]:
-    """Yield an answer's text, and tell of the exchange when it is over, however it ended."""
-    began, said, failed = time.monotonic(), "", _LEFT
+) -> _Pieces:
+    """Yield what answers say, and tell of each when all are over, however they ended."""
+    began, failed = time.monotonic(), _LEFT
     try:
-        async for text in texts:
-            said += text
-            yield text
+        async for one in pieces:
+            yield one
         failed = _LEFT if await request.is_disconnected() else ""
     except Exception as error:
         failed = str(error) or type(error).__name__
         raise
     finally:
         seconds = time.monotonic() - began
-        told(Exchange(asked, said, seconds, reply.n_prompt, reply.n_tokens, failed))
+        for reply in (choice.reply for choice in choices):
+            exchange = Exchange(asked, reply.text, seconds, reply.n_prompt, reply.n_tokens, failed)
+            told(exchange)
 
 
 async def _events(
-    asked: ChatRequest, reply: Reply, head: Any, first: str | None, texts: AsyncIterator[str]
+    asked: Asked,
+    choices: Sequence[Choice],
+    head: dict[str, Any],
+    first: tuple[Choice, Piece | None],
+    pieces: _Pieces,
 ) -> AsyncIterator[str]:
     """Yield a streamed answer as server-sent events."""
-    yield _event(protocol.chunk(asked, head, {"role": "assistant", "content": first or ""}))
+    for said in first[0].pieces(first[1]):
+        yield _event(chunk(asked, head, [said]))
     try:
-        async for text in texts:
-            yield _event(protocol.chunk(asked, head, {"content": text}))
+        async for choice, piece in pieces:
+            for said in choice.pieces(piece):
+                yield _event(chunk(asked, head, [said]))
     except Exception as error:  # the head is sent; the error can only follow
         yield _event(refused(error).body)
         return
-    yield _event(protocol.chunk(asked, head, {}, protocol.finish(reply.ending)))
     if asked.stream_options and asked.stream_options.include_usage:
-        last = protocol.chunk(asked, head, {})
-        yield _event(last | {"choices": [], "usage": protocol.usage(reply)})
+        yield _event(chunk(asked, head, []) | {"usage": usage(asked, choices)})
     yield "data: [DONE]\n\n"
 
 
@@ -369,5 +352,5 @@ def refused(error: Exception) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):
-        return Refused(error.status_code, f"{error.detail}; see /v1/models")
+        return Refused(error.status_code, str(error.detail))
     return Refused(500, "the answer failed; the server's terminal says why")

@@ -1,16 +1,18 @@
 """A server that speaks OpenAI's chat-completions protocol, and its page to talk (D75)."""
 
 import asyncio
+import re
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,13 +20,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mypt.errors import ConfigError
 from mypt.inference.server.answering import Queue, Served, answer, refused
-from mypt.inference.server.protocol import Refused, read_request
+from mypt.inference.server.protocol import ChatRequest, CompletionRequest, Refused, read_request
 from mypt.pages.render import content_hash, render
 from mypt.references import CheckpointRef
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/*?#@]+")
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 MOST_BYTES = 4 * 2**20
 """Longest request; a conversation that fills any context is far shorter."""
+_HAS = "/v1/chat/completions, /v1/completions, /v1/models and /health"
+_MOST_SHOWN = 60
 _GRACE_SECONDS = 5
 _HEAD_SECONDS = 10.0
 _KEEP_SECONDS = 60
@@ -52,15 +58,56 @@ def chat_page(models: Mapping[str, CheckpointRef], *, key: bool) -> tuple[str, s
     return html, policy
 
 
-def create_app(models: Sequence[Served], api_key: str | None = None) -> FastAPI:
-    """Return the application: ``/v1/models``, ``/v1/chat/completions`` and the page at ``/``.
+def create_app(
+    models: Sequence[Served],
+    api_key: str | None = None,
+    *,
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+) -> FastAPI:
+    """Return the application: models, chats, completions, ``/health`` and the page at ``/``.
 
     Args:
         models: Of names that differ; a request says which one it asks.
         api_key: What clients must send; None serves this machine only.
+        origins: Sites whose pages may ask too, such as ``https://example.org``.
+        hosts: Names of this machine besides its own that clients may use where no key is set.
+
+    Raises:
+        ConfigError: If an origin or a host is none.
     """
+    _check_named(origins, hosts)
     app = FastAPI(title="mypt", docs_url=None, redoc_url=None, openapi_url=None)
-    routes = APIRouter(dependencies=[Depends(partial(_check, api_key))])
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # clients send a dozen of their own
+            expose_headers=["x-mypt-turns-left-out"],
+        )
+    check = partial(_check, api_key, frozenset((*LOCAL, *map(str.lower, hosts))))
+    app.include_router(_routes(models, check))
+
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/")
+    async def page() -> Response:
+        shown = {served.name: served.checkpoint for served in models}
+        html, policy = chat_page(shown, key=api_key is not None)
+        return HTMLResponse(html, headers={"content-security-policy": policy})
+
+    app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(Exception, _refuse)
+    return app
+
+
+def _routes(models: Sequence[Served], check: Callable[[Request], Awaitable[None]]) -> APIRouter:
+    """Return what clients ask for; each request is checked first."""
+    routes = APIRouter(dependencies=[Depends(check)])
     known, held = {served.name: served for served in models}, Counter[str]()
     cards = {
         served.name: {
@@ -80,20 +127,15 @@ def create_app(models: Sequence[Served], api_key: str | None = None) -> FastAPI:
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        asked = read_request(await _body(request, held))
+        asked = read_request(await _body(request, held), ChatRequest)
         return await answer(_named(known, asked.model), asked, request)
 
-    @app.get("/")
-    async def page() -> Response:
-        shown = {served.name: served.checkpoint for served in models}
-        html, policy = chat_page(shown, key=api_key is not None)
-        return HTMLResponse(html, headers={"content-security-policy": policy})
+    @routes.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        asked = read_request(await _body(request, held), CompletionRequest)
+        return await answer(_named(known, asked.model), asked, request)
 
-    app.include_router(routes)
-    app.add_exception_handler(Refused, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
-    app.add_exception_handler(Exception, _refuse)
-    return app
+    return routes
 
 
 def listen(host: str, port: int, api_key: str | None) -> socket.socket:
@@ -172,15 +214,29 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-async def _check(api_key: str | None, request: Request) -> None:
+def _check_named(origins: Sequence[str], hosts: Sequence[str]) -> None:
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"allow_origin {origin!r}: expected a site alone, such as https://example.org; name"
+                " each that may ask, since any other page could else talk with the model"
+            )
+    for host in hosts:
+        if not _HOST.fullmatch(host.lower()):
+            raise ConfigError(f"allow_host {host!r}: expected a name such as host.docker.internal")
+
+
+async def _check(api_key: str | None, hosts: frozenset[str], request: Request) -> None:
     """Refuse whoever has no key, or, where none is set, comes under another name.
 
     A page elsewhere whose name was made to point here could else talk with the model. Were it not
     asynchronous, each request would wait here for a thread, and a flood of them without end.
     """
     if api_key is None:
-        if (request.url.hostname or "") not in LOCAL:
-            raise Refused(403, f"host {request.url.hostname!r}: expected {' or '.join(LOCAL)}")
+        if (request.url.hostname or "") not in hosts:
+            wanted = "; start the server with --allow_host for another name"
+            expected = " or ".join(LOCAL)
+            raise Refused(403, f"host {request.url.hostname!r}: expected {expected}{wanted}")
         return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme != "Bearer" or not secrets.compare_digest(key.encode(), api_key.encode()):
@@ -226,6 +282,9 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
     return bytes(body)
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     found = refused(error)
+    if isinstance(error, HTTPException):  # of a path or method that is not known
+        asked = f"{request.method} {request.url.path[:_MOST_SHOWN]}"
+        found = Refused(found.status, f"{asked}: {error.detail}; this server has {_HAS}")
     return JSONResponse(found.body, found.status)

@@ -59,7 +59,9 @@ class Left(RowCaches):
 
 
 @contextmanager
-def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None, others=None):
+def serving(
+    model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None, others=None, **named
+):
     """Yield the address of a server that ends with the block; ``others`` are models by name."""
     queue = Queue(waiting, at_once)
     models = {"echo": model} | (others or {})
@@ -68,7 +70,7 @@ def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None,
         for name, one in models.items()
     ]
     with listen("127.0.0.1", 0, None) as listening:
-        config = configured(create_app(served, api_key), 1)
+        config = configured(create_app(served, api_key, **named), 1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -148,11 +148,11 @@ def test_documents_and_citations_are_read_as_training_writes_them(client):
 
 
 def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
-    neutral = {"n": 1, "frequency_penalty": 0.0, "logprobs": False, "user": "me", "tools": []}
+    neutral = {"n": 1, "store": False, "logprobs": False, "user": "me", "tools": []}
     beyond = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
     assert say(client, "Hi", **neutral, seed=-3, top_p=0.9, extra_body=beyond)
     for choices in (
-        {"n": 2}, {"logprobs": True}, {"frequency_penalty": 0.5}, {"temperature": 3},
+        {"store": True}, {"modalities": ["audio"]}, {"temperature": 3},
         {"temperature": 5e-324},
         {"response_format": {"type": "json_object"}}, {"stop": ""}, {"stop": list("abcde")},
         {"max_tokens": 0}, {"extra_body": {"colour": 1}},
