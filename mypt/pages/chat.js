@@ -238,7 +238,10 @@ function restore() {
   const kept = JSON.parse(sessionStorage.getItem(KEPT));
   if (at("second")) at("second").selectedIndex = 2; // the second model, beside the first
   if (kept) {
-    turns = kept.turns;
+    for (const answer of kept.turns.flatMap((turn) => turn.answers)) {
+      if (answer.facts === undefined) Object.assign(answer, { note: "Stopped.", failed: !answer.text });
+    }
+    turns = kept.turns.filter((turn) => !turn.answers.every((answer) => answer.failed));
     for (const [id, value] of Object.entries(kept.values)) at(id).value = value;
     ["first", "second"].forEach((id, n) => {
       if (options(id).some((option) => option.value === kept.models[n])) at(id).value = kept.models[n];

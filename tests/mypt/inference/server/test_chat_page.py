@@ -223,6 +223,18 @@ def test_a_conversation_outlives_a_reload_and_is_saved_as_rows_that_prepare_read
 
 
 @needs_browser
+def test_what_a_reload_broke_off_is_kept_as_stopped(pair):
+    answered(pair, "Hi", 3)
+    broken = "const [first] = turns[0].answers; first.text = ''; delete first.facts"
+    pair.run(f"{{ {broken}; }} addEventListener('pagehide', keep)")
+    reload(pair)
+    assert pair.run(TURNS) == ["Hi", "", "HI"]
+    assert pair.run("document.querySelector('.acts em').textContent") == "Stopped."
+    read = [message["content"] for message in pair.run("messages('echo', turns)")]
+    assert read == ["Hi", "HI"]
+
+
+@needs_browser
 def test_answers_and_their_code_are_copied(pair):
     pair.call(
         "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]

@@ -5,6 +5,7 @@ import torch
 
 from mypt import home
 from mypt.inference.generation import generate
+from mypt.model.compiling import compile_reading
 from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
 from mypt.training.checkpoints.several import load_models
 
@@ -54,6 +55,13 @@ def test_each_answers_as_it_does_alone(trained):
         with torch.no_grad():
             assert (model(ids)[0] - alone(ids)[0]).abs().max() < 1e-5
         assert answers(model, tokenizer) == answers(alone, tokenizer)
+
+
+def test_compiled_an_adapter_answers_as_before(trained):
+    _, (model, tokenizer, _), _ = load_models(trained)
+    before = answers(model, tokenizer)
+    compile_reading(model, backend="eager")
+    assert answers(model, tokenizer) == before
 
 
 @pytest.mark.usefixtures("trained")
