@@ -30,6 +30,7 @@ _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _MOST_STOPS = 4
 _MOST_BIASED = 1024
 _MOST_TOP = 20
+_MOST_SHOWN = 60
 MOST_ANSWERS = 32
 """Answers that one request may ask for."""
 
@@ -293,7 +294,7 @@ def read_request(body: bytes, form: type[Request]) -> Request:
         return form.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
+        param = ".".join(str(part) for part in first["loc"])[:_MOST_SHOWN]
         raise Refused(400, f"{param}: {first['msg']}", param=param) from None
 
 
