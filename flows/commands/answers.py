@@ -182,8 +182,8 @@ def serve(
             queue = Queue(gpt, tokenizer, waiting, rows_at_once(gpt))
             served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key, told)
             step = checkpoint.ref.step
-            _write(f"{name} step {step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
             app = serving.create_app(served, origins=allow_origin or (), hosts=allow_host or ())
+            _write(f"{name} step {step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
             serving.serve(app, queue, listening)
     return 0
 
@@ -203,7 +203,7 @@ def _traced(name: str, checkpoint: "Checkpoint") -> "Iterator[Callable[[Exchange
     def tell(exchange: "Exchange") -> None:
         told = Told(
             time=int((time.time() - exchange.seconds) * 1000),
-            asked=exchange.asked.model_dump(mode="json", exclude_unset=True),
+            asked=exchange.asked.model_dump(mode="json", exclude_unset=True, by_alias=True),
             said=exchange.said,
             milliseconds=int(exchange.seconds * 1000),
             tokens=(exchange.n_prompt, exchange.n_tokens),

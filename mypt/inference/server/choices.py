@@ -42,7 +42,7 @@ class ChatChoice:
     def whole(self) -> dict[str, Any]:
         """Return the answer, once it is whole."""
         text, calls = self._form.read(self.reply.text) if self._form else (self.reply.text, [])
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message |= {"content": text if text.strip() else None, "tool_calls": calls}
         return self._said("message", message, self.reply.told, self._finish(calls))
@@ -164,8 +164,8 @@ def choices_of(model: GPT, tokenizer: Tokenizer, asked: Asked) -> tuple[list[Cho
     choices: list[Choice] = []
     for prompt in asked.prompt:
         ids, text = _read_prompt(tokenizer, prompt)
-        lead = len(ids) - len(tokenizer.encode(text)) if isinstance(prompt, str) else 0
-        echo = lead if asked.echo else None
+        begins = len(tokenizer.begin_of_text) if prompt else len(ids)
+        echo = None if not asked.echo else begins if isinstance(prompt, str) else 0
         for reply in _replies(model, tokenizer, asked, ids, "prompt", echo):
             said = text if asked.echo else None
             choices.append(TextChoice(len(choices), reply, tokenizer, said))
@@ -230,7 +230,8 @@ def _grammar(
     model: GPT, tokenizer: Tokenizer, asked: ChatRequest, form: CallForm | None
 ) -> Grammar | None:
     """Return what an answer has to be; None: any text."""
-    schema = asked.response_format and asked.response_format.schema_of_answer
+    wanted = asked.response_format
+    schema = None if wanted is None else wanted.schema_of_answer
     choice, tools = asked.tool_choice, asked.callable
     named = [choice.function.name] if isinstance(choice, NamedTool) else []
     must = bool(named) or choice == "required"

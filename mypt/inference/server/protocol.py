@@ -227,8 +227,8 @@ class ChatRequest(Asked):
             turns += [_turn(fields, place, tally) for fields in unfold(given)]
         try:
             messages = link_results(turns, tally)
-            said = {"exclude_unset": True, "exclude": {"function": {"strict"}}}
-            listed = [tool.model_dump(**said) for tool in self.callable]
+            unsaid = {"function": {"strict"}}
+            listed = [one.model_dump(exclude_unset=True, exclude=unsaid) for one in self.callable]
             return [*frame(messages, {"tools": listed}, Place("tools", 0, 1))]
         except DataError as error:
             raise _refuse(error) from None
