@@ -193,9 +193,9 @@ def serve(
                 one = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, told)
                 served.append(one)
             title = ", ".join(map(_step_of, checkpoints))
-            _write(f"{title} at {url}, for clients {url}/v1; Ctrl-C ends\n")
             origins, hosts = allow_origin or (), allow_host or ()
             app = serving.create_app(served, key, origins=origins, hosts=hosts)
+            _write(f"{title} at {url}, for clients {url}/v1; Ctrl-C ends\n")
             serving.serve(app, queue, listening)
     return 0
 
@@ -230,7 +230,7 @@ def _traced(
     def tell(checkpoint: "Checkpoint", exchange: "Exchange") -> None:
         told = Told(
             time=int((time.time() - exchange.seconds) * 1000),
-            asked=exchange.asked.model_dump(mode="json", exclude_unset=True),
+            asked=exchange.asked.model_dump(mode="json", exclude_unset=True, by_alias=True),
             said=exchange.said,
             milliseconds=int(exchange.seconds * 1000),
             tokens=(exchange.n_prompt, exchange.n_tokens),

@@ -51,7 +51,7 @@ class Reply:
         room = room_for(model, len(prompt), context if max_tokens is None else max_tokens)
         self._at_end: Ending = "length" if room == max_tokens else "context"
         self._ends = (*tokenizer.stop_ids, tokenizer.end_of_text)
-        self.model, self.tokenizer, self._held = model, tokenizer, Held(stop)
+        self.model, self.tokenizer, self._held = model, tokenizer, Withheld(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.row = OpenRow(prompt, room, self._ends, sampling, top=top, allowed=allowed)
         """What the model writes; it has no room once the answer is whole."""
@@ -130,7 +130,7 @@ class Reply:
         return ""
 
 
-class Held:
+class Withheld:
     """Keeps back text that may turn out to be the beginning of a stop string."""
 
     def __init__(self, stop: Sequence[str]) -> None:

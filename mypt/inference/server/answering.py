@@ -25,7 +25,7 @@ from mypt.inference.generation import Together, known_tokens
 from mypt.inference.reply import Reply
 from mypt.inference.server.choices import (
     Choice,
-    Piece,
+    Fragment,
     choices_of,
     chunk,
     completion,
@@ -67,7 +67,7 @@ class Job:
     """One answer in the queue."""
 
     reply: Reply
-    emit: Callable[[Piece | BaseException | None], None]
+    emit: Callable[[Fragment | BaseException | None], None]
     """Called from the writing thread: with each piece, at last with None or with what went wrong.
     """
     left: threading.Event = field(default_factory=threading.Event)
@@ -78,7 +78,7 @@ class Job:
     def take(self, token: int) -> None:
         """Emit the text that one token more makes certain."""
         text = self.reply.take(token)
-        self.emit(Piece(text, self.reply.newest))
+        self.emit(Fragment(text, self.reply.newest))
 
     def end(self, why: BaseException | None) -> None:
         """End the answer: None where it is whole."""
@@ -255,7 +255,7 @@ async def answer(served: Served, asked: Asked, request: Request) -> Response:
     return JSONResponse(completion(asked, choices, head), headers=headers)
 
 
-_Pieces = AsyncIterator[tuple[Choice, Piece | None]]
+_Pieces = AsyncIterator[tuple[Choice, Fragment | None]]
 
 
 async def _pieces(queue: Queue, choices: Sequence[Choice], request: Request) -> _Pieces:
@@ -264,9 +264,9 @@ async def _pieces(queue: Queue, choices: Sequence[Choice], request: Request) -> 
     Whoever leaves gives up his places in the queue.
     """
     loop = asyncio.get_running_loop()
-    said: asyncio.Queue[tuple[Choice, Piece | BaseException | None]] = asyncio.Queue()
+    said: asyncio.Queue[tuple[Choice, Fragment | BaseException | None]] = asyncio.Queue()
 
-    def emit(choice: Choice, piece: Piece | BaseException | None) -> None:
+    def emit(choice: Choice, piece: Fragment | BaseException | None) -> None:
         with suppress(RuntimeError):  # the server has ended meanwhile; there is nobody to tell
             loop.call_soon_threadsafe(said.put_nowait, (choice, piece))
 
@@ -325,7 +325,7 @@ async def _events(
     asked: Asked,
     choices: Sequence[Choice],
     head: dict[str, Any],
-    first: tuple[Choice, Piece | None],
+    first: tuple[Choice, Fragment | None],
     pieces: _Pieces,
 ) -> AsyncIterator[str]:
     """Yield a streamed answer as server-sent events."""

@@ -16,8 +16,11 @@ from mypt.inference.server.protocol import Asked, ChatRequest, CompletionRequest
 from mypt.inference.server.tools import CallForm, CallReader, NamedTool, call_form
 from mypt.model.gpt import GPT
 
+_SHOWN = 20
+"""Digits of a wrong number that are told."""
 
-class Piece(NamedTuple):
+
+class Fragment(NamedTuple):
     """A stretch of an answer that is certain now."""
 
     text: str
@@ -39,12 +42,12 @@ class ChatChoice:
     def whole(self) -> dict[str, Any]:
         """Return the answer, once it is whole."""
         text, calls = self._form.read(self.reply.text) if self._form else (self.reply.text, [])
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message |= {"content": text if text.strip() else None, "tool_calls": calls}
         return self._said("message", message, self.reply.told, self._finish(calls))
 
-    def pieces(self, piece: Piece | None) -> list[dict[str, Any]]:
+    def pieces(self, piece: Fragment | None) -> list[dict[str, Any]]:
         """Return what a stream says of a piece; None is the end of the answer."""
         if piece is not None:
             text = piece.text if self._reader is None else self._reader.add(piece.text)
@@ -93,18 +96,18 @@ class TextChoice:
     def whole(self) -> dict[str, Any]:
         """Return the answer, once it is whole."""
         reply = self.reply
-        said = Piece((self._echo or "") + reply.text, [*reply.echoed, *reply.told])
+        said = Fragment((self._echo or "") + reply.text, [*reply.echoed, *reply.told])
         return self._said(said, finish(reply.ending))
 
-    def pieces(self, piece: Piece | None) -> list[dict[str, Any]]:
+    def pieces(self, piece: Fragment | None) -> list[dict[str, Any]]:
         """Return what a stream says of a piece; None is the end of the answer."""
-        said = Piece("") if piece is None else piece
+        said = Fragment("") if piece is None else piece
         if self._echo is not None:
-            said = Piece(self._echo + said.text, [*self.reply.echoed, *said.told])
+            said = Fragment(self._echo + said.text, [*self.reply.echoed, *said.told])
             self._echo = None
         return [self._said(said, finish(self.reply.ending) if piece is None else None)]
 
-    def _said(self, piece: Piece, ending: str | None) -> dict[str, Any]:
+    def _said(self, piece: Fragment, ending: str | None) -> dict[str, Any]:
         logprobs = None if self.reply.row.top is None else self._logprobs(piece.told)
         said = {"index": self.index, "text": piece.text, "logprobs": logprobs}
         return said | {"finish_reason": ending}
@@ -161,8 +164,8 @@ def choices_of(model: GPT, tokenizer: Tokenizer, asked: Asked) -> tuple[list[Cho
     choices: list[Choice] = []
     for prompt in asked.prompt:
         ids, text = _read_prompt(tokenizer, prompt)
-        lead = len(ids) - len(tokenizer.encode(text)) if isinstance(prompt, str) else 0
-        echo = lead if asked.echo else None
+        begins = len(tokenizer.begin_of_text) if prompt else len(ids)
+        echo = None if not asked.echo else begins if isinstance(prompt, str) else 0
         for reply in _replies(model, tokenizer, asked, ids, "prompt", echo):
             said = text if asked.echo else None
             choices.append(TextChoice(len(choices), reply, tokenizer, said))
@@ -174,6 +177,10 @@ def _read_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> tuple[list[in
     try:
         if isinstance(prompt, str):
             return text_prompt(tokenizer, prompt), prompt
+        if wrong := next((one for one in prompt if not 0 <= one < tokenizer.n_vocab), None):
+            raise DataError(
+                f"{str(wrong)[:_SHOWN]} is no id; expected 0 to {tokenizer.n_vocab - 1}"
+            )
         return prompt, tokenizer.decode_part(prompt)
     except DataError as error:
         raise Refused(400, f"prompt: {error}", param="prompt") from None
@@ -223,7 +230,8 @@ def _grammar(
     model: GPT, tokenizer: Tokenizer, asked: ChatRequest, form: CallForm | None
 ) -> Grammar | None:
     """Return what an answer has to be; None: any text."""
-    schema = asked.response_format and asked.response_format.schema_of_answer
+    wanted = asked.response_format
+    schema = None if wanted is None else wanted.schema_of_answer
     choice, tools = asked.tool_choice, asked.callable
     named = [choice.function.name] if isinstance(choice, NamedTool) else []
     must = bool(named) or choice == "required"
@@ -245,7 +253,7 @@ def _grammar(
 def _check_bias(model: GPT, asked: Asked) -> None:
     most = model.config.vocab_size
     if wrong := next((id for id in asked.logit_bias or {} if not 0 <= id < most), None):
-        found = f"logit_bias: {wrong} is no id of a token; expected 0 to {most - 1}"
+        found = f"logit_bias: {str(wrong)[:_SHOWN]} is no id of a token; expected 0 to {most - 1}"
         raise Refused(400, found, param="logit_bias")
 
 

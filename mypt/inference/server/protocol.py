@@ -30,6 +30,7 @@ _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _MOST_STOPS = 4
 _MOST_BIASED = 1024
 _MOST_TOP = 20
+_MOST_SHOWN = 60
 MOST_ANSWERS = 32
 """Answers that one request may ask for."""
 
@@ -226,8 +227,8 @@ class ChatRequest(Asked):
             turns += [_turn(fields, place, tally) for fields in unfold(given)]
         try:
             messages = link_results(turns, tally)
-            said = {"exclude_unset": True, "exclude": {"function": {"strict"}}}
-            listed = [tool.model_dump(**said) for tool in self.callable]
+            unsaid = {"function": {"strict"}}
+            listed = [one.model_dump(exclude_unset=True, exclude=unsaid) for one in self.callable]
             return [*frame(messages, {"tools": listed}, Place("tools", 0, 1))]
         except DataError as error:
             raise _refuse(error) from None
@@ -293,7 +294,7 @@ def read_request(body: bytes, form: type[Request]) -> Request:
         return form.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
+        param = ".".join(str(part) for part in first["loc"])[:_MOST_SHOWN]
         raise Refused(400, f"{param}: {first['msg']}", param=param) from None
 
 

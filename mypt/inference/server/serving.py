@@ -20,7 +20,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mypt.errors import ConfigError
 from mypt.inference.server.answering import Queue, Served, answer, refused
-from mypt.inference.server.protocol import ChatRequest, CompletionRequest, Refused, read_request
+from mypt.inference.server.protocol import (
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    Refused,
+    read_request,
+)
 from mypt.pages.render import content_hash, render
 from mypt.references import CheckpointRef
 
@@ -29,7 +35,10 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/*?#@]+")
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 MOST_BYTES = 4 * 2**20
 """Longest request; a conversation that fills any context is far shorter."""
-_HAS = "/v1/chat/completions, /v1/completions, /v1/models and /health"
+_FORMS: dict[str, type[Asked]] = {
+    "/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest,
+}  # fmt: skip
+_HAS = ", ".join((*_FORMS, "/v1/models", "/health"))
 _MOST_SHOWN = 60
 _GRACE_SECONDS = 5
 _HEAD_SECONDS = 10.0
@@ -78,14 +87,11 @@ def create_app(
     """
     _check_named(origins, hosts)
     app = FastAPI(title="mypt", docs_url=None, redoc_url=None, openapi_url=None)
-    if origins:
+    if origins:  # clients send a dozen headers of their own
         app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # clients send a dozen of their own
-            expose_headers=["x-mypt-turns-left-out"],
-        )
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=["x-mypt-turns-left-out"],
+        )  # fmt: skip
     check = partial(_check, api_key, frozenset((*LOCAL, *map(str.lower, hosts))))
     app.include_router(_routes(models, check))
 
@@ -125,17 +131,16 @@ def _routes(models: Sequence[Served], check: Callable[[Request], Awaitable[None]
     async def model(name: str) -> Any:
         return cards[_named(known, name).name]
 
-    @routes.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        asked = read_request(await _body(request, held), ChatRequest)
-        return await answer(_named(known, asked.model), asked, request)
-
-    @routes.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        asked = read_request(await _body(request, held), CompletionRequest)
-        return await answer(_named(known, asked.model), asked, request)
-
+    for path, form in _FORMS.items():
+        routes.add_api_route(path, partial(_answer, known, held, form), methods=["POST"])
     return routes
+
+
+async def _answer(
+    known: Mapping[str, Served], held: Counter[str], form: type[Asked], request: Request
+) -> Response:
+    asked = read_request(await _body(request, held), form)
+    return await answer(_named(known, asked.model), asked, request)
 
 
 def listen(host: str, port: int, api_key: str | None) -> socket.socket:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mypt.data.rendering.base_template import AnyTemplate, BaseTemplate
 from mypt.errors import ConfigError, DataError
-from mypt.inference.reply import Held
+from mypt.inference.reply import Withheld
 
 MOST_TOOLS: Final = 128
 _STRICT: Final = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -116,7 +116,7 @@ class CallReader:
     """Takes the calls out of an answer while it is written."""
 
     def __init__(self, form: CallForm) -> None:
-        self._form, self._held = form, Held([form.mark] if form.mark else [])
+        self._form, self._held = form, Withheld([form.mark] if form.mark else [])
         self._said, self._told = "", 0
         self._may_call = not form.mark
         """Whether what is said may be a call, or the beginning of one."""

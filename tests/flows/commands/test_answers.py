@@ -306,6 +306,21 @@ def test_serve_ends_by_a_line_though_half_a_request_has_come(home):
 
 
 @pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["--allow_origin", "https://a.example", "--allow_origin", "*"], "'*': expected a site"),
+        (["--allow_host", "http://a"], "'http://a': expected a name"),
+    ],
+)
+def test_serve_lets_in_sites_and_names_alone(capsys, named, said):
+    assert main(["serve", "tiny", "--port", "0", *named]) == 2
+    found = capsys.readouterr()
+    assert said in found.err
+    assert "http://127.0.0.1" not in found.out + found.err
+
+
+@pytest.mark.usefixtures("home")
 def test_serve_refuses_the_world_a_taken_port_and_no_model(capsys, unused_port):
     assert main(["serve", "tiny", "--host", "0.0.0.0"]) == 2
     with socket.create_server(("127.0.0.1", unused_port)):

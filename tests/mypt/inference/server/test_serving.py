@@ -154,7 +154,7 @@ def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
     for choices in (
         {"store": True}, {"modalities": ["audio"]}, {"temperature": 3},
         {"temperature": 5e-324},
-        {"response_format": {"type": "json_object"}}, {"stop": ""}, {"stop": list("abcde")},
+        {"stop": ""}, {"stop": list("abcde")},
         {"max_tokens": 0}, {"extra_body": {"colour": 1}},
         # Python takes these for 1, 0 and False.
         {"n": True}, {"n": 1.0}, {"presence_penalty": False}, {"logprobs": 0},

@@ -13,7 +13,7 @@ from mypt.inference.server.tools import CallReader, call_form
 from tests.mypt.data.rendering import bases
 from tests.mypt.inference import echo
 from tests.mypt.inference.echo import Echo, byte_tokenizer, serving
-from tests.mypt.inference.server.test_serving import client_of
+from tests.mypt.inference.server.test_serving import answered, client_of
 
 TOOL = {
     "type": "function",
@@ -223,3 +223,21 @@ def test_what_is_no_tool_is_refused_by_name(client, choices, param):
         ask(client, "Hi", **choices)
     assert caught.value.body["param"].partition(".")[0] == param
     assert "\n" not in caught.value.body["message"]
+
+
+@pytest.mark.parametrize("depth", [50, 400, 900, 950, 970, 980, 990, 1000])
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": DEEP}}}]',
+        '"response_format": {"type": "json_schema",'
+        ' "json_schema": {"name": "s", "schema": {"enum": [DEEP]}}}',
+    ],
+)
+def test_schemas_of_any_depth_get_an_answer(client, depth, field):
+    nested = field.replace("DEEP", "[" * depth + "]" * depth)
+    body = f'{{"model": "echo", "messages": [{{"role": "user", "content": "Hi"}}], {nested}}}'
+    url = str(client.base_url) + "chat/completions"
+    status, said = answered(url, body.encode())
+    assert status in (200, 400), said
+    assert b"\n" not in said
