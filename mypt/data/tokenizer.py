@@ -94,6 +94,11 @@ class Tokenizer:
             sizes[number] = len(token)
         return sizes
 
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, special tokens spelled out; nothing where it is no token."""
+        return [self._bytes.get(number, b"") for number in range(self.n_vocab)]
+
     @cached_property
     def state(self) -> TokenizerState:
         """Everything that makes this tokenizer, as it is written to disk."""
