@@ -84,19 +84,21 @@ def import_base(
             f"{name} reads tokenizer {known.name}, dataset {dataset.path} was made with"
             f" {tokenizer.name}; prepare the dataset again with --tokenization {name}"
         )
+    news = _news(known, tokenizer, dataset) if dataset else ()
+    if base.is_file():  # of which alone the model is made, and whose unpacking takes longest
+        place = _place(base, _digest(tokenizer, _hashed([base]), whose))
+        if (place / home.step_folder(0)).is_dir():
+            return place / home.step_folder(0), news
     found = read_base(base) if whose == "mypt" else read_foreign(base)
     read = with_new_tokens(found, known, tokenizer)
-    own = [] if base.is_file() else [base / TOKENIZER]
-    sources = _sources((*read.files, *own))
-    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
-    digest = files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
-    model_name = f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
+    sources = _hashed(read.files if base.is_file() else (*read.files, base / TOKENIZER))
+    digest = _digest(tokenizer, sources, whose)
     config = Preset(
         **dict(read.architecture), name=name, use_loss_mask=False, length_policy="split"
     )
     record = _record(base, digest, tokenizer, state, sources)
-    made = _keep(model_name, config, record, read.weights, state, base=read.base)
-    return made, _news(known, tokenizer, dataset) if dataset else ()
+    made = _keep(_place(base, digest).name, config, record, read.weights, state, base=read.base)
+    return made, news
 
 
 def adopt_adapter(folder: Path, base: str | Path | None, model_name: str | None = None) -> Path:
@@ -122,7 +124,7 @@ def adopt_adapter(folder: Path, base: str | Path | None, model_name: str | None 
             f" {parent.weights[:12]}; name its own base with --base"
         )
     lora, weights = from_peft(opened, parent.config.gpt(), base_of(parent))
-    sources = _sources(opened.files)
+    sources = _hashed(opened.files)
     digest = files.digest_json([parent.weights, *(source.sha256 for source in sources)])
     name = model_name or f"peft-{digest[:12]}"
     home.check_name(name, "model name")
@@ -185,13 +187,6 @@ def _base_beneath(opened: PeftAdapter, folder: Path, said: str | Path | None) ->
         raise ConfigError(f"{folder}: its base: {error}; or name it with --base") from None
 
 
-def _sources(paths: Iterable[Path]) -> tuple[SourceFile, ...]:
-    return tuple(
-        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
-        for p in paths
-    )
-
-
 def _keep(
     model_name: str,
     config: Preset,
@@ -213,7 +208,7 @@ def _keep(
         history=History.unknown(0),
         tokenizer_state=tokenizer_state,
         lineage=Lineage(
-            model_name=model_name,
+            model_name=place.name,
             step=0,
             tokens=0,
             supervised=0,
@@ -228,6 +223,22 @@ def _keep(
     save_checkpoint(place, snapshot)
     point(place, 0, None)
     return place / home.step_folder(0)
+
+
+def _hashed(paths: Iterable[Path]) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
+        for p in paths
+    )
+
+
+def _digest(tokenizer: Tokenizer, sources: Iterable[SourceFile], whose: str) -> str:
+    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
+    return files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
+
+
+def _place(base: Path, digest: str) -> Path:
+    return home.models_dir() / f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
 
 
 def _record(
