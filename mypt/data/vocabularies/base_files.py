@@ -17,6 +17,8 @@ GGUF: Final = "gguf:"
 PREFIXES: Final = (HF, GGUF)
 """How names of bases from elsewhere begin."""
 TOKENIZER: Final = "tokenizer.json"
+PEFT: Final = "adapter_config.json"
+"""Beside an adapter of peft's, which is no base."""
 _CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE: Final = "chat_template.jinja"
 _LARGEST: Final = 1 << 27
