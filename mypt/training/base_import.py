@@ -82,7 +82,7 @@ def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path,
             base=read.base,
             dataset=_record(base, digest, tokenizer, dataset, sources),
             config=config,
-            code=record_code(),
+            code=record_code(config),
             compute=resolve(config, config.gpt()).record(),
         ),
     )
