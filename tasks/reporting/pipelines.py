@@ -54,6 +54,7 @@ from tasks.tracking.recording import recorded, reuse, reused_everything
 from tasks.tracking.records import (
     Described,
     Metrics,
+    Opened,
     Params,
     Tags,
     Text,
@@ -61,10 +62,13 @@ from tasks.tracking.records import (
     flatten,
     journal_path,
     names,
+    read,
 )
 
 PREFECT_UI = "http://127.0.0.1:4200"
 """Where ``mypt up`` shows what runs without a server left."""
+_JOURNAL = "pipeline-{}"
+"""Of a flow run, by its id."""
 _SEEN, _DATA = 24, 11
 """Characters of a run's name that MLflow's lists show, and how many of them name the data."""
 
@@ -75,9 +79,9 @@ def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     tuned, config = config.tuned, _in_force(config)
     learned = tuned.mask if tuned.checked.use_loss_mask else None
     policy = policy_words(learned) if learned else EVERY_TOKEN
-    told = flow_run.name if flow_run.parent_flow_run_id else None  # in a sweep, what differs in it
     title = _title(policy, [source_name(source) for source in tuned.data.sources], config.name)
-    title = f"{told} ({config.name})" if told else title
+    if _is_sweep(_asked_by()):
+        title = f"{flow_run.name} ({config.name})"  # what differs in it
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.chain[0].data.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
@@ -143,8 +147,10 @@ def stage_run(config: BaseModel, name: str) -> Iterator[Journal]:
 def _recorded_flow(
     title: str, experiment: str, config: BaseModel, tags: dict[str, str], words: dict[str, str]
 ) -> Iterator[Journal]:
-    journal = f"pipeline-{flow_run.id or uuid4()}"
-    with recorded(journal, title, experiment=experiment, tags=tags, shared=_way_back()) as run:
+    journal = _JOURNAL.format(flow_run.id or uuid4())
+    with recorded(
+        journal, title, experiment=experiment, tags=tags, shared=_way_back(), parent=_asked_by()
+    ) as run:
         values = config.model_dump(mode="json")
         if stages := values.get("stages"):
             del values["mask"]  # each stage has its own
@@ -155,6 +161,17 @@ def _recorded_flow(
         yield run
         if reused_everything():
             run.write(Tags(values={KIND_TAG: REUSED, REUSED: "everything"}))
+
+
+def _asked_by() -> str | None:
+    """Return the journal of the flow run that asked for this one, maybe on another pool."""
+    name = _JOURNAL.format(flow_run.parent_flow_run_id)
+    return name if journal_path(name).exists() else None
+
+
+def _is_sweep(journal: str | None) -> bool:
+    first = next(read(journal)).record if journal else None
+    return isinstance(first, Opened) and first.tags.get(KIND_TAG) == SWEEP
 
 
 def _known(config: dict[str, Any]) -> dict[str, str]:
