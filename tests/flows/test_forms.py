@@ -65,6 +65,12 @@ def test_nothing_in_a_form_chooses_by_itself(flow):
         assert not {"anyOf", "$ref", "default"} & set(knob), name
 
 
+def test_a_stage_asks_for_what_makes_it_before_the_knobs_of_any_preset():
+    asked = dict(knobs(form()["properties"]["overrides"]["properties"]))["stages"]
+    first = [*asked["items"]["properties"]][:6]
+    assert first == ["name", "data", "mask", "replay", "gate", "use_loss_mask"]
+
+
 def test_what_an_untouched_form_sends_is_the_file_itself(small_config):
     asked = {"config": str(small_config), "overrides": {"sft": {}, "evaluate": {}}}
     reads(asked)
