@@ -1,6 +1,7 @@
 """The run of a whole pipeline in MLflow, parent of its stages' runs, linked both ways."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ PREFECT_UI = "http://127.0.0.1:4200"
 """Where ``mypt up`` shows what runs without a server left."""
 _JOURNAL = "pipeline-{}"
 """Of a flow run, by its id."""
+_KNOB = re.compile(r"\b\w+(\.\w+)+=")
 _SEEN, _DATA = 24, 11
 """Characters of a run's name that MLflow's lists show, and how many of them name the data."""
 
@@ -80,8 +82,8 @@ def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     learned = tuned.mask if tuned.checked.use_loss_mask else None
     policy = policy_words(learned) if learned else EVERY_TOKEN
     title = _title(policy, [source_name(source) for source in tuned.data.sources], config.name)
-    if _is_sweep(_asked_by()):
-        title = f"{flow_run.name} ({config.name})"  # what differs in it
+    if _is_sweep(_asked_by()):  # lists cut names, so that they hold the values alone
+        title = f"{_KNOB.sub('', flow_run.name or '')} ({config.name})"
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.chain[0].data.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
@@ -227,7 +229,7 @@ def report_stage(
         named = score_metrics(summary.sft) | changes
         run.write(Metrics(values={f"{stage.name}/{key}": value for key, value in named.items()}))
     if summary.pairs is not None:
-        _report_preference(run, summary)
+        _report_preference(run, data[stage.name], summary)
         return
     its, place = data[stage.name], list(data).index(stage.name) if config.stages else 0
     # MLflow takes the last step's figure for the run's own.
@@ -240,7 +242,7 @@ def report_stage(
     run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
 
 
-def _report_preference(run: Journal, summary: Summary) -> None:
+def _report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> None:
     """Repeat what became of preference pairs, and what was forgotten by them."""
     run.write(Metrics(values=pair_metrics(summary)))
     run.write(Tags(values={"preferred": summary.checkpoint}))
@@ -249,7 +251,7 @@ def _report_preference(run: Journal, summary: Summary) -> None:
     said = f"{found.accuracy:.1%} of {found.pairs:,} held out, margin {found.margin:+.3f} nats"
     lost = ", ".join(f"{name} {of.change:+.3f}" for name, of in summary.sets.items())
     lines = (f"- **pairs**: {said}", f"- **change of loss by pairs**: {markdown(lost)}")
-    run.write(Described(lines=lines))
+    run.write(Described(lines=lines, pages=_pages(pairs, summary), beside=_asked(summary)))
 
 
 def report_weights(config: PipelineConfig, made: dict[str, Summary]) -> None:
@@ -296,11 +298,21 @@ def _describe(
     }
     if config.stages:
         facts = {f"{stage.name}, {what}": said for what, said in facts.items()}
-    checked = f"validate-{Path(its.path).name}-"
-    previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
-    pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
-    beside = answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
-    run.write(Described.of(facts, *previews, *pages, beside=beside))
+    run.write(Described.of(facts, *_pages(its, summary), beside=_asked(summary)))
+
+
+def _pages(dataset: DatasetRef, summary: Summary) -> tuple[tuple[str, str, str], ...]:
+    """Return what there is to look at of a stage, each on the page of the run that made it."""
+    checked = f"validate-{Path(dataset.path).name}-"
+    return (
+        *[("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1],
+        ("lineage", f"train-{summary.sft.model}", "lineage.html"),
+        ("answers", f"evaluate-{Path(summary.evaluation).parent.name}", "dialogues.json"),
+    )
+
+
+def _asked(summary: Summary) -> tuple[str, str] | None:
+    return answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
 
 
 def report_gate(run: Journal, decided: str) -> None:

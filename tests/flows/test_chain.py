@@ -108,6 +108,15 @@ def test_figures_go_by_the_name_of_the_stage_and_say_what_was_forgotten(runs, st
     assert "is 3" in staged.out, "the share that is read again"
 
 
+def test_each_stage_leads_to_its_own_pages_and_not_to_the_last_ones(runs):
+    (parent,) = [run for run in runs if run.data.tags.get(KIND_TAG) == PIPELINE]
+    by_name = {run.info.run_name: run.info.run_id for run in runs}
+    for stage in ("mid", "chat"):
+        for name, file in (("fine-tune", "lineage.html"), ("evaluate", "dialogues.json")):
+            place = f"/runs/{by_name[f'{name} small-{stage}']}/artifacts/{file}?"
+            assert place in parent.data.tags["mlflow.note.content"]
+
+
 def test_lineage_leads_from_the_last_checkpoint_to_the_data_of_every_stage(staged):
     last = Path(staged.summary.sft.checkpoint.path)
     lineage, names = read_lineage(last), []
