@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mypt.config.data import MaskPolicy, PrepareConfig
 from mypt.config.training import Preset
-from mypt.parsing import Frozen
+from mypt.parsing import Frozen, own_first
 
 _ELSEWHERE = ("hf:", "gguf:")
 _OF_FIRST = ("tokenization", "tokenizer_from", "template")
@@ -22,16 +22,10 @@ class StageGate(Frozen):
     """Most nats a token by which the loss on what the model before had learned may rise."""
 
 
-def _own_first(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Let a form ask for what makes a stage before the knobs of any preset."""
-    knobs = schema["properties"]
-    schema["properties"] = {name: knobs[name] for name in model.__annotations__} | knobs
-
-
 class StageConfig(Preset):
     """One training of several: a preset, beside its data."""
 
-    model_config = ConfigDict(json_schema_extra=_own_first)
+    model_config = ConfigDict(json_schema_extra=own_first)
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,19}$")
     """Last part of its dataset's and its model's name, which figures go by too."""
