@@ -1,6 +1,7 @@
 """The ``mypt`` command: parses, calls the core, prints, and turns errors into exit codes."""
 
 import difflib
+import gc
 import os
 import resource
 import signal
@@ -40,6 +41,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 _OPEN_FILES = 1 << 16
+_COLLECTED = 50_000
+"""New objects after which unreachable ones are sought: imports and rows make many, and no rings."""
 _MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
 STAGES: dict[str, dict[str, tuple[str, str]]] = {
     "Data": {
@@ -163,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.update(SAFE)
+    gc.set_threshold(_COLLECTED)
     _open_closed_streams()
     _allow_many_files()
     words = sys.argv[1:] if argv is None else list(argv)

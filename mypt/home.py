@@ -23,8 +23,20 @@ _moved: ContextVar[Path | None] = ContextVar("moved", default=None)
 
 
 def home() -> Path:
-    """Return the folder that holds everything a run leaves: ``MYPT_HOME``, else ``./runs``."""
-    return _moved.get() or Path(os.environ.get("MYPT_HOME") or "runs").absolute()
+    """Return the folder that holds everything a run leaves: ``MYPT_HOME``, else ``./runs``.
+
+    Raises:
+        ConfigError: If ``MYPT_HOME`` is set to nothing, as on a pool whose variable nobody set.
+    """
+    if (moved := _moved.get()) is not None:
+        return moved
+    named = os.environ.get("MYPT_HOME", "runs")
+    if not named:
+        raise ConfigError(
+            "MYPT_HOME is empty; expected a folder; name one, or unset it for ./runs; where a pool"
+            " sets it: prefect variable set mypt_home FOLDER"
+        )
+    return Path(named).absolute()
 
 
 @contextmanager

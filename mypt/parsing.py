@@ -1,14 +1,19 @@
 """How a file of JSON, or what was typed, becomes a frozen model, and what is said if it cannot."""
 
+import ast
 import difflib
+import inspect
 import json
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import json5
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
 from mypt import files
 from mypt.errors import ConfigError
@@ -24,9 +29,33 @@ LENGTHS = {"epochs": "max_iters", "max_iters": "epochs"}
 class Frozen(BaseModel):
     """A value that crosses a file, a task or the command line: immutable, no unknown keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Say of each field what stands below it in its class.
+
+        Pydantic can read that too, but does when a class is made, for which every command waits.
+        """
+        form = handler(schema)
+        fields = handler.resolve_ref_schema(form).get("properties", {})
+        for model in cls.__mro__:
+            if issubclass(model, Frozen):
+                for name, text in _said_below(model):
+                    if name in fields:
+                        fields[name].setdefault("description", text)
+        return form
+
+
+def _said_below(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    (tree,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(tree, ast.ClassDef), "the source of a class"
+    for line, below in pairwise(tree.body):
+        match line, below:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                yield name, inspect.cleandoc(text)
 
 
 def own_first(schema: dict[str, Any], model: type[BaseModel]) -> None:

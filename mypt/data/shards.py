@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePath
@@ -43,6 +44,15 @@ class ShardView(NamedTuple):
     """(S,) of ``SPAN_DTYPE``; None for shards made by hand."""
     rows: NDArray[np.void] | None
     """(R,) of ``ROW_DTYPE``; None for shards made by hand."""
+
+    def span_edges(self, rows: Iterable[int]) -> list[int]:
+        """Return where the spans of each row begin.
+
+        Bisected, since numpy would copy all of the column at each call.
+        """
+        assert self.spans is not None, "the caller has looked"
+        owner = np.asarray(self.spans)["conversation"]
+        return [bisect_left(owner, row) for row in rows]
 
 
 def origin(shard: ShardView, source: SourceRecord, row: int) -> str:

@@ -16,7 +16,6 @@ from mypt.data.template import Shape, Slot, load_template
 from mypt.data.vocabularies.base_files import PREFIXES, base_path
 from mypt.data.vocabularies.encoder import TextEncoder, encode_each, encoding_of, utf8
 from mypt.data.vocabularies.engine import TokenizersEngine, engine_of
-from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.published import PUBLISHED, published_vocabulary
 from mypt.data.vocabularies.vocabulary import (
     ADVICE,
@@ -214,13 +213,25 @@ class Tokenizer:
         Raises:
             DataError: If an id is not in the vocabulary.
         """
+        numbers = np.asarray(ids, np.int64)
+        spelled = self._spelled
+        if numbers.min(initial=0) < 0:
+            spelled = spelled[:0]  # numpy would count them from the end
         try:
-            return b"".join(map(self._bytes.__getitem__, np.asarray(ids).tolist()))
-        except KeyError as error:
+            return b"".join(spelled[numbers].tolist())
+        except (IndexError, TypeError):
+            unknown = next(int(number) for number in ids if int(number) not in self._bytes)
             raise DataError(
-                f"Invalid token for decoding: {error.args[0]}; tokenizer {self.name} has ids below"
+                f"Invalid token for decoding: {unknown}; tokenizer {self.name} has ids below"
                 f" {self.n_vocab}; these tokens were made by another tokenizer"
             ) from None
+
+    @cached_property
+    def _spelled(self) -> NDArray[np.object_]:
+        """(n_vocab,) bytes of each id, None where it stands for nothing; quicker than a dict."""
+        table = np.full(self.n_vocab, None, np.object_)
+        table[list(self._bytes)] = list(self._bytes.values())
+        return table
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Return the text that :meth:`encode` gave these ids for.
@@ -264,6 +275,8 @@ def load_tokenizer(
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name.startswith(PREFIXES):
+        from mypt.data.vocabularies.huggingface import hf_vocabulary  # a base alone needs regex
+
         return Tokenizer(hf_vocabulary(base_path(name)), find_template(template, name))
     if name == "byte":
         return Tokenizer(byte_vocabulary(), find_template(template, name))

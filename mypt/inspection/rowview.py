@@ -96,7 +96,9 @@ def iter_rows(dataset: Dataset, split: Split) -> Iterator[RowView]:
     first = 0
     for mapped in dataset.shards(split):
         shard, n_rows = _plain(mapped), _rows_of(mapped)
-        edges = _edges(shard, np.arange(n_rows + 1))
+        edges: list[int] = []
+        if shard.spans is not None:
+            edges = np.searchsorted(shard.spans["conversation"], np.arange(n_rows + 1)).tolist()
         for local in range(n_rows):
             yield _view(dataset, split, shard, first, local, edges[local : local + 2])
         first += _rows_of(shard)
@@ -113,7 +115,7 @@ def read_row(dataset: Dataset, split: Split, index: int) -> RowView:
         n_rows = _rows_of(shard)
         if 0 <= index - first < n_rows:
             local = index - first
-            edges = _edges(shard, np.array([local, local + 1]))
+            edges = [] if shard.spans is None else shard.span_edges((local, local + 1))
             return _view(dataset, split, shard, first, local, edges)
         first += n_rows
     raise DataError(
@@ -137,20 +139,13 @@ def _rows_of(shard: ShardView) -> int:
     return -(-len(shard.tokens) // HAND_ROW)
 
 
-def _edges(shard: ShardView, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where the spans of each row begin; 0 where nobody recorded spans."""
-    if shard.spans is None:
-        return np.zeros_like(rows)
-    return np.searchsorted(shard.spans["conversation"], rows)
-
-
 def _view(
     dataset: Dataset,
     split: Split,
     shard: ShardView,
     first: int,
     local: int,
-    edges: NDArray[np.int64],
+    edges: list[int],
 ) -> RowView:
     start, stop = local * HAND_ROW, min((local + 1) * HAND_ROW, len(shard.tokens))
     digest = None

@@ -1,12 +1,12 @@
 """Device, arithmetic, threads and randomness of a run: resolved once, recorded, nothing global."""
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 
 from mypt.config import GPTConfig, Preset, TrainConfig
@@ -65,7 +65,7 @@ def check_room(config: GPTConfig) -> None:
         ConfigError: If there are such.
     """
     n_bytes = 4 * sum(shape.numel() for shape in shapes(config).values())
-    room = psutil.virtual_memory().total
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if n_bytes > room:
         raise ConfigError(
             f"n_layer {config.n_layer}, n_embd {config.n_embd}: weights of {n_bytes >> 30:,} GiB,"

@@ -33,6 +33,9 @@ def lines(*, quick: bool) -> Iterator[Line]:
         works = {str(n): _Asked(model, tokenizer, n) for n in (1, WAITING)}
         same = works["1"]() == works[str(WAITING)]()
         seconds = interleave(works, 2 if quick else 5)
+        for work in works.values():
+            work.queue.close()
+            work.queue.join()
         found, n = ratio(seconds, str(WAITING), "1"), WAITING * TOKENS
         yield Line(
             work=f"serve, {WAITING} requests for {TOKENS} tokens at once, {name}, float32",

@@ -154,7 +154,7 @@ def test_a_pools_runs_get_variables_and_secrets_and_may_lack_them():
         return asyncio.run(configured).env
 
     nothing = {"MYPT_HOME": "", "MLFLOW_TRACKING_URI": ""}
-    assert environment(Kept()) == nothing, "which means the same as none"
+    assert environment(Kept()) == nothing, "which mypt refuses of a home"
     variables = re.findall(r"prefect variable set (\S+) (\S+)", file)
     template["variables"]["properties"]["env"]["default"] |= json.loads(f"{{{named}}}")
     assert environment(Kept(variables, {block: "open sesame"}), OTHER="1") == {

@@ -331,6 +331,7 @@ def test_data_makes_no_link_no_picture_and_no_program_on_either_page(up, tmp_pat
 
 
 def test_the_file_of_deployments_works_from_the_root_and_from_elsewhere(up):
+    up.run(f"prefect variable set mypt_home {up.home}")
     for name in ("mypt", "mypt-gpu"):
         create = f"prefect work-pool create {name} --type process --base-job-template"
         up.run(f"{create} deployments/pool.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, ConfigError
 from mypt.home import (
     checkpoint_to_use,
     find_checkpoint,
@@ -29,6 +29,12 @@ def test_a_block_may_leave_its_files_elsewhere(tmp_path, monkeypatch):
             assert home() == tmp_path / "c"
         assert home() == tmp_path / "b"
     assert home() == tmp_path / "a"
+
+
+def test_a_home_that_is_set_to_nothing_is_refused(monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", "")
+    with pytest.raises(ConfigError, match=r"MYPT_HOME is empty; expected a folder; .*mypt_home"):
+        home()
 
 
 @pytest.mark.parametrize("name", ["../other/step_000001", "/tmp/step_000001", "step_" + "9" * 400])

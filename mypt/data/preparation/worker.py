@@ -4,6 +4,7 @@ The process reads a job a line on standard input and writes what came of it on o
 started by :mod:`mypt.data.preparation.processes`, with its process id as the only argument.
 """
 
+import gc
 import os
 import secrets
 import sys
@@ -147,6 +148,7 @@ def _load(folder: str) -> Tokenizer:
 def main() -> None:
     """Work until there are no more jobs."""
     end_with(int(sys.argv[1]))
+    gc.set_threshold(50_000)  # rows are many objects and no rings
     speech = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not be taken for a result
     for job in sys.stdin:

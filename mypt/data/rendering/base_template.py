@@ -11,7 +11,6 @@ from pydantic import Field
 from mypt import files
 from mypt.config import later
 from mypt.data.conversations import Message, say
-from mypt.data.rendering.sandbox import render
 from mypt.data.template import Shape, Slot, Template
 from mypt.data.vocabularies.base_files import find_source, read_tokenizer, read_tokenizer_config
 from mypt.errors import ConfigError, DataError
@@ -98,6 +97,8 @@ class BaseTemplate(Frozen):
         Raises:
             DataError: If it refuses them.
         """
+        from mypt.data.rendering.sandbox import render  # jinja2, which own templates do without
+
         said = (value for message in messages for value in message.values())
         size = sum(len(str(value)) for value in (*said, *(tools or ())))
         variables = {

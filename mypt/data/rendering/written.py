@@ -21,7 +21,6 @@ from mypt.data.rendering.marks import (
     spelled_json,
     widened,
 )
-from mypt.data.rendering.sandbox import CLOSES, OPENS, generates
 from mypt.data.spans import KIND, ROLE
 from mypt.errors import DataError
 
@@ -112,8 +111,7 @@ def write_turns(
         index: _stretch(text, index, begins, regions, template.stops, _calls(turns[index]))
         for index in begins
     }
-    if generates(template.source):
-        _check_generation(template, plain, tools, text, list(stretches.values()))
+    _check_generation(template, plain, tools, text, list(stretches.values()))
     pieces = _pieces(turns, text, regions, stretches, controls)
     if tools:
         pieces = _with_tools(pieces)
@@ -328,7 +326,11 @@ def _check_generation(
     text: str,
     stretches: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Compare with what the template's author marks as the model's; white space may follow."""
+    """Compare with what a template's author marks as the model's, if so; white space may follow."""
+    from mypt.data.rendering.sandbox import CLOSES, OPENS, generates  # jinja2 with it
+
+    if not generates(template.source):
+        return
     said = [message for message in plain if message is not None]
     shown = template.write(said, tools=tools, shows=True)
     marked: list[str] = []

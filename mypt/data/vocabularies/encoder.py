@@ -14,7 +14,6 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import psutil
 import tiktoken
 from numpy.typing import NDArray
 
@@ -105,6 +104,8 @@ class FastEngine:
 
 
 def _resident_bytes() -> int:
+    import psutil  # the fast engine alone asks
+
     return int(psutil.Process().memory_info().rss)
 
 

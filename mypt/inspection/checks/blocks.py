@@ -66,7 +66,7 @@ class RowBlock:
         """(S,) of ``SPAN_DTYPE``; none where nobody recorded them."""
         if self.shard.spans is None:
             return np.empty(0, SPAN_DTYPE)
-        first, last = np.searchsorted(self.shard.spans["conversation"], (self.start, self.stop))
+        first, last = self.shard.span_edges((self.start, self.stop))
         return np.asarray(self.shard.spans[first:last])
 
 
@@ -100,15 +100,71 @@ def read_back(block: RowBlock) -> list[Row]:
     if block.shard.spans is None:
         return [Document(text, Origin(0, 1)) for text in said]
     # Plain lists: reading the fields of numpy's records one by one takes most of the time.
-    turned = list(zip(*(spans[name].tolist() for name in LAYOUT), said, strict=True))
-    rows = np.searchsorted(spans["conversation"], np.arange(block.start, block.stop + 1))
+    columns = [*(spans[name].tolist() for name in LAYOUT), said]
+    bounds = np.searchsorted(spans["conversation"], np.arange(block.start, block.stop + 1))
     said_of = _words(block.row_weights)
     forms = part_forms(tokenizer.template)
     prefixed = bool(tokenizer.vocabulary.prefix)
+    plain = {} if forms.get("text") else _plain_turns(spans, bounds, said, said_of)
     found = [
-        _row(turned[a:b], said_of, forms, prefixed=prefixed) for a, b in pairwise(rows.tolist())
+        Conversation(plain[number], Origin(0, 1))
+        if number in plain
+        else _row(
+            list(zip(*(column[a:b] for column in columns), strict=True)),
+            said_of,
+            forms,
+            prefixed=prefixed,
+        )
+        for number, (a, b) in enumerate(pairwise(bounds.tolist()))
     ]
     return with_sides(found) if block.paired else found
+
+
+def _plain_turns(
+    spans: NDArray[np.void], edges: NDArray[np.int64], said: list[str], said_of: dict[int, Train]
+) -> dict[int, tuple[Message, ...]]:
+    """Return the turns of each conversation of nothing but plain turns, by the row's number.
+
+    A plain turn has one part, a text, and one word on whether it is learned: nearly all have, and
+    are told apart from the others without a look at each.
+
+    Args:
+        spans: (S,) of ``SPAN_DTYPE``, of rows that follow each other.
+        edges: (R + 1,) where each row's spans begin.
+        said: (S,) texts of the spans.
+        said_of: What ``train`` of a span stands for.
+    """
+    n_rows = len(edges) - 1
+    row = np.repeat(np.arange(n_rows), np.diff(edges))
+    if not len(row):
+        return {}
+    step = np.diff(spans["message"].astype(np.int64), prepend=0)
+    step[edges[:-1][np.diff(edges) > 0]] = 1
+    begin = np.flatnonzero(step)
+    first, text = spans[begin], spans["kind"] == KIND["content"]
+    parts = np.isin(spans["kind"], list(PARTS))
+    odd = np.add.reduceat(parts, begin, dtype=np.int64) != 1
+    odd |= (
+        ~np.logical_or.reduceat(text, begin) | (step[begin] < 0) | (first["role"] == ROLE["text"])
+    )
+    train = spans["train"]
+    odd |= np.maximum.reduceat(train, begin) != np.minimum.reduceat(train, begin)
+    n_turns = np.bincount(row[begin], minlength=n_rows)
+    plain = (np.bincount(row[begin], odd, minlength=n_rows) == 0) & (n_turns > 0)
+    chosen = first[plain[row[begin]]]
+    where = np.flatnonzero(text & plain[row]).tolist()
+    turns = [
+        Message(cast(Role, ROLES[role]), (Part("text", said[at]),), said_of[word])
+        for role, word, at in zip(
+            chosen["role"].tolist(), chosen["train"].tolist(), where, strict=True
+        )
+    ]
+    stops = np.cumsum(n_turns * plain)
+    each = (np.flatnonzero(plain), stops[plain] - n_turns[plain], stops[plain])
+    return {
+        number: tuple(turns[start:stop])
+        for number, start, stop in zip(*(column.tolist() for column in each), strict=True)
+    }
 
 
 def _words(row_weights: tuple[float, ...]) -> dict[int, Train]:

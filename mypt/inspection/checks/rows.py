@@ -198,13 +198,12 @@ def check_texts(
     folded = []
     hints = (_REPLACEMENT, *(hint for forgery in forged.values() for hint in forgery.hints))
     for number, row in enumerate(rows):
-        said = _said(row)
-        same = "".join([f"{role}\n{' '.join(text.casefold().split())}\n" for role, text in said])
+        whole = "".join([f" \0{role}\0 {text}" for role, text in _said(row)])
+        same = " ".join(whole.casefold().split())
         folded.append(blake3(same.encode()).digest(length=8))
-        whole = "\n".join([text for _, text in said])
         for hint in hints:
             if hint in whole:
-                _look_closer(said, forged, partial(place_of, number), found)
+                _look_closer(_said(row), forged, partial(place_of, number), found)
                 break
     return b"".join(folded)
 

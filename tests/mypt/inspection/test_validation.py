@@ -11,13 +11,15 @@ from rich.console import Console
 
 from mypt import files
 from mypt.config import MaskPolicy, PrepareConfig, Source
+from mypt.data.conversations import Conversation
 from mypt.data.dataset import open_dataset, prepare, tokenize
 from mypt.data.exchange.adoption import adopt
-from mypt.data.manifest import METADATA, read_manifest, record_file, write_manifest
+from mypt.data.manifest import METADATA, SPLITS, read_manifest, record_file, write_manifest
 from mypt.data.packing.layout import plan_rows
 from mypt.data.spans import ROLES
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import ManifestError
+from mypt.inspection.checks.blocks import blocks, read_back
 from mypt.inspection.checks.findings import EXAMPLES
 from mypt.inspection.terminal import render_report
 from mypt.inspection.validation import (
@@ -459,6 +461,21 @@ def test_parts_that_decide_their_own_mask_are_read_back_as_they_were(tmp_path, t
     found = {finding.code for finding in report.findings}
     assert not found & {"digest_differs", "rendering_differs", "answer_unsupervised"}
     assert report.ok
+
+
+@pytest.mark.parametrize("template", ["mypt", "plain", "chatml"])
+def test_plain_turns_are_read_back_together_as_one_by_one(tmp_path, template, monkeypatch):
+    plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "d"}]}
+    said = [{"role": "assistant", "content": [{"text": "e ", "train": False}, {"text": "f"}]}]
+    told = [{"role": "user", "content": "h"}, {"role": "assistant", "content": "g", "train": True}]
+    talks = [plain, [*plain, *plain], [*plain, thought], plain, [*plain, *said], told, plain * 3]
+    dataset = open_dataset(prepared(tmp_path, talks * 2, template=template))
+    together = [read_back(block) for split in SPLITS for block in blocks(dataset, split)]
+    monkeypatch.setattr("mypt.inspection.checks.blocks._plain_turns", lambda *_: {})
+    assert together == [read_back(block) for split in SPLITS for block in blocks(dataset, split)]
+    rows = [row for found in together for row in found]
+    assert sum(isinstance(row, Conversation) for row in rows) == len(rows) == len(talks) * 2
 
 
 def test_a_report_is_kept_while_neither_dataset_nor_version_changes(tmp_path, monkeypatch):
