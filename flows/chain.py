@@ -16,10 +16,11 @@ from tasks.tracking.journal import Journal
 from tasks.validation import validate
 
 
-def prepare_all(config: PipelineConfig) -> dict[str, DatasetRef]:
+def prepare_all(config: PipelineConfig) -> tuple[PipelineConfig, dict[str, DatasetRef]]:
     """Prepare the data of all stages, and return them by the stages' names.
 
-    So what is wrong with any of them is found before the first training.
+    So what is wrong with any of them is found before the first training. The config comes back with
+    the folders of its held-out data among those that models are scored on.
 
     Raises:
         ConfigError: If a stage would learn conversations without a mask, unasked.
@@ -43,6 +44,19 @@ def prepare_all(config: PipelineConfig) -> dict[str, DatasetRef]:
                 " learn what the assistant says"
             )
         last = found[stage.name] = validate(made, stage.checked, name, what)
+    sets = config.evaluate.sets | _held_out(config, found[config.tuned.name])
+    evaluate = config.evaluate.model_copy(update={"sets": sets})
+    return config.model_copy(update={"evaluate": evaluate}), found
+
+
+def _held_out(config: PipelineConfig, tokenizer: DatasetRef) -> dict[str, str]:
+    """Prepare what nothing learns from, in the tokens of a stage and masked as it, by name."""
+    policy, what = config.tuned.mask, "held-out data"
+    found = {}
+    for one, asked in config.held_out.items():
+        name = f"{config.name}-{one}"
+        made = tokenize(asked, name, what, tokenizer=tokenizer, preparation=config.preparation)
+        found[one] = (made if policy is None else mask(made, policy, name, what)).path
     return found
 
 

@@ -275,8 +275,9 @@ def _optional(
             key: _optional(knob, definitions, listed=listed) | {"title": key}
             for key, knob in made["properties"].items()
         }
-    if "items" in made:
-        made["items"] = _optional(made["items"], definitions, listed=True)
+    for rows in ("items", "additionalProperties"):
+        if isinstance(made.get(rows), dict):
+            made[rows] = _optional(made[rows], definitions, listed=True)
     return made
 
 

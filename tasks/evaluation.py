@@ -5,9 +5,10 @@ from pathlib import Path
 from prefect.cache_policies import NO_CACHE
 
 from mypt import files
-from mypt.config import EvaluateConfig, StageGate
+from mypt.config import EvaluateConfig, Source, StageGate
 from mypt.data.conversations import Form
 from mypt.data.manifest import read_manifest
+from mypt.data.reading.sources import find_files
 from mypt.evaluation import gate as rule
 from mypt.evaluation import report as code
 from mypt.evaluation.gate import HELD, RULE, champion, settle, weigh
@@ -62,8 +63,9 @@ def evaluate(
     """
     read = [base.digest, sft.digest, dataset.digest]
     read += [read_manifest(Path(place)).digest for place in config.sets.values()]
-    named = (*config.harness, config.questions)
-    read += [files.digest_file(Path(name)) for name in named if Path(name).is_file()]
+    asked = find_files(Source(path=config.questions)) if config.questions else ()
+    named = (*map(Path, config.harness), *asked)
+    read += [files.digest_file(path) for path in named if path.is_file()]
     read += [form] * (form != "chat")
     measured = config.model_copy(update={"gate": False})  # which changes no figure
     folder = home() / "evaluations" / f"{name}-{stage_key(code, measured, *read)}"

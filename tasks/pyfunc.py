@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mypt.errors import CheckpointError, DataError
-from mypt.inference.server.answering import head_of, reply_to
-from mypt.inference.server.protocol import Refused, completion, read_request
+from mypt.inference.server.choices import choices_of, completion, head_of
+from mypt.inference.server.protocol import ChatRequest, Refused, read_request
 from mypt.training.checkpoints.checkpoint import load_model
 from tasks.tracking.models import REFERENCE, holds_weights, read_reference
 
@@ -58,14 +58,17 @@ class ChatModel:
         given = {key: value for key, value in fields.items() if not _is_missing(value)}
         given.setdefault("model", self._found.lineage.model_name)
         try:
-            asked = read_request(json.dumps(given, default=_plain).encode())
+            asked = read_request(json.dumps(given, default=_plain).encode(), ChatRequest)
             if asked.stream:
                 raise Refused(400, "stream: MLflow's pyfunc gives whole answers; leave it out")
-            reply, left_out = reply_to(self._model, self._tokenizer, asked)
+            choices, left_out = choices_of(self._model, self._tokenizer, asked)
         except Refused as error:
             raise DataError(str(error)) from None
-        head = head_of(self._found.ref.digest, int(time.time()), left_out)
-        return completion(asked, reply, "".join(reply), head)
+        for choice in choices:
+            for _ in choice.reply:
+                pass
+        head = head_of(asked, self._found.ref.digest, int(time.time()), left_out)
+        return completion(asked, choices, head)
 
 
 def _load_pyfunc(path: str) -> ChatModel:

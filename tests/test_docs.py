@@ -56,7 +56,7 @@ ROWS = {
         "generate mine --prompt hi --max_tokens 2",
         "chat mine",
     ],
-    "`mypt serve MODEL [--port N] [--trace]`": ["serve mine"],
+    "`mypt serve MODEL [MODEL ...] [--port N] [--trace]`": ["serve mine"],
     "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`, `--to peft DIR`": [
         "export mine new --to hf",
         "export mine new.gguf --to gguf --quant q8_0",

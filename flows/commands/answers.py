@@ -4,17 +4,21 @@ import itertools
 import os
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from flows.commands.flags import MaybeWhole, Whole
-from flows.commands.names import full_name
+from flows.commands.names import adapted, full_name
 from flows.console import Console, describe, print_json
 from mypt.errors import ConfigError, MyptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from mypt.data.tokenizer import Tokenizer
     from mypt.inference.chat import Session
@@ -36,6 +40,7 @@ def generate(
     model: str,
     *,
     prompt: str,
+    adapter: str | None = None,
     max_tokens: Whole = 100,
     form: Form = "auto",
     temperature: float = 0.0,
@@ -52,6 +57,7 @@ def generate(
     Args:
         model: A name or its beginning, a model folder or a step folder.
         prompt: The user's message, or the text to continue; not empty.
+        adapter: What was learned beside the model: a model of lora, or a folder of peft's.
         max_tokens: Longest answer in tokens.
         form: chat wraps the prompt in the model's template, plain continues it; auto follows
             the training data.
@@ -76,7 +82,7 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
-    gpt, tokenizer, checkpoint = _load(model, compiled=compile)
+    gpt, tokenizer, checkpoint = _load(adapted(model, adapter), compiled=compile)
     if form == "auto":
         form = "chat" if checkpoint.lineage.dataset.kind == "chat" else "plain"
     reply = Reply(
@@ -95,6 +101,7 @@ def generate(
 def chat(
     model: str,
     *,
+    adapter: str | None = None,
     system: str | None = None,
     max_tokens: MaybeWhole = None,
     temperature: float = 0.7,
@@ -111,6 +118,7 @@ def chat(
 
     Args:
         model: A name or its beginning, a model folder or a step folder.
+        adapter: As for mypt generate.
         system: A system message to begin with.
         max_tokens: Longest answer in tokens; default: what the model's context holds.
         temperature: 0 takes the likeliest token each time.
@@ -128,7 +136,7 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
-    gpt, tokenizer, _ = _load(model, compiled=compile)
+    gpt, tokenizer, _ = _load(adapted(model, adapter), compiled=compile)
     session = Session(gpt, tokenizer, system=system, max_tokens=max_tokens, sampling=sampling)
     while (line := _read_line()) not in ("", "/quit"):
         try:
@@ -139,48 +147,81 @@ def chat(
 
 
 def serve(
-    model: str,
+    models: tuple[str, ...],
+    /,
     *,
     host: str = "127.0.0.1",
     port: Whole = 8000,
     api_key: str | None = None,
+    allow_origin: Annotated[list[str] | None, Parameter(negative=())] = None,
+    allow_host: Annotated[list[str] | None, Parameter(negative=())] = None,
     waiting: Whole = 64,
     compile: bool = False,
     trace: bool = False,
 ) -> int:
-    """Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.
+    """Answer OpenAI's protocol for chats and completions, with a page to talk at /, until Ctrl-C.
 
     Args:
-        model: A name or its beginning, a model folder or a step folder.
+        models: Names or their beginnings, model folders or step folders. Requests choose one by
+            its name, or by NAME/STEP where two are steps of one model.
         host: Address to listen on; one that other machines reach needs an API key.
         port: Port to listen on; 0 takes a free one.
         api_key: What clients must send; default: the environment's MYPT_API_KEY, else nothing.
+        allow_origin: A site whose pages may ask the server too, such as https://example.org;
+            repeatable.
+        allow_host: Another name of this machine that clients may use where no key is set, such as
+            host.docker.internal; repeatable.
         waiting: Requests that may wait; beyond them the answer is 429.
         compile: As for mypt generate.
         trace: Send each request and its answer to MLflow, as a trace of its experiment "served".
     """
     from mypt.inference.server import serving
-    from mypt.inference.server.answering import Queue, Served, rows_at_once
+    from mypt.inference.server.answering import Queue, Served
+    from mypt.training.checkpoints.several import load_models
 
     key = api_key if api_key is not None else os.environ.get("MYPT_API_KEY") or None
     if waiting < 1 or not 0 <= port <= 65535:
         raise ConfigError(f"waiting {waiting}, port {port}: expected 1 or more, and 0 to 65535")
     with serving.listen(host, port, key) as listening:
-        gpt, tokenizer, checkpoint = _load(model, compiled=compile)
-        name = checkpoint.lineage.model_name
+        loaded = load_models([full_name(name) for name in models])
+        checkpoints = [checkpoint for _, _, checkpoint in loaded]
+        names = _names(checkpoints)
+        for gpt, _, checkpoint in loaded:
+            _make_ready(gpt, checkpoint, compiled=compile)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}"
-        with _traced(name, checkpoint) if trace else nullcontext() as told:
-            queue = Queue(gpt, tokenizer, waiting, rows_at_once(gpt))
-            served = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, key, told)
-            step = checkpoint.ref.step
-            _write(f"{name} step {step} at {url}, for clients {url}/v1; Ctrl-C ends\n")
-            serving.serve(serving.create_app(served), queue, listening)
+        with _traced(checkpoints) if trace else nullcontext() as tell:
+            queue, served = Queue(waiting), list[Served]()
+            for name, (gpt, tokenizer, checkpoint) in zip(names, loaded, strict=True):
+                told = partial(tell, checkpoint) if tell else None
+                one = Served(gpt, tokenizer, name, checkpoint.ref, queue, time.time, told)
+                served.append(one)
+            title = ", ".join(map(_step_of, checkpoints))
+            origins, hosts = allow_origin or (), allow_host or ()
+            app = serving.create_app(served, key, origins=origins, hosts=hosts)
+            _write(f"{title} at {url}, for clients {url}/v1; Ctrl-C ends\n")
+            serving.serve(app, queue, listening)
     return 0
 
 
+def _names(checkpoints: "Sequence[Checkpoint]") -> list[str]:
+    """Return what clients call each model.
+
+    Raises:
+        ConfigError: If a step is named twice.
+    """
+    steps = [(one.lineage.model_name, Path(one.ref.path).name) for one in checkpoints]
+    often = Counter(name for name, _ in steps)
+    if len(set(steps)) < len(steps):
+        name, step = Counter(steps).most_common(1)[0][0]
+        raise ConfigError(f"{name} {step} is named twice; expected each once: leave one out")
+    return [name if often[name] == 1 else f"{name}/{step}" for name, step in steps]
+
+
 @contextmanager
-def _traced(name: str, checkpoint: "Checkpoint") -> "Iterator[Callable[[Exchange], None]]":
+def _traced(
+    checkpoints: "Sequence[Checkpoint]",
+) -> "Iterator[Callable[[Checkpoint, Exchange], None]]":
     """Journal what is told, as an MLflow run that ends with the server."""
     from flows.environment import prepare_environment
 
@@ -188,26 +229,26 @@ def _traced(name: str, checkpoint: "Checkpoint") -> "Iterator[Callable[[Exchange
     from tasks.tracking.recording import recorded
     from tasks.tracking.records import Told, Traces
 
-    model, count = f"{name} step {checkpoint.ref.step}", itertools.count()
-    stop = None
+    count, stop = itertools.count(), None
 
-    def tell(exchange: "Exchange") -> None:
+    def tell(checkpoint: "Checkpoint", exchange: "Exchange") -> None:
         told = Told(
             time=int((time.time() - exchange.seconds) * 1000),
-            asked=exchange.asked.model_dump(mode="json", exclude_unset=True),
+            asked=exchange.asked.model_dump(mode="json", exclude_unset=True, by_alias=True),
             said=exchange.said,
             milliseconds=int(exchange.seconds * 1000),
             tokens=(exchange.n_prompt, exchange.n_tokens),
             failed=exchange.failed,
         )
-        digest = checkpoint.ref.digest
+        digest, model = checkpoint.ref.digest, _step_of(checkpoint)
         try:
             run.write(Traces(model=model, checkpoint=digest, first=next(count), told=(told,)))
         except MyptError as error:  # the answer is given all the same
             sys.stderr.write(f"mypt: not traced: {error}\n")
 
-    journal = f"serve-{name}-{time.time_ns()}"
-    with recorded(journal, f"serve {model}", experiment="served") as run:
+    journal = f"serve-{checkpoints[0].lineage.model_name}-{time.time_ns()}"
+    title = ", ".join(map(_step_of, checkpoints))
+    with recorded(journal, f"serve {title}", experiment="served") as run:
         try:
             yield tell
         except KeyboardInterrupt as ended:  # as every server does
@@ -216,12 +257,23 @@ def _traced(name: str, checkpoint: "Checkpoint") -> "Iterator[Callable[[Exchange
         raise stop
 
 
+def _step_of(checkpoint: "Checkpoint") -> str:
+    return f"{checkpoint.lineage.model_name} step {checkpoint.ref.step}"
+
+
 def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
-    """Return a model with its tokenizer and checkpoint, compiled if that or its config asks."""
-    from mypt.model.compiling import compile_reading, missing_compiler
+    """Return a model with its tokenizer and checkpoint, ready to answer."""
     from mypt.training.checkpoints.checkpoint import load_model
 
-    gpt, tokenizer, checkpoint = load_model(full_name(model))
+    gpt, tokenizer, checkpoint = load_model(model)
+    _make_ready(gpt, checkpoint, compiled=compiled)
+    return gpt, tokenizer, checkpoint
+
+
+def _make_ready(gpt: "GPT", checkpoint: "Checkpoint", *, compiled: bool) -> None:
+    """Compile a model if that or its config asks; say if its training has not ended."""
+    from mypt.model.compiling import compile_reading, missing_compiler
+
     _tell_if_unfinished(Path(checkpoint.ref.path).parent)
     if compiled or checkpoint.preset.compile:
         missing = missing_compiler(gpt.lm_head.weight.device)
@@ -231,7 +283,6 @@ def _load(model: str, *, compiled: bool) -> "tuple[GPT, Tokenizer, Checkpoint]":
             sys.stderr.write(f"compile: {missing} is not on this machine: nothing is compiled\n")
         else:
             compile_reading(gpt)
-    return gpt, tokenizer, checkpoint
 
 
 def _tell_if_unfinished(folder: Path) -> None:

@@ -20,6 +20,7 @@ from flows.commands.names import full_name
 from flows.console import Console, check_new, print_json
 from mypt.config import MAX_BLOCK, Format, MaskPolicy, Preparation, PrepareConfig
 from mypt.data.policies import parse_policy
+from mypt.data.vocabularies.base_files import PEFT
 from mypt.errors import ConfigError
 from mypt.parsing import parse_config, read_config
 
@@ -171,20 +172,32 @@ def adopt(
     tokenization: str | None = None,
     template: str | None = None,
     expect_single_role: bool = False,
+    base: str | None = None,
+    model_name: str | None = None,
     json: bool = False,
 ) -> int:
-    """Take shards made by hand: digest, describe and validate them; exit 1 if broken.
+    """Take shards made by hand, or an adapter of peft's; validate them, exit 1 if broken.
 
     Args:
         directory: Holds train/ and val/ with shard_000.bin and shard_000_mask.bin; with
             --out_dir, train.parquet and validation.parquet of input_ids and labels, or what
-            save_to_disk of datasets wrote.
+            save_to_disk of datasets wrote. Or adapter_config.json and safetensors of peft, which
+            become a model.
         out_dir: The new dataset's folder, for such tables.
         tokenization: What the ids mean; default: the tokenizer_state.json beside them, else gpt2.
         template: What wrote the turns: a name, base (that of hf:FOLDER), or a file.
         expect_single_role: All of it is to be learned; else a mask of nothing but 1 is an error.
+        base: Of an adapter: the model it stands beside, hf:FOLDER or gguf:FILE; default: the one
+            that it names by digest or name.
+        model_name: Of an adapter: what the model is called; default: by its content.
         json: Print the result as JSON.
     """
+    if (directory / PEFT).is_file():
+        if out_dir or tokenization or template or expect_single_role:
+            raise ConfigError(f"{directory}: an adapter, which --base and --model_name go with")
+        return _adopt_adapter(directory, base, model_name, json)
+    if base or model_name:
+        raise ConfigError(f"{directory}: no {PEFT}, and --base and --model_name are an adapter's")
     from mypt.data.exchange import adoption
 
     if out_dir is None:
@@ -202,6 +215,21 @@ def adopt(
     if not report.ok and not json:
         Console().print(terminal.render_report(report))
     return 0 if report.ok else 1
+
+
+def _adopt_adapter(directory: Path, base: str | None, model_name: str | None, json: bool) -> int:
+    from mypt.training.base_import import adopt_adapter  # loads torch
+    from mypt.training.lineage import read_lineage
+
+    place = adopt_adapter(directory, base and full_name(base), model_name)
+    found = read_lineage(place)
+    if json:
+        print_json({"path": str(place), "model": found.model_name, "digest": found.digest})
+    else:
+        lora, base_model = found.config.lora, found.parent
+        said = f"rank {lora.rank} beside {base_model.model_name}" if lora and base_model else ""
+        Console().print(f"{found.model_name}: {said}, at {place}", markup=False, soft_wrap=True)
+    return 0
 
 
 def validate(

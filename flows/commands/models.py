@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.commands.flags import MaybeWhole, Whole, check_kind
-from flows.commands.names import full_name
+from flows.commands.names import adapted, full_name
 from flows.console import Console, print_json
 from mypt import files
 from mypt.config import EvaluateConfig, Preset, load_config
@@ -128,6 +128,7 @@ def _train(plan: "RunPlan", machines: "Nodes", asked: "_Stop", json: bool) -> in
 def evaluate(
     model: str,
     *,
+    adapter: str | None = None,
     dataset_dir: Path | None = None,
     form: Form = "auto",
     exercises: Whole = 0,
@@ -142,6 +143,7 @@ def evaluate(
 
     Args:
         model: A name or its beginning, a model folder or a step folder.
+        adapter: As for mypt generate.
         dataset_dir: Dataset to score; default: the one it was trained on.
         form: How questions are asked; auto follows the training data.
         exercises: Held-out generated questions to ask.
@@ -166,7 +168,7 @@ def evaluate(
         raise ConfigError("--gate and --out_dir: the gate writes its own verdict; give one of them")
     if out_dir and out_dir.exists():
         raise ConfigError(f"{out_dir} exists and is never overwritten; name another")
-    model = full_name(model)
+    model = adapted(model, adapter)
     if gate:
         return _judge(model, dataset_dir, config, json)
     if out_dir:

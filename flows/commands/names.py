@@ -20,3 +20,15 @@ def full_name(text: str) -> str:
     others = f", the newest of {len(found)}" if len(found) > 1 else ""
     sys.stderr.write(f"{text}: {found[0]}{others}\n")
     return found[0]
+
+
+def adapted(model: str, adapter: str | None) -> str:
+    """Return the model that ``model`` means, or its adapter: a model too, or a folder of peft's.
+
+    A folder of peft's is taken in first, under a name by its content.
+    """
+    if adapter is None:
+        return full_name(model)
+    from mypt.training.base_import import on_base  # loads torch
+
+    return str(on_base(adapter if Path(adapter).is_dir() else full_name(adapter), full_name(model)))

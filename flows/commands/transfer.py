@@ -134,6 +134,7 @@ def _export_adapter(source: str, out: Path) -> None:
         found.weights,
         base=base_of(found.lineage),
         base_name=base.dataset.path if base and imported else parent.model_name,
+        base_digest=parent.weights,
         card=_card(found),
     )
 

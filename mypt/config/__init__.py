@@ -19,11 +19,19 @@ from mypt.config.data import (
 )
 from mypt.config.pipeline import EvaluateConfig, PipelineConfig, PreferConfig, load_pipeline
 from mypt.config.stages import PipelineStage, StageConfig, StageGate
-from mypt.config.training import Lora, Normalisation, Preset, TrainConfig, load_config
+from mypt.config.training import (
+    TARGETS,
+    Lora,
+    Normalisation,
+    Preset,
+    TrainConfig,
+    load_config,
+)
 
 __all__ = [
     "MAX_BLOCK",
     "MOST_WEIGHT",
+    "TARGETS",
     "UNWEIGHED",
     "WEIGHED",
     "Architecture",

@@ -19,7 +19,8 @@ class EvaluateConfig(Frozen):
     exercises_seed: int = 0
     """Seed of the exercises; the same as the sources'."""
     questions: str = ""
-    """File of questions and their answers, in any format of data, asked as a chat; empty: none."""
+    """Questions and their answers, in any format of data, asked as a chat: a file; or a folder, of
+    which each file is a task by its name; empty: none."""
     max_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
     prompts: tuple[str, ...] = ()
@@ -88,12 +89,24 @@ class PipelineConfig(Frozen):
     init_from_model: str = later("")
     """What the first stage begins with, as mypt train takes it: a model's name or folder, hf: and
     a folder, or gguf: and a file; empty: random weights."""
+    held_out: dict[str, PrepareConfig] = later({})
+    """Data that nothing learns from and both models are scored on, by a name such as that of a set;
+    in the tokens of the tuning, and masked as it. So it shows what was forgotten of them."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is asked of each model and of the one before."""
     preparation: Preparation = Preparation()
     """Who prepares the data of all stages."""
     tracking: Tracking = Tracking()
     """What MLflow holds of the run."""
+
+    @model_validator(mode="after")
+    def _held_out_data_have_a_split(self) -> Self:
+        for name, asked in self.held_out.items():
+            if not asked.val_fraction:
+                raise ValueError(f"held_out.{name}.val_fraction is 0, so nothing would be scored")
+            if name in self.evaluate.sets:
+                raise ValueError(f"held_out.{name} is a name of evaluate.sets too; take another")
+        return self
 
     @model_validator(mode="after")
     def _one_form_is_whole(self) -> Self:

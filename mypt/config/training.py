@@ -136,9 +136,10 @@ class TrainConfig(Frozen):
     """Where to compute; auto takes CUDA, then MPS, then the CPU, and says which."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of matrix products; auto takes bfloat16 where it is quicker."""
-    weight_dtype: Literal["float32", "bfloat16"] = later("float32")
+    weight_dtype: Literal["float32", "bfloat16", "nf4"] = later("float32")
     """What the matrices of products are kept in. bfloat16 takes half of their memory and rounds
-    each update up or down by chance; gradients, moments and all else stay float32."""
+    each update up or down by chance; gradients, moments and all else stay float32. nf4, by
+    bitsandbytes and for lora alone, keeps those of the blocks, frozen, in four bits."""
     optimizer: Literal["adamw", "adamw8bit"] = later("adamw")
     """AdamW with moments in float32; or, by bitsandbytes, those of large matrices but embeddings in
     eight bits, a quarter of the memory."""
@@ -195,6 +196,8 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _weights_fit_products(self) -> Self:
+        if self.weight_dtype == "nf4" and not self.lora:
+            raise ValueError("weight_dtype nf4 learns nothing itself; set lora, or bfloat16")
         if self.weight_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("weight_dtype bfloat16 wants dtype bfloat16 or auto; dtype is float32")
         if self.weight_dtype == "bfloat16" and self.parallel != "none" and not self.lora:
@@ -212,8 +215,11 @@ class TrainConfig(Frozen):
             raise ValueError("reduction tree wants whole gradients, which fsdp has not; set ddp")
         if self.parallel == "fsdp" and self.sample_prompts:
             raise ValueError("sample_prompts want a whole model, which fsdp has not; leave out")
-        if self.parallel == "fsdp" and self.lora:
-            raise ValueError("lora with parallel fsdp, which parts whole weights only; set ddp")
+        if self.parallel == "fsdp" and self.lora and self.weight_dtype != "float32":
+            raise ValueError(
+                f"weight_dtype {self.weight_dtype} with parallel fsdp, which parts float32 alone;"
+                " set ddp, or weight_dtype float32"
+            )
         if self.parallel == "fsdp" and self.optimizer != "adamw":
             raise ValueError(f"optimizer {self.optimizer} with parallel fsdp; set ddp, or adamw")
         if self.parallel == "fsdp" and self.keeps_base:

@@ -94,6 +94,11 @@ class Tokenizer:
             sizes[number] = len(token)
         return sizes
 
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, special tokens spelled out; nothing where it is no token."""
+        return [self._bytes.get(number, b"") for number in range(self.n_vocab)]
+
     @cached_property
     def state(self) -> TokenizerState:
         """Everything that makes this tokenizer, as it is written to disk."""
@@ -213,13 +218,12 @@ class Tokenizer:
         Raises:
             DataError: If an id is not in the vocabulary.
         """
-        numbers = np.asarray(ids, np.int64)
-        spelled = self._spelled
-        if numbers.min(initial=0) < 0:
-            spelled = spelled[:0]  # numpy would count them from the end
         try:
+            numbers = np.asarray(ids, np.int64)
+            # Of a negative one numpy would count from the end.
+            spelled = self._spelled if numbers.min(initial=0) >= 0 else self._spelled[:0]
             return b"".join(spelled[numbers].tolist())
-        except (IndexError, TypeError):
+        except (IndexError, OverflowError, TypeError):
             unknown = next(int(number) for number in ids if int(number) not in self._bytes)
             raise DataError(
                 f"Invalid token for decoding: {unknown}; tokenizer {self.name} has ids below"

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mypt.config import Source
 from mypt.data.conversations import Conversation, Form
 from mypt.data.reading.exercises import TASKS, Exercise
 from mypt.data.reading.sources import open_source
 from mypt.data.tokenizer import Tokenizer
-from mypt.errors import DataError
+from mypt.errors import ConfigError, DataError
 from mypt.evaluation.scores import AskedQuestion
 from mypt.inference.chat import Answer, answer_prompts, prompt_of
 from mypt.model.gpt import GPT
@@ -18,7 +19,7 @@ from mypt.text import counted
 FULL_STOP = "."
 """Ends a statement of plain text; no answer holds one."""
 QUESTIONS = "questions"
-"""The task of what a file asks."""
+"""The task of what a single file asks."""
 _STRETCH = 4
 _SIGMAS = 1.96
 """Of 95 %."""
@@ -77,11 +78,20 @@ def ask_exercises(
 def read_questions(path: str) -> Iterator[Exercise]:
     """Yield the questions of a file of any format that data may have, each with its answer.
 
+    Args:
+        path: A file; or a folder, of which each file is a task that it names.
+
     Raises:
+        ConfigError: If two files of a folder have one name, or that of a generated task.
         DataError: If the file cannot be read, or a row is more or less than one question and its
             answer.
     """
     reader = open_source(Source(path=path))
+    named = [Path(file.path).stem for file in reader.files]
+    if not Path(path).is_dir():
+        named = [QUESTIONS] * len(named)
+    elif odd := next((name for name in named if named.count(name) > 1 or name in TASKS), None):
+        raise ConfigError(f"{path}: its files are tasks, and {odd} is another's name; rename it")
     for row in reader:
         turns = row.messages if isinstance(row, Conversation) else ()
         kinds = [part.kind for turn in turns for part in turn.parts]
@@ -91,7 +101,7 @@ def read_questions(path: str) -> Iterator[Exercise]:
                 ' {"question": "2+2?", "answer": "4"}'
             )
         question, answer = (turn.text for turn in turns)
-        yield Exercise(QUESTIONS, question, question, answer, stem=question)
+        yield Exercise(named[row.origin.file], question, question, answer, stem=question)
     for count in reader.record().dropped:
         raise DataError(
             f"{path}: {counted(count.rows, 'row')} left out ({count.reason}); expected a question"

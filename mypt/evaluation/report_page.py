@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mypt.data.manifest import MaskStats, read_manifest
-from mypt.evaluation.exact_match import QUESTIONS
+from mypt.data.reading.exercises import TASKS
+from mypt.evaluation.exact_match import interval
 from mypt.evaluation.scores import EvaluationReport, ModelScores, PairScores, harness_metrics
 from mypt.pages.render import COLOURS, plot, render
 from mypt.references import CheckpointRef
@@ -168,12 +169,12 @@ def render_page(report: EvaluationReport) -> str:
 
 
 def _asked(model: ModelScores) -> dict[str, Any]:
-    """Return the questions of a file with what was said, wrong answers first."""
-    answers = [found for found in model.answers if found.task == QUESTIONS]
+    """Return the questions of files with what was said, wrong answers first."""
+    answers = [found for found in model.answers if found.task not in TASKS]
     if not answers:
         return {"asked": ()}
-    low, high = model.between[QUESTIONS]
     right = sum(answer.right for answer in answers)
+    low, high = interval(right, len(answers))
     return {
         "asked_summary": f"{right} of {len(answers)} right, word for word:"
         f" {right / len(answers):.1%}, 95 % between {low:.1%} and {high:.1%}.",

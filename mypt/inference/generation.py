@@ -6,12 +6,14 @@ there, as it does at ``max_tokens``; nothing slides out of its sight unnoticed.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mypt.data.tokenizer import Tokenizer
 from mypt.errors import ConfigError
+from mypt.inference.likelihood import Likelihood, likelihood, prompt_likelihood
 from mypt.inference.sampling import GREEDY, Penalty, Sampler, Sampling
 from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
@@ -144,6 +146,19 @@ def sampling_of(**choices: float | None) -> Sampling:
     return parse_config(choices, Sampling, "sampling")
 
 
+class Allowed(Protocol):
+    """What may be written next, if not everything may."""
+
+    error: str
+    """Why the answer fails; empty while it does not."""
+
+    def mask(self) -> Tensor:
+        """Return (V,) bool, at least one of them true."""
+
+    def add(self, token: int) -> None:
+        """Note what was written."""
+
+
 class OpenRow:
     """One prompt and what follows it."""
 
@@ -153,6 +168,9 @@ class OpenRow:
         room: int,
         stop_ids: Sequence[int] = (),
         sampling: Sampling = GREEDY,
+        *,
+        top: int | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         """Write nothing yet.
 
@@ -161,18 +179,40 @@ class OpenRow:
             room: How many tokens may follow, as :func:`room_for` says.
             stop_ids: Tokens that end the writing.
             sampling: How each token is chosen.
+            top: How many of the likeliest tokens are told beside each; None measures none.
+            allowed: What each token is chosen among.
         """
         self.ids: list[int] = torch.as_tensor(ids, dtype=torch.int64).tolist()
         self.room, self._stops = room, stop_ids
         self._sampler = Sampler(sampling) if sampling.temperature else None
-        factor = sampling.repetition_penalty
-        self.penalty = None if factor == 1 else Penalty(self.ids, stop_ids, factor)
+        self.penalty = Penalty(self.ids, stop_ids, sampling) if sampling.bends else None
+        self.top, self.allowed = top, allowed
+        self.told: list[Likelihood] = []
+        """How likely the model held each token that was written, where ``top`` asks for it."""
 
-    def take(self, logits: Tensor, likeliest: int) -> int:
-        """Return the token that follows, and count it; (V,) logits are bent already."""
+    def bend(self, logits: Tensor) -> Tensor:
+        """Return (V,) logits as they decide what follows."""
+        if self.penalty is not None:
+            logits = self.penalty.apply(logits)
+        if self.allowed is not None:
+            logits = logits.masked_fill(~self.allowed.mask(), -torch.inf)
+        return logits
+
+    def take(self, logits: Tensor, likeliest: int, believed: Tensor | None = None) -> int:
+        """Return the token that follows, and count it.
+
+        Args:
+            logits: (V,), bent already.
+            likeliest: Where they are greatest.
+            believed: (V,), before they were bent.
+        """
         token = likeliest if self._sampler is None else self._sampler.choose(logits)
         if self.penalty is not None:
             self.penalty.add(token)
+        if self.allowed is not None:
+            self.allowed.add(token)
+        if believed is not None and self.top is not None:
+            self.told += likelihood(believed[None], [token], self.top)
         self.room = 0 if token in self._stops else self.room - 1
         return token
 
@@ -224,6 +264,11 @@ class Together:
             self._logits = torch.cat([self._logits, logits])
             self._lengths = torch.cat([self._lengths, lengths])
 
+    def read(self, ids: Sequence[int], top: int) -> list[Likelihood]:
+        """Return how likely each token of a text is behind those before it."""
+        with _answering(self._model):
+            return prompt_likelihood(self._model, ids, top)
+
     @property
     def size(self) -> int:
         """Rows that each step reads, those that ended among them."""
@@ -244,15 +289,17 @@ class Together:
         if not self.rows:
             return
         logits = self._logits
+        pairs = enumerate(self._rows)
+        believed = {n: logits[n].clone() for n, row in pairs if row.room and row.top is not None}
         for n, row in enumerate(self._rows):
-            if row.penalty is not None:
-                logits[n] = row.penalty.apply(logits[n])
+            if row.room:
+                logits[n] = row.bend(logits[n])
         if self._known is not None:
             logits.masked_fill_(~self._known, -torch.inf)
         newest = logits.argmax(dim=-1).tolist()  # one call for all rows
         for n, row in enumerate(self._rows):
             if row.room:
-                newest[n] = row.take(logits[n], newest[n])
+                newest[n] = row.take(logits[n], newest[n], believed.get(n))
                 yield row, newest[n]
         if self.rows and self._cache is not None:
             ids = torch.tensor(newest, device=self._lengths.device)[:, None]

@@ -1,5 +1,6 @@
 """How the next token is chosen from what the model thinks of each."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Self
 
@@ -27,6 +28,12 @@ class Sampling(Frozen):
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0)
     """Divides the logits of tokens that stood there before, in the prompt or the answer; above 1
     they become less likely. Tokens that end an answer are left as they are."""
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    """Taken from the logit of each token that stands in the answer already."""
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    """Likewise, once for each time that it stands there."""
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    """What is added to the logits of these tokens."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the draws; a row of a batch draws as it would alone."""
 
@@ -36,28 +43,50 @@ class Sampling(Frozen):
             raise ValueError(f"temperature {self.temperature} is below {COLDEST}; set 0")
         return self
 
+    @property
+    def bends(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        added = self.presence_penalty or self.frequency_penalty or self.logit_bias
+        return bool(added) or self.repetition_penalty != 1
+
 
 GREEDY = Sampling()
 
 
 class Penalty:
-    """Makes tokens that stand in a row already less likely, once however often they stand there."""
+    """Bends a row's logits by what stands in it already, and by the bias that was asked for.
 
-    def __init__(self, ids: Sequence[int], stop_ids: Sequence[int], factor: float) -> None:
+    The repetition penalty counts the prompt too, and a token once; presence and frequency count
+    what was written, as OpenAI's protocol has it.
+    """
+
+    def __init__(self, ids: Sequence[int], stop_ids: Sequence[int], sampling: Sampling) -> None:
         """Note what the row holds."""
-        self._factor, self._stops = factor, frozenset(stop_ids)
+        self._sampling, self._stops = sampling, frozenset(stop_ids)
         self._seen = set(ids) - self._stops
+        self._written = Counter[int]()
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Return (V,) logits: positive ones of tokens seen divided, negative ones multiplied."""
-        seen = torch.tensor(sorted(self._seen), dtype=torch.int64, device=logits.device)
-        old = logits[seen]
-        lower = torch.where(old > 0, old / self._factor, old * self._factor)
-        return logits.index_copy(0, seen, lower)
+        """Return (V,) logits: positive ones of tokens seen divided, negative ones multiplied.
+
+        Then presence and frequency penalties are taken off, and the bias is added.
+        """
+        sampling = self._sampling
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor(sorted(self._seen), dtype=torch.int64, device=logits.device)
+            old, factor = logits[seen], sampling.repetition_penalty
+            logits = logits.index_copy(0, seen, torch.where(old > 0, old / factor, old * factor))
+        added = defaultdict(float, sampling.logit_bias)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, times in self._written.items():
+                added[token] -= sampling.presence_penalty + times * sampling.frequency_penalty
+        where = torch.tensor([*added], dtype=torch.int64, device=logits.device)
+        return logits.index_add(0, where, logits.new_tensor([*added.values()]))
 
     def add(self, token: int) -> None:
         """Note what was written."""
         self._seen |= {token} - self._stops
+        self._written[token] += 1
 
 
 class Sampler:

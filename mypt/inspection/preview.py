@@ -61,7 +61,7 @@ def render_preview(dataset: Dataset, report: ValidationReport, max_rows: int = M
     return render(
         "preview.html",
         styles=["page.css"],
-        script="preview.js",
+        scripts=["preview.js"],
         **_summary(dataset, report),
         data=data,
         filters=_filters(data),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from mypt.config import GPTConfig
+from mypt.model.causal import attend_causally, is_quicker
 
 _NARROWEST = 16  # numbers of a head from which the kernels are made
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -230,11 +231,16 @@ def _attend(qkv: Sequence[Tensor], documents: Documents | None, dropout: float) 
             return _attend([part.float() for part in qkv], documents, dropout)
     if documents is not None and documents.blocks is not None:
         return attend_blocks(qkv[0], qkv[1], qkv[2], documents.blocks)
-    key, value = share(qkv[0], *qkv[1:])
     if documents is not None and documents.lengths is not None:
-        return _attend_each((qkv[0], key, value), documents.lengths, documents.window, dropout)
-    mask = None if documents is None else documents.mask
-    query, key, value = (part.transpose(1, 2) for part in (qkv[0], key, value))
+        return _attend_each(qkv, documents.lengths, documents.window, dropout)
+    return _attend_together(qkv, None if documents is None else documents.mask, dropout)
+
+
+def _attend_together(qkv: Sequence[Tensor], mask: Tensor | None, dropout: float) -> Tensor:
+    """Attend in one call where ``mask`` lets; causally where there is none."""
+    if mask is None and not dropout and is_quicker(*qkv[:2]):
+        return attend_causally(*qkv)
+    query, key, value = (part.transpose(1, 2) for part in (qkv[0], *share(*qkv)))
     gathered = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
     )
@@ -246,18 +252,15 @@ def _attend_each(
 ) -> Tensor:
     """Attend in one call a document; queries, keys and values lie one document behind another."""
 
-    def one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        length, mask = query.shape[2], None
+    def one(*qkv: Tensor) -> Tensor:
+        length, mask = qkv[0].shape[1], None
         if window is not None and length > window:
-            mask = _causal(length, window, query.device)
-        gathered = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
-        )
-        return gathered.transpose(1, 2)
+            mask = _causal(length, window, qkv[0].device)
+        return _attend_together(qkv, mask, dropout)
 
-    lying = (part.flatten(0, 1)[None].transpose(1, 2) for part in qkv)
-    documents = zip(*(torch.split(part, lengths, dim=2) for part in lying), strict=True)
-    return torch.cat([one(*document) for document in documents], dim=1).view_as(qkv[0])
+    parts = (torch.split(part.flatten(0, 1)[None], lengths, dim=1) for part in qkv)
+    found = [one(*document) for document in zip(*parts, strict=True)]
+    return torch.cat(found, dim=1).view_as(qkv[0])
 
 
 def _run_starts(segments: Tensor) -> Tensor:

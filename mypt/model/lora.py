@@ -18,13 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from mypt.config import Architecture, Lora
 from mypt.errors import ConfigError
+from mypt.model.four_bits import FourBits
 
 GPTLike = TypeVar("GPTLike", bound=nn.Module)
 _BLOCK: Final = re.compile(r"transformer\.h\.\d+\.")
 BESIDE: Final = "adapter"
 """What a layer calls what is learned beside it."""
-Layout = tuple[tuple[slice, ...], float]
-"""Which rows of a product each pair of A and B adds to, one after the other; and by how much."""
+Layout = tuple[slice, tuple[slice, ...], float]
+"""The rows of a matrix that are multiplied; to which of them each pair of A and B adds, one after
+the other; and by how much."""
 
 
 class Target(NamedTuple):
@@ -78,23 +80,24 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(of.weight.new_zeros(out, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
-    def beside(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    def beside(
+        self, x: Tensor, weight: Tensor | FourBits, bias: Tensor | None, rows: slice
+    ) -> Tensor:
         """Return the adapted product of ``x`` (..., in) for ``rows`` of the matrix."""
-        start, stop, _ = rows.indices(len(weight))
+        start, stop, _ = rows.indices(weight.shape[0])
         within = [start <= own.start and own.stop <= stop for own in self.rows]
         first, n = (within.index(True) if any(within) else 0), sum(within)
         own = self.rows[first : first + n]
-        if bias is not None:
-            bias = bias[rows]
         if not own:
-            return F.linear(x, weight[rows], bias)
+            return product(x, weight, bias, rows)
         before = sum(one.stop - one.start for one in self.rows[:first])
         size = sum(one.stop - one.start for one in own)
         a = self.a[first * self.rank : (first + n) * self.rank]
-        layout = tuple(slice(one.start - start, one.stop - start) for one in own), self.scale
+        places = tuple(slice(one.start - start, one.stop - start) for one in own)
         seen = F.dropout(x, self.dropout) if self.dropout and self.training else None
         b = self.b[before : before + size]
-        found: Tensor = _Beside.apply(x, seen, weight[rows], bias, a, b, layout)  # type: ignore[no-untyped-call]
+        layout = rows, places, self.scale
+        found: Tensor = _Beside.apply(x, seen, weight, bias, a, b, layout)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -116,9 +119,12 @@ class TokenRows(nn.Module):
         padded = F.pad(self.delta, (0, 0, 0, 1))
         return F.embedding(self.get_buffer("place")[idx], padded)
 
-    def beside(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    def beside(
+        self, x: Tensor, weight: Tensor | FourBits, bias: Tensor | None, rows: slice
+    ) -> Tensor:
         """Return logits of ``x`` (..., C): those of ``weight``, and what its rows learned."""
         assert rows == slice(None), "a vocabulary is read whole"
+        assert isinstance(weight, Tensor), "a vocabulary is never packed"
         ids = self.get_buffer("ids")
         return F.linear(x, weight, bias).index_add(-1, ids, F.linear(x, self.delta))
 
@@ -142,6 +148,16 @@ class Linear(nn.Linear):
     def __init__(self, n_in: int, n_out: int, *, bias: bool, device: str | None = None) -> None:
         super().__init__(n_in, n_out, bias=bias, device=device)
         self.adapter: LowRank | TokenRows | None = None
+        self.packed: FourBits | None = None
+
+    def pack(self) -> None:
+        """Keep the matrix, which is frozen, in four bits instead.
+
+        Raises:
+            ConfigError: If this machine has none.
+        """
+        self.packed = FourBits(self.weight)
+        self.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product of ``x`` (..., in) with the whole matrix."""
@@ -149,15 +165,24 @@ class Linear(nn.Linear):
 
     def some(self, x: Tensor, rows: slice) -> Tensor:
         """Return the product with ``rows`` of the matrix alone; targets are never cut."""
-        if self.adapter is not None:
-            return self.adapter.beside(x, self.weight, self.bias, rows)
-        return F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
+        beside = product if self.adapter is None else self.adapter.beside
+        return beside(x, self.packed or self.weight, self.bias, rows)
+
+
+def product(x: Tensor, weight: Tensor | FourBits, bias: Tensor | None, rows: slice) -> Tensor:
+    """Return the product of ``x`` (..., in) with ``rows`` of a matrix, of four bits or not."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight[rows], None if bias is None else bias[rows])
+    a, b = x.new_zeros(0, weight.shape[1]), x.new_zeros(0, 1)
+    found: Tensor = _Beside.apply(x, None, weight, bias, a, b, (rows, (), 1.0))  # type: ignore[no-untyped-call]
+    return found
 
 
 class _Beside(torch.autograd.Function):
     """x W' + s x A' B', where nothing is kept of the large product and no W learns.
 
-    Autograd alone would write the sum of two products of full width, forward and backward.
+    Autograd alone would write the sum of two products of full width, forward and backward, and
+    keep the numbers of a W of four bits.
     """
 
     @staticmethod
@@ -165,24 +190,29 @@ class _Beside(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         seen: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | FourBits,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
         layout: Layout,
     ) -> Tensor:
-        kind, dtype = x.device.type, torch.promote_types(x.dtype, weight.dtype)
+        kind, dtype = x.device.type, torch.promote_types(x.dtype, a.dtype)
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
+        rows, places, scale = layout
         with torch.autocast(kind, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(dtype)
             read = flat if seen is None else seen.reshape(flat.shape).to(dtype)
-            out = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))
+            own = None if bias is None else bias[rows].to(dtype)
+            out = F.linear(flat, _numbers(weight, rows, dtype), own)
             low_a, low_b = a.to(dtype), b.to(dtype)
             thin = read @ low_a.T
-            for place, part, rows in _parts(layout[0], thin, low_b):
-                out[:, place].addmm_(part, rows.T, alpha=layout[1])
-        ctx.save_for_backward(read, weight, low_a, low_b, thin)
+            for place, part, few in _parts(places, thin, low_b):
+                out[:, place].addmm_(part, few.T, alpha=scale)
+        ctx.save_for_backward(
+            read, low_a, low_b, thin, weight if isinstance(weight, Tensor) else None
+        )
+        ctx.packed = None if isinstance(weight, Tensor) else weight
         ctx.layout, ctx.shape, ctx.dropped = layout, x.shape, seen is not None
         ctx.types = x.dtype, a.dtype
         return out.view(*x.shape[:-1], -1)
@@ -190,30 +220,36 @@ class _Beside(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        read, weight, a, b, thin = ctx.saved_tensors
-        places, scale = ctx.layout
+        read, a, b, thin, weight = ctx.saved_tensors
+        rows, places, scale = ctx.layout
         given, learned = ctx.types
         flat = gradient.reshape(-1, gradient.shape[-1]).to(read.dtype)
         d_thin, d_b = torch.empty_like(thin), torch.empty_like(b)
-        for (place, part, rows), d_part, d_rows in zip(
+        for (place, part, few), d_part, d_few in zip(
             _parts(places, thin, b),
-            torch.split(d_thin, b.shape[1], 1),
+            torch.split(d_thin, b.shape[1], 1) if places else (),
             _split(places, d_b),
             strict=True,
         ):
-            torch.mm(flat[:, place], rows, out=d_part)
-            d_rows.copy_((part.T @ flat[:, place]).T)  # wide rather than tall, which is quicker
+            torch.mm(flat[:, place], few, out=d_part)
+            d_few.copy_((part.T @ flat[:, place]).T)  # wide rather than tall, which is quicker
         d_thin, d_b = d_thin.mul_(scale), d_b.mul_(scale)
         d_x = d_seen = None
         if ctx.needs_input_grad[0]:
-            d_x = flat @ weight.to(flat.dtype)
-            if not ctx.dropped:
+            d_x = flat @ _numbers(ctx.packed or weight, rows, flat.dtype)
+            if places and not ctx.dropped:
                 d_x.addmm_(d_thin, a)
             d_x = d_x.view(ctx.shape).to(given)
         if ctx.needs_input_grad[1]:
             d_seen = (d_thin @ a).view(ctx.shape).to(given)
         d_a = d_thin.T @ read
         return d_x, d_seen, None, None, d_a.to(learned), d_b.to(learned), None
+
+
+def _numbers(weight: Tensor | FourBits, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Return rows of a matrix as numbers that can be multiplied."""
+    whole = weight.whole(dtype) if isinstance(weight, FourBits) else weight
+    return whole[rows].to(dtype)
 
 
 def _split(places: tuple[slice, ...], stacked: Tensor) -> tuple[Tensor, ...]:
@@ -225,7 +261,8 @@ def _parts(
     places: tuple[slice, ...], thin: Tensor, b: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield each target's place in the product, its thin product and its B."""
-    yield from zip(places, torch.split(thin, b.shape[1], 1), _split(places, b), strict=True)
+    if places:
+        yield from zip(places, torch.split(thin, b.shape[1], 1), _split(places, b), strict=True)
 
 
 def adapt(model: nn.Module, config: Architecture, lora: Lora) -> None:
@@ -285,8 +322,15 @@ def merged(
         base: Every parameter of the base by name.
         adapter: The adapter's, as training keeps them.
         weight_dtype: What training rounded the base's matrices to.
+
+    Raises:
+        ConfigError: If that is nf4 and this machine has none.
     """
     whole, wanted = dict(base), targets(config, lora)
+    if weight_dtype == "nf4":
+        for name, weight in base.items():
+            if weight.dim() == 2 and _BLOCK.match(name):
+                whole[name] = FourBits(weight).whole(torch.float32)
     if weight_dtype == "bfloat16":
         read = {"transformer.wpe.weight"} | ({"transformer.wte.weight"} - {_head(config)})
         for name, weight in base.items():

@@ -55,3 +55,21 @@ def shapes(config: GPTConfig, lora: Lora | None = None) -> dict[str, torch.Size]
         for number in range(config.n_layer)
         for name, shape in block.items()
     }
+
+
+def on_weights(config: GPTConfig, base: GPT) -> GPT:
+    """Return a model of its own whose weights are the tensors of another; none is copied.
+
+    Args:
+        config: The model's; its weights have the shapes of the other's.
+        base: Without an adapter.
+    """
+    with _Unfilled():  # memory that nobody writes to is never taken
+        model = make_model(config)
+    model.load_state_dict(base.state_dict(keep_vars=True), assign=True)
+    for name, table in base.named_buffers():
+        place, _, own = name.rpartition(".")
+        if torch.equal(model.get_buffer(name), table):
+            setattr(model.get_submodule(place), own, table)
+    model._turned = base._turned  # the vocabulary's, the other way round
+    return model

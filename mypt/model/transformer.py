@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mypt.config import GPTConfig, RopeScaling
 from mypt.model.attention import Attend
+from mypt.model.elementwise import RMSNorm, gated
 from mypt.model.linear_loss import TiedGradient, embed
 from mypt.model.lora import Embedding, Linear
 
@@ -50,10 +51,10 @@ class MLP(nn.Module):
             return F.relu(x).square()
         if self.kind == "gelu_erf":
             return F.gelu(x)
+        if self.kind == "swiglu":
+            return gated(x)
         value, gate = x.chunk(2, dim=-1)
-        if self.kind == "geglu":
-            return F.gelu(gate, approximate="tanh") * value
-        return F.silu(gate) * value
+        return F.gelu(gate, approximate="tanh") * value
 
 
 def turns(
@@ -171,7 +172,7 @@ class SelfAttention(nn.Module):
 def make_norm(config: GPTConfig) -> nn.Module:
     """Return a norm of the residual stream."""
     if config.norm_type == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.eps)
+        return RMSNorm(config.n_embd, eps=config.eps)
     return nn.LayerNorm(config.n_embd, eps=config.eps, bias=config.bias)
 
 

@@ -40,13 +40,15 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def render(template: str, *, styles: Sequence[str] = (), script: str = "", **values: Any) -> str:
+def render(
+    template: str, *, styles: Sequence[str] = (), scripts: Sequence[str] = (), **values: Any
+) -> str:
     """Return a page's HTML; what comes from data is escaped, and nothing is loaded.
 
     Args:
         template: A file of this folder.
         styles: Files of this folder that the template shows as ``style``.
-        script: One that it shows as ``script``, with ``script_hash`` for its content policy.
+        scripts: Likewise as ``script``, with ``script_hash`` for its content policy.
         values: What else it shows.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -59,16 +61,16 @@ def render(template: str, *, styles: Sequence[str] = (), script: str = "", **val
         trim_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    if styles:  # not escaped, nor is the script: both are files of this package
-        values["style"] = Markup("".join(map(_read, styles)))
-    if script:
-        values |= {"script": Markup(_read(script)), "script_hash": script_hash(script)}
+    if styles:  # not escaped, nor are scripts: all are files of this package
+        values["style"] = Markup(_joined(styles))
+    if scripts:
+        values |= {"script": Markup(_joined(scripts)), "script_hash": content_hash(scripts)}
     return environment.get_template(template).render(values)
 
 
-def script_hash(script: str) -> str:
-    """Return what a content policy calls a script of this folder."""
-    return f"sha256-{b64encode(hashlib.sha256(_read(script).encode()).digest()).decode()}"
+def content_hash(names: Sequence[str]) -> str:
+    """Return what a content policy calls a page's styles, or its scripts."""
+    return f"sha256-{b64encode(hashlib.sha256(_joined(names).encode()).digest()).decode()}"
 
 
 def plot(title: str, size: tuple[float, float], draw: "Callable[[Figure], object]") -> "Markup":
@@ -97,5 +99,5 @@ def plot(title: str, size: tuple[float, float], draw: "Callable[[Figure], object
     return Markup('<svg role="img" aria-label="{}" {}').format(title, Markup(element))
 
 
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
+def _joined(names: Sequence[str]) -> str:
+    return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)

@@ -6,6 +6,7 @@ All of it before anything is built.
 from typing import Literal
 
 from mypt.config import Architecture, Preset
+from mypt.model.four_bits import BLOCK
 from mypt.model.linear_loss import CACHE_BYTES, CHUNK_BYTES
 from mypt.parsing import Frozen
 from mypt.training.optim import EIGHT_BIT_BLOCK, EIGHT_BIT_FROM
@@ -230,11 +231,13 @@ def estimate(
 
 
 def weight_bytes(preset: Preset) -> int:
-    """Return bytes of all weights as training keeps them, and as a checkpoint holds them."""
+    """Return bytes of all weights as training keeps them; a checkpoint's, but for an adapter's."""
     weights = count_weights(preset)
     if preset.weight_dtype == "float32":
         return _FLOAT * weights.total
     products = preset.n_layer * sum(_matrices(preset))
+    if preset.weight_dtype == "nf4":  # a scale for each 64 codes of half a byte
+        return _FLOAT * (weights.total - products) + products // 2 + _FLOAT * products // BLOCK
     products += preset.vocab_size * preset.n_embd
     return _FLOAT * weights.total - (_FLOAT - _HALF) * products
 
@@ -323,13 +326,13 @@ def _block(model: Preset, width: int, on_cpu: bool) -> tuple[int, int]:
     if model.dropout:
         squares = 3 * inside * model.n_head * model.block_size
         answered += squares + 2 * width * c if on_cpu else 2 * c
-    return asked, answered + width * (_fan_out(model) + model.inner_width + _gate(model))
+    bent = _gate(model) * (model.mlp_type != "swiglu")  # which is computed again
+    return asked, answered + width * (_fan_out(model) + model.inner_width + bent)
 
 
 def _norm_bytes(model: Preset, width: int) -> int:
-    """Return bytes a token of a norm's input, of what it makes of it, and of its output."""
-    normed = _FLOAT if model.norm_type == "rmsnorm" else 0
-    return (_FLOAT + normed + width) * model.n_embd
+    """Return bytes a token of a norm's input and of its output."""
+    return (_FLOAT + width) * model.n_embd
 
 
 def _fan_out(model: Preset) -> int:

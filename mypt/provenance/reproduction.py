@@ -14,7 +14,7 @@ from mypt.parsing import Frozen
 from mypt.provenance.remaking import differences, make_again, missing_files
 from mypt.provenance.search import Search, ancestry
 from mypt.text import counted
-from mypt.training.base_import import GGUF_FORMAT, import_base
+from mypt.training.base_import import GGUF_FORMAT, adopt_adapter, import_base
 from mypt.training.checkpoints.state import History, read_history
 from mypt.training.circumstances import changes, preset_of_then
 from mypt.training.claim import extend
@@ -165,7 +165,7 @@ class _Again:
         parent = None
         for number, lineage in enumerate(self._lineages):
             if lineage.dataset.kind == IMPORTED:
-                parent = self._import(lineage, number)
+                parent = self._import(lineage, number, parent)
             else:
                 parent = self._training(lineage, number, parent)
             if parent is None:
@@ -207,10 +207,11 @@ class _Again:
             return stage(SAME, digest)
         return stage(DIFFERS, digest, *differences(record, made, found and found[1]))
 
-    def _import(self, lineage: Lineage, number: int) -> Path | None:
-        """Read a base again from its files, for the dataset that was trained on then."""
+    def _import(self, lineage: Lineage, number: int, parent: Path | None) -> Path | None:
+        """Read a base, or an adapter on its parent, again, for the dataset trained on then."""
         record, made, found = lineage.dataset, None, None
-        if number + 1 == len(self._lineages):
+        later = [one.dataset for one in self._lineages[number:] if one.dataset.kind != IMPORTED]
+        if not later:
             raise ConfigError(
                 f"{self._checkpoint}: read from the files of {record.path}, not trained; expected a"
                 " checkpoint that began with it"
@@ -229,13 +230,15 @@ class _Again:
             if place is None or bases
         )
         if not details:
-            dataset = self._datasets[self._lineages[number + 1].dataset.digest]
             assert base is not None, "no file is missing"
-            opened = open_dataset(dataset, verify=False)
-            made, _ = import_base(base_name(base), opened, lineage.config.base)
+            if parent is not None:
+                made = adopt_adapter(base, parent)
+            else:
+                opened = open_dataset(self._datasets[later[0].digest], verify=False)
+                made, _ = import_base(base_name(base), opened, lineage.config.base)
             found = read_lineage(made).weights
         stage = Stage(
-            name=f"base {Path(record.path).name}",
+            name=f"{'adapter' if parent else 'base'} {Path(record.path).name}",
             outcome=SAME if found == lineage.weights else DIFFERS,
             recorded=lineage.weights,
             found=found,

@@ -1,19 +1,31 @@
-"""A model from elsewhere as a checkpoint of ours, with a lineage down to its files."""
+"""A model or an adapter from elsewhere as a checkpoint of ours, with a lineage to its files."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from torch import Tensor
 
 from mypt import files, home
 from mypt.config import Preset
 from mypt.data.dataset import Dataset
 from mypt.data.manifest import TOKENIZER_STATE, SourceFile, SourceRecord
+from mypt.data.rendering.base_template import BASE
 from mypt.data.template import Template
-from mypt.data.tokenizer import Tokenizer
-from mypt.data.vocabularies.base_files import TOKENIZER, base_path
+from mypt.data.tokenizer import Tokenizer, load_tokenizer
+from mypt.data.vocabularies.base_files import (
+    HF,
+    PEFT,
+    PREFIXES,
+    TOKENIZER,
+    base_path,
+    find_source,
+)
 from mypt.data.vocabularies.gguf_header import read_header
 from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.vocabulary import Vocabulary
-from mypt.errors import ConfigError
+from mypt.errors import CheckpointError, ConfigError
+from mypt.inference.huggingface.adapters import PeftAdapter, from_peft, open_peft
 from mypt.inference.huggingface.imports import read_base, read_foreign, with_new_tokens
 from mypt.inference.huggingface.tensors import inside
 from mypt.references import BaseRecord
@@ -22,7 +34,16 @@ from mypt.training.checkpoints.folder import point
 from mypt.training.checkpoints.state import History, TrainerState
 from mypt.training.circumstances import record_code
 from mypt.training.compute import resolve
-from mypt.training.lineage import IMPORTED, DatasetRecord, Lineage
+from mypt.training.lineage import (
+    IMPORTED,
+    LINEAGE,
+    DatasetRecord,
+    Lineage,
+    ParentRecord,
+    parent_of,
+    read_lineage,
+    verify_folder,
+)
 
 GGUF_FORMAT = "gguf"
 """What a lineage calls the format of a base that is one file."""
@@ -31,12 +52,15 @@ _CARD_BEGINS = 1 << 16
 """Most characters of a card that are read."""
 
 
-def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path, tuple[str, ...]]:
+def import_base(
+    name: str, dataset: Dataset | None, whose: str = "mypt"
+) -> tuple[Path, tuple[str, ...]]:
     """Return the step folder of a model read from its files, made where it is not there yet.
 
     Args:
         name: ``hf:`` and a folder, or a name in huggingface's cache; or ``gguf:`` and a file.
         dataset: What will be trained on; its tokenizer is the model's with a template's tokens.
+            None keeps the model's own template.
         whose: Whose arithmetic it becomes: mypt's, by its family, or that of transformers' module.
 
     Returns:
@@ -49,61 +73,185 @@ def import_base(name: str, dataset: Dataset, whose: str = "mypt") -> tuple[Path,
         DataError: If its tokenizer cannot be read here.
     """
     base = base_path(name)
-    known, tokenizer = hf_vocabulary(base), dataset.tokenizer
-    if Tokenizer(known, tokenizer.template).digest != tokenizer.digest:
+    known = hf_vocabulary(base)
+    if dataset is None:
+        tokenizer = load_tokenizer(name, BASE if find_source(base) else "plain")
+        state = tokenizer.state.written
+    else:
+        tokenizer, state = dataset.tokenizer, (dataset.path / TOKENIZER_STATE).read_bytes()
+    if dataset and Tokenizer(known, tokenizer.template).digest != tokenizer.digest:
         raise ConfigError(
             f"{name} reads tokenizer {known.name}, dataset {dataset.path} was made with"
             f" {tokenizer.name}; prepare the dataset again with --tokenization {name}"
         )
+    news = _news(known, tokenizer, dataset) if dataset else ()
+    if base.is_file():  # of which alone the model is made, and whose unpacking takes longest
+        place = _place(base, _digest(tokenizer, _hashed([base]), whose))
+        if (place / home.step_folder(0)).is_dir():
+            return place / home.step_folder(0), news
     found = read_base(base) if whose == "mypt" else read_foreign(base)
     read = with_new_tokens(found, known, tokenizer)
-    sources = tuple(
-        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
-        for p in (*read.files, *([] if base.is_file() else [base / TOKENIZER]))
-    )
-    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
-    digest = files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
-    model_name = f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
+    sources = _hashed(read.files if base.is_file() else (*read.files, base / TOKENIZER))
+    digest = _digest(tokenizer, sources, whose)
     config = Preset(
         **dict(read.architecture), name=name, use_loss_mask=False, length_policy="split"
     )
+    record = _record(base, digest, tokenizer, state, sources)
+    made = _keep(_place(base, digest).name, config, record, read.weights, state, base=read.base)
+    return made, news
+
+
+def adopt_adapter(folder: Path, base: str | Path | None, model_name: str | None = None) -> Path:
+    """Return the step folder of an adapter of peft's on its base, made where it is not there yet.
+
+    Args:
+        folder: What peft's ``save_pretrained`` wrote.
+        base: A model of ours, ``hf:`` and a folder, or ``gguf:`` and a file. None looks for the
+            weights that the folder names by digest, then for what it names as its base.
+        model_name: The model's name; None takes one by content.
+
+    Raises:
+        CheckpointError: If the adapter cannot be read, is none that is computed here, does not fit
+            the base, or another base is meant.
+        ConfigError: If there is no such base, or the name is another model's.
+    """
+    opened = open_peft(folder)
+    beneath = _base_beneath(opened, folder, base)
+    parent = verify_folder(beneath)
+    if opened.base_digest not in ("", parent.weights):
+        raise CheckpointError(
+            f"{folder}: an adapter of weights {opened.base_digest[:12]}, and {beneath} holds"
+            f" {parent.weights[:12]}; name its own base with --base"
+        )
+    lora, weights = from_peft(opened, parent.config.gpt(), base_of(parent))
+    sources = _hashed(opened.files)
+    digest = files.digest_json([parent.weights, *(source.sha256 for source in sources)])
+    name = model_name or f"peft-{digest[:12]}"
+    home.check_name(name, "model name")
+    place = home.models_dir() / name
+    if place.exists() and read_lineage(home.checkpoint_to_use(place)).dataset.digest != digest:
+        raise ConfigError(f"{place}: another model; name a new one with --model_name")
+    config = Preset(
+        **dict(parent.config.architecture()),
+        name=folder.name or name,
+        use_loss_mask=False,
+        length_policy="split",
+        lora=lora,
+    )
+    state = (beneath / TOKENIZER_STATE).read_bytes()
+    record = _record(folder, digest, load_tokenizer(beneath), state, sources)
+    return _keep(name, config, record, weights, state, parent=parent_of(beneath, parent))
+
+
+def on_base(adapter: str | Path, base: str) -> Path:
+    """Return the step folder of an adapter, be it a model of ours or a folder of peft's.
+
+    Args:
+        adapter: Its name or folder.
+        base: The model that it must be beside, as for :func:`adopt_adapter`.
+
+    Raises:
+        MyptError: As :func:`adopt_adapter`; or if the model holds no adapter, or one of another
+            base.
+    """
+    if (Path(adapter) / PEFT).is_file():
+        return adopt_adapter(Path(adapter), base)
+    found = home.checkpoint_to_use(adapter)
+    lineage, beneath = read_lineage(found), read_lineage(home.checkpoint_to_use(base))
+    if lineage.config.lora is None or lineage.parent is None:
+        raise ConfigError(f"{found}: whole weights and no adapter; leave the other model out")
+    if lineage.parent.weights != beneath.weights:
+        raise ConfigError(
+            f"{found}: an adapter of {lineage.parent.model_name} step {lineage.parent.step},"
+            f" weights {lineage.parent.weights[:12]}; {base} holds {beneath.weights[:12]}"
+        )
+    return found
+
+
+def _base_beneath(opened: PeftAdapter, folder: Path, said: str | Path | None) -> Path:
+    """Return the step folder of an adapter's base: as said, by its digest, or by its name."""
+    name = str(said or opened.base_name)
+    if said is None and opened.base_digest:
+        for lineage in sorted(home.models_dir().glob(f"*/step_*/{LINEAGE}")):
+            if read_lineage(lineage.parent).weights == opened.base_digest:
+                return lineage.parent
+    if said is None and name not in home.model_names():
+        name = f"{HF}{name}"
+    try:
+        if name.startswith(PREFIXES):
+            return import_base(name, None)[0]
+        return home.checkpoint_to_use(name)
+    except ConfigError as error:
+        if said is not None:
+            raise
+        raise ConfigError(f"{folder}: its base: {error}; or name it with --base") from None
+
+
+def _keep(
+    model_name: str,
+    config: Preset,
+    record: DatasetRecord,
+    weights: dict[str, Tensor],
+    tokenizer_state: bytes,
+    *,
+    base: BaseRecord | None = None,
+    parent: ParentRecord | None = None,
+) -> Path:
+    """Return the step folder of a model that no step made, written where it is not there yet."""
+    place = home.models_dir() / model_name
+    if (place / home.step_folder(0)).is_dir():
+        return place / home.step_folder(0)
     snapshot = Snapshot(
         state=TrainerState(),
-        weights={n: tensor.contiguous() for n, tensor in read.weights.items()},
+        weights={n: tensor.contiguous() for n, tensor in weights.items()},
         moments={},
         history=History.unknown(0),
-        tokenizer_state=(dataset.path / TOKENIZER_STATE).read_bytes(),
+        tokenizer_state=tokenizer_state,
         lineage=Lineage(
-            model_name=model_name,
+            model_name=place.name,
             step=0,
             tokens=0,
             supervised=0,
-            parent=None,
-            base=read.base,
-            dataset=_record(base, digest, tokenizer, dataset, sources),
+            parent=parent,
+            base=base,
+            dataset=record,
             config=config,
             code=record_code(config),
             compute=resolve(config, config.gpt()).record(),
         ),
     )
-    place = home.models_dir() / model_name
-    if not (place / home.step_folder(0)).is_dir():
-        save_checkpoint(place, snapshot)
-        point(place, 0, None)
-    return place / home.step_folder(0), _news(known, tokenizer, dataset)
+    save_checkpoint(place, snapshot)
+    point(place, 0, None)
+    return place / home.step_folder(0)
+
+
+def _hashed(paths: Iterable[Path]) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(path=str(p.absolute()), size=p.stat().st_size, sha256=files.sha256_file(p))
+        for p in paths
+    )
+
+
+def _digest(tokenizer: Tokenizer, sources: Iterable[SourceFile], whose: str) -> str:
+    made_of = [tokenizer.digest, *(source.sha256 for source in sources)]
+    return files.digest_json(made_of if whose == "mypt" else [*made_of, whose])
+
+
+def _place(base: Path, digest: str) -> Path:
+    return home.models_dir() / f"{'gguf' if base.is_file() else 'hf'}-{digest[:12]}"
 
 
 def _record(
     base: Path,
     digest: str,
     tokenizer: Tokenizer,
-    dataset: Dataset,
+    state: bytes,
     sources: tuple[SourceFile, ...],
 ) -> DatasetRecord:
     """Return what stands where a training has its dataset: the files, and no rows."""
     source = SourceRecord(
         name=base.absolute().name,
-        format=GGUF_FORMAT if base.is_file() else "transformers",
+        format=_format(base),
         weight=1.0,
         licence=licence_of(base),
         files=sources,
@@ -116,11 +264,17 @@ def _record(
         kind=IMPORTED,
         tokens={},
         tokenizer_name=tokenizer.name,
-        tokenizer=dataset.manifest.tokenizer.digest,
+        tokenizer=files.digest_bytes(state),
         template=tokenizer.template.digest,
         mask=None,
         sources=(source,),
     )
+
+
+def _format(base: Path) -> str:
+    if (base / PEFT).is_file():
+        return "peft"
+    return GGUF_FORMAT if base.is_file() else "transformers"
 
 
 def licence_of(base: Path) -> str:

@@ -10,7 +10,7 @@ from mypt.config import Preset, later
 from mypt.data.manifest import FileRecord, Making, MaskRecord, SourceRecord, changed_files
 from mypt.data.packing.accounts import LengthAccount
 from mypt.data.policies import policy_in_force
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, ConfigError
 from mypt.home import PLAIN_NAME
 from mypt.parsing import Frozen
 from mypt.references import BaseRecord
@@ -210,6 +210,27 @@ class Lineage(Frozen):
 
 
 ParentRecord.model_rebuild()
+
+
+def parent_of(folder: Path, base: Lineage) -> ParentRecord:
+    """Return what a lineage keeps of the checkpoint that its training began with.
+
+    Raises:
+        ConfigError: If too many trainings lie before it.
+    """
+    if base.parents >= MOST_PARENTS:
+        raise ConfigError(
+            f"{folder}: {base.parents} trainings lie before it, expected fewer than {MOST_PARENTS};"
+            " begin with one nearer to the first"
+        )
+    return ParentRecord(
+        path=str(folder.absolute()),
+        model_name=base.model_name,
+        step=base.step,
+        digest=base.digest,
+        weights=base.weights,
+        lineage=base,
+    )
 
 
 def write_lineage(folder: Path, lineage: Lineage) -> str:

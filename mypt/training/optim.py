@@ -8,9 +8,7 @@ Moments of eight bits are codes of a map of 256 values, each block of 256 with t
 as its scale (Dettmers et al. 2022).
 """
 
-import logging
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,9 @@ from torch.optim.adamw import adamw
 
 from mypt.config import TrainConfig
 from mypt.errors import CheckpointError, ConfigError
+from mypt.model.four_bits import bitsandbytes
 from mypt.model.gpt import GPT
+from mypt.model.lora import Linear
 from mypt.training.distributed import part_of
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -66,7 +66,15 @@ def narrow(model: GPT, weight_dtype: str) -> GPT:
 
     Their gradients stay float32, so that micro-batches add up as ever. Norms, biases and tables
     that are only read (positions, an embedding with a head beside it) are few or no product's.
+    In nf4, whose matrices are frozen, the vocabulary's stays float32 too.
+
+    Raises:
+        ConfigError: If nf4 is wanted and this machine has none.
     """
+    if weight_dtype == "nf4":
+        for part in model.transformer.h.modules():
+            if isinstance(part, Linear):
+                part.pack()
     if weight_dtype == "bfloat16":
         for part in model.modules():
             if isinstance(part, nn.Linear):
@@ -87,7 +95,7 @@ class EightBit:
         Raises:
             ConfigError: If there are none for ``device``, or they do not run.
         """
-        library = _bitsandbytes(device)
+        library = bitsandbytes("optimizer adamw8bit", "optimizer adamw", device)
         self._whole = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
         try:
             self._update = torch.ops.bitsandbytes.optimizer_update_8bit_blockwise
@@ -123,29 +131,6 @@ class EightBit:
             *self._maps, state["exp_avg" + _SCALE], state["exp_avg_sq" + _SCALE],
             group["weight_decay"], 1.0, False,
         )  # fmt: skip
-
-
-def _bitsandbytes(device: torch.device) -> Any:
-    """Return the library's functions; what it would fetch from a hub is kept away."""
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(
-            f"optimizer adamw8bit: bitsandbytes has none for {device.type}; set optimizer adamw"
-        )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    hub = sys.modules.get("kernels")
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # an import of it fails
-    try:
-        from bitsandbytes import functional
-    except ImportError:
-        raise ConfigError(
-            "optimizer adamw8bit: bitsandbytes is not installed; pip install 'mypt[bitsandbytes]',"
-            " or set optimizer adamw"
-        ) from None
-    finally:
-        del sys.modules["kernels"]
-        if hub is not None:
-            sys.modules["kernels"] = hub
-    return functional
 
 
 class LowAdamW(torch.optim.AdamW):

@@ -17,9 +17,9 @@ from mypt.references import DatasetRef
 from mypt.training.batches.order import check_pairs
 from mypt.training.lineage import (
     IMPORTED,
-    MOST_PARENTS,
     Lineage,
     ParentRecord,
+    parent_of,
     read_lineage,
 )
 
@@ -119,7 +119,7 @@ def plan_run(
         step_folder, news = begin_at(init_from, folder, preset.base)
         base = read_lineage(step_folder)  # whoever loads the rest compares it with this
         _check_tokenizer(step_folder, base, folder)
-        parent = _parent(step_folder, base)
+        parent = parent_of(step_folder, base)
         sized = preset.model_copy(update=dict(_fitted(base, preset, step_folder)))
         if preset.lora:
             from mypt.training.base_import import with_tokens  # loads torch
@@ -205,22 +205,6 @@ def _fitted(base: Lineage, preset: Preset, folder: Path) -> Architecture:
     scaled = preset if "rope_scaling" in preset.model_fields_set else held
     rows = (preset if said else held).block_size
     return held.with_rows(rows, scaled.rope_scaling, f"{base.model_name} in {folder}")
-
-
-def _parent(folder: Path, base: Lineage) -> ParentRecord:
-    if base.parents >= MOST_PARENTS:
-        raise ConfigError(
-            f"{folder}: {base.parents} trainings lie before it, expected fewer than {MOST_PARENTS};"
-            " begin with one nearer to the first"
-        )
-    return ParentRecord(
-        path=str(folder.absolute()),
-        model_name=base.model_name,
-        step=base.step,
-        digest=base.digest,
-        weights=base.weights,
-        lineage=base,
-    )
 
 
 def _uses_masks(preset: Preset, folder: Path, manifest: Manifest, default: bool | None) -> bool:

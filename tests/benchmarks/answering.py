@@ -11,6 +11,7 @@ from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer
 from mypt.inference.reply import Reply
 from mypt.inference.server.answering import Job, Queue
+from mypt.inference.server.choices import Piece
 from mypt.model.gpt import GPT
 
 WAITING, TOKENS = 32, 64
@@ -54,24 +55,23 @@ class _Asked:
 
     def __init__(self, model: GPT, tokenizer: Any, at_once: int) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.queue = Queue(model, tokenizer, WAITING, at_once)
+        self.queue = Queue(WAITING, at_once)
 
     def __call__(self) -> list[str]:
-        texts, left = [""] * WAITING, [WAITING]
-        done = threading.Event()
+        left, done = [WAITING], threading.Event()
 
-        def emit(n: int, text: str | BaseException | None) -> None:
-            if isinstance(text, str):
-                texts[n] += text
+        def emit(said: Piece | BaseException | None) -> None:
+            if isinstance(said, Piece):
                 return
-            assert text is None, text
+            assert said is None, said
             left[0] -= 1
             if not left[0]:
                 done.set()
 
+        replies = []
         for n in range(WAITING):
             prompt = self.tokenizer.encode(f"request {n}: say something").tolist()
-            reply = Reply(self.model, self.tokenizer, prompt, max_tokens=TOKENS)
-            self.queue.add(Job(reply, lambda text, n=n: emit(n, text)))
+            replies.append(Reply(self.model, self.tokenizer, prompt, max_tokens=TOKENS))
+        self.queue.add([Job(reply, emit) for reply in replies])
         done.wait()
-        return texts
+        return [reply.text for reply in replies]

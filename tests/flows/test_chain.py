@@ -38,7 +38,11 @@ BASE = CONFIG["pretrain"] | {"name": "base", "data": CONFIG["base"]}
 CHAT = CONFIG["sft"] | {"name": "chat", "data": CONFIG["chat"], "mask": {}}
 MORE = {"sources": [{"exercises": "text", "count": 150, "seed": 7}]}
 MID = TRAINING | {"name": "mid", "data": MORE, "replay": {"base": 0.3}, "max_iters": 6}
-STAGED = {"name": "small", "stages": [BASE, MID, CHAT], "evaluate": CONFIG["evaluate"]}
+ASIDE = {"sources": [{"exercises": "chat", "count": 60, "seed": 9}], "val_fraction": 0.5}
+STAGED = {
+    "name": "small", "stages": [BASE, MID, CHAT], "held_out": {"aside": ASIDE},
+    "evaluate": CONFIG["evaluate"],
+}  # fmt: skip
 NAMES = [
     "tokenize base corpus small-base",
     "validate base corpus small-base",
@@ -48,6 +52,8 @@ NAMES = [
     "tokenize chat data small-chat",
     "mask chat data small-chat",
     "validate chat data small-chat",
+    "tokenize held-out data small-aside",
+    "mask held-out data small-aside",
     "pretrain small-base",
     "fine-tune small-mid",
     "evaluate small-mid",
@@ -99,6 +105,8 @@ def test_figures_go_by_the_name_of_the_stage_and_say_what_was_forgotten(runs, st
     assert metrics["chat/val_loss"] == pytest.approx(staged.summary.sft.val_loss)
     assert metrics["val_loss"] == metrics["chat/val_loss"], "the last is what runs compare by"
     assert {"mid/val_loss", "mid/change_base_corpus", "chat/change_base_corpus"} <= metrics.keys()
+    assert metrics["chat/change_aside"] == staged.summary.sets["aside"].change
+    assert staged.summary.sets["aside"].rows > 20
     assert {"base_tokens_read", "mid_best_val_loss", "chat_tokens_learned"} <= metrics.keys()
     assert params["stages.mid.replay.base"] == "0.3"
     assert params["stages.mid.use_loss_mask"] == "False"

@@ -82,7 +82,7 @@ def read_saved(data: bytes, folder: Path) -> None:
 def read_request(data: bytes, _: Path) -> None:
     """Read a request to the server."""
     with suppress(protocol.Refused):
-        protocol.read_request(data).conversation()
+        protocol.read_request(data, protocol.ChatRequest).conversation()
 
 
 TARGETS: dict[str, Callable[[bytes, Path], object]] = {

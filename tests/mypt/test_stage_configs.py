@@ -134,3 +134,13 @@ def test_the_example_goes_from_text_to_pairs():
     assert chain[2].mask == MaskPolicy()
     assert chain[3].train.objective == "dpo"
     assert all(source.licence for stage in chain for source in stage.data.sources)
+
+
+def test_data_that_nothing_learns_from_have_a_split_and_a_name_of_their_own(load):
+    aside = {"sources": [{"exercises": "chat", "count": 20}]}
+    assert load(BASE, TALK, held_out={"aside": aside}).held_out["aside"].val_fraction == 0.1
+    assert "held_out" not in load(BASE, TALK).model_dump()
+    with pytest.raises(ConfigError, match=r"held_out\.aside\.val_fraction is 0"):
+        load(BASE, TALK, held_out={"aside": aside | {"val_fraction": 0}})
+    with pytest.raises(ConfigError, match=r"held_out\.aside is a name of evaluate\.sets too"):
+        load(BASE, TALK, held_out={"aside": aside}, evaluate={"sets": {"aside": "data"}})

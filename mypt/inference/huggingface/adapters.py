@@ -1,31 +1,53 @@
-"""An adapter of ours as ``peft`` reads it, beside a base in the layout of ``transformers``.
+"""An adapter of ours as ``peft`` has it, beside a base in the layout of ``transformers``.
 
 What peft adapts as one matrix may be several targets of ours: their As then stand on one another,
-their Bs side by side, and the rank there is the sum.
+their Bs side by side, and the rank there is the sum. What comes from peft is taken apart again.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mypt import files
-from mypt.config import GPTConfig, Lora
-from mypt.inference.huggingface.families import FAMILIES
+from mypt.config import TARGETS, GPTConfig, Lora
+from mypt.data.vocabularies.base_files import PEFT
+from mypt.errors import CheckpointError
+from mypt.inference.huggingface.families import FAMILIES, Form
 from mypt.inference.huggingface.imports import CONFIG
 from mypt.inference.huggingface.layouts import family_of, read_layout
-from mypt.inference.huggingface.weights import Row, Weights, rows_of, write_row
-from mypt.model.lora import targets
+from mypt.inference.huggingface.tensors import inside, read_json
+from mypt.inference.huggingface.weights import Row, Weights, read_row, rows_of, write_row
+from mypt.model.lora import BESIDE, targets
+from mypt.parsing import parse_config
 from mypt.references import BaseRecord
+from mypt.text import shorten
 
-ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 _OURS: Final = re.compile(r"transformer\.h\.\d+\.(.+)\.weight")
+_BEGINS: Final = "base_model.model."
+_BASE: Final = "base"
+"""Under which the weights' metadata name the digest of the base that training had."""
+_READ: Final = frozenset({
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout",
+    "init_lora_weights", "base_model_name_or_path",
+})  # fmt: skip
+_SAID_BY_TENSORS: Final = frozenset({
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out",
+    "auto_mapping", "revision", "task_type", "inference_mode", "peft_version", "runtime_config",
+    "megatron_core", "qalora_group_size", "ensure_weight_tying",
+})  # fmt: skip
+"""Keys that change nothing of what given tensors compute; any other must be off."""
+_KEEPS_BASE: Final = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin an adapter that leave the base's weights as they are."""
 
 
 class Pair(NamedTuple):
@@ -47,6 +69,7 @@ def export_peft(
     *,
     base: BaseRecord | None,
     base_name: str,
+    base_digest: str,
     card: str,
 ) -> None:
     """Write an adapter and its config for ``peft``.
@@ -58,26 +81,36 @@ def export_peft(
         adapter: Its weights, as a checkpoint holds them.
         base: What the model came from, if it did: its family is kept.
         base_name: Where the base lies; peft reads it from there unless it is given one.
+        base_digest: Digest of its weights, by which :func:`open_peft` knows it again.
         card: ``README.md``.
 
     Raises:
         ConfigError: If transformers has no class for the model.
         FileExistsError: If ``folder`` exists.
     """
-    theirs = json.loads(base.config) if base else None
-    name = read_layout(theirs, Path(CONFIG))[0] if theirs else family_of(config)
+    name = _family(config, base)
     pairs = tuple(_pairs(name, config, lora, adapter))
     with files.new_folder(folder) as new:
         tensors = {
-            f"base_model.model.{pair.module}.lora_{which}.weight": tensor.contiguous()
+            _tensor(pair.module, which): tensor.contiguous()
             for pair in pairs
             for which, tensor in (("A", pair.a), ("B", pair.b))
         }
-        save_file(tensors, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        files.write_json(new / ADAPTER_CONFIG, _config(name, lora, pairs) | {
+        said = {"format": "pt", _BASE: base_digest}
+        save_file(tensors, new / ADAPTER_WEIGHTS, metadata=said)
+        files.write_json(new / PEFT, _config(name, lora, pairs) | {
             "base_model_name_or_path": base_name,
         })  # fmt: skip
         files.write_bytes(new / "README.md", card.encode())
+
+
+def _family(config: GPTConfig, base: BaseRecord | None) -> str:
+    """Return the family in whose layout the model goes out, or its base came in."""
+    return read_layout(json.loads(base.config), Path(CONFIG))[0] if base else family_of(config)
+
+
+def _tensor(module: str, which: str) -> str:
+    return f"{_BEGINS}{module}.lora_{which}.weight"
 
 
 def _config(family: str, lora: Lora, pairs: tuple[Pair, ...]) -> dict[str, Any]:
@@ -137,3 +170,188 @@ def _split(
             torch.cat([a[number] for number in inside]),
             torch.cat([columns[number] for number in inside], 1),
         )
+
+
+class PeftAdapter(NamedTuple):
+    """A folder of peft's that holds an adapter."""
+
+    config: dict[str, Any]
+    """Nothing in it asks for what is not computed here."""
+    tensors: Weights
+    files: tuple[Path, Path]
+    base_digest: str
+    """Digest of the base's weights, where mypt wrote the folder; else empty."""
+
+    @property
+    def base_name(self) -> str:
+        """What the folder calls its base; empty if it says nothing."""
+        said = self.config.get("base_model_name_or_path")
+        return said if isinstance(said, str) else ""
+
+    def scale(self, module: str = "", rank: int = 0) -> float:
+        """Return by what B A of a module is multiplied; without one, that of most.
+
+        Raises:
+            CheckpointError: If the config says no such number.
+        """
+        said, patterns = self.config, self.config.get("alpha_pattern") or {}
+        try:
+            named = [a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
+            alpha = float([*named * bool(module), said.get("lora_alpha", 8)][0])
+            rank = rank or said.get("r", 8)
+            return alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
+        except (re.error, AttributeError, TypeError, ValueError, ZeroDivisionError):
+            raise CheckpointError(
+                f"{self.files[0]}: r, lora_alpha or alpha_pattern says no number for"
+                f" {module or 'most'}; expected what peft writes"
+            ) from None
+
+
+def open_peft(folder: Path) -> PeftAdapter:
+    """Read an adapter's files and refuse what is not computed here; no pickle is read.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged, or its config asks for more than A and B.
+    """
+    config, path = read_json(folder, PEFT), folder / PEFT
+    if (found := config.get("peft_type")) != "LORA":
+        raise CheckpointError(f"{path}: peft_type {shorten(str(found), 40)}; expected LORA")
+    begun = config.get("init_lora_weights", True)
+    if begun not in _KEEPS_BASE:
+        raise CheckpointError(
+            f"{path}: init_lora_weights {shorten(str(begun), 40)} changes the base; expected an"
+            " adapter of the base as it is, which save_pretrained converts to"
+        )
+    for key, value in config.items():
+        if key not in _READ | _SAID_BY_TENSORS and value and value != "none":
+            raise CheckpointError(
+                f"{path}: {shorten(key, 40)} {shorten(str(value), 60)} is not computed here;"
+                " expected LoRA's A and B alone; merge it into its base with peft's"
+                " merge_and_unload and begin with hf:FOLDER"
+            )
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise CheckpointError(
+            f"{folder / ADAPTER_WEIGHTS}: no such file; expected safetensors, which peft's"
+            " save_pretrained writes; a pickle is never read"
+        )
+    weights = inside(folder, ADAPTER_WEIGHTS)
+    try:
+        with safe_open(weights, "pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights}: cannot be read: {error}") from None
+    return PeftAdapter(config, tensors, (path, weights), said.get(_BASE, ""))
+
+
+def from_peft(
+    opened: PeftAdapter, model: GPTConfig, base: BaseRecord | None
+) -> tuple[Lora, Weights]:
+    """Return an adapter of peft's as ours, beside a model of these sizes.
+
+    Ours has one rank and one scale: where theirs differ, B takes up the scale, and rows and columns
+    of 0 the rank. Columns of B that are 0 for a target alone, as an export stacks them, go.
+
+    Args:
+        opened: What was read.
+        model: The base's.
+        base: What the base was elsewhere, if it came from there: its family says the names.
+
+    Raises:
+        CheckpointError: If a tensor is missing, of another shape, or none of the blocks' matrices.
+        ConfigError: If rank, alpha or dropout is none.
+    """
+    family = FAMILIES[_family(model, base)]
+    known, left = targets(model, Lora()), dict(opened.tensors)
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for row in rows_of(family, model):
+        ours = _OURS.fullmatch(row.ours)
+        if ours is None or ours[1] not in known:
+            continue
+        a, b, held = _joined(opened, row, model.n_head, left)
+        place = row.ours.removesuffix(".weight")
+        for target in known[ours[1]]:
+            whole, columns = b[target.rows], held[target.rows].any(0)
+            if b[:, columns].any():  # else nothing was learned yet, and all of it may be meant
+                columns &= whole.any(0)
+            if not columns.any():
+                continue
+            found.setdefault(place, {})[target.name] = a[columns], whole[:, columns]
+    if left:
+        raise CheckpointError(
+            f"{opened.files[1]}: {shorten(next(iter(left)), 120)} (and {len(left) - 1} more) is"
+            f" beside no matrix that is adapted here; expected pairs beside {', '.join(TARGETS)}"
+        )
+    return _fitted(opened, model, found)
+
+
+def _joined(
+    opened: PeftAdapter, row: Row, heads: int, left: Weights
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the pairs beside a matrix of ours from ``left``, as one pair.
+
+    Returns:
+        (R, in) and (out, R), R the sum of their ranks, all scaled as most are; and (out, R) of 1
+        where a pair reaches.
+    """
+    names = [there.removesuffix(".weight") for there in row.theirs]
+    pairs = [(left.pop(_tensor(n, "A"), None), left.pop(_tensor(n, "B"), None)) for n in names]
+    ranks = [0 if one is None else len(one) for one, _ in pairs]
+    starts = [sum(ranks[:number]) for number in range(len(ranks))]
+    a = torch.zeros(sum(ranks), row.shape[1])
+    parts = [(torch.zeros(size, len(a)), torch.zeros(size, len(a))) for size in row.sizes]
+    for number, (name, (one, other)) in enumerate(zip(names, pairs, strict=True)):
+        if one is None and other is None:
+            continue
+        size, rank = row.sizes[number], ranks[number]
+        shapes = [None if found is None else tuple(found.shape) for found in (one, other)]
+        if one is None or other is None or shapes != [(rank, row.shape[1]), (size, rank)]:
+            raise CheckpointError(
+                f"{opened.files[1]}: A and B of {name} are {shapes[0]} and {shapes[1]}; expected"
+                f" (rank, {row.shape[1]}) and ({size}, rank)"
+            )
+        here = slice(starts[number], starts[number] + rank)
+        a[here] = one
+        parts[number][0][:, here] = other * (opened.scale(name, rank) / opened.scale())
+        parts[number][1][:, here] = 1
+    form: Form = "same" if row.form == "turned" else row.form
+    lying = row._replace(form=form, shape=(row.shape[0], len(a)))
+    b, held = (read_row(lying, heads, list(one)) for one in zip(*parts, strict=True))
+    return a, b, held
+
+
+def _fitted(
+    opened: PeftAdapter, model: GPTConfig, found: dict[str, dict[str, tuple[Tensor, Tensor]]]
+) -> tuple[Lora, Weights]:
+    """Return pairs as training keeps them, all of one rank: of those in each block the highest."""
+    names = {name for pairs in found.values() for name in pairs}
+    rank = max((len(a) for pairs in found.values() for a, _ in pairs.values()), default=0)
+    if not rank:
+        raise CheckpointError(f"{opened.files[1]}: no A and B; expected those of an adapter")
+    roots = bool(opened.config.get("use_rslora"))
+    values = {
+        "rank": rank,
+        "alpha": opened.scale() * (math.sqrt(rank) if roots else rank),
+        "rslora": roots,
+        "dropout": opened.config.get("lora_dropout", 0.0),
+        "targets": [name for name in TARGETS if name in names],
+        "tokens": [],
+    }
+    lora = parse_config(values, Lora, str(opened.files[0]))
+    weights = Weights()
+    for block in range(model.n_layer):
+        for kind, own in targets(model, lora).items():
+            place = f"transformer.h.{block}.{kind}"
+            if lacking := [one.name for one in own if one.name not in found.get(place, {})]:
+                raise CheckpointError(
+                    f"{opened.files[1]}: no A and B for {lacking[0]} of block {block}, and some"
+                    " for another block's; expected the same matrices in every block"
+                )
+            pairs = [found[place][one.name] for one in own]
+            weights[f"{place}.{BESIDE}.a"] = torch.cat(
+                [F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs]
+            )
+            weights[f"{place}.{BESIDE}.b"] = torch.cat(
+                [F.pad(b, (0, rank - b.shape[1])) for _, b in pairs]
+            )
+    return lora, weights

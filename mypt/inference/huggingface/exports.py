@@ -291,7 +291,10 @@ def _with_ends(values: dict[str, Any], tokenizer: Tokenizer, form: Form) -> dict
 
 
 def _config(model: GPTConfig, base: BaseRecord | None) -> tuple[str, dict[str, Any]]:
-    """Return the family and its ``config.json``; of a base its own, but for what has changed."""
+    """Return the family and its ``config.json``; of a base its own, but for what has changed.
+
+    GPT-2's says its context twice: llama.cpp's converter reads the second, older name alone.
+    """
     if model.base == "transformers":
         theirs = json.loads(model.base_config)
         kind, dtype = _type_key(theirs), base.dtype if base else "float32"
@@ -299,8 +302,9 @@ def _config(model: GPTConfig, base: BaseRecord | None) -> tuple[str, dict[str, A
     if base is None:
         name = family_of(model)
         rates = ("resid_pdrop", "embd_pdrop", "attn_pdrop") if name == "gpt2" else ()
-        dropout = dict.fromkeys((*rates, "attention_dropout"), model.dropout)
-        return name, write_layout(name, model) | {"dtype": "float32"} | dropout
+        theirs = write_layout(name, model) | {"dtype": "float32"}
+        theirs |= dict.fromkeys((*rates, "attention_dropout"), model.dropout)
+        return name, theirs | ({"n_ctx": theirs["n_positions"]} if name == "gpt2" else {})
     own = json.loads(base.config)
     name, before = read_layout(own, Path(CONFIG))
     old, new = write_layout(name, before), write_layout(name, model)

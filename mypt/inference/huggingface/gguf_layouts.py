@@ -4,6 +4,7 @@ A GGUF names a model by llama.cpp's architecture. A row says which family that i
 are called in ``config.json``, and where its tensors lie; the rest is read as a folder is.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -172,6 +173,7 @@ def gguf_values(model: Architecture) -> tuple[str, Family, dict[str, Any], tuple
     values["feed_forward_length"] = model.inner_width
     if family.window == "pattern":
         values["attention.sliding_window_pattern"] = model.full_every
+        _check_scale(config)
     factors: tuple[float, ...] = ()
     if family.rope is not None:
         values |= dict.fromkeys(_WIDTHS, model.head_width)
@@ -180,6 +182,18 @@ def gguf_values(model: Architecture) -> tuple[str, Family, dict[str, Any], tuple
     known = {key: value for key, value in values.items() if value is not None}
     parts = replace(family, parts=layout.parts, block=_BLOCK)
     return architecture, parts, {f"{architecture}.{k}": v for k, v in known.items()}, factors
+
+
+def _check_scale(config: Mapping[str, Any]) -> None:
+    """Refuse a scale of attention that is not what llama.cpp takes of the sizes alone."""
+    largest = config["num_hidden_layers"] == 62  # Gemma 3 27B
+    heads = config["hidden_size"] // config["num_attention_heads"]
+    expected = heads if largest else config["head_dim"]
+    if (scalar := config["query_pre_attn_scalar"]) != expected:
+        raise ConfigError(
+            f"--to gguf: query_pre_attn_scalar is {scalar}, and llama.cpp computes with"
+            f" {expected}, whatever the file says; export --to hf instead"
+        )
 
 
 def _stretched(architecture: str, model: Architecture) -> tuple[dict[str, Any], tuple[float, ...]]:

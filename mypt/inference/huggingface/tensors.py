@@ -22,11 +22,10 @@ TYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _PART = re.compile(r"[\w-][\w.-]{0,200}\.safetensors")
 _MOST_JSON: Final = 1 << 24
 _MOST_HEADER: Final = 1 << 24
+_ADAPTER: Final = "a LoRA adapter of another model; take both in with 'mypt adopt' and --base"
 INSTEAD: Final = {
-    "adapter_config.json": "a LoRA adapter of another model; merge it into its base, with peft's"
-    " merge_and_unload, and save the whole",
-    "adapter_model.safetensors": "a LoRA adapter of another model; merge it into its base, with"
-    " peft's merge_and_unload, and save the whole",
+    "adapter_config.json": _ADAPTER,
+    "adapter_model.safetensors": _ADAPTER,
     "pytorch_model.bin": "a pickle, which is never read; load it with transformers where you trust"
     " it and save it anew with save_pretrained, which writes safetensors",
     "pytorch_model.bin.index.json": "pickles, which are never read; load them with transformers"

@@ -1,13 +1,12 @@
 """One request, one answer: whole, or streamed as server-sent events.
 
-Requests wait in a bounded queue for the one thread that lets the model write, a token of several
+Requests wait in a bounded queue for the one thread that lets the models write, a token of several
 answers at a time.
 """
 
 import asyncio
 import json
 import logging
-import secrets
 import threading
 import time
 from collections import deque
@@ -22,12 +21,18 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mypt.data.tokenizer import Tokenizer
-from mypt.errors import ConfigError, DataError
-from mypt.inference.chat import fitting_prompt
 from mypt.inference.generation import Together, known_tokens
 from mypt.inference.reply import Reply
-from mypt.inference.server import protocol
-from mypt.inference.server.protocol import ChatRequest, Refused
+from mypt.inference.server.choices import (
+    Choice,
+    Fragment,
+    choices_of,
+    chunk,
+    completion,
+    head_of,
+    usage,
+)
+from mypt.inference.server.protocol import Asked, Refused
 from mypt.model.gpt import GPT
 from mypt.references import CheckpointRef
 
@@ -38,15 +43,15 @@ _LEFT = "the client left"
 
 
 _MOST_ROWS = 32
-_MOST_BYTES = 2**30
+_MOST_KEPT = 2**30
+"""Bytes that all answers which are being written may keep, unless it is a single one."""
 
 
-def rows_at_once(model: GPT) -> int:
-    """Return how many answers a model may write at once: what they keep takes 1 GiB at most."""
-    config, weight = model.config, model.lm_head.weight
+def bytes_of_row(model: GPT) -> int:
+    """Return what an answer keeps that fills the model's context."""
+    config = model.config
     row = 2 * config.n_layer * config.key_heads * config.head_width * config.longest
-    fit: int = _MOST_BYTES // (row * weight.element_size())
-    return max(1, min(_MOST_ROWS, fit))
+    return row * model.lm_head.weight.element_size()
 
 
 class QueueFull(Exception):  # noqa: N818 - no fault of anybody: the request may come again
@@ -59,11 +64,12 @@ class Closed(Exception):  # noqa: N818 - likewise
 
 @dataclass(slots=True)
 class Job:
-    """One request in the queue."""
+    """One answer in the queue."""
 
     reply: Reply
-    emit: Callable[[str | BaseException | None], None]
-    """Called from the writing thread: with each text, at last with None or with what went wrong."""
+    emit: Callable[[Fragment | BaseException | None], None]
+    """Called from the writing thread: with each piece, at last with None or with what went wrong.
+    """
     left: threading.Event = field(default_factory=threading.Event)
     """Set by whoever no longer wants the answer."""
     begun: bool = False
@@ -71,7 +77,8 @@ class Job:
 
     def take(self, token: int) -> None:
         """Emit the text that one token more makes certain."""
-        self.emit(self.reply.take(token))
+        text = self.reply.take(token)
+        self.emit(Fragment(text, self.reply.newest))
 
     def end(self, why: BaseException | None) -> None:
         """End the answer: None where it is whole."""
@@ -80,18 +87,20 @@ class Job:
 
 
 class Queue:
-    """Requests that wait for the model, first come, first served; several are answered at once."""
+    """Requests that wait, first come, first served; several are answered at once.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, length: int, at_once: int = 1) -> None:
+    They may be of several models: those of one share its steps, and all share the bounds.
+    """
+
+    def __init__(self, length: int, at_once: int = _MOST_ROWS) -> None:
         """Start the thread.
 
         Args:
-            model: Whose every step writes a token of each answer.
-            tokenizer: The model's own.
             length: How many requests may wait beside those that are answered.
-            at_once: How many are answered at once.
+            at_once: How many are answered at once, if what they keep takes 1 GiB at most.
         """
-        self._together = Together(model, known_tokens(model, tokenizer))
+        self._together: dict[int, Together] = {}
+        """What writes the answers of a model, by its id."""
         self._length, self._at_once = length, at_once
         self._jobs: deque[Job] = deque()
         self._closed = False
@@ -99,20 +108,20 @@ class Queue:
         self._thread = threading.Thread(target=self._work, name="mypt-answers", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job) -> None:
-        """Let a request wait.
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Let the answers to a request wait, all or none.
 
         Raises:
-            QueueFull: If too many wait already.
+            QueueFull: If too many wait already; where none does, any request is taken.
             Closed: If the server is about to end.
         """
         with self._changed:
             if self._closed:
                 raise Closed
             waiting = [one for one in self._jobs if not one.left.is_set()]
-            if len(waiting) >= self._length:
+            if waiting and len(waiting) + len(jobs) > self._length:
                 raise QueueFull
-            self._jobs = deque([*waiting, job])
+            self._jobs = deque([*waiting, *jobs])
             self._changed.notify()
 
     def close(self) -> None:
@@ -130,24 +139,30 @@ class Queue:
 
     def _work(self) -> None:
         going: list[Job] = []
-        while True:
-            going += self._next(self._at_once - len(going), wait=not going)
-            if not going:
-                return
+        while going := [*going, *self._next(going)]:
             for job in going:
                 if not job.begun:
                     self._try([job], partial(self._begin, job))
-            self._try(going, partial(self._step, going))
+            for model, together in self._together.items():
+                if own := [job for job in going if id(job.reply.model) == model]:
+                    self._try(own, partial(self._step, together, own))
+                    if 2 * sum(bool(job.reply.row.room) for job in own) < together.size:
+                        together.tidy()
             going = [job for job in going if job.reply.row.room]
-            if 2 * len(going) < self._together.size:
-                self._together.tidy()
 
-    def _next(self, free: int, *, wait: bool) -> list[Job]:
-        """Return requests whose turn has come, at most ``free``; none is the end of the server."""
+    def _next(self, going: Sequence[Job]) -> list[Job]:
+        """Return requests whose turn has come; none beside none is the end of the server."""
         with self._changed:
-            if wait:
+            if not going:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
-            return [self._jobs.popleft() for _ in range(min(free, len(self._jobs)))]
+            found: list[Job] = []
+            kept = sum(bytes_of_row(job.reply.model) for job in going)
+            while self._jobs and len(going) + len(found) < self._at_once:
+                kept += bytes_of_row(self._jobs[0].reply.model)
+                if kept > _MOST_KEPT and (going or found):
+                    break
+                found.append(self._jobs.popleft())
+            return found
 
     def _try(self, jobs: Sequence[Job], work: Callable[[], None]) -> None:
         """Do some work for answers; if it fails they end, and the server goes on."""
@@ -161,18 +176,24 @@ class Queue:
     def _begin(self, job: Job) -> None:
         """Read a prompt, alone as it would be by itself."""
         job.begun = True
-        if job.reply.row.room and not (self._closed or job.left.is_set()):
-            self._together.add([job.reply.row])
-        elif not job.reply.row.room:
+        reply = job.reply
+        if self._closed or job.left.is_set():
+            job.end(Closed())
+            return
+        if id(reply.model) not in self._together:
+            known = known_tokens(reply.model, reply.tokenizer)
+            self._together[id(reply.model)] = Together(reply.model, known)
+        reply.begin(self._together[id(reply.model)])
+        if not reply.row.room:
             job.end(None)
 
-    def _step(self, going: Sequence[Job]) -> None:
+    def _step(self, together: Together, going: Sequence[Job]) -> None:
         """Write a token of each answer, but of those that nobody wants any more."""
         for job in going:
             if self._closed or job.left.is_set():
                 job.end(Closed())
         whose = {id(job.reply.row): job for job in going}
-        for row, token in self._together.step():
+        for row, token in together.step():
             job = whose[id(row)]
             self._try([job], partial(job.take, token))
             if not row.room:
@@ -183,7 +204,7 @@ class Queue:
 class Exchange:
     """A request that the model was asked, and how it ended."""
 
-    asked: ChatRequest
+    asked: Asked
     said: str
     seconds: float
     """From its coming to its end; waiting is part of it."""
@@ -197,7 +218,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Served:
-    """What answers, under which name, and who may ask."""
+    """What answers, and under which name."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -206,97 +227,66 @@ class Served:
     checkpoint: CheckpointRef
     """What was loaded."""
     queue: Queue
+    """The one of all models of a server."""
     clock: Callable[[], float]
     """Gives the seconds since 1970, which the protocol tells clients and nothing here uses."""
-    api_key: str | None = None
-    """What clients must send; None serves this machine only."""
     told: Callable[[Exchange], None] | None = None
     """Called with each exchange when it is over."""
 
 
-async def answer(served: Served, asked: ChatRequest, request: Request) -> Response:
+async def answer(served: Served, asked: Asked, request: Request) -> Response:
     """Let a request wait for its turn, and answer it.
 
     Raises:
-        Refused: If the model cannot read the conversation, or too many wait.
+        Refused: If the model cannot read what is asked, or too many wait.
     """
-    reply, left_out = reply_to(served.model, served.tokenizer, asked)
-    head = head_of(served.checkpoint.digest, int(served.clock()), left_out)
+    choices, left_out = choices_of(served.model, served.tokenizer, asked)
+    head = head_of(asked, served.checkpoint.digest, int(served.clock()), left_out)
     headers = {"x-mypt-turns-left-out": str(left_out)}
-    texts = _texts(served.queue, reply, request)
+    pieces = _pieces(served.queue, choices, request)
     if served.told is not None:
-        texts = _overheard(texts, served.told, asked, reply, request)
+        pieces = _overheard(pieces, served.told, asked, choices, request)
     if asked.stream:
-        first = await anext(texts, None)  # an error before the first word is an ordinary answer
-        events = _events(asked, reply, head, first, texts)
+        first = await anext(pieces)  # an error before the first word is an ordinary answer
+        events = _events(asked, choices, head, first, pieces)
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
-    text = "".join([text async for text in texts])
-    return JSONResponse(protocol.completion(asked, reply, text, head), headers=headers)
+    async for _ in pieces:
+        pass
+    return JSONResponse(completion(asked, choices, head), headers=headers)
 
 
-def reply_to(model: GPT, tokenizer: Tokenizer, asked: ChatRequest) -> tuple[Reply, int]:
-    """Return the answer to a request, not yet written, and how many turns it leaves out.
+_Pieces = AsyncIterator[tuple[Choice, Fragment | None]]
 
-    Raises:
-        Refused: If the model cannot read the conversation.
+
+async def _pieces(queue: Queue, choices: Sequence[Choice], request: Request) -> _Pieces:
+    """Yield what answers say as it becomes certain, None at the end of each.
+
+    Whoever leaves gives up his places in the queue.
     """
-    try:
-        prompt, left_out = fitting_prompt(model, tokenizer, asked.conversation(), asked.longest)
-    except DataError as error:
-        raise Refused(400, str(error), param="messages") from None
-    try:
-        reply = Reply(
-            model, tokenizer, prompt,
-            max_tokens=asked.longest, stop=asked.stops, sampling=asked.sampling,
-        )  # fmt: skip
-    except ConfigError as error:
-        code = "context_length_exceeded"
-        raise Refused(400, str(error), param="messages", code=code) from None
-    return reply, left_out
-
-
-def head_of(digest: str, created: int, left_out: int) -> dict[str, Any]:
-    """Return what tells one answer from another; the last field is not of the protocol.
-
-    Args:
-        digest: Of the checkpoint.
-        created: Seconds since 1970.
-        left_out: The oldest turns that the model did not read, for want of room.
-    """
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "created": created,
-        "system_fingerprint": digest[:12],
-        "turns_left_out": left_out,
-    }
-
-
-async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[str]:
-    """Yield an answer's text; whoever leaves gives up his place in the queue."""
     loop = asyncio.get_running_loop()
-    said: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    said: asyncio.Queue[tuple[Choice, Fragment | BaseException | None]] = asyncio.Queue()
 
-    def emit(text: str | BaseException | None) -> None:
+    def emit(choice: Choice, piece: Fragment | BaseException | None) -> None:
         with suppress(RuntimeError):  # the server has ended meanwhile; there is nobody to tell
-            loop.call_soon_threadsafe(said.put_nowait, text)
+            loop.call_soon_threadsafe(said.put_nowait, (choice, piece))
 
-    job, looked = Job(reply, emit), loop.time()
+    jobs = [Job(choice.reply, partial(emit, choice)) for choice in choices]
+    looked, going = loop.time(), len(jobs)
     try:
-        queue.add(job)
-        while True:
-            text: str | BaseException | None = ""
+        queue.add(jobs)
+        while going:
+            choice, piece = None, None
             with suppress(TimeoutError):
-                text = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
+                choice, piece = await asyncio.wait_for(said.get(), _LOOK_SECONDS)
             if loop.time() - looked >= _LOOK_SECONDS:
                 looked = loop.time()
                 if await request.is_disconnected():
-                    return
-            if text is None:
-                return
-            if isinstance(text, BaseException):
-                raise text
-            if text:
-                yield text
+                    raise Refused(499, _LEFT)
+            if isinstance(piece, BaseException):
+                raise piece
+            if choice is not None and (piece is None or piece.text or piece.told):
+                going -= piece is None
+                yield choice, piece
     except QueueFull:
         raise Refused(
             429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"
@@ -304,46 +294,52 @@ async def _texts(queue: Queue, reply: Reply, request: Request) -> AsyncIterator[
     except Closed:
         raise Refused(503, "the server is about to end") from None
     finally:
-        job.left.set()
+        for job in jobs:
+            job.left.set()
 
 
 async def _overheard(
-    texts: AsyncIterator[str],
+    pieces: _Pieces,
     told: Callable[[Exchange], None],
-    asked: ChatRequest,
-    reply: Reply,
+    asked: Asked,
+    choices: Sequence[Choice],
     request: Request,
-) -> AsyncIterator[str]:
-    """Yield an answer's text, and tell of the exchange when it is over, however it ended."""
-    began, said, failed = time.monotonic(), "", _LEFT
+) -> _Pieces:
+    """Yield what answers say, and tell of each when all are over, however they ended."""
+    began, failed = time.monotonic(), _LEFT
     try:
-        async for text in texts:
-            said += text
-            yield text
+        async for one in pieces:
+            yield one
         failed = _LEFT if await request.is_disconnected() else ""
     except Exception as error:
         failed = str(error) or type(error).__name__
         raise
     finally:
         seconds = time.monotonic() - began
-        told(Exchange(asked, said, seconds, reply.n_prompt, reply.n_tokens, failed))
+        for reply in (choice.reply for choice in choices):
+            exchange = Exchange(asked, reply.text, seconds, reply.n_prompt, reply.n_tokens, failed)
+            told(exchange)
 
 
 async def _events(
-    asked: ChatRequest, reply: Reply, head: Any, first: str | None, texts: AsyncIterator[str]
+    asked: Asked,
+    choices: Sequence[Choice],
+    head: dict[str, Any],
+    first: tuple[Choice, Fragment | None],
+    pieces: _Pieces,
 ) -> AsyncIterator[str]:
     """Yield a streamed answer as server-sent events."""
-    yield _event(protocol.chunk(asked, head, {"role": "assistant", "content": first or ""}))
+    for said in first[0].pieces(first[1]):
+        yield _event(chunk(asked, head, [said]))
     try:
-        async for text in texts:
-            yield _event(protocol.chunk(asked, head, {"content": text}))
+        async for choice, piece in pieces:
+            for said in choice.pieces(piece):
+                yield _event(chunk(asked, head, [said]))
     except Exception as error:  # the head is sent; the error can only follow
         yield _event(refused(error).body)
         return
-    yield _event(protocol.chunk(asked, head, {}, protocol.finish(reply.ending)))
     if asked.stream_options and asked.stream_options.include_usage:
-        last = protocol.chunk(asked, head, {})
-        yield _event(last | {"choices": [], "usage": protocol.usage(reply)})
+        yield _event(chunk(asked, head, []) | {"usage": usage(asked, choices)})
     yield "data: [DONE]\n\n"
 
 
@@ -356,5 +352,5 @@ def refused(error: Exception) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):
-        return Refused(error.status_code, f"{error.detail}; see /v1/models")
+        return Refused(error.status_code, str(error.detail))
     return Refused(500, "the answer failed; the server's terminal says why")

@@ -1,32 +1,38 @@
-"""The chat-completions protocol as OpenAI's clients speak it: requests, answers, errors."""
+"""OpenAI's protocol as its clients speak it: requests and errors."""
 
 import json
 import secrets
-from typing import Any
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mypt.config import Reading
 from mypt.data.conversations import Message, Part
 from mypt.data.reading.formats.calls import Turn, link_results, unfold
+from mypt.data.reading.formats.chats import frame
 from mypt.data.reading.formats.message import read_message
 from mypt.data.reading.formats.tags import mark_message
 from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
-from mypt.inference.reply import Ending, Reply
 from mypt.inference.sampling import COLDEST, Sampling
+from mypt.inference.server.tools import MOST_TOOLS, NamedTool, Tool
 
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},),
-    "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False), "response_format": ({"type": "text"},),
-    "modalities": (["text"],), "store": (False,), "service_tier": ("auto", "default"),
-}  # fmt: skip
-"""Parameters that clients send and that mean nothing with these values; others are refused."""
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Parameters that change no answer."""
 _MOST_STOPS = 4
+_MOST_BIASED = 1024
+_MOST_TOP = 20
+_MOST_SHOWN = 60
+MOST_ANSWERS = 32
+"""Answers that one request may ask for."""
 
 
 class Refused(Exception):  # noqa: N818 - becomes an answer, in the form below
@@ -51,19 +57,56 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class ChatRequest(BaseModel):
+class JsonSchema(BaseModel):
+    """What an answer in JSON is to hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    name: str = Field(pattern=r"\A[a-zA-Z0-9_-]{1,64}\z")
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What form an answer has; in JSON it has it surely, strict or not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("expected json_schema where that is the type, and only there")
+        return self
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """What the answer is to hold in JSON; None where it is a text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_ or {}
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class Asked(BaseModel):
     """One request; ``top_k``, ``min_p`` and ``repetition_penalty`` go beyond the protocol."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    only: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "store": (False,), "service_tier": ("auto", "default"),
+    }  # fmt: skip
+    """Parameters that clients send and that mean nothing with these values; others are refused."""
     model: str
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    n: int | None = Field(default=None, ge=1, le=MOST_ANSWERS)
     max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     top_k: int | None = Field(default=None, ge=1)
     min_p: float | None = Field(default=None, ge=0.0, le=1.0)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100.0)
+    presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
+    frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
+    logit_bias: dict[int, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -84,6 +127,14 @@ class ChatRequest(BaseModel):
             raise ValueError(f"expected 0, or at least {COLDEST}")
         return value
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _few_and_small(cls, value: dict[int, float] | None) -> dict[int, float] | None:
+        held = value or {}
+        if len(held) > _MOST_BIASED or not all(-100 <= bias <= 100 for bias in held.values()):
+            raise ValueError(f"expected up to {_MOST_BIASED} ids, each with -100 to 100")
+        return value
+
     @property
     def stops(self) -> list[str]:
         """Texts that end the answer."""
@@ -92,7 +143,12 @@ class ChatRequest(BaseModel):
     @property
     def longest(self) -> int | None:
         """Tokens that the answer may have; None: what the context holds."""
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """How many likely tokens are told beside each; None tells of none."""
+        return None
 
     @property
     def sampling(self) -> Sampling:
@@ -104,11 +160,62 @@ class ChatRequest(BaseModel):
             "top_k": self.top_k,
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty or 1.0,
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "logit_bias": self.logit_bias or {},
         }
         return Sampling.model_validate(values)
 
+
+class ChatRequest(Asked):
+    """What is asked of ``/v1/chat/completions``."""
+
+    only: ClassVar[dict[str, tuple[Any, ...]]] = Asked.only | {
+        "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],),
+    }  # fmt: skip
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP)
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _beside_others(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("expected logprobs: true beside it")
+        return value
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that the answer may have; None: what the context holds."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """How many likely tokens are told beside each; None tells of none."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _among_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        names = [tool.function.name for tool in info.data.get("tools") or ()]
+        if value not in (None, "none", "auto") and not names:
+            raise ValueError("expected tools beside it")
+        if isinstance(value, NamedTool) and value.function.name not in names:
+            raise ValueError(f"no tool has the name {value.function.name}")
+        return value
+
+    @property
+    def callable(self) -> list[Tool]:
+        """The tools that the model is shown: none where it may not call any."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
     def conversation(self) -> list[Message]:
-        """Return the messages as the readers of training data read them.
+        """Return the messages as the readers of training data read them, the tools among them.
 
         Raises:
             Refused: If one is no message that a model can read.
@@ -119,13 +226,50 @@ class ChatRequest(BaseModel):
             place = Place(f"messages[{index}]", 0, index + 1)
             turns += [_turn(fields, place, tally) for fields in unfold(given)]
         try:
-            return link_results(turns, tally)
+            messages = link_results(turns, tally)
+            unsaid = {"function": {"strict"}}
+            listed = [one.model_dump(exclude_unset=True, exclude=unsaid) for one in self.callable]
+            return [*frame(messages, {"tools": listed}, Place("tools", 0, 1))]
         except DataError as error:
             raise _refuse(error) from None
 
 
-def read_request(body: bytes) -> ChatRequest:
+class CompletionRequest(Asked):
+    """What is asked of ``/v1/completions``: how texts go on."""
+
+    only: ClassVar[dict[str, tuple[Any, ...]]] = Asked.only | {"best_of": (1,), "suffix": ("",)}
+    prompt: Any
+    max_tokens: int | None = Field(default=16, ge=0)
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP)
+
+    @field_validator("prompt")
+    @classmethod
+    def _texts_or_ids(cls, value: Any, info: ValidationInfo) -> list[str] | list[list[int]]:
+        held = value if isinstance(value, list) else [value]
+        if held and all(type(one) is int for one in held):
+            held = [held]
+        ids = all(isinstance(one, list) and all(type(n) is int for n in one) for one in held)
+        most = MOST_ANSWERS // (info.data.get("n") or 1)
+        if not (ids or all(isinstance(one, str) for one in held)) or not 0 < len(held) <= most:
+            raise ValueError(f"expected a text, ids of tokens, or a list of up to {most} of either")
+        return held
+
+    @property
+    def top(self) -> int | None:
+        """How many likely tokens are told beside each; None tells of none."""
+        return self.logprobs
+
+
+Request = TypeVar("Request", bound=Asked)
+
+
+def read_request(body: bytes, form: type[Request]) -> Request:
     """Return a request, or say in the protocol's form why it is none.
+
+    Args:
+        body: JSON.
+        form: What is asked for.
 
     Raises:
         Refused: If it is no JSON, lacks something, or asks for what cannot be done here.
@@ -136,21 +280,21 @@ def read_request(body: bytes) -> ChatRequest:
         raise Refused(400, "the body is no JSON; expected one object") from None
     if not isinstance(values, dict):
         raise Refused(400, "the body is no JSON object")
-    parameters = {*ChatRequest.model_fields, *_ONLY, *_LABELS}
+    parameters = {*form.model_fields, *form.only, *_LABELS}
     for key, value in values.items():
         _check_text(key, value)
         if key not in parameters:  # the first of however many
             raise Refused(400, f"{key}: this server does not know this parameter", param=key)
-    for key in [key for key in values if key in _ONLY or key in _LABELS]:
-        value = values.pop(key)
-        if key in _ONLY and value is not None and not _is_one_of(_ONLY[key], value):
-            known = " or ".join(json.dumps(value) for value in _ONLY[key])
+    for key in [key for key in values if key in form.only or key in _LABELS]:
+        value, only = values.pop(key), form.only.get(key)
+        if only is not None and value is not None and not _is_one_of(only, value):
+            known = " or ".join(json.dumps(value) for value in only)
             raise Refused(400, f"{key}: this server knows only {known}; leave it out", param=key)
     try:
-        return ChatRequest.model_validate_json(json.dumps(values))
+        return form.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
+        param = ".".join(str(part) for part in first["loc"])[:_MOST_SHOWN]
         raise Refused(400, f"{param}: {first['msg']}", param=param) from None
 
 
@@ -171,41 +315,6 @@ def _check_text(key: str, value: Any) -> None:
 def _is_one_of(known: tuple[Any, ...], value: Any) -> bool:
     """Return whether ``value`` is among those; unlike in Python, true is not 1, nor is 1.0."""
     return any(type(value) is type(same) and value == same for same in known)
-
-
-def completion(request: ChatRequest, reply: Reply, text: str, head: dict[str, Any]) -> Any:
-    """Return the whole answer."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {
-        "index": 0, "message": message, "logprobs": None, "finish_reason": finish(reply.ending)
-    }  # fmt: skip
-    return head | {
-        "object": "chat.completion",
-        "model": request.model,
-        "choices": [choice],
-        "usage": usage(reply),
-    }
-
-
-def chunk(request: ChatRequest, head: dict[str, Any], delta: Any, ending: str | None = None) -> Any:
-    """Return one piece of a streamed answer."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
-    body = {"object": "chat.completion.chunk", "model": request.model, "choices": [choice]}
-    return head | body
-
-
-def usage(reply: Reply) -> dict[str, int]:
-    """Return the tokens that were read and written."""
-    return {
-        "prompt_tokens": reply.n_prompt,
-        "completion_tokens": reply.n_tokens,
-        "total_tokens": reply.n_prompt + reply.n_tokens,
-    }
-
-
-def finish(ending: Ending) -> str:
-    """Return the protocol's word; a full context is ``length`` there."""
-    return "stop" if ending == "stop" else "length"
 
 
 def _turn(fields: dict[str, Any], place: Place, tally: Tally) -> Turn:

@@ -1,15 +1,18 @@
 """A server that speaks OpenAI's chat-completions protocol, and its page to talk (D75)."""
 
 import asyncio
+import re
 import secrets
 import socket
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -17,13 +20,26 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mypt.errors import ConfigError
 from mypt.inference.server.answering import Queue, Served, answer, refused
-from mypt.inference.server.protocol import Refused, read_request
-from mypt.pages.render import render, script_hash
+from mypt.inference.server.protocol import (
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    Refused,
+    read_request,
+)
+from mypt.pages.render import content_hash, render
 from mypt.references import CheckpointRef
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/*?#@]+")
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 MOST_BYTES = 4 * 2**20
 """Longest request; a conversation that fills any context is far shorter."""
+_FORMS: dict[str, type[Asked]] = {
+    "/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest,
+}  # fmt: skip
+_HAS = ", ".join((*_FORMS, "/v1/models", "/health"))
+_MOST_SHOWN = 60
 _GRACE_SECONDS = 5
 _HEAD_SECONDS = 10.0
 _KEEP_SECONDS = 60
@@ -33,57 +49,98 @@ _MOST_HELD = 64 * 2**20
 """Bytes of all requests that are on their way at once."""
 
 
-def chat_page(name: str, checkpoint: CheckpointRef, *, key: bool) -> tuple[str, str]:
+def chat_page(models: Mapping[str, CheckpointRef], *, key: bool) -> tuple[str, str]:
     """Return the page's HTML and the policy that lets a browser run its script and no other.
 
     Args:
-        name: What the model is called.
-        checkpoint: Which of its steps answers.
+        models: Which checkpoint answers, by what each is called.
         key: Whether people must give an API key.
     """
-    styles = ["page.css", "chat.css"]
-    shown = {"name": name, "step": checkpoint.step, "digest": checkpoint.digest, "key": key}
-    html = render("chat.html", styles=styles, script="chat.js", **shown)
+    styles, scripts = ["page.css", "chat.css"], ["markdown.js", "chat.js"]
+    shown = [{"name": name, "step": c.step, "digest": c.digest} for name, c in models.items()]
+    html = render("chat.html", styles=styles, scripts=scripts, models=shown, key=key)
     policy = (
-        "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline';"
-        f" script-src '{script_hash('chat.js')}'; frame-ancestors 'none'; base-uri 'none'"
+        f"default-src 'none'; connect-src 'self'; script-src '{content_hash(scripts)}';"
+        f" style-src '{content_hash(styles)}'; frame-ancestors 'none'; base-uri 'none';"
+        " form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return html, policy
 
 
-def create_app(served: Served) -> FastAPI:
-    """Return the application: ``/v1/models``, ``/v1/chat/completions`` and the page at ``/``."""
+def create_app(
+    models: Sequence[Served],
+    api_key: str | None = None,
+    *,
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+) -> FastAPI:
+    """Return the application: models, chats, completions, ``/health`` and the page at ``/``.
+
+    Args:
+        models: Of names that differ; a request says which one it asks.
+        api_key: What clients must send; None serves this machine only.
+        origins: Sites whose pages may ask too, such as ``https://example.org``.
+        hosts: Names of this machine besides its own that clients may use where no key is set.
+
+    Raises:
+        ConfigError: If an origin or a host is none.
+    """
+    _check_named(origins, hosts)
     app = FastAPI(title="mypt", docs_url=None, redoc_url=None, openapi_url=None)
-    check = Depends(partial(_check, served))
-    routes = APIRouter(dependencies=[check])
-    began, held = int(served.clock()), Counter[str]()
-    card = {"id": served.name, "object": "model", "created": began, "owned_by": "mypt"}
+    if origins:  # clients send a dozen headers of their own
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=["x-mypt-turns-left-out"],
+        )  # fmt: skip
+    check = partial(_check, api_key, frozenset((*LOCAL, *map(str.lower, hosts))))
+    app.include_router(_routes(models, check))
 
-    @routes.get("/v1/models")
-    async def models() -> Any:
-        return {"object": "list", "data": [card]}
-
-    @routes.get("/v1/models/{name:path}")
-    async def model(name: str) -> Any:
-        _check_model(served, name)
-        return card
-
-    @routes.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        asked = read_request(await _body(request, held))
-        _check_model(served, asked.model)
-        return await answer(served, asked, request)
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "ok"}
 
     @app.get("/")
     async def page() -> Response:
-        html, policy = chat_page(served.name, served.checkpoint, key=served.api_key is not None)
+        shown = {served.name: served.checkpoint for served in models}
+        html, policy = chat_page(shown, key=api_key is not None)
         return HTMLResponse(html, headers={"content-security-policy": policy})
 
-    app.include_router(routes)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(Exception, _refuse)
     return app
+
+
+def _routes(models: Sequence[Served], check: Callable[[Request], Awaitable[None]]) -> APIRouter:
+    """Return what clients ask for; each request is checked first."""
+    routes = APIRouter(dependencies=[Depends(check)])
+    known, held = {served.name: served for served in models}, Counter[str]()
+    cards = {
+        served.name: {
+            "id": served.name, "object": "model", "created": int(served.clock()),
+            "owned_by": "mypt",
+        }
+        for served in models
+    }  # fmt: skip
+
+    @routes.get("/v1/models")
+    async def all_models() -> Any:
+        return {"object": "list", "data": list(cards.values())}
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        return cards[_named(known, name).name]
+
+    for path, form in _FORMS.items():
+        routes.add_api_route(path, partial(_answer, known, held, form), methods=["POST"])
+    return routes
+
+
+async def _answer(
+    known: Mapping[str, Served], held: Counter[str], form: type[Asked], request: Request
+) -> Response:
+    asked = read_request(await _body(request, held), form)
+    return await answer(_named(known, asked.model), asked, request)
 
 
 def listen(host: str, port: int, api_key: str | None) -> socket.socket:
@@ -162,27 +219,42 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-async def _check(served: Served, request: Request) -> None:
+def _check_named(origins: Sequence[str], hosts: Sequence[str]) -> None:
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"allow_origin {origin!r}: expected a site alone, such as https://example.org; name"
+                " each that may ask, since any other page could else talk with the model"
+            )
+    for host in hosts:
+        if not _HOST.fullmatch(host.lower()):
+            raise ConfigError(f"allow_host {host!r}: expected a name such as host.docker.internal")
+
+
+async def _check(api_key: str | None, hosts: frozenset[str], request: Request) -> None:
     """Refuse whoever has no key, or, where none is set, comes under another name.
 
     A page elsewhere whose name was made to point here could else talk with the model. Were it not
     asynchronous, each request would wait here for a thread, and a flood of them without end.
     """
-    if served.api_key is None:
-        if (request.url.hostname or "") not in LOCAL:
-            raise Refused(403, f"host {request.url.hostname!r}: expected {' or '.join(LOCAL)}")
+    if api_key is None:
+        if (request.url.hostname or "") not in hosts:
+            wanted = "; start the server with --allow_host for another name"
+            expected = " or ".join(LOCAL)
+            raise Refused(403, f"host {request.url.hostname!r}: expected {expected}{wanted}")
         return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme != "Bearer" or not secrets.compare_digest(key.encode(), served.api_key.encode()):
+    if scheme != "Bearer" or not secrets.compare_digest(key.encode(), api_key.encode()):
         raise Refused(401, "a wrong or no API key; send it as a bearer", code="invalid_api_key")
 
 
-def _check_model(served: Served, name: str) -> None:
-    if name != served.name:
+def _named(known: Mapping[str, Served], name: str) -> Served:
+    if name not in known:
         raise Refused(
-            404, f"no model {name!r}; this server has {served.name!r}",
+            404, f"no model {name!r}; this server has {', '.join(map(repr, known))}",
             param="model", code="model_not_found",
         )  # fmt: skip
+    return known[name]
 
 
 async def _body(request: Request, held: Counter[str]) -> bytes:
@@ -215,6 +287,9 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
     return bytes(body)
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     found = refused(error)
+    if isinstance(error, HTTPException):  # of a path or method that is not known
+        asked = f"{request.method} {request.url.path[:_MOST_SHOWN]}"
+        found = Refused(found.status, f"{asked}: {error.detail}; this server has {_HAS}")
     return JSONResponse(found.body, found.status)

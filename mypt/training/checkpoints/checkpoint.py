@@ -139,7 +139,7 @@ def load_checkpoint(path: Path, *, verify: bool = True, merge: bool = True) -> C
     weights = _read_tensors(path / lineage.weights_file)
     _check_shapes(shapes(preset.gpt(), preset.lora), weights, path)
     if merge and preset.lora and lineage.parent:
-        base = load_checkpoint(_find_base(path, lineage.parent), verify=verify).weights
+        base = load_checkpoint(find_base(path, lineage.parent), verify=verify).weights
         weights = merged(preset, preset.lora, base, weights, preset.weight_dtype)
     return Checkpoint(
         path=path,
@@ -153,7 +153,7 @@ def load_checkpoint(path: Path, *, verify: bool = True, merge: bool = True) -> C
     )
 
 
-def _find_base(path: Path, base: ParentRecord) -> Path:
+def find_base(path: Path, base: ParentRecord) -> Path:
     """Return where the base of the adapter at ``path`` lies: as recorded, or in these models."""
     name = Path(base.model_name, home.step_folder(base.step))
     places = Path(base.path), path.absolute().parent.parent / name, home.models_dir() / name

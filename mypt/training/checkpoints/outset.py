@@ -37,7 +37,7 @@ def begin_model(plan: RunPlan, found: Checkpoint | None, device: torch.device) -
     Raises:
         CheckpointError: If the base is gone or another one.
         ConfigError: If the model does not fit this machine, or has no such matrix as is to be
-            adapted.
+            adapted, or matrices are to have four bits and bitsandbytes is missing.
     """
     config = plan.preset
     check_room(config.gpt())
@@ -45,19 +45,18 @@ def begin_model(plan: RunPlan, found: Checkpoint | None, device: torch.device) -
     model = make_model(config.gpt())
     if plan.parent is not None and (found is None or config.lora):
         _load_base(plan, model)
+    notes: tuple[str, ...] = ()
     if config.lora:
+        frozen = model.n_parameters()
         adapt(model, config.gpt(), config.lora)
+        learned = sum(w.numel() for w in model.parameters() if w.requires_grad)
+        notes = (f"lora: {learned:,} weights are learned beside {frozen:,}",)
     if found is not None:
         load_weights(model, found.weights, found.path)
     narrow(model.to(device), config.weight_dtype)
     base = _base_to_hold_to(plan, model, device)
-    notes = compile_training(model) if config.compile else ()
+    notes = (compile_training(model) if config.compile else ()) + notes
     model.checkpoint_blocks(config.activation_checkpointing)
-    if config.lora:
-        learned = sum(w.numel() for w in model.parameters() if w.requires_grad)
-        notes += (
-            f"lora: {learned:,} weights are learned beside {model.n_parameters() - learned:,}",
-        )
     return Outset(model, base, notes)
 
 

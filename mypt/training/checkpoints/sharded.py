@@ -20,7 +20,7 @@ from mypt.data.manifest import TOKENIZER_STATE, FileRecord, changed_files
 from mypt.errors import CheckpointError
 from mypt.parsing import Frozen
 from mypt.references import CheckpointRef
-from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
+from mypt.training.checkpoints.checkpoint import Snapshot, kept_of, save_checkpoint
 from mypt.training.checkpoints.state import HISTORY, TrainerState, read_history, write_history
 from mypt.training.distributed import Ranks
 from mypt.training.lineage import Lineage
@@ -139,7 +139,7 @@ def load_shards(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     """
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    weights: dict[str, Tensor] = {n: w.detach() for n, w in model.named_parameters()}
+    weights: dict[str, Tensor] = {n: w.detach() for n, w in kept_of(model).items()}
     moments: dict[str, Tensor] = {}
     for name, size in _sizes(folder).items():
         if name not in weights:

@@ -80,6 +80,35 @@ def test_a_model_whose_training_is_not_finished_says_so_beside_its_answer(
         assert re.fullmatch(r"begun: its training is not finished, step \d of 9", told[0])
 
 
+def test_an_adapter_is_asked_beside_its_base_whichever_form_it_has(home, tmp_path, capsys):
+    data = home / "datasets" / "chat"
+    preset = Preset.model_validate(TINY | {"lora": {"rank": 2, "tokens": []}, "learning_rate": 0.1})
+    list(train(plan_run(preset, "beside", data, init_from="tiny")))
+    assert main(["export", "beside", str(tmp_path / "peft"), "--to", "peft"]) == 0
+    asked = ["--prompt", "Hi", "--max_tokens", "5", "--form", "chat", "--json"]
+    capsys.readouterr()
+    said = []
+    for words in (["beside"], ["tiny", "--adapter", "beside"],
+                  ["tiny", "--adapter", str(tmp_path / "peft")], ["tiny"]):  # fmt: skip
+        assert main(["generate", *words, *asked]) == 0
+        said.append(json.loads(capsys.readouterr().out)["text"])
+    assert said[0] == said[1] == said[2] != said[3]
+    losses = []
+    for words in ([], ["--adapter", "beside"]):
+        assert main(["evaluate", "tiny", *words, "--eval_iters", "2", "--json"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["val_loss"])
+    assert losses[0] != losses[1]
+    judged = ["evaluate", "tiny", "--adapter", "beside", "--gate", "--eval_iters", "2", "--json"]
+    assert main(judged) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["candidate"]["model"] == "beside"
+    assert main(["adopt", str(tmp_path / "peft"), "--base", "tiny", "--model_name", "again"]) == 0
+    assert "again: rank 2 beside tiny" in " ".join(capsys.readouterr().out.split())
+    assert main(["adopt", str(data), "--base", "tiny"]) == 2
+    assert "--base and --model_name are an adapter's" in capsys.readouterr().err
+    assert main(["generate", "beside", "--adapter", "tiny", *asked]) == 2
+    assert "whole weights and no adapter" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("home")
 def test_generate_says_what_cut_an_answer_off(capsys):
     words = ["generate", "tiny", "--prompt", "Hi", "--temperature", "5", "--max_tokens"]
@@ -215,8 +244,8 @@ def test_one_process_loads_nothing_that_only_several_need(home, statement):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def started(home, *flags, **environment):
-    words = [str(Path(sys.executable).parent / "mypt"), "serve", "tiny", "--port", "0", *flags]
+def started(home, *flags, models=("tiny",), **environment):
+    words = [str(Path(sys.executable).parent / "mypt"), "serve", *models, "--port", "0", *flags]
     environment = os.environ | {"MYPT_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -240,6 +269,26 @@ def test_serve_answers_and_ends_when_it_is_told_to(home, number, code):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.count("\n")) == (code, 1)
+
+
+def test_several_models_are_served_by_their_names_steps_of_one_by_theirs(home, capsys):
+    preset = Preset.model_validate(TINY | {"max_iters": 4, "checkpoint_interval": 2})
+    list(train(plan_run(preset, "stepped", home / "datasets" / "chat")))
+    steps = [home / "models" / "stepped" / f"step_{n:06}" for n in (2, 4)]
+    process, url = started(home, models=("tiny", *map(str, steps)))
+    with openai.OpenAI(base_url=url, api_key="any", max_retries=5) as client:
+        names = [model.id for model in client.models.list().data]
+        assert names == ["tiny", "stepped/step_000002", "stepped/step_000004"]
+        for name in names:
+            found = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": "Hi"}], max_tokens=2
+            )
+            assert (found.model, found.usage.completion_tokens <= 2) == (name, True)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (143, 1), errors
+    assert main(["serve", "tiny", "stepped", "tiny", "--port", "0"]) == 2
+    assert "tiny step_000002 is named twice" in capsys.readouterr().err
 
 
 def test_a_traced_server_leaves_a_trace_a_request_and_an_untraced_one_no_journal(home, own_home):
@@ -283,6 +332,21 @@ def test_serve_ends_by_a_line_though_half_a_request_has_come(home):
     assert process.returncode == 143
     assert "Traceback" not in errors
     assert errors.count("\n") <= 2
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["--allow_origin", "https://a.example", "--allow_origin", "*"], "'*': expected a site"),
+        (["--allow_host", "http://a"], "'http://a': expected a name"),
+    ],
+)
+def test_serve_lets_in_sites_and_names_alone(capsys, named, said):
+    assert main(["serve", "tiny", "--port", "0", *named]) == 2
+    found = capsys.readouterr()
+    assert said in found.err
+    assert "http://127.0.0.1" not in found.out + found.err
 
 
 @pytest.mark.usefixtures("home")

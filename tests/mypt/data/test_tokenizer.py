@@ -293,3 +293,9 @@ def test_the_state_is_the_same_bytes_each_time_and_holds_tokens_in_rank_order(tm
 def test_loading_a_tokenizer_brings_no_torch():
     code = "import sys, mypt.data.preparation.encoding; sys.exit(int('torch' in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("unknown", [[-1], [270], [65, 2**40], [2**70], np.array([-3])])
+def test_an_id_that_stands_for_nothing_is_named(unknown):
+    with pytest.raises(DataError, match=f"Invalid token for decoding: {unknown[-1]}; tokenizer"):
+        load_tokenizer("byte").decode_bytes(unknown)

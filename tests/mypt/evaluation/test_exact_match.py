@@ -5,7 +5,7 @@ import pytest
 from mypt.data.reading import exercises
 from mypt.data.reading.exercises import Exercise
 from mypt.data.tokenizer import load_tokenizer
-from mypt.errors import DataError
+from mypt.errors import ConfigError, DataError
 from mypt.evaluation import exact_match
 from mypt.evaluation.exact_match import ask_exercises, interval, read_questions, score
 from mypt.inference.chat import Answer
@@ -107,6 +107,16 @@ def test_a_file_in_any_format_asks_a_question_a_row_and_nothing_else(tmp_path):
     long.write_text(talk * 2)
     with pytest.raises(DataError, match=r"long.jsonl:1: no question and its answer; expected rows"):
         list(read_questions(str(long)))
+
+
+def test_each_file_of_a_folder_is_a_task_by_its_name(tmp_path):
+    for name in ("sums", "names"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "{name}?", "answer": "4."}}\n')
+    found = {asked.task: asked.question for asked in read_questions(str(tmp_path))}
+    assert found == {"sums": "sums?", "names": "names?"}
+    (tmp_path / "sort.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(ConfigError, match="its files are tasks, and sort is another's name"):
+        list(read_questions(str(tmp_path)))
 
 
 def test_an_answer_longer_than_the_bound_is_not_wrong_for_that(monkeypatch):

@@ -16,6 +16,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--remote-debugging-port=0", "about:blank",
 )  # fmt: skip
+WAIT = {"awaitPromise": True, "userGesture": True}
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium"
 )
@@ -37,7 +38,7 @@ class Tab:
         return answer["result"]
 
     def run(self, script):
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, **WAIT)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
@@ -56,7 +57,10 @@ class Tab:
         self.call("Input.insertText", text=text)
 
     def press_enter(self):
-        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+        self.press("Enter", 13, text="\r")
+
+    def press(self, name, number, **more):
+        key = {"key": name, "code": name, "windowsVirtualKeyCode": number} | more
         self.call("Input.dispatchKeyEvent", type="keyDown", **key)
         self.call("Input.dispatchKeyEvent", type="keyUp", **key)
 

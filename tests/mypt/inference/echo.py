@@ -59,12 +59,18 @@ class Left(RowCaches):
 
 
 @contextmanager
-def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None):
-    """Yield the address of a server that ends with the block."""
-    queue = Queue(model, tokenizer, waiting, at_once)
-    served = Served(model, tokenizer, "echo", CHECKPOINT, queue, lambda: 1, api_key, told)
+def serving(
+    model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None, others=None, **named
+):
+    """Yield the address of a server that ends with the block; ``others`` are models by name."""
+    queue = Queue(waiting, at_once)
+    models = {"echo": model} | (others or {})
+    served = [
+        Served(one, tokenizer, name, CHECKPOINT, queue, lambda: 1, told)
+        for name, one in models.items()
+    ]
     with listen("127.0.0.1", 0, None) as listening:
-        config = configured(create_app(served), 1)
+        config = configured(create_app(served, api_key, **named), 1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -73,7 +79,8 @@ def serving(model, tokenizer, *, waiting=64, api_key=None, at_once=1, told=None)
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
-            model.gate.set()
+            for one in models.values():
+                one.gate.set()
             queue.close()
             queue.join()
             server.should_exit = True

@@ -86,7 +86,7 @@ def test_a_senseless_choice_is_refused_in_one_line(choices, message):
 
 def test_a_penalty_makes_tokens_that_stood_there_less_likely_and_leaves_stops_alone():
     logits = torch.tensor([2.0, -2.0, 1.0, 3.0])
-    penalty = Penalty([0, 0, 1], stop_ids=[2], factor=2.0)
+    penalty = Penalty([0, 0, 1], [2], Sampling(repetition_penalty=2.0))
     assert penalty.apply(logits).tolist() == [1.0, -4.0, 1.0, 3.0]
     penalty.add(2)
     penalty.add(3)

@@ -69,19 +69,23 @@ def naive(model, ids, targets, mask, scale):
         given["lm_head.weight"] = given["transformer.wte.weight"]
     logits = torch.func.functional_call(plain, given, (ids,))[0]
     wanted = mask.flatten().bool()
-    return F.cross_entropy(logits.flatten(0, 1)[wanted], targets.flatten()[wanted], reduction="sum")
+    nats = F.cross_entropy(
+        logits.flatten(0, 1)[wanted], targets.flatten()[wanted], reduction="none"
+    )
+    return (nats * mask.flatten()[wanted]).sum()
 
 
 @pytest.mark.parametrize("architecture", [{}, {"bias": True}, MODERN], ids=["gpt2", "bias", "swi"])
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj"), ("k_proj", "down_proj")])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("tokens", [None, (3, 39, 7)])
+@pytest.mark.parametrize(("tokens", "weighed"), [(None, False), ((3, 39, 7), False), (None, True)])
 def test_loss_and_gradients_are_those_of_the_effective_matrices(
-    architecture, targets, tied, tokens
+    architecture, targets, tied, tokens, weighed
 ):
     lora = Lora(rank=3, alpha=5.0, targets=targets, tokens=tokens)
     model, _ = adapted(lora, tie_weights=tied, **architecture)
     ids, targets, mask = batch()
+    mask = mask * torch.rand(mask.shape, dtype=torch.float64) if weighed else mask
     found = model.loss(ids, targets, mask).total
     expected = naive(model, ids, targets, mask, lora.scale)
     weights = learned(model)

@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from flows.cli import main
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
 from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.errors import CheckpointError, ConfigError
 from mypt.evaluation.proof.proof import prove_mask
+from mypt.home import checkpoint_to_use
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.imports import read_base
 from mypt.inference.huggingface.tensors import Tensors
 from mypt.provenance.reproduction import reproduce
 from mypt.provenance.trace import trace
-from mypt.training.base_import import base_of, licence_of
+from mypt.training.base_import import adopt_adapter, base_of, licence_of, on_base
 from mypt.training.checkpoints.checkpoint import load_model
 from mypt.training.lineage import read_lineage
 from mypt.training.loop import train
@@ -345,3 +347,74 @@ def test_a_module_of_transformers_without_a_base_is_refused(plan):
         ConfigError, match="base transformers is read from its base, and there is none"
     ):
         plan(base="transformers", dropout=0.0)
+
+
+OLD_WAYS = pytest.mark.filterwarnings("ignore::FutureWarning")
+"""In which peft asks transformers."""
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A base with a tokenizer and an adapter of peft's beside it, as peft left them."""
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    base = tmp_path / "base"
+    made = make_tokenizer()
+    model = MODELS["llama"](made.get_vocab_size())
+    model.save_pretrained(base)
+    made.save(str(base / "tokenizer.json"))
+    config = peft.LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False)
+    theirs = peft.get_peft_model(model, config)
+    theirs.peft_config["default"].base_model_name_or_path = str(base)
+    theirs.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", theirs.eval()
+
+
+@OLD_WAYS
+def test_an_adapter_is_adopted_on_the_base_that_it_names(adapter):
+    folder, theirs = adapter
+    place = adopt_adapter(folder, None)
+    assert adopt_adapter(folder, None) == place
+    model, _, found = load_model(place)
+    ids = torch.randint(model.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        assert (model(ids)[0] - theirs(ids).logits).abs().max() < 1e-5
+    assert not (place / "model.safetensors").exists()
+    assert [source.format for source in found.lineage.dataset.sources] == ["peft"]
+    link = trace(place, verify=True)
+    assert link.ok
+    assert [below.kind for below in link.links] == ["source", "checkpoint"]
+
+
+@OLD_WAYS
+def test_what_is_trained_on_an_adopted_adapter_is_made_again(adapter, tmp_path, tiny):
+    folder, _ = adapter
+    data = prepare_chat(tmp_path, tokenization=f"hf:{tmp_path / 'base'}", template="plain")
+    base = plan_run(tiny(lora={"rank": 2}), "first", data, init_from=f"hf:{tmp_path / 'base'}")
+    place = adopt_adapter(folder, Path(base.parent.path), "taken")
+    for _ in train(plan_run(tiny(max_iters=2), "on", data, init_from="taken")):
+        pass
+    found = reproduce(checkpoint_to_use("on"), tmp_path / "again")
+    assert found.ok
+    assert [stage.name for stage in found.stages[1:3]] == ["base base", "adapter adapter"]
+    assert read_lineage(place).parents == 1
+
+
+def test_an_adapter_of_ours_finds_its_base_by_digest_and_no_other_will_do(tmp_path, plan, finish):
+    finish(plan("base", max_iters=2))
+    finish(plan("other", max_iters=3))
+    finish(plan("tuned", init_from="base", lora={"rank": 2}, max_iters=2))
+    main(["export", "tuned", str(tmp_path / "out"), "--to", "peft"])
+    place = adopt_adapter(tmp_path / "out", None)
+    assert read_lineage(place).parent.model_name == "base"
+    with pytest.raises(CheckpointError, match=r"an adapter of weights .*name its own base"):
+        adopt_adapter(tmp_path / "out", "other")
+    with pytest.raises(ConfigError, match="another model; name a new one with --model_name"):
+        adopt_adapter(tmp_path / "out", "base", "other")
+    tuned, again = (load_model(name)[2].weights for name in ("tuned", place))
+    assert all(torch.equal(tuned[name], again[name]) for name in tuned)
+    assert on_base("tuned", "base").parent.name == "tuned"
+    assert on_base(tmp_path / "out", "base") == place
+    with pytest.raises(ConfigError, match=r"an adapter of base step 2, weights"):
+        on_base("tuned", "other")
+    with pytest.raises(ConfigError, match="whole weights and no adapter"):
+        on_base("other", "base")

@@ -59,6 +59,9 @@ FAMILIES = {
     "gemma 3": ("gemma3_text", _SIZES | _GROUPED | {
         "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 3,
         "query_pre_attn_scalar": 24}),
+    "gemma 3, usual scale": ("gemma3_text", _SIZES | _GROUPED | {
+        "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 16}),
 }  # fmt: skip
 """By a name for people: the ``model_type`` and what the config says."""
 FOREIGN = {

@@ -1,14 +1,19 @@
-"""Adapters that go to ``peft``: its logits and gradients are ours."""
+"""Adapters that go to ``peft`` and come from it: its logits and gradients are ours."""
+
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mypt.config import GPTConfig, Lora
 from mypt.data.tokenizer import load_tokenizer
-from mypt.inference.huggingface.adapters import export_peft
+from mypt.errors import CheckpointError, MyptError
+from mypt.inference.huggingface.adapters import export_peft, from_peft, open_peft
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
 from mypt.model.lora import adapt
+from tests.mypt.inference.huggingface.families import make, ours
 
 peft = pytest.importorskip("peft", reason="pip install peft")
 transformers = pytest.importorskip("transformers")
@@ -39,7 +44,7 @@ def both(request, tmp_path):
                 torch.nn.init.normal_(weight, std=0.1)
         export_peft(
             tmp_path / "adapter", config, lora, {n: w.detach() for n, w in own.items()},
-            base=None, base_name=str(tmp_path / "base"), card="",
+            base=None, base_name=str(tmp_path / "base"), base_digest="b" * 64, card="",
         )  # fmt: skip
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         return model, peft.PeftModel.from_pretrained(
@@ -100,3 +105,117 @@ def _held(gradient, theirs):
             if torch.allclose(part, gradient, atol=1e-6):
                 return True
     return False
+
+
+def put(model, lora, weights):
+    """Adapt a model of ours by an adapter's weights."""
+    adapt(model, model.config, lora)
+    held = dict(model.named_parameters())
+    assert {name for name, weight in held.items() if weight.requires_grad} == weights.keys()
+    with torch.no_grad():
+        for name, weight in weights.items():
+            held[name].copy_(weight)
+    return model.eval()
+
+
+def theirs_on(name, folder, **said):
+    """A random model of a family with an adapter that learned something; saved beside it."""
+    base = make(name, folder / "base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **said)
+    model = peft.get_peft_model(base, config).eval()
+    model.save_pretrained(folder / "adapter")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("gpt2", {"target_modules": "all-linear", "r": 3, "fan_in_fan_out": True}),
+        ("gpt2", {"target_modules": ["c_fc"], "r": 2, "use_rslora": True, "lora_alpha": 3,
+                  "fan_in_fan_out": True}),
+        ("smollm2", {"target_modules": "all-linear", "r": 4, "lora_alpha": 7, "lora_dropout": 0.1}),
+        ("smollm2", {"target_modules": ["q_proj", "v_proj"], "r": 4,
+                     "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"self_attn.v_proj": 11}}),
+        ("qwen3", {"target_modules": ["k_proj", "down_proj"], "r": 2, "use_rslora": True,
+                   "rank_pattern": {"down_proj": 5}}),
+        ("phi-4-mini", {"target_modules": "all-linear", "r": 3}),
+        ("pythia", {"target_modules": "all-linear", "r": 3}),
+        ("gemma 3", {"target_modules": ["gate_proj", "o_proj"], "r": 3}),
+    ],
+)  # fmt: skip
+def test_an_adapter_of_peft_computes_the_same_logits_here(tmp_path, family, said):
+    theirs = theirs_on(family, tmp_path, **said)
+    model, read = ours(tmp_path / "base")
+    lora, weights = from_peft(open_peft(tmp_path / "adapter"), model.config, read.base)
+    assert lora.dropout == said.get("lora_dropout", 0.0)
+    put(model, lora, weights)
+    ids = torch.randint(model.config.vocab_size, (3, 20))
+    with torch.no_grad():
+        found, expected = model(ids)[0], theirs(ids).logits
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        Lora(rank=3, alpha=5.0, tokens=()),
+        Lora(rank=2, alpha=7.0, rslora=True, targets=("q_proj", "v_proj", "down_proj"), tokens=()),
+    ],
+)
+def test_what_goes_out_comes_back_bit_for_bit(both, tmp_path, lora):
+    model, _ = both(lora)
+    opened = open_peft(tmp_path / "adapter")
+    assert (opened.base_name, opened.base_digest) == (str(tmp_path / "base"), "b" * 64)
+    again, weights = from_peft(opened, model.config, None)
+    own = {n: w.detach() for n, w in model.named_parameters() if w.requires_grad}
+    assert weights.keys() == own.keys()
+    assert all(torch.equal(weights[name], own[name]) for name in own)
+    assert (again.rank, again.rslora) == (lora.rank, lora.rslora)
+    assert again.scale == pytest.approx(lora.scale, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type LOHA; expected LORA"),
+        ({"use_dora": True}, "use_dora True is not computed here"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\] is not computed here"),
+        ({"bias": "all"}, "bias all is not computed here"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices .* is not computed here"),
+        ({"some_later_kind": {"x": 1}}, "some_later_kind .* is not computed here"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa changes the base"),
+        ({"lora_alpha": "much"}, "lora_alpha or alpha_pattern says no number"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern says no number for"),
+        ({"lora_dropout": 2.0}, "dropout"),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_by_name(both, tmp_path, said, refused):
+    model, _ = both(Lora(rank=2))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    with pytest.raises(MyptError, match=refused) as error:
+        from_peft(open_peft(tmp_path / "adapter"), model.config, None)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that it keeps the embedding too
+def test_pairs_that_are_no_blocks_or_are_not_whole_are_refused(tmp_path):
+    theirs_on("tinyllama", tmp_path, target_modules=["q_proj", "embed_tokens"], r=2)
+    model, read = ours(tmp_path / "base")
+    with pytest.raises(CheckpointError, match=r"embed_tokens.* \(and 2 more\) is beside no matrix"):
+        from_peft(open_peft(tmp_path / "adapter"), model.config, read.base)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    kept = {n: t for n, t in load_file(path).items() if "embed" not in n}
+    begins = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
+    for broken, refused in (
+        ({n: t for n, t in kept.items() if n != f"{begins}B.weight"}, "A and B of .*layers.1"),
+        (kept | {f"{begins}A.weight": torch.ones(2, 7)}, r"are \(2, 7\) and"),
+        ({n: t for n, t in kept.items() if begins not in n}, "no A and B for q_proj of block 1"),
+        ({}, "no A and B; expected"),
+    ):
+        save_file(broken, path)
+        with pytest.raises(CheckpointError, match=refused):
+            from_peft(open_peft(tmp_path / "adapter"), model.config, read.base)
+    path.rename(path.with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="a pickle is never read"):
+        open_peft(tmp_path / "adapter")

@@ -296,3 +296,10 @@ def test_a_template_without_a_form_for_tool_calls_refuses_them_in_both(tmp_path)
         ours(tokenizer, row, MaskPolicy())
     with pytest.raises(Exception, match="no form for tool_call parts"):
         theirs(found, row)
+
+
+def test_a_gpt2_says_its_context_by_the_older_name_too_which_llama_cpps_converter_reads(tmp_path):
+    tokenizer = load_tokenizer("byte")
+    for name, older in (("seed", 256), ("modern", None)):
+        folder = export(tmp_path / name, build(tokenizer, MODELS[name]), tokenizer)
+        assert json.loads((folder / "config.json").read_text()).get("n_ctx") == older

@@ -207,6 +207,20 @@ def test_an_architecture_or_way_to_cut_text_that_is_not_known_is_refused(tmp_pat
         hf_vocabulary(path)
 
 
+def test_a_file_of_an_installed_package_is_named_by_the_package(tmp_path, monkeypatch):
+    (tmp_path / "weights_inside").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    base = base_of_two(tmp_path).rename(tmp_path / "weights_inside" / "base.gguf")
+    one, other = (
+        load_tokenizer(f"gguf:{name}", "base") for name in (base, "weights_inside:base.gguf")
+    )
+    assert one.digest == other.digest
+    with pytest.raises(ConfigError, match="leaves the package weights_inside"):
+        load_tokenizer("gguf:weights_inside:../base.gguf")
+    with pytest.raises(DataError, match=r"package weights_away is not installed .* weights-away"):
+        load_tokenizer("gguf:weights_away:base.gguf")
+
+
 def test_a_file_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match=r"gguf:nothing\.gguf: no file nothing\.gguf"):
         load_tokenizer("gguf:nothing.gguf")

@@ -38,7 +38,9 @@ def test_weights_and_config_come_back_from_the_file(tmp_path, name):
     assert read.architecture.longest == own.longest
 
 
-@pytest.mark.parametrize("name", ["smollm2", "llama 3.2", "qwen2.5", "qwen3", "gemma 3", "mistral"])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "llama 3.2", "qwen2.5", "qwen3", "gemma 3, usual scale", "mistral"]
+)
 def test_a_base_goes_out_as_it_came_in(tmp_path, name):
     make(name, tmp_path / "folder")
     model, read = ours(tmp_path / "folder")
@@ -83,6 +85,14 @@ def test_a_model_without_a_place_is_refused_by_its_option(tmp_path):
     odd = build(tokenizer, LLAMA | {"residual_scale": 0.5})
     with pytest.raises(ConfigError, match=r"has no place for residual_scale 0.5"):
         written(tmp_path / "a.gguf", odd, tokenizer)
+
+
+def test_a_scale_of_attention_that_the_file_cannot_say_is_refused(tmp_path):
+    make("gemma 3", tmp_path / "folder")
+    model, _ = ours(tmp_path / "folder")
+    said = "query_pre_attn_scalar is 24, and llama.cpp computes with 16, whatever the file says"
+    with pytest.raises(ConfigError, match=said):
+        written(tmp_path / "a.gguf", model, load_tokenizer("byte"))
 
 
 @pytest.mark.parametrize(

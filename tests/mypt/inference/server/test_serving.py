@@ -16,7 +16,7 @@ import torch
 from mypt.config import GPTConfig
 from mypt.errors import ConfigError
 from mypt.inference.server import protocol
-from mypt.inference.server.answering import rows_at_once
+from mypt.inference.server.answering import bytes_of_row
 from mypt.inference.server.serving import MOST_BYTES, listen
 from mypt.model.gpt import GPT
 from tests.mypt.inference.echo import CONTEXT, Echo, byte_tokenizer, serving
@@ -148,13 +148,13 @@ def test_documents_and_citations_are_read_as_training_writes_them(client):
 
 
 def test_what_means_nothing_is_taken_and_what_cannot_be_done_is_refused(client):
-    neutral = {"n": 1, "frequency_penalty": 0.0, "logprobs": False, "user": "me", "tools": []}
+    neutral = {"n": 1, "store": False, "logprobs": False, "user": "me", "tools": []}
     beyond = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
     assert say(client, "Hi", **neutral, seed=-3, top_p=0.9, extra_body=beyond)
     for choices in (
-        {"n": 2}, {"logprobs": True}, {"frequency_penalty": 0.5}, {"temperature": 3},
+        {"store": True}, {"modalities": ["audio"]}, {"temperature": 3},
         {"temperature": 5e-324},
-        {"response_format": {"type": "json_object"}}, {"stop": ""}, {"stop": list("abcde")},
+        {"stop": ""}, {"stop": list("abcde")},
         {"max_tokens": 0}, {"extra_body": {"colour": 1}},
         # Python takes these for 1, 0 and False.
         {"n": True}, {"n": 1.0}, {"presence_penalty": False}, {"logprobs": 0},
@@ -363,10 +363,10 @@ def test_an_answer_that_fails_takes_none_of_the_others_with_it(tokenizer):
 
 def test_what_answers_keep_is_bounded():
     small = GPT(GPTConfig(block_size=64, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
-    assert rows_at_once(small) == 32
+    assert bytes_of_row(small) == 2 * 64 * 8 * 4
     with torch.device("meta"):
         large = GPT(GPTConfig(block_size=8192, vocab_size=64, n_layer=24, n_head=16, n_embd=1024))
-    assert rows_at_once(large) == 1
+    assert bytes_of_row(large) == 2 * 24 * 8192 * 1024 * 4
 
 
 def test_who_leaves_gives_up_the_place(tokenizer):

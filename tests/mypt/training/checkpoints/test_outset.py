@@ -1,5 +1,6 @@
 """Adapters: what they compute, how they train, and how a run of them ends and goes on."""
 
+import signal
 from functools import partial
 
 import pytest
@@ -13,9 +14,11 @@ from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import CheckpointError, ConfigError
 from mypt.training.checkpoints.checkpoint import load_checkpoint, load_model
 from mypt.training.checkpoints.outset import begin_model
+from mypt.training.events import StepReport
 from mypt.training.lineage import ADAPTER, WEIGHTS, read_lineage
 from mypt.training.loop import train
 from tests.mypt.training.gloo import together
+from tests.mypt.training.test_resume import die, in_a_child
 
 LORA = {"rank": 3, "alpha": 6.0}
 
@@ -57,17 +60,34 @@ def test_a_loaded_model_computes_what_training_did(plan, finish):
     assert (found - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"batching": "packed"}, {"lora": LORA | {"dropout": 0.2}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batching": "packed"},
+        {"lora": LORA | {"dropout": 0.2}},
+        {"lora": LORA | {"rslora": True, "targets": ("q_proj", "down_proj")}},
+        {"weight_dtype": "nf4"},
+        {"weight_dtype": "bfloat16", "dtype": "bfloat16"},
+        {"batching": "packed", "normalisation": "conversation", "objective": "dft"},
+    ],
+    ids=["plain", "packed", "dropout", "rslora", "nf4", "bfloat16", "weighed"],
+)
 @pytest.mark.usefixtures("base")
-def test_a_stopped_run_ends_bit_for_bit_as_an_undisturbed_one(plan, finish, changes):
+def test_a_killed_run_ends_bit_for_bit_as_an_undisturbed_one(plan, finish, changes):
+    if changes.get("weight_dtype") == "nf4":
+        pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
     changes = {"lora": LORA} | changes
     finish(plan("whole", init_from="base", **changes))
     halves = plan("halves", init_from="base", **changes)
-    events = train(halves)
-    for event in events:
-        if getattr(event, "step", 0) == 6:
-            events.close()
-    finish(halves)
+
+    def killed():
+        for event in train(halves):
+            if isinstance(event, StepReport) and event.step == 7:
+                die()
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    assert 0 < finish(halves)["steps"][0].step <= 7
     whole, again = (home.checkpoint_to_use(name) for name in ("whole", "halves"))
     assert whole.name == again.name
     assert bits(whole) == bits(again)
@@ -121,21 +141,36 @@ def test_kl_base_holds_an_adapter_to_its_base_without_a_second_copy(plan, finish
     assert away[900.0] < away[0.0] / 2
 
 
+@pytest.mark.parametrize("low", ["bfloat16", "nf4"])
 @pytest.mark.usefixtures("base")
-def test_frozen_matrices_may_be_bfloat16_and_merge_as_they_were_trained(plan, finish):
-    made = plan(
-        "low", init_from="base", lora=LORA, weight_dtype="bfloat16", dtype="auto", max_iters=4
-    )
+def test_frozen_matrices_may_have_fewer_bits_and_merge_as_they_were_trained(plan, finish, low):
+    if low == "nf4":
+        pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    made = plan("low", init_from="base", lora=LORA, weight_dtype=low, dtype="auto", max_iters=4)
     finish(made)
     step = home.checkpoint_to_use("low")
     trained, _, _ = begin_model(made, load_checkpoint(step, merge=False), torch.device("cpu"))
-    assert trained.lm_head.weight.dtype == torch.bfloat16
-    assert trained.transformer.h[0].attn.c_attn.adapter.a.dtype == torch.float32
+    block = trained.transformer.h[0].attn.c_attn
+    assert block.adapter.a.dtype == torch.float32
+    assert (block.packed is not None) == (low == "nf4")
+    assert trained.lm_head.weight.dtype == (torch.bfloat16 if low == "bfloat16" else torch.float32)
     ids = torch.randint(272, (2, 16))
     with torch.no_grad():
         found = load_model("low")[0](ids)[0]
         expected = trained.float().eval()(ids)[0]
     assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.usefixtures("base")
+def test_four_bits_begin_near_the_base_and_keep_its_objective(plan, finish):
+    pytest.importorskip("bitsandbytes", reason="pip install 'mypt[bitsandbytes]'")
+    first = {
+        low: finish(plan(low, init_from="base", lora=LORA, weight_dtype=low, kl_base=0.1))["evals"]
+        for low in ("float32", "nf4")
+    }
+    begun = [evals[0].val_loss for evals in first.values()]
+    assert abs(begun[1] - begun[0]) < 0.02 * begun[0]
+    assert first["nf4"][-1].val_loss < first["nf4"][0].val_loss
 
 
 @pytest.mark.usefixtures("base")
@@ -169,9 +204,11 @@ def test_ddp_adds_up_the_gradients_of_an_adapter_alone(plan):
     assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
 
 
-def _trained(plan, ranks):
-    for _ in train(plan, ranks=ranks):
-        pass
+def _trained(plan, ranks, last=0):
+    """Train to the end, or until a step is asked to be the last."""
+    made = []
+    for event in train(plan, ranks=ranks, should_stop=lambda made=made: 0 < last <= len(made)):
+        made += [event.step] * isinstance(event, StepReport)
 
 
 def test_rows_of_tokens_that_the_base_never_read_are_learned_and_kept(plan, finish, tmp_path):
@@ -195,6 +232,29 @@ def test_rows_of_tokens_that_the_base_never_read_are_learned_and_kept(plan, fini
     assert again.preset.lora.tokens == ()
 
 
-def test_fsdp_is_refused(tiny):
-    with pytest.raises(ValueError, match="lora with parallel fsdp"):
-        tiny(lora=LORA, parallel="fsdp")
+@pytest.mark.usefixtures("base")
+def test_fsdp_parts_what_is_frozen_and_what_is_learned_and_goes_on(plan):
+    usual = {
+        "grad_accumulation": 4,
+        "max_iters": 6,
+        "lora": LORA | {"tokens": (7,)},
+        "dropout": 0.0,
+    }
+    for _ in train(plan("alone", init_from="base", **usual)):
+        pass
+    for name, last in (("two", 0), ("halves", 4)):
+        made = plan(name, init_from="base", parallel="fsdp", **usual)
+        if last:
+            together(2, partial(_trained, made, last=last))
+        together(2, partial(_trained, made))
+    one, other = (load_model(name)[2].weights for name in ("alone", "two"))
+    assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
+    whole, again = (home.checkpoint_to_use(name) for name in ("two", "halves"))
+    assert bits(whole) == bits(again)
+    assert not (whole / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("low", ["bfloat16", "nf4"])
+def test_fsdp_parts_no_frozen_matrices_of_fewer_bits(tiny, low):
+    with pytest.raises(ValueError, match=f"weight_dtype {low} with parallel fsdp"):
+        tiny(lora=LORA, parallel="fsdp", weight_dtype=low, dtype="auto")
