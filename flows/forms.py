@@ -97,14 +97,22 @@ def written(config: BaseModel) -> Values:
 
 
 def _switched(overrides: Values, model: type[BaseModel]) -> Values:
-    """Return overrides with a form's choices as the switches that they stand for."""
-    made = {}
+    """Return overrides with a form's choices as the switches that they stand for.
+
+    A form that nobody touched sends some objects empty. That says nothing, unless the object may be
+    missing: then it is one of defaults.
+    """
+    made: Values = {}
     for key, said in overrides.items():
-        hint = model.model_fields[key].annotation if key in model.model_fields else None
-        kinds = get_args(hint) or (hint,)
+        field = model.model_fields.get(key)
+        kinds = (get_args(field.annotation) or (field.annotation,)) if field else ()
         inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
         if inner and isinstance(said, dict):
-            made[key] = _switched(said, inner)
+            within = _switched(said, inner)
+            if within or (not said and field and field.default is None):
+                made[key] = within
+        elif inner and isinstance(said, list):
+            made[key] = [_switched(row, inner) if isinstance(row, dict) else row for row in said]
         else:
             made[key] = said == YES if bool in kinds and said in (YES, NO) else said
     return made
@@ -126,7 +134,12 @@ def difference(values: Any, start: Any) -> Any:
     return _word(values)
 
 
-def _word(value: object) -> object:
+def _word(value: Any) -> Any:
+    """Return a value as a form says it, that of each row of a list too."""
+    if isinstance(value, list):
+        return [_word(row) for row in value]
+    if isinstance(value, dict):
+        return {key: _word(said) for key, said in value.items()}
     return (NO, YES)[value] if isinstance(value, bool) else value
 
 
@@ -252,9 +265,9 @@ def _optional(
     name = (kind | part).get("$ref", "").rpartition("/")[2]
     whole = definitions.get(name, {}) | kind | part
     made = {key: value for key, value in whole.items() if key not in _NEVER_EMPTY}
-    if listed and kind:  # a row of a list is whole, and says what it has not
+    if listed and kind and "properties" in whole:  # a row is whole, where {} is not nothing
         return part | {"anyOf": [_optional(k, definitions, listed=True) for k in part["anyOf"]]}
-    if made.get("type") == "boolean" and not listed:
+    if made.get("type") == "boolean":
         words = [other["const"] for other in part.get("anyOf", ()) if "const" in other]
         made |= {"type": "string", "enum": [YES, NO, *words]}
     if "properties" in made:

@@ -16,18 +16,12 @@ from mypt.evaluation.scores import CHAMPION, Summary, read_summary, whole_evalua
 from mypt.home import home, models_dir
 from mypt.parsing import Frozen
 from mypt.provenance.trace import Link, trace
-from mypt.references import HomePath
+from mypt.references import CheckpointRef, DatasetRef, HomePath
+from mypt.training.checkpoints.folder import checkpoint_ref
 from mypt.training.lineage import verify_folder
 
 _ROOMS = [Path(mypt.__file__).parents[1] / room for room in ("mypt", "tasks", "flows")]
 _DIGITS = 12
-
-
-class Kept(Frozen):
-    """One thing that a run made or used: where it lies, and the digest of its own records."""
-
-    path: HomePath
-    digest: str
 
 
 class KeptRun(Frozen):
@@ -38,11 +32,11 @@ class KeptRun(Frozen):
     home: str
     """Where it lay: from another place, what MLflow holds of it is to be moved too."""
     raw: tuple[tuple[str, ...], ...]
-    """The sha256 of each raw file, for the base corpus, the chat data, and pairs if there are."""
+    """The sha256 of each raw file, by stage."""
     evaluations: tuple[HomePath, ...]
     """Folders, the run's own first."""
-    datasets: tuple[Kept, ...]
-    checkpoints: tuple[Kept, ...]
+    datasets: tuple[DatasetRef, ...]
+    checkpoints: tuple[CheckpointRef, ...]
     champions: str
     """Digest of the file that names them, since the gate hangs on it; empty where there is none."""
 
@@ -61,26 +55,23 @@ def keep_run(config: PipelineConfig, summary: Summary) -> None:
     """
     if not _is_covered(config):
         return
-    ends = [summary, *summary.others.values()]
+    ends, stages = [summary, *summary.others.values()], _evaluated(config)
+    if len(ends) < len(stages):  # the gate that ended it says so again
+        return
     links = [link for end in ends for link in _links(trace(Path(end.checkpoint)))]
-    made = {
-        kind: {
-            link.digest: Kept(path=at, digest=link.digest)
-            for link, at in links
-            if link.kind == kind
-        }
-        for kind in ("dataset", "checkpoint")
+    datasets = {
+        link.digest: DatasetRef(path=at, digest=link.digest)
+        for link, at in links
+        if link.kind == "dataset"
     }
-    digests = [summary.digests["base_dataset"], summary.digests["chat_dataset"]]
-    digests += [end.digests["pair_dataset"] for end in ends[1:]]
-    read = [read_manifest(Path(made["dataset"][digest].path), digest) for digest in digests]
+    checkpoints = {link.digest: at for link, at in links if link.kind == "checkpoint"}
     run = KeptRun(
         ended=int(time.time()),
         home=str(home()),
-        raw=tuple(tuple(f.sha256 for source in one.sources for f in source.files) for one in read),
+        raw=tuple(_read(config, dict(zip(stages, ends, strict=True)), datasets)),
         evaluations=tuple(str(end.path.parent) for end in ends),
-        datasets=tuple(made["dataset"].values()),
-        checkpoints=tuple(made["checkpoint"].values()),
+        datasets=tuple(datasets.values()),
+        checkpoints=tuple(checkpoint_ref(Path(at)) for at in checkpoints.values()),
         champions=_champions(),
     )
     path = _place(config)
@@ -109,19 +100,46 @@ def find_run(config: PipelineConfig) -> tuple[KeptRun, Summary] | None:
         return None
     if not whole or (run.home, run.champions, run.raw) != (str(home()), _champions(), _raw(config)):
         return None
-    last = dict(zip(["prefer"], others, strict=False))
-    return run, first.model_copy(update={"others": last})
+    named = dict(zip(_evaluated(config)[1:], others, strict=True))
+    return run, first.model_copy(update={"others": named})
 
 
 def _is_covered(config: PipelineConfig) -> bool:
-    """Whether digests of config, code and raw files are all that decides a run of two trainings."""
-    if config.stages:
-        return False
+    """Whether digests of config, code and raw files are all that decides a run."""
     asked = config.evaluate
     elsewhere = asked.sets or asked.harness or asked.questions or asked.gate == "ask"
     plans = [DatasetPlan(prepared) for prepared in _prepared(config)]
     bases = any(plan.config.tokenizer_from or plan.begins_with_base for plan in plans)
-    return not elsewhere and not bases
+    return not elsewhere and not bases and not config.init_from_model
+
+
+def _evaluated(config: PipelineConfig) -> list[str]:
+    """Return the stages that begin with another's model, first the one that a run is known by."""
+    later = config.chain[1:]
+    last = [stage.name for stage in later if not stage.train.of_pairs] or [later[-1].name]
+    return sorted((stage.name for stage in later), key=lambda name: name != last[-1])
+
+
+def _read(
+    config: PipelineConfig, ends: dict[str, Summary], datasets: dict[str, DatasetRef]
+) -> Iterator[tuple[str, ...]]:
+    """Yield the sha256 of each raw file that a run read, by stage; what is replayed is another's.
+
+    Args:
+        config: Of the run.
+        ends: What each stage but the first came to.
+        datasets: What they were trained on, by digest.
+    """
+    first, *later = config.chain
+    digests = [ends[later[0].name].digests["base_dataset"]]
+    digests += [
+        ends[stage.name].digests["pair_dataset" if stage.train.of_pairs else "chat_dataset"]
+        for stage in later
+    ]
+    for stage, digest in zip((first, *later), digests, strict=True):
+        sources = read_manifest(Path(datasets[digest].path), digest).sources
+        own = sources[: len(stage.data.sources)]
+        yield tuple(file.sha256 for source in own for file in source.files)
 
 
 def _place(config: PipelineConfig) -> Path:

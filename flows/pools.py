@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from flows.chain import prepare_all
@@ -57,7 +58,7 @@ def sft_pools(
     config = asked_pipeline(config, overrides)
     with stage_run(config, config.name):
         prepare_all(config)
-    run_elsewhere(training, {config.name: config})
+    run_elsewhere(training, {str(flow_run.name): config})
     leave_if_prefect_is_away(lambda: None)
 
 
@@ -123,8 +124,8 @@ def _ask(deployment: str, title: str, config: PipelineConfig) -> UUID:
     run = run_deployment(
         deployment,
         parameters=values,
-        flow_run_name=title,  # until it begins and names itself
-        tags=[title],
+        flow_run_name=title,
+        tags=[title],  # by which it knows its name
         timeout=0,
     )
     assert isinstance(run, FlowRun), "outside of an event loop it is no coroutine"

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from prefect import flow
 from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 
 from flows.ending import leave_if_prefect_is_away
 from flows.forms import (
@@ -45,7 +46,12 @@ Result = TypeVar("Result", DatasetRef, CheckpointRef, Summary)
 
 
 def pipeline_run_name() -> str:
-    """Return the name of a run of the whole pipeline, such as ``demo on chitchat, questions``."""
+    """Return the name of a run of the whole pipeline, such as ``demo on chitchat, questions``.
+
+    One that another run asked for by a name has that, and has it as its tag.
+    """
+    if flow_run.name in flow_run.tags:
+        return str(flow_run.name)
     asked = _asked()
     try:
         config = asked_pipeline(asked["config"], asked["overrides"])

@@ -58,6 +58,12 @@ def _said_below(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
                 yield name, inspect.cleandoc(text)
 
 
+def own_first(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Let a form ask for a model's own fields before those that it inherits."""
+    fields = schema["properties"]
+    schema["properties"] = {name: fields[name] for name in model.__annotations__} | fields
+
+
 def read_config(path: Path, model: type[Config], example: str = "") -> Config:
     """Read ``path`` as ``model``; every error names the file and the nearest known key.
 

@@ -48,9 +48,18 @@ def runs() -> "tuple[Listed, ...]":
 def _run(name: str) -> "Listed | None":
     from mypt.errors import MyptError
     from mypt.provenance.inventory import Listed, day
-    from tasks.tracking.records import Ended, Metrics, Opened, Params, Tags, journal_path, read
+    from tasks.tracking.records import (
+        DatasetInput,
+        Ended,
+        Metrics,
+        Opened,
+        Params,
+        Tags,
+        journal_path,
+        read,
+    )
 
-    path = journal_path(name)
+    path, pairs = journal_path(name), False
     values: dict[str, Any] = {
         "name": name,
         "about": "not ended",
@@ -67,7 +76,9 @@ def _run(name: str) -> "Listed | None":
                     values |= {"name": title, "date": day(time / 1000), "about": "not ended"}
                 case Params(values={"policy": str(policy)}):
                     values["mask"] = policy
-                case Metrics(values=figures):  # of the stage that trained last
+                case DatasetInput(context=read_for):
+                    pairs = read_for == "prefer"  # whose loss is not in nats a token
+                case Metrics(values=figures) if not pairs:  # of the stage that trained last
                     best = [of for key, of in figures.items() if key.endswith("best_val_loss")]
                     values["loss"] = best[-1] if best else values["loss"]
                 case Tags(values={"reused": str()}):

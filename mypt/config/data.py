@@ -3,9 +3,9 @@
 import codecs
 from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from mypt.parsing import Frozen
+from mypt.parsing import Frozen, own_first
 
 Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal[
@@ -199,6 +199,8 @@ class Reading(Frozen):
 
 class Source(Reading):
     """One kind of raw input: a file, folder, glob, or the project's generated exercises."""
+
+    model_config = ConfigDict(json_schema_extra=own_first)
 
     path: str = ""
     """File, folder or glob; inside ``package`` where that is given."""

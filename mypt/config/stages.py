@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mypt.config.data import MaskPolicy, PrepareConfig
 from mypt.config.training import Preset
-from mypt.parsing import Frozen
+from mypt.parsing import Frozen, own_first
 
 _ELSEWHERE = ("hf:", "gguf:")
 _OF_FIRST = ("tokenization", "tokenizer_from", "template")
@@ -24,6 +24,8 @@ class StageGate(Frozen):
 
 class StageConfig(Preset):
     """One training of several: a preset, beside its data."""
+
+    model_config = ConfigDict(json_schema_extra=own_first)
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,19}$")
     """Last part of its dataset's and its model's name, which figures go by too."""

@@ -138,8 +138,10 @@ def score(subject: Subject, data: Dataset, config: EvaluateConfig, form: Form) -
     return score_answers(scores, subject, config, form)
 
 
-def tokens_of(subject: Subject, data: Dataset, config: EvaluateConfig) -> TokenScores:
-    """Return each supervised token of the validation split, scored.
+def tokens_of(
+    subject: Subject, data: Dataset, config: EvaluateConfig, block_size: int | None = None
+) -> TokenScores:
+    """Return each supervised token of the validation split, scored as :func:`score_tokens` does.
 
     Raises:
         ConfigError: If model and dataset have different tokenizers.
@@ -152,7 +154,7 @@ def tokens_of(subject: Subject, data: Dataset, config: EvaluateConfig) -> TokenS
             f" {data.path} was made with {theirs.name} {theirs.digest[:12]}; prepare it again with"
             f" --tokenizer_from {subject.checkpoint.path}"
         )
-    return score_tokens(subject.model, data, max_batches=config.eval_iters)
+    return score_tokens(subject.model, data, max_batches=config.eval_iters, block_size=block_size)
 
 
 def score_loss(subject: Subject, data: Dataset, scored: TokenScores, form: Form) -> ModelScores:

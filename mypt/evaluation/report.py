@@ -69,7 +69,7 @@ def compare(
     """
     data = open_data(dataset)
     before, after = load_subject(base), load_subject(sft)
-    scored, scored_after = (tokens_of(subject, data, config) for subject in (before, after))
+    scored, scored_after = _both(before, after, data, config)
     base_scores = score_loss(before, data, scored, form)
     sft_scores = score_loss(after, data, scored_after, form)
     said = [answers_of(subject, config, form) for subject in (before, after)]
@@ -171,5 +171,14 @@ def _other_sets(
     found = {}
     for name, place in (places | config.sets).items():
         data = open_data(place)
-        found[name] = difference(*(tokens_of(subject, data, config) for subject in (before, after)))
+        found[name] = difference(*_both(before, after, data, config))
     return found
+
+
+def _both(
+    before: Subject, after: Subject, data: Dataset, config: EvaluateConfig
+) -> tuple[TokenScores, TokenScores]:
+    """Return both models' scores of the same tokens, in rows that either of them can read."""
+    block_size = min(subject.model.config.block_size for subject in (before, after))
+    one, other = (tokens_of(subject, data, config, block_size) for subject in (before, after))
+    return one, other

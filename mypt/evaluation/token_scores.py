@@ -63,8 +63,10 @@ class TokenScores:
 
 
 @torch.no_grad()
-def score_tokens(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> TokenScores:
-    """Score a model on ``val``, in float32, by rows of its own block size.
+def score_tokens(
+    model: GPT, dataset: Dataset, *, max_batches: int = 0, block_size: int | None = None
+) -> TokenScores:
+    """Score a model on ``val``, in float32, by rows of one block size.
 
     The rows come from a loader of its own: the same ones for every model of that block size,
     whatever was trained before. Conversations are scored whole and once, however often their
@@ -75,6 +77,7 @@ def score_tokens(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> Token
         model: On any device; its dropout is turned off.
         dataset: With masks, only supervised tokens count; without, all do.
         max_batches: The most batches of 32 rows to score; 0 scores the whole split once.
+        block_size: Of the rows; None takes the model's own.
 
     Raises:
         DataError: If the split is empty or supervises nothing.
@@ -85,7 +88,7 @@ def score_tokens(model: GPT, dataset: Dataset, *, max_batches: int = 0) -> Token
     loader = GPTDataLoader(
         _only_val_once(dataset),
         batch_size=_ROWS,
-        block_size=model.config.block_size,
+        block_size=block_size or model.config.block_size,
         use_loss_mask=dataset.manifest.mask is not None,
         seed=_SEED,
         batching="packed" if indexed else "windows",

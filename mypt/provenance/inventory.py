@@ -28,7 +28,7 @@ class Listed(Frozen):
     size: int | None = None
     """Bytes on the disk."""
     loss: float | None = None
-    """The lowest that validation gave in training, in nats a supervised token."""
+    """The lowest that validation gave in training, in nats a supervised token; None of pairs."""
     mask: str = ""
     """What is learned, and its share of the tokens."""
     parent: str = ""
@@ -107,7 +107,7 @@ def _model(folder: Path) -> Listed:
         date=day((step_folder / LINEAGE).stat().st_mtime),
         about=f"step {lineage.step:,} of {lineage.config.max_iters:,}",
         size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        loss=state.best_val_loss,
+        loss=None if lineage.config.of_pairs else state.best_val_loss,
         mask=_learned(lineage),
         parent=f"{parent.model_name} step {parent.step}" if parent else "none",
     )

@@ -216,7 +216,7 @@ def _keep(
             base=base,
             dataset=record,
             config=config,
-            code=record_code(),
+            code=record_code(config),
             compute=resolve(config, config.gpt()).record(),
         ),
     )

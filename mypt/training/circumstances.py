@@ -34,6 +34,8 @@ from mypt.training.optim import learning_rate_at
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
 )  # fmt: skip
+_ASKED = {"transformers": ("base", "transformers"), "bitsandbytes": ("optimizer", "adamw8bit")}
+"""Libraries that compute something where a knob says so, and that knob."""
 _UNKNOWN = ("isa", "")
 """What an older mypt has not written differs from nothing."""
 _SAME_BITS_AS_TREE = {"processes", "parallel"}
@@ -57,8 +59,12 @@ def record_dataset(path: Path, manifest: Manifest) -> DatasetRecord:
     )
 
 
-def record_code() -> CodeRecord:
-    """Return which program is running, down to the bytes of its files."""
+def record_code(config: Preset) -> CodeRecord:
+    """Return which program is running, down to the bytes of its files.
+
+    Args:
+        config: What it trains, whose arithmetic may be another library's.
+    """
     package = Path(mypt.__file__).parent
     hasher = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -70,7 +76,7 @@ def record_code() -> CodeRecord:
         digest=hasher.hexdigest(),
         commit=commit,
         dirty=dirty,
-        libraries={"python": platform.python_version()} | _versions(),
+        libraries={"python": platform.python_version()} | _versions(config),
     )
 
 
@@ -85,9 +91,10 @@ def record_earlier(
     return before.earlier if same else (*before.earlier, last)
 
 
-def _versions() -> dict[str, str]:
+def _versions(config: Preset) -> dict[str, str]:
+    asked = (name for name, (knob, word) in _ASKED.items() if getattr(config, knob) == word)
     found = {}
-    for name in _LIBRARIES:
+    for name in (*_LIBRARIES, *asked):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # a build that carries no metadata
@@ -134,7 +141,8 @@ def preset_of_then(lineage: Lineage) -> Preset:
 
 def changes(lineage: Lineage) -> Iterator[str]:
     """Yield how the program and the machine differ from those that made a checkpoint."""
-    preset, code = preset_of_then(lineage), record_code()
+    preset = preset_of_then(lineage)
+    code = record_code(preset)
     compute = resolve(preset, preset.gpt()).record()
     name = f"{lineage.model_name} step {lineage.step}"
     for before in lineage.earlier:
@@ -150,7 +158,7 @@ def changes_on_resume(before: Lineage, preset: Preset) -> Iterator[str]:
         preset: What it is trained with now.
     """
     compute = resolve(preset, preset.gpt()).record()
-    yield from between(f"until step {before.step}", before, record_code(), compute)
+    yield from between(f"until step {before.step}", before, record_code(preset), compute)
 
 
 def between(
@@ -198,7 +206,7 @@ def begin_lineage(
     found: Checkpoint | None,
 ) -> Lineage:
     """Return the lineage of a run's next checkpoint, but for its step and files."""
-    maker = record_code(), compute.record(), context
+    maker = record_code(config), compute.record(), context
     return Lineage(
         model_name=model_name,
         step=0,

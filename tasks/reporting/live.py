@@ -2,8 +2,9 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,8 @@ from tasks.reporting.artifacts import artifact_key, away
 
 _SECONDS = 2.0
 """Between two movements."""
+_PAUSES = (1.0, 10.0, 60.0)
+"""Seconds after which a busy server is asked again to remove a bar; nobody waits for that."""
 _PATIENCE = 2.0
 """Seconds that the end of a stage waits for the last one."""
 
@@ -59,12 +62,22 @@ class _Bar:
             self._show()
             while not self.done.wait(_SECONDS):
                 self._show()
-            if self.through:
-                _remove(self._artifact)
-            else:
+            if not self.through:
                 self._show()
         except Exception as error:  # a bar that does not move must not stop a training
             sys.stderr.write(f"mypt: progress is not shown in Prefect: {away(error)}\n")
+            self.done.wait()
+        if self.through and self._artifact is not None:
+            self._go()
+
+    def _go(self) -> None:
+        """Remove the bar; one that stayed would say for ever that the stage came no further."""
+        for pause in _PAUSES:
+            with suppress(Exception):
+                _remove(self._artifact)
+                return
+            time.sleep(pause)
+        sys.stderr.write("mypt: the bar of a stage that is through stays in Prefect\n")
 
     def _show(self) -> None:
         now = self._now

@@ -1,6 +1,7 @@
 """The run of a whole pipeline in MLflow, parent of its stages' runs, linked both ways."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,7 @@ from tasks.tracking.recording import recorded, reuse, reused_everything
 from tasks.tracking.records import (
     Described,
     Metrics,
+    Opened,
     Params,
     Tags,
     Text,
@@ -61,10 +63,14 @@ from tasks.tracking.records import (
     flatten,
     journal_path,
     names,
+    read,
 )
 
 PREFECT_UI = "http://127.0.0.1:4200"
 """Where ``mypt up`` shows what runs without a server left."""
+_JOURNAL = "pipeline-{}"
+"""Of a flow run, by its id."""
+_KNOB = re.compile(r"\b\w+(\.\w+)+=")
 _SEEN, _DATA = 24, 11
 """Characters of a run's name that MLflow's lists show, and how many of them name the data."""
 
@@ -75,9 +81,9 @@ def pipeline_run(config: PipelineConfig) -> Iterator[Journal]:
     tuned, config = config.tuned, _in_force(config)
     learned = tuned.mask if tuned.checked.use_loss_mask else None
     policy = policy_words(learned) if learned else EVERY_TOKEN
-    told = flow_run.name if flow_run.parent_flow_run_id else None  # in a sweep, what differs in it
     title = _title(policy, [source_name(source) for source in tuned.data.sources], config.name)
-    title = f"{told} ({config.name})" if told else title
+    if _is_sweep(_asked_by()):  # lists cut names, so that they hold the values alone
+        title = f"{_KNOB.sub('', flow_run.name or '')} ({config.name})"
     # Short words come first: they are the columns by which people tell runs apart.
     words = {"policy": policy, "template": config.chain[0].data.template}
     with _recorded_flow(title, config.name, config, {KIND_TAG: PIPELINE}, words) as run:
@@ -143,8 +149,10 @@ def stage_run(config: BaseModel, name: str) -> Iterator[Journal]:
 def _recorded_flow(
     title: str, experiment: str, config: BaseModel, tags: dict[str, str], words: dict[str, str]
 ) -> Iterator[Journal]:
-    journal = f"pipeline-{flow_run.id or uuid4()}"
-    with recorded(journal, title, experiment=experiment, tags=tags, shared=_way_back()) as run:
+    journal = _JOURNAL.format(flow_run.id or uuid4())
+    with recorded(
+        journal, title, experiment=experiment, tags=tags, shared=_way_back(), parent=_asked_by()
+    ) as run:
         values = config.model_dump(mode="json")
         if stages := values.get("stages"):
             del values["mask"]  # each stage has its own
@@ -155,6 +163,17 @@ def _recorded_flow(
         yield run
         if reused_everything():
             run.write(Tags(values={KIND_TAG: REUSED, REUSED: "everything"}))
+
+
+def _asked_by() -> str | None:
+    """Return the journal of the flow run that asked for this one, maybe on another pool."""
+    name = _JOURNAL.format(flow_run.parent_flow_run_id)
+    return name if journal_path(name).exists() else None
+
+
+def _is_sweep(journal: str | None) -> bool:
+    first = next(read(journal)).record if journal else None
+    return isinstance(first, Opened) and first.tags.get(KIND_TAG) == SWEEP
 
 
 def _known(config: dict[str, Any]) -> dict[str, str]:
@@ -210,7 +229,7 @@ def report_stage(
         named = score_metrics(summary.sft) | changes
         run.write(Metrics(values={f"{stage.name}/{key}": value for key, value in named.items()}))
     if summary.pairs is not None:
-        _report_preference(run, summary)
+        _report_preference(run, data[stage.name], summary)
         return
     its, place = data[stage.name], list(data).index(stage.name) if config.stages else 0
     # MLflow takes the last step's figure for the run's own.
@@ -223,7 +242,7 @@ def report_stage(
     run.write(Text(name="lineage.html", text=render_page(trace(Path(summary.checkpoint)))))
 
 
-def _report_preference(run: Journal, summary: Summary) -> None:
+def _report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> None:
     """Repeat what became of preference pairs, and what was forgotten by them."""
     run.write(Metrics(values=pair_metrics(summary)))
     run.write(Tags(values={"preferred": summary.checkpoint}))
@@ -232,7 +251,7 @@ def _report_preference(run: Journal, summary: Summary) -> None:
     said = f"{found.accuracy:.1%} of {found.pairs:,} held out, margin {found.margin:+.3f} nats"
     lost = ", ".join(f"{name} {of.change:+.3f}" for name, of in summary.sets.items())
     lines = (f"- **pairs**: {said}", f"- **change of loss by pairs**: {markdown(lost)}")
-    run.write(Described(lines=lines))
+    run.write(Described(lines=lines, pages=_pages(pairs, summary), beside=_asked(summary)))
 
 
 def report_weights(config: PipelineConfig, made: dict[str, Summary]) -> None:
@@ -279,11 +298,21 @@ def _describe(
     }
     if config.stages:
         facts = {f"{stage.name}, {what}": said for what, said in facts.items()}
-    checked = f"validate-{Path(its.path).name}-"
-    previews = [("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1]
-    pages = [("lineage", run.name, "lineage.html"), ("answers", run.name, "dialogues.json")]
-    beside = answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
-    run.write(Described.of(facts, *previews, *pages, beside=beside))
+    run.write(Described.of(facts, *_pages(its, summary), beside=_asked(summary)))
+
+
+def _pages(dataset: DatasetRef, summary: Summary) -> tuple[tuple[str, str, str], ...]:
+    """Return what there is to look at of a stage, each on the page of the run that made it."""
+    checked = f"validate-{Path(dataset.path).name}-"
+    return (
+        *[("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1],
+        ("lineage", f"train-{summary.sft.model}", "lineage.html"),
+        ("answers", f"evaluate-{Path(summary.evaluation).parent.name}", "dialogues.json"),
+    )
+
+
+def _asked(summary: Summary) -> tuple[str, str] | None:
+    return answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
 
 
 def report_gate(run: Journal, decided: str) -> None:

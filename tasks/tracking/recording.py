@@ -45,6 +45,7 @@ def recorded(
     experiment: str = "mypt",
     tags: dict[str, str] | None = None,
     shared: dict[str, str] | None = None,
+    parent: str | None = None,
 ) -> Iterator[Journal]:
     """Record what the block does as one run, below the run that is open around it.
 
@@ -58,6 +59,7 @@ def recorded(
         experiment: MLflow experiment of an outermost run; others are in their parent's.
         tags: What is known about the run from the start.
         shared: Further tags, of this run and of all below it.
+        parent: The journal of a run in another process that an outermost one is below.
     """
     outer = _current.get()
     post = outer.post if outer else _Post()
@@ -66,7 +68,7 @@ def recorded(
     opened = Opened(
         experiment=outer.experiment if outer else experiment,
         title=title,
-        parent=outer.journal.name if outer else None,
+        parent=outer.journal.name if outer else parent,
         tags=below | (tags or {}),
     )
     journal.write(opened)

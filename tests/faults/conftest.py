@@ -145,7 +145,6 @@ def prepare_torch():
 
     from mypt.model.gpt import GPT
     from mypt.training import circumstances as provenance
-    from mypt.training import run
     from mypt.training.optim import make_optimizer
     from tests.faults.pipeline import PRETRAIN
 
@@ -153,5 +152,5 @@ def prepare_torch():
     make_optimizer(GPT(PRETRAIN.gpt()), PRETRAIN)
     # Otherwise each child would hash all the code and ask git about it, and find other code if
     # somebody edits it meanwhile.
-    code = provenance.record_code()
-    run.record_code = lambda: code
+    code = provenance.record_code(PRETRAIN)
+    provenance.record_code = lambda _: code

@@ -20,6 +20,7 @@ from prefect.client.orchestration import get_client
 
 from flows.cli import main
 from flows.combinations import combine
+from flows.kept import find_run, keep_run
 from flows.pipeline import run_pipeline
 from mypt.config import load_pipeline
 from mypt.errors import ConfigError, DataError
@@ -115,6 +116,15 @@ def test_figures_go_by_the_name_of_the_stage_and_say_what_was_forgotten(runs, st
     assert "is 3" in staged.out, "the share that is read again"
 
 
+def test_each_stage_leads_to_its_own_pages_and_not_to_the_last_ones(runs):
+    (parent,) = [run for run in runs if run.data.tags.get(KIND_TAG) == PIPELINE]
+    by_name = {run.info.run_name: run.info.run_id for run in runs}
+    for stage in ("mid", "chat"):
+        for name, file in (("fine-tune", "lineage.html"), ("evaluate", "dialogues.json")):
+            place = f"/runs/{by_name[f'{name} small-{stage}']}/artifacts/{file}?"
+            assert place in parent.data.tags["mlflow.note.content"]
+
+
 def test_lineage_leads_from_the_last_checkpoint_to_the_data_of_every_stage(staged):
     last = Path(staged.summary.sft.checkpoint.path)
     lineage, names = read_lineage(last), []
@@ -141,6 +151,20 @@ def test_a_checkpoint_behind_a_replay_is_made_again_to_the_bit(staged, monkeypat
     assert len(found.stages) == 6
 
 
+def test_a_run_of_stages_of_which_all_is_whole_is_found_with_its_summary(staged, monkeypatch):
+    monkeypatch.setenv("MYPT_HOME", str(staged.home))
+    config = load_pipeline(written(staged.home, STAGED))
+    keep_run(config, staged.summary)
+    found, summary = find_run(config)
+    assert summary == staged.summary
+    assert (len(found.datasets), len(found.checkpoints), len(found.evaluations)) == (5, 3, 2)
+    mixed = next(Path(one.path) for one in found.datasets if "-mid-" in one.path)
+    (mixed / "train" / "shard_001.bin").rename(mixed / "away")
+    assert find_run(config) is None
+    (mixed / "away").rename(mixed / "train" / "shard_001.bin")
+    assert find_run(config) is not None
+
+
 def test_two_trainings_by_name_and_the_same_as_stages_make_the_same_bits(
     prefect,  # noqa: ARG001
     tmp_path,
@@ -164,6 +188,8 @@ def test_a_gate_between_stages_ends_the_run_by_name_and_not_as_a_failure(
     gated = MID | {"gate": {"forgets": 0.5}, "learning_rate": 1.0}
     path = written(staged.home, STAGED | {"stages": [BASE, gated, CHAT]})
     made = run_pipeline(path)
+    keep_run(load_pipeline(path), made)
+    assert find_run(load_pipeline(path)) is None, "the gate says again why"
     assert Path(made.sft.checkpoint.path).parent.name.startswith("small-mid-")
     said = capsys.readouterr().out
     assert "gate small-mid: " in said

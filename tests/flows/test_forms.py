@@ -6,7 +6,8 @@ from prefect.utilities.schema_tools import ValidationError, validate
 
 from flows.forms import AS_IN_FILE, asked_pipeline, difference, written
 from flows.service.parameters import FLOWS, PIPELINE
-from mypt.config import load_pipeline
+from mypt.config import Lora, load_pipeline
+from mypt.config.stages import StageConfig
 from mypt.errors import ConfigError
 
 PLAIN = ("string", "integer", "number", "array", "object")
@@ -65,10 +66,55 @@ def test_nothing_in_a_form_chooses_by_itself(flow):
         assert not {"anyOf", "$ref", "default"} & set(knob), name
 
 
-def test_what_an_untouched_form_sends_is_the_file_itself(small_config):
-    asked = {"config": str(small_config), "overrides": {"sft": {}, "evaluate": {}}}
+def test_a_stage_asks_for_what_makes_it_before_the_knobs_of_any_preset():
+    asked = dict(knobs(form()["properties"]["overrides"]["properties"]))["stages"]
+    first = [*asked["items"]["properties"]][:6]
+    assert first == ["name", "data", "mask", "replay", "gate", "use_loss_mask"]
+
+
+@pytest.mark.parametrize("file", ["demo", "small_stages"])
+def test_what_an_untouched_form_sends_is_the_file_itself(file):
+    """As a browser was seen to send it."""
+    untouched = {"mask": {}, "evaluate": {}, "prefer": {"mask": {}}}
+    asked = {"config": f"configs/{file}.json", "overrides": untouched}
     reads(asked)
-    assert asked_pipeline(**asked) == load_pipeline(small_config)
+    assert asked_pipeline(**asked) == load_pipeline(asked["config"])
+
+
+def test_an_empty_object_is_one_of_defaults_where_the_file_has_none(small_config):
+    assert asked_pipeline(str(small_config), {"sft": {"lora": {}}}).sft.lora == Lora()
+
+
+UNTOUCHED = {
+    "mask": None, "gate": None, "lora": None, "rope_scaling": None,
+    "data": {"sources": [{"mapping": None, "path": "docs/data.md"}]},
+}  # fmt: skip
+"""What a browser sends of a stage of which the file was typed alone."""
+
+
+def test_a_stage_of_which_little_was_typed_says_no_more_than_that():
+    row = UNTOUCHED | {"name": "more", "block_size": 64, "compile": "yes", "tie_weights": "no"}
+    stages = [*written(load_pipeline("configs/small_stages.json"))["stages"][:1], row]
+    asked = {"config": "configs/small_stages.json", "overrides": {"stages": stages}}
+    reads(asked)
+    made = asked_pipeline(**asked).stages[1]
+    assert (made.compile, made.tie_weights, made.mask) == (True, False, None)
+    rest = {"name": "more", "block_size": 64, "compile": True, "tie_weights": False}
+    assert made == StageConfig(data={"sources": [{"path": "docs/data.md"}]}, **rest)
+
+
+def test_nothing_in_a_row_of_a_list_chooses_by_itself_but_that_an_object_is_missing():
+    for name in ("base.sources", "chat.sources", "prefer.pairs.sources", "stages"):
+        row = dict(knobs(form()["properties"]["overrides"]["properties"]))[name]["items"]
+        for key, knob in knobs(row["properties"]):
+            assert knob.get("default") is None, key
+            assert knob.get("type") in PLAIN or {"type": "null"} in knob["anyOf"], key
+
+
+def test_rows_of_a_list_are_said_as_a_form_says_them():
+    values = [{"name": "a", "compile": True, "data": {"sources": [{"pairs": False}]}}]
+    said = [{"name": "a", "compile": "yes", "data": {"sources": [{"pairs": "no"}]}}]
+    assert difference({"stages": values}, {"stages": []}) == {"stages": said}
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ def test_what_reads_more_than_raw_files_is_never_found(home, change):
     assert not kept._is_covered(load_pipeline(home / "other.json"))
 
 
+def test_a_run_of_stages_that_begins_with_a_model_is_never_found(home):
+    stage = CONFIG["sft"] | {"name": "chat", "data": CONFIG["chat"], "mask": {}, "block_size": 32}
+    path = home / "begun.json"
+    path.write_text(json.dumps({"name": "begun", "init_from_model": "base", "stages": [stage]}))
+    assert not kept._is_covered(load_pipeline(path))
+
+
 def test_the_command_says_it_before_anything_heavy_is_loaded(home):
     program = (
         "import sys; from flows.commands.services import run;"
@@ -160,14 +167,30 @@ def test_where_a_server_shows_runs_the_run_is_begun(home, monkeypatch):
         run(str(home / "small.json"))
 
 
-def test_a_raw_file_of_other_bytes_is_another_run(home):
+def by_name(data):
+    return CONFIG | {"base": data}
+
+
+def in_stages(data):
+    """The same, and between the two a stage that reads some of the corpus again."""
+    text = {"sources": [{"exercises": "text", "count": 150, "seed": 7}]}
+    stages = [
+        CONFIG["pretrain"] | {"name": "base", "data": data},
+        CONFIG["sft"] | {"name": "mid", "data": text, "replay": {"base": 0.3}, "max_iters": 2},
+        CONFIG["sft"] | {"name": "chat", "data": CONFIG["chat"], "mask": {}, "max_iters": 2},
+    ]
+    return {"stages": stages, "evaluate": CONFIG["evaluate"]}
+
+
+@pytest.mark.parametrize("form", [by_name, in_stages])
+def test_a_raw_file_of_other_bytes_is_another_run(home, form):
     from flows.pipeline import run_pipeline
 
     corpus = home / "corpus.jsonl"
     corpus.write_text("\n".join(map(json.dumps, ROWS)))
-    values = CONFIG | {"base": {"sources": [{"path": str(corpus)}], "tokenization": "byte"}}
-    config = home / "own.json"
-    config.write_text(json.dumps(values | {"name": "own"}))
+    values = form({"sources": [{"path": str(corpus)}], "tokenization": "byte"})
+    config = home / f"{form.__name__}.json"
+    config.write_text(json.dumps(values | {"name": form.__name__}))
     made = run_pipeline(load_pipeline(config))
     keep_run(load_pipeline(config), made)
     assert find_run(load_pipeline(config))[1] == made

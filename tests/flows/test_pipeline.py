@@ -304,16 +304,20 @@ def test_the_parent_repeats_what_runs_are_compared_by(parents, summary):
 def test_a_runs_description_says_what_a_person_wants_to_know(runs, parents, summary):
     by_name = {run.info.run_name: run for run in runs}
     digests = {name: digest[:12] for name, digest in summary["digests"].items()}
-    check = by_name["validate chat data small-chat"].info.run_id
+    pages = {
+        "validate chat data small-chat": "preview.html",
+        "fine-tune small-chat": "lineage.html",
+        "evaluate small": "dialogues.json",
+    }
     for parent in parents:
         said = parent.data.tags["mlflow.note.content"]
         assert re.search(r"^- \*\*mask\*\*: assistant, [\d.]+% of the tokens read", said, re.M)
         for name in ("chat_dataset", "base_dataset", "base_checkpoint"):
             assert digests[name] in said
         assert said.startswith("- **gate**: not asked\n\n- **mask**")
-        own = parent.info.run_id
-        for run_id, file in ((check, "preview.html"), (own, "lineage.html")):
-            assert f"runs/{run_id}/artifacts/{file}?workflowType=machine_learning)" in said
+        for name, file in pages.items():
+            place = f"runs/{by_name[name].info.run_id}/artifacts/{file}"
+            assert f"{place}?workflowType=machine_learning)" in said
     said = by_name["fine-tune small-chat"].data.tags["mlflow.note.content"]
     assert "- **learned**: assistant" in said
     assert digests["chat_dataset"] in said

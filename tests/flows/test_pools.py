@@ -12,6 +12,7 @@ from flows.pipeline import sft_pipeline
 from flows.pools import run_elsewhere
 from mypt.config import PipelineConfig
 from mypt.errors import ConfigError
+from tasks.tracking.destination import KIND_TAG, PIPELINE, SWEEP
 from tests.flows.conftest import CONFIG
 from tests.flows.test_up import Up, run_id_in
 
@@ -108,10 +109,18 @@ def test_the_combinations_of_a_sweep_are_trained_side_by_side_on_a_pool(pools):
     one, other = flow_runs(pools, "sft-pipeline")[before:]
     assert {run["state"]["name"] for run in (one, other)} == {"Completed"}
     titles = {f"{place}/2 sft.learning_rate={place + 1}e-3" for place in (1, 2)}
-    assert titles <= {*one["tags"], *other["tags"]}
+    assert {one["name"], other["name"]} == titles
     assert when(other, "start_time") < when(one, "end_time"), "the second began before the end"
     (report,) = (pools.home / "sweeps").glob("*/sweep.json")
     assert len(json.loads(report.read_text())["runs"]) == 2
+    runs = pools.mlflow_runs()
+    (sweep,) = [run.info.run_id for run in runs if run.data.tags.get(KIND_TAG) == SWEEP]
+    parents = {
+        run.info.run_name: run.data.tags.get("mlflow.parentRunId")
+        for run in runs
+        if run.data.tags.get(KIND_TAG) == PIPELINE
+    }
+    assert {parents[f"{place}/2 {place + 1}e-3 (small)"] for place in (1, 2)} == {sweep}
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_mlflow_has_a_parent_and_a_child_a_combination(swept):
     ]
     assert len(below) == 6
     assert {run.info.status for run in (parent, *below)} == {"FINISHED"}
-    assert below[0].info.run_name == "1/6 mask.policy=assistant, sft.learning_rate=1e-2 (small)"
+    assert below[0].info.run_name == "1/6 assistant, 1e-2 (small)"
     for run, of in zip(below, report["runs"], strict=True):
         assert run.data.metrics["val_loss"] == of["scores"]["val_loss"]
         assert run.data.params["policy"] == of["settings"]["mask.policy"]

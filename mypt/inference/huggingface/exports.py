@@ -21,6 +21,7 @@ from mypt.data.vocabularies.base_files import TOKENIZER
 from mypt.data.vocabularies.engine import SPACE, flat
 from mypt.data.vocabularies.huggingface import SCHEMES
 from mypt.data.vocabularies.vocabulary import CHARACTER, Vocabulary
+from mypt.errors import ConfigError
 from mypt.inference.huggingface.chat_template import CUT, GLUE, chat_template
 from mypt.inference.huggingface.imports import COMMON, unnumbered
 from mypt.inference.huggingface.layouts import family_of, read_layout, write_layout
@@ -29,6 +30,11 @@ from mypt.model.foreign import write_module
 from mypt.references import BaseRecord
 
 _POSSESSIVE: Final = re.compile(r"(?<!\\)([+*?]|\{\d+(?:,\d*)?\})\+")
+_QWEN2: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2's tokenizer splits a text, as its published files say."""
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 _CODE: Final = frozenset({"auto_map"})
@@ -250,7 +256,7 @@ def export_hf(
         card: ``README.md``.
 
     Raises:
-        ConfigError: If transformers has no class for the model.
+        ConfigError: If transformers has no class for the model, or reads its tokenizer otherwise.
         FileExistsError: If ``folder`` exists.
     """
     name, theirs = _config(config, base)  # before anything is written
@@ -263,6 +269,9 @@ def export_hf(
         "generation_config.json": _with_ends(generation, tokenizer, form),
         "tokenizer_config.json": tokenizer_config(tokenizer, config.longest, form, base),
     }
+    spelled = tokenizer_json(tokenizer, form, base)
+    if theirs.get("model_type") == "qwen2":
+        _check_qwen2(spelled)
     with files.new_folder(folder) as new:
         if config.base == "transformers":
             write_module(config, weights, dtype, new)  # and a config, which ours replaces
@@ -271,11 +280,21 @@ def export_hf(
             save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         for file, values in written.items():
             files.write_json(new / file, values)
-        files.write_bytes(
-            new / TOKENIZER, files.canonical_json(tokenizer_json(tokenizer, form, base))
-        )
+        files.write_bytes(new / TOKENIZER, files.canonical_json(spelled))
         files.write_bytes(new / "chat_template.jinja", jinja.encode())
         files.write_bytes(new / "README.md", card.encode())
+
+
+def _check_qwen2(spelled: dict[str, Any]) -> None:
+    """Refuse a ``tokenizer.json`` that transformers would not read as it stands."""
+    cuts = flat(spelled["pre_tokenizer"], "pretokenizers")
+    patterns = [cut["pattern"] for cut in cuts if "pattern" in cut]
+    if patterns != [{"Regex": _QWEN2}] or spelled["normalizer"] != {"type": "NFC"}:
+        raise ConfigError(
+            "transformers splits the texts of every Qwen2 model as Qwen2's tokenizer does, whatever"
+            " its folder says, and this model's ids would be others; expected a base of Qwen2 in"
+            " its own template, a model without qkv_bias, or --to gguf"
+        )
 
 
 def _with_ends(values: dict[str, Any], tokenizer: Tokenizer, form: Form) -> dict[str, Any]:

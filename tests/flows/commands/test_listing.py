@@ -10,7 +10,7 @@ import pytest
 from flows.cli import main
 from mypt.home import datasets_dir, models_dir
 from tasks.tracking.recording import recorded
-from tasks.tracking.records import Metrics, Params, Tags, journal_path
+from tasks.tracking.records import DatasetInput, Metrics, Params, Tags, journal_path
 from tests.mypt.conftest import TINY, prepare_chat
 
 
@@ -71,6 +71,19 @@ def test_datasets_and_whole_runs_are_listed(capsys):
     (run,) = found["runs"]
     assert (run["name"], run["about"]) == ("chats: assistant", "finished")
     assert (run["loss"], run["mask"]) == (1.5, "assistant")
+
+
+def test_what_pairs_were_learned_with_is_no_loss_of_the_run(capsys):
+    with recorded("pipeline-3", "chats: assistant, then pairs") as run:
+        for context, figures in (
+            ("train", {"chat_best_val_loss": 1.5}),
+            ("prefer", {"prefer_best_val_loss": 0.4}),
+        ):
+            run.write(DatasetInput(name="d", digest="0", path="d", context=context))
+            run.write(Metrics(values=figures))
+    found = {run["name"]: run for run in listed(capsys, "runs")["runs"]}
+    assert found["chats: assistant, then pairs"]["loss"] == 1.5
+    journal_path("pipeline-3").unlink()
 
 
 def test_a_run_that_made_nothing_new_says_so_and_has_no_loss_of_its_own(capsys):

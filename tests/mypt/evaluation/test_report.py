@@ -106,7 +106,7 @@ def test_a_report_is_written_and_reads_back_the_same(made, tmp_path):
     assert page.count("<svg") == 3, "how sure a model is that was hardly trained is one point"
     assert not re.search(r"<script|<img|\b(src|href)=\"http", page)
     assert "base corpus" in page
-    assert "prefers-color-scheme: dark" in page
+    assert "light-dark(" in page
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert "var(--accent)" in drawn
     assert set(re.findall(r"#[0-9a-f]{6}", drawn)) <= {"#000000"}, "a dark page turns its plots"
@@ -280,3 +280,14 @@ def test_data_that_moved_is_found_and_data_that_is_gone_is_named(made, tmp_path,
             report.evaluate_model("base", None, FEW)
     finally:
         hidden.rename(made["home"])
+
+
+def test_models_of_different_contexts_are_compared_on_the_same_tokens(made):
+    """A base from elsewhere reads thousands of tokens, and learns on in rows of a few hundred."""
+    turned = LEARNED | {"pos_encoding": "rope"}
+    wide = fit("wide", made["chat"].path, **turned, block_size=96)
+    narrow = fit("narrow", made["chat"].path, "wide", **turned, block_size=48)
+    found = report.compare(wide, narrow, made["chat"], EvaluateConfig(exercises=0))
+    assert found.base.supervised == found.sft.supervised == found.sets["chat"].tokens
+    alone = report.evaluate_model(narrow, made["chat"], EvaluateConfig(exercises=0))
+    assert found.sft.val_loss == alone.val_loss

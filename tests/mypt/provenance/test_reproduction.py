@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mypt.config import MaskPolicy, PrepareConfig, Source
+from mypt.config import MaskPolicy, PrepareConfig, Preset, Source
 from mypt.data.dataset import mask, prepare, tokenize
 from mypt.data.exchange.adoption import adopt
 from mypt.errors import CheckpointError, ConfigError, DataError
@@ -162,11 +162,11 @@ def test_without_recorded_steps_only_the_stage_is_known(made, tmp_path, monkeypa
 def test_how_program_and_machine_differ_is_noted(made, tmp_path, monkeypatch):
     from mypt.training import circumstances
 
-    now = circumstances.record_code()
+    now = circumstances.record_code(Preset())
     other = now.model_copy(
         update={"digest": "f" * 64, "libraries": now.libraries | {"torch": "99.0"}}
     )
-    monkeypatch.setattr(circumstances, "record_code", lambda: other)
+    monkeypatch.setattr(circumstances, "record_code", lambda _: other)
     found = reproduce(made, tmp_path / "again")
     assert found.ok
     torch_then = now.libraries["torch"]

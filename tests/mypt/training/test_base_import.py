@@ -300,6 +300,9 @@ def test_a_module_of_transformers_is_trained_stopped_traced_made_again_and_expor
     found = reproduce(end.path, tmp_path / "again")
     assert [stage.outcome for stage in found.stages] == ["same"] * 3, found.stages
 
+    made_by = [one.code.libraries for one in (end.lineage, end.lineage.parent.lineage)]
+    assert {libraries["transformers"] for libraries in made_by} == {transformers.__version__}
+
     record = base_of(end.lineage)
     export_hf(tmp_path / "out", straight.config, end.weights, end.tokenizer, base=record, card="")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")

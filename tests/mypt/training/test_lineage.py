@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mypt.config import MaskPolicy
+from mypt.config import MaskPolicy, Preset
 from mypt.data.dataset import open_dataset
 from mypt.data.packing.layout import plan_rows
 from mypt.training import circumstances as provenance
@@ -59,9 +59,9 @@ def test_a_checkpoint_holds_the_whole_lineage_of_its_parents(plan, finish):
 def test_who_made_the_steps_before_is_kept_when_somebody_else_goes_on(plan, finish, monkeypatch):
     first = RunContext(mlflow_run_id="one")
     list(train(plan(max_iters=6), context=first, should_stop=stop_after(2)))
-    code = provenance.record_code()
+    code = provenance.record_code(Preset())
     other = code.model_copy(update={"digest": OTHER_CODE})
-    monkeypatch.setattr("mypt.training.circumstances.record_code", lambda: other)
+    monkeypatch.setattr("mypt.training.circumstances.record_code", lambda _: other)
     list(train(plan(max_iters=6), context=first, should_stop=stop_after(2)))
     second = RunContext(mlflow_run_id="two")
     found = lineage_of(finish(plan(max_iters=6), context=second))

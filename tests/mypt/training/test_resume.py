@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,8 @@ def test_moments_of_eight_bits_go_on_bit_for_bit_after_a_kill(plan, finish, low)
     assert digests("m") == digests("straight")
     held = safetensors.torch.load_file(models_dir() / "m" / "step_000004" / "optimizer.safetensors")
     assert held["transformer.h.0.mlp.c_fc.weight.exp_avg"].dtype == torch.uint8
+    libraries = read_lineage(models_dir() / "m" / "step_000004").code.libraries
+    assert libraries["bitsandbytes"] == version("bitsandbytes")
 
 
 def test_a_resumed_run_reads_the_same_rows_in_the_same_order(plan, finish, monkeypatch):

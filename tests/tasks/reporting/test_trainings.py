@@ -99,9 +99,9 @@ def test_what_changed_on_resume_is_tagged(reported, monkeypatch):
     reported(stop_after=2, max_iters=4)
     from mypt.training import circumstances
 
-    real = circumstances.record_code()
+    real = circumstances.record_code(Preset())
     other = real.model_copy(update={"version": "9", "digest": "f" * 64})
-    monkeypatch.setattr(circumstances, "record_code", lambda: other)
+    monkeypatch.setattr(circumstances, "record_code", lambda _: other)
     records = reported(max_iters=4)
     tags = {key: value for record in of(records, Tags) for key, value in record.values.items()}
     assert tags["resumed.step_000002"].startswith("until step 2: mypt 0.1.0 ")

@@ -188,6 +188,7 @@ def test_an_experiment_links_to_its_pipelines_ranked_and_keeps_what_people_wrote
     view = json.loads(experiment.tags["mlflow.sharedViewState.pipelines"])
     assert view["orderByKey"] == "metrics.`exact_match_overall`"
     assert "params.`policy`" in view["selectedColumns"]
+    assert view["columnWidths"] == dict.fromkeys(view["columnOrder"], 300)
     link = overview_url("", experiment.experiment_id)
     assert link in experiment.tags["mlflow.note.content"]
     client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")

@@ -71,6 +71,15 @@ def links(name):
     return [line.record.journal for line in read(name) if isinstance(line.record, Reused)]
 
 
+def test_a_run_that_another_process_asked_for_is_below_that_ones(client):
+    with recorded("asking", "a sweep", experiment="demo"):
+        pass
+    with recorded("asked", "a pipeline", experiment="demo", parent="asking"):
+        pass
+    found = runs(client)
+    assert found["a pipeline"].data.tags["mlflow.parentRunId"] == found["a sweep"].info.run_id
+
+
 def test_a_run_links_to_the_stages_that_another_began_and_knows_whether_it_made_any():
     with recorded("first", "first"):
         with recorded("stage", "a stage"):

@@ -303,3 +303,11 @@ def test_a_gpt2_says_its_context_by_the_older_name_too_which_llama_cpps_converte
     for name, older in (("seed", 256), ("modern", None)):
         folder = export(tmp_path / name, build(tokenizer, MODELS[name]), tokenizer)
         assert json.loads((folder / "config.json").read_text()).get("n_ctx") == older
+
+
+def test_a_model_of_whose_texts_transformers_would_make_other_ids_is_refused(tmp_path):
+    tokenizer = load_tokenizer("byte")
+    model = build(tokenizer, LLAMA | {"qkv_bias": True})
+    with pytest.raises(ConfigError, match=r"Qwen2's tokenizer does.*; expected a base of Qwen2"):
+        export(tmp_path / "model", model, tokenizer)
+    assert not (tmp_path / "model").exists()

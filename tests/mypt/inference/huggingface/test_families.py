@@ -12,9 +12,12 @@ from mypt.inference.huggingface import families
 from mypt.inference.huggingface.exports import export_hf
 from mypt.inference.huggingface.layouts import read_layout
 from mypt.inference.huggingface.weights import read_row, rows_of
+from tests.mypt.data.rendering.bases import CHATML
+from tests.mypt.data.vocabularies.test_huggingface import samples, split, trained
 from tests.mypt.inference.huggingface.families import FAMILIES, LONGEST, VOCAB, make, ours
 
 transformers = pytest.importorskip("transformers", reason="pip install 'mypt[dev]'")
+tokenizers = pytest.importorskip("tokenizers")
 
 SEGMENTS = torch.tensor([[0] * 23 + [1] * 40, [0] * 63])
 
@@ -30,6 +33,17 @@ def pair(request, tmp_path_factory):
 
 def ids(n=63):
     return torch.randint(VOCAB, (2, n), generator=torch.Generator().manual_seed(2))
+
+
+def spoken_by(model, folder):
+    """Return a tokenizer that transformers reads as it stands beside such a model."""
+    if model.config.model_type != "qwen2":
+        return load_tokenizer("byte")
+    own = trained(split(), size=280, normalizer=tokenizers.normalizers.NFC())
+    own.save(str(folder / "tokenizer.json"))
+    said = {"chat_template": CHATML, "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return load_tokenizer(f"hf:{folder}", "base")
 
 
 def close(found, expected):
@@ -101,7 +115,7 @@ def _in_our_names(folder, slopes):
 @torch.no_grad()
 def test_an_export_is_the_base_again(pair, tmp_path):
     folder, theirs, model, read = pair
-    tokenizer = load_tokenizer("byte")
+    tokenizer = spoken_by(theirs, tmp_path)
     out = tmp_path / "out"
     weights = dict(model.named_parameters())
     export_hf(out, model.config, weights, tokenizer, base=read.base, card="")
@@ -118,9 +132,13 @@ def test_an_export_is_the_base_again(pair, tmp_path):
 def test_an_export_without_its_config_finds_a_family_that_says_the_same(pair, tmp_path):
     _, theirs, model, _ = pair
     weights = dict(model.named_parameters())
-    export_hf(tmp_path / "out", model.config, weights, load_tokenizer("byte"), card="")
+    tokenizer = spoken_by(theirs, tmp_path)
+    export_hf(tmp_path / "out", model.config, weights, tokenizer, card="")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     close(back(ids()).logits, theirs(ids()).logits)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("e\u0301 don't I'LL 12345\r\n\r\n\tb  \n", *samples(1)):
+        assert read.encode(text, add_special_tokens=False) == tokenizer.encode(text).tolist(), text
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
