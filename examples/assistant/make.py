@@ -128,18 +128,18 @@ def reminders(people: str, things: str, n: int, seed: str) -> Iterator[Row]:
 
 
 def _time(random: Random) -> Row:
-    """Return a time of day as people say it, and on 24 hours."""
+    """Return a time of day as people say it, and as a clock shows it."""
     hour, minute = random.randrange(6, 24), random.randrange(5, 60, 5)
     half = "pm" if hour >= 12 else "am"
     part = "morning" if hour < 12 else "afternoon" if hour < 18 else "evening"
     number, word = hour % 12 or 12, _split(HOURS)[hour % 12]
     return random.choice(
         (
-            (f"{number} {half}", f"{hour:02}:00"),
-            (f"{number}:{minute:02} {half}", f"{hour:02}:{minute:02}"),
-            (f"{word} in the {part}", f"{hour:02}:00"),
-            (f"half past {word} in the {part}", f"{hour:02}:30"),
-            (f"{hour}:{minute:02}", f"{hour:02}:{minute:02}"),
+            (f"{number} {half}", f"{number}:00 {half}"),
+            (f"{number}:{minute:02} {half}", f"{number}:{minute:02} {half}"),
+            (f"{word} in the {part}", f"{number}:00 {half}"),
+            (f"half past {word} in the {part}", f"{number}:30 {half}"),
+            (f"a quarter past {word} in the {part}", f"{number}:15 {half}"),
         )
     )
 
