@@ -81,5 +81,4 @@ def test_the_demo_learns_what_it_promises_and_its_talk_stays(tmp_path):
     assert made.sft.exact_match["reminders"] >= 0.8
     assert made.base.exact_match["identity"] <= 0.1
     assert made.sft.exact_match["identity"] >= 0.8
-    assert made.sets["chitchat"].low <= 0 or made.sets["chitchat"].change < 0.05
-    assert made.sets["talk"].change < 0.1
+    assert made.sets["talk"].low <= 0
