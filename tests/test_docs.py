@@ -52,7 +52,7 @@ ROWS = {
         "evaluate mine --eval_iters 1 --out_dir new",
         "evaluate mine --eval_iters 1 --gate",
     ],
-    "`mypt generate MODEL --prompt TEXT` / `mypt chat MODEL`": [
+    "`mypt generate MODEL [--adapter A] --prompt TEXT` / `mypt chat MODEL`": [
         "generate mine --prompt hi --max_tokens 2",
         "chat mine",
     ],
