@@ -40,8 +40,8 @@ def test_the_demo_in_miniature_asks_both_models_and_says_how_to_talk_with_the_ne
 ):
     values = read_json(CONFIG)
     (stage,) = values["stages"]
-    stage |= TRAINING | {"max_iters": 2, "batch_size": 2, "block_size": 128, "max_lost": 1.0}
-    values |= {"init_from_model": f"gguf:{base_of_two(tmp_path)}"}
+    stage |= TRAINING | {"max_iters": 2, "batch_size": 2, "block_size": 192, "max_lost": 1.0}
+    values |= {"init_from_model": f"gguf:{base_of_two(tmp_path, 256)}"}
     del values["held_out"]["chitchat"]  # a minute by itself
     values["evaluate"] |= {"max_tokens": 2, "eval_iters": 1}
     config = tmp_path / "small.json"
