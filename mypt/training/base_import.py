@@ -154,7 +154,7 @@ def on_base(adapter: str | Path, base: str) -> Path:
         MyptError: As :func:`adopt_adapter`; or if the model holds no adapter, or one of another
             base.
     """
-    if (Path(adapter) / PEFT).is_file():
+    if (Path(adapter) / PEFT).exists():
         return adopt_adapter(Path(adapter), base)
     found = home.checkpoint_to_use(adapter)
     lineage, beneath = read_lineage(found), read_lineage(home.checkpoint_to_use(base))
@@ -170,7 +170,7 @@ def on_base(adapter: str | Path, base: str) -> Path:
 
 def _base_beneath(opened: PeftAdapter, folder: Path, said: str | Path | None) -> Path:
     """Return the step folder of an adapter's base: as said, by its digest, or by its name."""
-    name = str(said or opened.base_name)
+    name = str(said or opened.config.base_model_name_or_path or "")
     if said is None and opened.base_digest:
         for lineage in sorted(home.models_dir().glob(f"*/step_*/{LINEAGE}")):
             if read_lineage(lineage.parent).weights == opened.base_digest:
