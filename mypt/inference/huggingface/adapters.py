@@ -194,7 +194,8 @@ class PeftConfig(Frozen):
     @field_validator("rank_pattern", "alpha_pattern", mode="before")
     @classmethod
     def _names_alone(cls, said: Any) -> Any:
-        if odd := [key for key in said or () if not _PLAIN.fullmatch(key)]:
+        keys = said if isinstance(said, dict) else ()
+        if odd := [key for key in keys if not _PLAIN.fullmatch(key)]:
             raise ValueError(
                 f"{shorten(odd[0], 60)!r} is no module's name; expected names or their ends,"
                 " such as 'self_attn.q_proj', of at most 200 characters"

@@ -201,6 +201,8 @@ def test_what_goes_out_comes_back_bit_for_bit(both, tmp_path, lora):
         ({"alpha_pattern": {"((.+)+)+!": 1}}, r"alpha_pattern: .* is no module's name"),
         ({"rank_pattern": {"(" * 5000 + ")" * 5000: 1}}, r"rank_pattern: .* is no module's name"),
         ({"rank_pattern": {"a\nb": "x"}}, r"rank_pattern: .* is no module's name"),
+        ({"rank_pattern": [1]}, "rank_pattern: expected .*, found an array of 1"),
+        ({"alpha_pattern": True}, "alpha_pattern: expected .*, found true"),
         ({"rank_pattern": {"a" * 201: 2}}, "rank_pattern: .* at most 200 characters"),
         ({"rank_pattern": {f"a{i}": 2 for i in range(2001)}}, "rank_pattern: .* at most 2000"),
     ],
