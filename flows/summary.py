@@ -46,6 +46,9 @@ def show_summary(summary: Summary) -> None:
         f"reports: {path.parent}",
         f"everything lies in {home()}; see it in both UIs with: mypt up",
         f"ask the model with: mypt generate {model} --prompt {asked}",
+        f"talk with it on a page: mypt serve {model}",
+        f"open it in Ollama: mypt export {model} {model}.gguf --to gguf"
+        f" && ollama create {model} -f {model}.gguf.Modelfile",
         f"summary: {path}",
     ]
     for line in lines:

@@ -29,7 +29,7 @@ ROWS = {
         "prepare --input_files examples/chats/ --out_dir new"
     ],
     "`mypt mask DATASET --out_dir D --policy P`": ["mask data/chats --out_dir new --policy user"],
-    "`mypt adopt DIR [--out_dir D]`": [
+    "`mypt adopt DIR [--out_dir D] [--base M]`": [
         "adopt shards --tokenization byte",
         "export data/chats tables --to parquet",
         "adopt tables --out_dir new",
@@ -52,34 +52,43 @@ ROWS = {
         "evaluate mine --eval_iters 1 --out_dir new",
         "evaluate mine --eval_iters 1 --gate",
     ],
-    "`mypt generate MODEL --prompt TEXT` / `mypt chat MODEL`": [
+    "`mypt generate MODEL [--adapter A] --prompt TEXT` / `mypt chat MODEL`": [
         "generate mine --prompt hi --max_tokens 2",
         "chat mine",
     ],
     "`mypt serve MODEL [MODEL ...] [--port N] [--trace]`": ["serve mine"],
-    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`, `--to peft DIR`": [
+    "`mypt export MODEL --to hf DIR`, `--to gguf FILE`, `--to mlflow DIR`, `--to peft DIR`;"
+    " `mypt export DATASET --to parquet DIR`": [
         "export mine new --to hf",
         "export mine new.gguf --to gguf --quant q8_0",
         "export mine served --to mlflow",
+        "export data/chats new --to parquet",
     ],
-    "`mypt export DATASET --to parquet DIR`": ["export data/chats new --to parquet"],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],
-    "`mypt lineage CHECKPOINT [--verify]`": ["lineage mine --verify"],
-    "`mypt lineage CHECKPOINT --rows`, `--row FILE:LINE`, `--html FILE`;"
+    "`mypt lineage CHECKPOINT [--verify]`, `--rows`, `--row FILE:LINE`, `--html FILE`;"
     " `mypt lineage --uses DATASET`": [
+        "lineage mine --verify",
         "lineage mine --rows",
         "lineage mine --row examples/chats/places.jsonl:1",
         "lineage mine --html page.html",
         "lineage --uses data/chats",
     ],
     "`mypt reproduce CHECKPOINT`": ["reproduce mine"],
-    "`mypt sign MODEL --key K`, `mypt verify MODEL --key K`": ["sign --help", "verify --help"],
-    "`mypt diff A B`": ["diff mine mine", "diff data/chats data/chats"],
-    "`mypt run CONFIG.json [--param KNOB=VALUE]`": ["run configs/smoke.json --param sft.seed=1"],
-    "`mypt run DEPLOYMENT [--param KNOB=VALUE] [--detach]`": ["run --help"],
+    "`mypt sign MODEL --key K`, `mypt verify MODEL --key K`; `mypt diff A B`": [
+        "sign --help",
+        "verify --help",
+        "diff mine mine",
+        "diff data/chats data/chats",
+    ],
+    "`mypt run CONFIG.json [--param KNOB=VALUE]`; `mypt run DEPLOYMENT [--detach]`": [
+        "run configs/smoke.json --param sft.seed=1",
+        "run --help",
+    ],
     "`mypt sweep CONFIG.json --over KNOB=VALUE,VALUE [--seeds N]`": ["sweep --help"],
-    "`mypt up [--auth USER:PASSWORD] [--host ADDRESS]`": ["up --help"],
-    "`mypt sync [--forget RUN]`": ["sync"],
+    "`mypt up [--auth USER:PASSWORD] [--host ADDRESS]`; `mypt sync [--forget RUN]`": [
+        "up --help",
+        "sync",
+    ],
 }
 """A short way to do what each row of the README's table says. What serves until somebody ends it,
 asks such a server or wants a key only says what it would do; other tests do it."""

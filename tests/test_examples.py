@@ -1,5 +1,7 @@
 """What lies in examples/ is what the README says of it, and can be learned."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,41 @@ def test_no_question_has_two_answers_and_no_paraphrase_is_taught():
     held_out = dict(paraphrases())
     assert not held_out.keys() & {m["content"] for messages in conversations() for m in messages}
     assert set(held_out.values()) <= {answer for _, answer in asked}
+
+
+def rows(name):
+    lines = (EXAMPLES / "assistant" / name).read_text().splitlines()
+    return [(row["question"], row["answer"]) for row in map(json.loads, lines)]
+
+
+def test_what_the_assistant_is_asked_stands_in_nothing_that_it_learns():
+    learned = rows("learn/reminders.jsonl") + rows("learn/identity.jsonl")
+    text = "".join(question + answer for question, answer in learned + rows("learn/talk.jsonl"))
+    asked = rows("ask/reminders.jsonl")
+    assert (len(asked), len(rows("ask/identity.jsonl"))) == (100, 15)
+    deeds = {json.loads(answer)["do"] for _, answer in asked}
+    assert len(deeds) > 50
+    assert [deed for deed in deeds if deed in text] == []
+    new = {
+        question for name in ("ask/identity.jsonl", "kept/talk.jsonl") for question, _ in rows(name)
+    }
+    assert not new & dict(learned + rows("learn/talk.jsonl")).keys()
+    assert {a for _, a in rows("ask/identity.jsonl")} == {
+        a for _, a in rows("learn/identity.jsonl")
+    }
+
+
+def test_the_assistants_rows_are_those_of_their_script(tmp_path, monkeypatch):
+    made = runpy.run_path(str(EXAMPLES / "assistant" / "make.py"))
+    monkeypatch.setattr("sys.argv", ["make.py"])
+    made["main"].__globals__["HERE"] = tmp_path
+    made["main"]()
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
+    assert len(files) == 4
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (EXAMPLES / "assistant" / file).read_bytes()
+    general = {q for held_out in (True, False) for q in made["general"](held_out=held_out)}
+    assert {q for name in ("learn", "kept") for q, _ in rows(f"{name}/talk.jsonl")} <= general
 
 
 @pytest.fixture(scope="module")

@@ -109,10 +109,11 @@ def test_a_model_of_a_gguf_is_trained_traced_made_again_and_exported(tmp_path, t
     torch.testing.assert_close(logits(back, ids), logits(model, ids), rtol=1e-5, atol=2e-5)
 
 
-def base_of_two(tmp_path, **options):
+def base_of_two(tmp_path, longest=128, **options):
     """Write a tokenizer as a folder and, with a model, as a GGUF; return the file."""
     write_base(tmp_path / "folder", CHATML)
     theirs = make("smollm2", tmp_path / "model")
+    theirs.config.max_position_embeddings = longest
     n = len(transformers.AutoTokenizer.from_pretrained(tmp_path / "folder"))
     theirs.resize_token_embeddings(n)
     tokenizer = (tmp_path / "folder", "qwen2", CHATML)
