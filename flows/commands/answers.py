@@ -289,13 +289,14 @@ def _tell_if_unfinished(folder: Path) -> None:
     """Say on standard error how far the training of a model came, if it has not ended."""
     from mypt.home import find_checkpoint
     from mypt.training.checkpoints.state import read_state
-    from mypt.training.lineage import read_lineage
+    from mypt.training.lineage import IMPORTED, read_lineage
 
     if not (folder / "latest").is_file():  # a step folder that was taken elsewhere
         return
     last = find_checkpoint(folder)
-    if (state := read_state(last)).finished is None:
-        steps = read_lineage(last).config.max_iters
+    lineage = read_lineage(last)
+    if (state := read_state(last)).finished is None and lineage.dataset.kind != IMPORTED:
+        steps = lineage.config.max_iters
         sys.stderr.write(
             f"{folder.name}: its training is not finished, step {state.step:,} of {steps:,}\n"
         )

@@ -192,7 +192,7 @@ def adopt(
         model_name: Of an adapter: what the model is called; default: by its content.
         json: Print the result as JSON.
     """
-    if (directory / PEFT).is_file():
+    if (directory / PEFT).exists():
         if out_dir or tokenization or template or expect_single_role:
             raise ConfigError(f"{directory}: an adapter, which --base and --model_name go with")
         return _adopt_adapter(directory, base, model_name, json)

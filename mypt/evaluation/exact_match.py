@@ -1,6 +1,7 @@
 """Generated exercises and questions of a file, asked of a model: right to the letter, or not."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,10 +84,16 @@ def read_questions(path: str) -> Iterator[Exercise]:
 
     Raises:
         ConfigError: If two files of a folder have one name, or that of a generated task.
-        DataError: If the file cannot be read, or a row is more or less than one question and its
-            answer.
+        DataError: If the file cannot be read, a folder has a link in it, or a row is more or
+            less than one question and its answer.
     """
-    reader = open_source(Source(path=path))
+    source = Source(path=path)
+    for folder, folders, names in os.walk(path):
+        if links := [name for name in folders + names if (Path(folder) / name).is_symlink()]:
+            raise DataError(
+                f"{Path(folder) / links[0]}: a link, not followed; expected the file itself"
+            )
+    reader = open_source(source)
     named = [Path(file.path).stem for file in reader.files]
     if not Path(path).is_dir():
         named = [QUESTIONS] * len(named)

@@ -18,6 +18,7 @@ from mypt.data.vocabularies.base_files import (
     PEFT,
     PREFIXES,
     TOKENIZER,
+    base_name,
     base_path,
     find_source,
 )
@@ -26,9 +27,10 @@ from mypt.data.vocabularies.huggingface import hf_vocabulary
 from mypt.data.vocabularies.vocabulary import Vocabulary
 from mypt.errors import CheckpointError, ConfigError
 from mypt.inference.huggingface.adapters import PeftAdapter, from_peft, open_peft
-from mypt.inference.huggingface.imports import read_base, read_foreign, with_new_tokens
+from mypt.inference.huggingface.imports import CONFIG, read_base, read_foreign, with_new_tokens
 from mypt.inference.huggingface.tensors import inside
 from mypt.references import BaseRecord
+from mypt.text import shown
 from mypt.training.checkpoints.checkpoint import Snapshot, save_checkpoint
 from mypt.training.checkpoints.folder import point
 from mypt.training.checkpoints.state import History, TrainerState
@@ -50,6 +52,9 @@ GGUF_FORMAT = "gguf"
 _CARD = "README.md"
 _CARD_BEGINS = 1 << 16
 """Most characters of a card that are read."""
+_LONGEST_NAME = 4096
+_HUB = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
+"""What a model is called in huggingface's cache."""
 
 
 def import_base(
@@ -107,13 +112,16 @@ def adopt_adapter(folder: Path, base: str | Path | None, model_name: str | None 
     Args:
         folder: What peft's ``save_pretrained`` wrote.
         base: A model of ours, ``hf:`` and a folder, or ``gguf:`` and a file. None looks for the
-            weights that the folder names by digest, then for what it names as its base.
+            weights that the folder names by digest, then for what it names as its base: a model
+            of ours, a whole path, or a name in huggingface's cache. A relative path, which means
+            another base wherever one stands, is not followed, nor a name that is one here too.
         model_name: The model's name; None takes one by content.
 
     Raises:
         CheckpointError: If the adapter cannot be read, is none that is computed here, does not fit
             the base, or another base is meant.
-        ConfigError: If there is no such base, or the name is another model's.
+        ConfigError: If there is no such base, the folder names none, or the name is another
+            model's.
     """
     opened = open_peft(folder)
     beneath = _base_beneath(opened, folder, base)
@@ -154,7 +162,7 @@ def on_base(adapter: str | Path, base: str) -> Path:
         MyptError: As :func:`adopt_adapter`; or if the model holds no adapter, or one of another
             base.
     """
-    if (Path(adapter) / PEFT).is_file():
+    if (Path(adapter) / PEFT).exists():
         return adopt_adapter(Path(adapter), base)
     found = home.checkpoint_to_use(adapter)
     lineage, beneath = read_lineage(found), read_lineage(home.checkpoint_to_use(base))
@@ -170,21 +178,45 @@ def on_base(adapter: str | Path, base: str) -> Path:
 
 def _base_beneath(opened: PeftAdapter, folder: Path, said: str | Path | None) -> Path:
     """Return the step folder of an adapter's base: as said, by its digest, or by its name."""
-    name = str(said or opened.base_name)
-    if said is None and opened.base_digest:
+    if said is not None:
+        return _step_of(str(said))
+    if opened.base_digest:
         for lineage in sorted(home.models_dir().glob(f"*/step_*/{LINEAGE}")):
             if read_lineage(lineage.parent).weights == opened.base_digest:
                 return lineage.parent
-    if said is None and name not in home.model_names():
-        name = f"{HF}{name}"
+    name = _named_base(opened, folder)
     try:
-        if name.startswith(PREFIXES):
-            return import_base(name, None)[0]
-        return home.checkpoint_to_use(name)
+        return _step_of(name)
     except ConfigError as error:
-        if said is not None:
-            raise
         raise ConfigError(f"{folder}: its base: {error}; or name it with --base") from None
+
+
+def _step_of(name: str) -> Path:
+    return import_base(name, None)[0] if name.startswith(PREFIXES) else home.checkpoint_to_use(name)
+
+
+def _named_base(opened: PeftAdapter, folder: Path) -> str:
+    """Return what an adapter names as its base, as a model of ours or with one of PREFIXES.
+
+    Raises:
+        ConfigError: If that is no name, or means one thing here and another elsewhere.
+    """
+    said = opened.config.base_model_name_or_path
+    name = said if isinstance(said, str) and len(said) <= _LONGEST_NAME else ""
+    if name in home.model_names():
+        return name
+    try:
+        path = Path(name)
+        if path.is_absolute() and (path.is_file() or (path / CONFIG).is_file()):
+            return base_name(path)
+        if _HUB.fullmatch(name) and not path.exists():
+            return f"{HF}{name}"
+    except (OSError, ValueError):  # longer than a path may be
+        pass
+    raise ConfigError(
+        f"{folder / PEFT}: base_model_name_or_path {shown(said)}; expected a model of ours, a name"
+        f" in huggingface's cache or a whole path with {CONFIG}; name its base with --base"
+    )
 
 
 def _keep(

@@ -42,14 +42,17 @@ def base_path(name: str) -> Path:
             installed package and a file in it, as in ``gguf:PACKAGE:FILE``.
 
     Raises:
-        ConfigError: If it is none, nor a name in huggingface's cache.
+        ConfigError: If it is none, nor a name in huggingface's cache, or a link out of a package.
         DataError: If the package is not installed.
     """
     if name.startswith(GGUF):
         package, colon, inside = name.removeprefix(GGUF).partition(":")
-        path = package_folder(package, inside) / inside if colon else Path(package)
+        home = package_folder(package, inside) if colon else Path()
+        path = home / (inside or package)
         if not path.is_file():
             raise ConfigError(f"{name}: no file {path}; expected a GGUF file")
+        if colon and not path.resolve().is_relative_to(home.resolve()):
+            raise ConfigError(f"{name}: {path} is a link out of the package, which is not followed")
         return path
     text = name.removeprefix(HF)
     if Path(text).is_dir():

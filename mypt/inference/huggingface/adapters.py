@@ -8,11 +8,13 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,10 +26,10 @@ from mypt.errors import CheckpointError
 from mypt.inference.huggingface.families import FAMILIES, Form
 from mypt.inference.huggingface.imports import CONFIG
 from mypt.inference.huggingface.layouts import family_of, read_layout
-from mypt.inference.huggingface.tensors import inside, read_json
+from mypt.inference.huggingface.tensors import header_of, inside, read_json
 from mypt.inference.huggingface.weights import Row, Weights, read_row, rows_of, write_row
 from mypt.model.lora import BESIDE, targets
-from mypt.parsing import parse_config
+from mypt.parsing import Frozen, parse_config
 from mypt.references import BaseRecord
 from mypt.text import shorten
 
@@ -36,11 +38,8 @@ _OURS: Final = re.compile(r"transformer\.h\.\d+\.(.+)\.weight")
 _BEGINS: Final = "base_model.model."
 _BASE: Final = "base"
 """Under which the weights' metadata name the digest of the base that training had."""
-_READ: Final = frozenset({
-    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_dropout",
-    "init_lora_weights", "base_model_name_or_path",
-})  # fmt: skip
 _SAID_BY_TENSORS: Final = frozenset({
+    "peft_type", "init_lora_weights",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out",
     "auto_mapping", "revision", "task_type", "inference_mode", "peft_version", "runtime_config",
     "megatron_core", "qalora_group_size", "ensure_weight_tying",
@@ -48,6 +47,14 @@ _SAID_BY_TENSORS: Final = frozenset({
 """Keys that change nothing of what given tensors compute; any other must be off."""
 _KEEPS_BASE: Final = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin an adapter that leave the base's weights as they are."""
+_PLAIN: Final = re.compile(r"\^?([\w-]|\\?\.|\\-){1,200}\$?")
+"""A name, its end or its beginning, as a pattern; nothing in it repeats."""
+_MOST_PATTERNS: Final = 2_000
+_REACH: Final = math.sqrt(torch.finfo(torch.float32).max)
+"""What is larger has no square in float32, which norms take."""
+_Rank = Annotated[int, Field(ge=1, le=100_000)]
+_Alpha = Annotated[float, Field(gt=0.0, le=1e6)]
+_Number = TypeVar("_Number", int, float)
 
 
 class Pair(NamedTuple):
@@ -172,48 +179,68 @@ def _split(
         )
 
 
+class PeftConfig(Frozen):
+    """What ``adapter_config.json`` says of how A and B are computed; peft's own defaults."""
+
+    r: _Rank = 8
+    lora_alpha: _Alpha = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, _Rank] | None = Field(default=None, max_length=_MOST_PATTERNS)
+    """Ranks of modules that have another than ``r``; the first pattern that meets one's end."""
+    alpha_pattern: dict[str, _Alpha] | None = Field(default=None, max_length=_MOST_PATTERNS)
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    base_model_name_or_path: Any = None
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _names_alone(cls, said: Any) -> Any:
+        keys = said if isinstance(said, dict) else ()
+        if odd := [key for key in keys if not _PLAIN.fullmatch(key)]:
+            raise ValueError(
+                f"{shorten(odd[0], 60)!r} is no module's name; expected names or their ends,"
+                " such as 'self_attn.q_proj', of at most 200 characters"
+            )
+        return said
+
+    def rank(self, module: str) -> int:
+        """Return the rows of a module's A."""
+        return _of(module, self.rank_pattern, self.r)
+
+    def scale(self, module: str = "") -> float:
+        """Return by what B A of a module is multiplied; without one, that of most."""
+        rank = self.rank(module)
+        alpha = _of(module, self.alpha_pattern, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _of(module: str, said: dict[str, _Number] | None, most: _Number) -> _Number:
+    return next((value for key, value in (said or {}).items() if _ends(key).match(module)), most)
+
+
+@lru_cache(maxsize=2 * _MOST_PATTERNS)
+def _ends(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")  # as peft has it
+
+
 class PeftAdapter(NamedTuple):
     """A folder of peft's that holds an adapter."""
 
-    config: dict[str, Any]
-    """Nothing in it asks for what is not computed here."""
+    config: PeftConfig
     tensors: Weights
     files: tuple[Path, Path]
     base_digest: str
     """Digest of the base's weights, where mypt wrote the folder; else empty."""
-
-    @property
-    def base_name(self) -> str:
-        """What the folder calls its base; empty if it says nothing."""
-        said = self.config.get("base_model_name_or_path")
-        return said if isinstance(said, str) else ""
-
-    def scale(self, module: str = "", rank: int = 0) -> float:
-        """Return by what B A of a module is multiplied; without one, that of most.
-
-        Raises:
-            CheckpointError: If the config says no such number.
-        """
-        said, patterns = self.config, self.config.get("alpha_pattern") or {}
-        try:
-            named = [a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
-            alpha = float([*named * bool(module), said.get("lora_alpha", 8)][0])
-            rank = rank or said.get("r", 8)
-            return alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
-        except (re.error, AttributeError, TypeError, ValueError, ZeroDivisionError):
-            raise CheckpointError(
-                f"{self.files[0]}: r, lora_alpha or alpha_pattern says no number for"
-                f" {module or 'most'}; expected what peft writes"
-            ) from None
 
 
 def open_peft(folder: Path) -> PeftAdapter:
     """Read an adapter's files and refuse what is not computed here; no pickle is read.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, or its config asks for more than A and B.
+        CheckpointError: If a file is missing or damaged, a tensor is of no weight's type or not
+            finite, or its config asks for more than A and B.
+        ConfigError: If its config holds a wrong value.
     """
-    config, path = read_json(folder, PEFT), folder / PEFT
+    config, path, known = read_json(folder, PEFT), folder / PEFT, PeftConfig.model_fields
     if (found := config.get("peft_type")) != "LORA":
         raise CheckpointError(f"{path}: peft_type {shorten(str(found), 40)}; expected LORA")
     begun = config.get("init_lora_weights", True)
@@ -223,25 +250,32 @@ def open_peft(folder: Path) -> PeftAdapter:
             " adapter of the base as it is, which save_pretrained converts to"
         )
     for key, value in config.items():
-        if key not in _READ | _SAID_BY_TENSORS and value and value != "none":
+        if key not in {*known, *_SAID_BY_TENSORS} and value and value != "none":
             raise CheckpointError(
                 f"{path}: {shorten(key, 40)} {shorten(str(value), 60)} is not computed here;"
                 " expected LoRA's A and B alone; merge it into its base with peft's"
                 " merge_and_unload and begin with hf:FOLDER"
             )
+    read = parse_config({k: v for k, v in config.items() if k in known}, PeftConfig, str(path))
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise CheckpointError(
             f"{folder / ADAPTER_WEIGHTS}: no such file; expected safetensors, which peft's"
             " save_pretrained writes; a pickle is never read"
         )
     weights = inside(folder, ADAPTER_WEIGHTS)
+    names = header_of(weights)
     try:
         with safe_open(weights, "pt") as file:
             said = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).float() for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{weights}: cannot be read: {error}") from None
-    return PeftAdapter(config, tensors, (path, weights), said.get(_BASE, ""))
+    if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"{weights}: {shorten(odd[0], 120)} (and {len(odd) - 1} more) holds inf or nan;"
+            " expected finite numbers; save the adapter anew from an earlier step"
+        )
+    return PeftAdapter(read, tensors, (path, weights), said.get(_BASE, ""))
 
 
 def from_peft(
@@ -296,24 +330,32 @@ def _joined(
     """
     names = [there.removesuffix(".weight") for there in row.theirs]
     pairs = [(left.pop(_tensor(n, "A"), None), left.pop(_tensor(n, "B"), None)) for n in names]
-    ranks = [0 if one is None else len(one) for one, _ in pairs]
-    starts = [sum(ranks[:number]) for number in range(len(ranks))]
-    a = torch.zeros(sum(ranks), row.shape[1])
-    parts = [(torch.zeros(size, len(a)), torch.zeros(size, len(a))) for size in row.sizes]
-    for number, (name, (one, other)) in enumerate(zip(names, pairs, strict=True)):
-        if one is None and other is None:
-            continue
-        size, rank = row.sizes[number], ranks[number]
-        shapes = [None if found is None else tuple(found.shape) for found in (one, other)]
-        if one is None or other is None or shapes != [(rank, row.shape[1]), (size, rank)]:
+    ranks = [
+        0 if pair == (None, None) else opened.config.rank(name)
+        for name, pair in zip(names, pairs, strict=True)
+    ]
+    for name, pair, size, rank in zip(names, pairs, row.sizes, ranks, strict=True):
+        shapes = [None if found is None else tuple(found.shape) for found in pair]
+        if rank and shapes != [(rank, row.shape[1]), (size, rank)]:
             raise CheckpointError(
                 f"{opened.files[1]}: A and B of {name} are {shapes[0]} and {shapes[1]}; expected"
-                f" (rank, {row.shape[1]}) and ({size}, rank)"
+                f" ({rank}, {row.shape[1]}) and ({size}, {rank}), by r or rank_pattern and the base"
             )
-        here = slice(starts[number], starts[number] + rank)
-        a[here] = one
-        parts[number][0][:, here] = other * (opened.scale(name, rank) / opened.scale())
-        parts[number][1][:, here] = 1
+        most = [found.abs().max().item() for found in pair if found is not None]
+        if rank and math.prod(most) * rank * opened.config.scale(name) > _REACH:
+            raise CheckpointError(
+                f"{opened.files[1]}: A and B of {name} hold up to {most[0]:.3g} and {most[1]:.3g};"
+                f" expected numbers of which no product is over {_REACH:.3g}"
+            )
+    a = torch.zeros(sum(ranks), row.shape[1])
+    parts = [(torch.zeros(size, len(a)), torch.zeros(size, len(a))) for size in row.sizes]
+    start = 0
+    for name, (one, other), rank, (b, held) in zip(names, pairs, ranks, parts, strict=True):
+        if one is not None and other is not None:
+            here = slice(start, start := start + rank)
+            a[here] = one
+            b[:, here] = other * (opened.config.scale(name) / opened.config.scale())
+            held[:, here] = 1
     form: Form = "same" if row.form == "turned" else row.form
     lying = row._replace(form=form, shape=(row.shape[0], len(a)))
     b, held = (read_row(lying, heads, list(one)) for one in zip(*parts, strict=True))
@@ -328,12 +370,12 @@ def _fitted(
     rank = max((len(a) for pairs in found.values() for a, _ in pairs.values()), default=0)
     if not rank:
         raise CheckpointError(f"{opened.files[1]}: no A and B; expected those of an adapter")
-    roots = bool(opened.config.get("use_rslora"))
+    roots = opened.config.use_rslora
     values = {
         "rank": rank,
-        "alpha": opened.scale() * (math.sqrt(rank) if roots else rank),
+        "alpha": opened.config.scale() * (math.sqrt(rank) if roots else rank),
         "rslora": roots,
-        "dropout": opened.config.get("lora_dropout", 0.0),
+        "dropout": opened.config.lora_dropout,
         "targets": [name for name in TARGETS if name in names],
         "tokens": [],
     }

@@ -57,7 +57,7 @@ class Tensors:
         self.paths = tuple(inside(folder, name) for name in names)
         self.held: dict[str, Held] = {}
         for path in self.paths:
-            for name, held in _header(path).items():
+            for name, held in header_of(path).items():
                 if name in self.held:
                     raise CheckpointError(
                         f"{path}: {shorten(name, 80)} is in {self.held[name].path.name} too;"
@@ -119,6 +119,8 @@ def inside(folder: Path, name: str) -> Path:
         homes.append(home.parent.parent / "blobs")
     if not any(path.resolve().is_relative_to(place) for place in homes):
         raise CheckpointError(f"{path}: a link out of the folder, which is not followed")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: no ordinary file; expected one, no folder and no pipe")
     if not path.is_file():
         found = next((f"{other} is {said}" for other, said in INSTEAD.items()
                       if (folder / other).exists()), None)  # fmt: skip
@@ -142,8 +144,13 @@ def _files(folder: Path) -> tuple[list[str], dict[str, str]]:
     return sorted(set(names)), weights
 
 
-def _header(path: Path) -> dict[str, Held]:
-    """Return what a file holds; ``safetensors`` refuses offsets that overlap or leave the file."""
+def header_of(path: Path) -> dict[str, Held]:
+    """Return what a file holds; ``safetensors`` refuses offsets that overlap or leave the file.
+
+    Raises:
+        CheckpointError: If it is damaged, names more tensors than a model has, or one of a type
+            that no weight has.
+    """
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

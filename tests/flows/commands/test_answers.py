@@ -105,6 +105,8 @@ def test_an_adapter_is_asked_beside_its_base_whichever_form_it_has(home, tmp_pat
     assert json.loads(capsys.readouterr().out)["candidate"]["model"] == "beside"
     assert main(["adopt", str(tmp_path / "peft"), "--base", "tiny", "--model_name", "again"]) == 0
     assert "again: rank 2 beside tiny" in " ".join(capsys.readouterr().out.split())
+    assert main(["generate", "again", *asked]) == 0
+    assert "not finished" not in capsys.readouterr().err
     assert main(["adopt", str(data), "--base", "tiny"]) == 2
     assert "--base and --model_name are an adapter's" in capsys.readouterr().err
     assert main(["generate", "beside", "--adapter", "tiny", *asked]) == 2

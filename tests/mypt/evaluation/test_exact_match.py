@@ -114,6 +114,18 @@ def test_each_file_of_a_folder_is_a_task_by_its_name(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "{name}?", "answer": "4."}}\n')
     found = {asked.task: asked.question for asked in read_questions(str(tmp_path))}
     assert found == {"sums": "sums?", "names": "names?"}
+
+
+def test_a_link_in_a_folder_of_questions_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere.jsonl").write_text('{"question": "2+2?", "answer": "4."}\n')
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "a.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(DataError, match=r"a.jsonl: a link, not followed"):
+        list(read_questions(str(tmp_path / "asked")))
+    assert len(list(read_questions(str(tmp_path / "asked" / "a.jsonl")))) == 1
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
     (tmp_path / "sort.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     with pytest.raises(ConfigError, match="its files are tasks, and sort is another's name"):
         list(read_questions(str(tmp_path)))

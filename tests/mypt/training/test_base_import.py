@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flows.cli import main
 from mypt.data.tokenizer import Tokenizer, load_tokenizer
@@ -386,6 +387,23 @@ def test_an_adapter_is_adopted_on_the_base_that_it_names(adapter):
     link = trace(place, verify=True)
     assert link.ok
     assert [below.kind for below in link.links] == ["source", "checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "name", [None, "", 3, [], ".", "base", "./base", "../../../../etc", "/etc", "a" * 100_000,
+             "/" + "a" * 300, "a\0b", "hf:base"]
+)  # fmt: skip
+def test_what_names_no_base_or_another_wherever_one_stands_is_refused(name, tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    said = {"peft_type": "LORA", "base_model_name_or_path": name}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"adapter_config.json: .*name its base with --base") as e:
+        adopt_adapter(tmp_path, None)
+    assert "\n" not in str(e.value)
+    assert len(str(e.value)) < 600
 
 
 @OLD_WAYS

@@ -1,6 +1,7 @@
 """Adapters that go to ``peft`` and come from it: its logits and gradients are ours."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from mypt.config import GPTConfig, Lora
 from mypt.data.tokenizer import load_tokenizer
 from mypt.errors import CheckpointError, MyptError
-from mypt.inference.huggingface.adapters import export_peft, from_peft, open_peft
+from mypt.inference.huggingface.adapters import PeftConfig, export_peft, from_peft, open_peft
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
 from mypt.model.lora import adapt
@@ -165,7 +166,8 @@ def test_an_adapter_of_peft_computes_the_same_logits_here(tmp_path, family, said
 def test_what_goes_out_comes_back_bit_for_bit(both, tmp_path, lora):
     model, _ = both(lora)
     opened = open_peft(tmp_path / "adapter")
-    assert (opened.base_name, opened.base_digest) == (str(tmp_path / "base"), "b" * 64)
+    assert opened.config.base_model_name_or_path == str(tmp_path / "base")
+    assert opened.base_digest == "b" * 64
     again, weights = from_peft(opened, model.config, None)
     own = {n: w.detach() for n, w in model.named_parameters() if w.requires_grad}
     assert weights.keys() == own.keys()
@@ -184,9 +186,25 @@ def test_what_goes_out_comes_back_bit_for_bit(both, tmp_path, lora):
         ({"trainable_token_indices": [3]}, "trainable_token_indices .* is not computed here"),
         ({"some_later_kind": {"x": 1}}, "some_later_kind .* is not computed here"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa changes the base"),
-        ({"lora_alpha": "much"}, "lora_alpha or alpha_pattern says no number"),
-        ({"alpha_pattern": {"(": 3}}, "alpha_pattern says no number for"),
-        ({"lora_dropout": 2.0}, "dropout"),
+        ({"lora_alpha": "much"}, "lora_alpha: expected a valid number, found 'much'"),
+        ({"lora_alpha": 0, "alpha_pattern": {"c_fc": 1}}, "lora_alpha: expected greater than 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha: expected .*found a huge number"),
+        ({"lora_alpha": float("inf")}, "lora_alpha: expected"),
+        ({"lora_dropout": 2.0}, "lora_dropout: expected less than 1, found the number 2"),
+        ({"use_rslora": "false"}, "use_rslora: expected a valid boolean, found 'false'"),
+        ({"r": True}, "r: expected a valid integer, found true"),
+        ({"r": 10**400}, "r: expected .*found a huge number"),
+        ({"r": 10**9}, "r: expected less than or equal to 100000"),
+        ({"r": 3}, r"A and B of .* are \(2, 32\) and .*by r or rank_pattern"),
+        ({"rank_pattern": {"mlp.c_fc": 3, "up_proj": 3}}, r"are \(\d, 32\) and .*by r or rank_pat"),
+        ({"alpha_pattern": {"(": 3}}, r"alpha_pattern: '\(' is no module's name"),
+        ({"alpha_pattern": {"((.+)+)+!": 1}}, r"alpha_pattern: .* is no module's name"),
+        ({"rank_pattern": {"(" * 5000 + ")" * 5000: 1}}, r"rank_pattern: .* is no module's name"),
+        ({"rank_pattern": {"a\nb": "x"}}, r"rank_pattern: .* is no module's name"),
+        ({"rank_pattern": [1]}, "rank_pattern: expected .*, found an array of 1"),
+        ({"alpha_pattern": True}, "alpha_pattern: expected .*, found true"),
+        ({"rank_pattern": {"a" * 201: 2}}, "rank_pattern: .* at most 200 characters"),
+        ({"rank_pattern": {f"a{i}": 2 for i in range(2001)}}, "rank_pattern: .* at most 2000"),
     ],
 )
 def test_what_is_not_computed_here_is_refused_by_name(both, tmp_path, said, refused):
@@ -219,3 +237,57 @@ def test_pairs_that_are_no_blocks_or_are_not_whole_are_refused(tmp_path):
     path.rename(path.with_suffix(".bin"))
     with pytest.raises(CheckpointError, match="a pickle is never read"):
         open_peft(tmp_path / "adapter")
+
+
+def filled(number):
+    return lambda one: one.fill_(number)
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "refused"),
+    [
+        ("A", lambda one: one.to(torch.complex64), r"lora_A.weight is C64; expected a weight's"),
+        ("A", lambda one: one.to(torch.int64), "lora_A.weight is I64; expected a weight's type"),
+        ("A", lambda one: one > 0, "lora_A.weight is BOOL; expected a weight's type"),
+        ("B", filled(3e38), r"A and B of .* hold up to .* and 3e\+38; expected"),
+        ("B", filled(float("nan")), r"adapter_model.safetensors: .*lora_B.weight .* inf or nan"),
+        ("A", filled(float("inf")), r"adapter_model.safetensors: .*lora_A.weight .* inf or nan"),
+        ("A", lambda _: torch.ones(40_000_000, 0), r"are \(40000000, 0\) .*expected \(\d, \d+\)"),
+        ("A", lambda _: torch.tensor(1.0), r"are \(\) and"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_pair_of_numbers_are_refused(both, tmp_path, which, change, refused):
+    model, _ = both(Lora(rank=2))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if f"lora_{which}" in name)
+    save_file(tensors | {name: change(tensors[name])}, path)
+    with pytest.raises(CheckpointError, match=refused) as error:
+        from_peft(open_peft(tmp_path / "adapter"), model.config, None)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("make_other", [os.mkfifo, os.mkdir])
+def test_what_is_no_ordinary_file_is_refused_as_such(tmp_path, name, make_other):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / name).unlink(missing_ok=True)
+    make_other(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: no ordinary file"):
+        open_peft(tmp_path)
+
+
+def test_a_header_larger_than_any_adapter_needs_is_not_read(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    one = '"{}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    header = "{" + ",".join(one.format(number) for number in range(300_000)) + "}"
+    size = len(header).to_bytes(8, "little")
+    (tmp_path / "adapter_model.safetensors").write_bytes(size + header.encode())
+    with pytest.raises(CheckpointError, match=r"a header of \d+ bytes"):
+        open_peft(tmp_path)
+
+
+def test_a_pattern_may_be_anchored_as_in_peft():
+    config = PeftConfig(r=2, rank_pattern={"^model.layers.0.q_proj$": 3, r"1\.q_proj": 4})
+    names = ("model.layers.0.q_proj", "x.model.layers.0.q_proj", "model.layers.1.q_proj", "")
+    assert [config.rank(name) for name in names] == [3, 2, 4, 2]

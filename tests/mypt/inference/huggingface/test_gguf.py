@@ -216,6 +216,10 @@ def test_a_file_of_an_installed_package_is_named_by_the_package(tmp_path, monkey
         load_tokenizer(f"gguf:{name}", "base") for name in (base, "weights_inside:base.gguf")
     )
     assert one.digest == other.digest
+    (tmp_path / "away.gguf").write_bytes(base.read_bytes())
+    (tmp_path / "weights_inside" / "link.gguf").symlink_to(tmp_path / "away.gguf")
+    with pytest.raises(ConfigError, match=r"link\.gguf is a link out of the package"):
+        load_tokenizer("gguf:weights_inside:link.gguf")
     with pytest.raises(ConfigError, match="leaves the package weights_inside"):
         load_tokenizer("gguf:weights_inside:../base.gguf")
     with pytest.raises(DataError, match=r"package weights_away is not installed .* weights-away"):
