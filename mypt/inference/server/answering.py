@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mypt.data.tokenizer import Tokenizer
-from mypt.inference.generation import Together, known_tokens
+from mypt.inference.generation import OpenRow, Together, known_tokens
 from mypt.inference.reply import Reply
 from mypt.inference.server.choices import (
     Choice,
@@ -193,7 +193,12 @@ class Queue:
             if self._closed or job.left.is_set():
                 job.end(Closed())
         whose = {id(job.reply.row): job for job in going}
-        for row, token in together.step():
+
+        def failed(row: OpenRow, error: Exception) -> None:
+            _LOG.error("an answer failed", exc_info=error)
+            whose[id(row)].end(error)
+
+        for row, token in together.step(failed):
             job = whose[id(row)]
             self._try([job], partial(job.take, token))
             if not row.room:

@@ -15,6 +15,7 @@ import torch
 
 from mypt.config import GPTConfig
 from mypt.errors import ConfigError
+from mypt.inference.generation import OpenRow
 from mypt.inference.server import protocol
 from mypt.inference.server.answering import bytes_of_row
 from mypt.inference.server.serving import MOST_BYTES, listen
@@ -347,6 +348,32 @@ def test_an_answer_that_fails_takes_none_of_the_others_with_it(tokenizer):
         return answer(read)
 
     model._answer = fails
+    with (
+        serving(model, tokenizer, at_once=4) as url,
+        client_of(url) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        model.gate.clear()
+        asked = {text: pool.submit(say, client, text) for text in ("g1", "bad", "g2")}
+        time.sleep(0.5)
+        model.gate.set()
+        for text in ("g1", "g2"):
+            assert asked[text].result().choices[0].message.content == text
+        assert isinstance(asked["bad"].exception(), openai.InternalServerError)
+
+
+@pytest.mark.parametrize("stage", ["bend", "take"])
+def test_an_answer_without_a_next_token_takes_none_of_the_others_with_it(
+    tokenizer, monkeypatch, stage
+):
+    model, work = Echo(tokenizer), getattr(OpenRow, stage)
+
+    def fails(row, *given):
+        if set(b"bad") >= {token for token in row.ids if 96 < token < 123}:
+            raise RuntimeError("no token")
+        return work(row, *given)
+
+    monkeypatch.setattr(OpenRow, stage, fails)
     with (
         serving(model, tokenizer, at_once=4) as url,
         client_of(url) as client,
