@@ -198,13 +198,20 @@ class OpenRow:
             logits = logits.masked_fill(~self.allowed.mask(), -torch.inf)
         return logits
 
-    def take(self, logits: Tensor, likeliest: int, believed: Tensor | None = None) -> int:
+    def take(
+        self,
+        logits: Tensor,
+        likeliest: int,
+        believed: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> int:
         """Return the token that follows, and count it.
 
         Args:
             logits: (V,), bent already.
             likeliest: Where they are greatest.
             believed: (V,), before they were bent.
+            known: As for :func:`mypt.inference.likelihood.likelihood`.
         """
         token = likeliest if self._sampler is None else self._sampler.choose(logits)
         if self.penalty is not None:
@@ -212,7 +219,7 @@ class OpenRow:
         if self.allowed is not None:
             self.allowed.add(token)
         if believed is not None and self.top is not None:
-            self.told += likelihood(believed[None], [token], self.top)
+            self.told += likelihood(believed[None], [token], self.top, known)
         self.room = 0 if token in self._stops else self.room - 1
         return token
 
@@ -267,7 +274,7 @@ class Together:
     def read(self, ids: Sequence[int], top: int) -> list[Likelihood]:
         """Return how likely each token of a text is behind those before it."""
         with _answering(self._model):
-            return prompt_likelihood(self._model, ids, top)
+            return prompt_likelihood(self._model, ids, top, self._known)
 
     @property
     def size(self) -> int:
@@ -308,7 +315,7 @@ class Together:
         for n, row in enumerate(self._rows):
             if row.room:
                 with _alone(row, failed) as chosen:
-                    newest[n] = row.take(logits[n], newest[n], believed.get(n))
+                    newest[n] = row.take(logits[n], newest[n], believed.get(n), self._known)
                     chosen.append(newest[n])
                 for token in chosen:
                     yield row, token

@@ -334,9 +334,9 @@ async def _events(
     pieces: _Pieces,
 ) -> AsyncIterator[str]:
     """Yield a streamed answer as server-sent events."""
-    for said in first[0].pieces(first[1]):
-        yield _event(chunk(asked, head, [said]))
     try:
+        for said in first[0].pieces(first[1]):
+            yield _event(chunk(asked, head, [said]))
         async for choice, piece in pieces:
             for said in choice.pieces(piece):
                 yield _event(chunk(asked, head, [said]))
