@@ -239,6 +239,34 @@ def test_what_is_no_request_gets_an_error_too(url):
 
 
 @pytest.mark.parametrize(
+    "hosts",
+    [
+        ["a`b.evil.com"], ['a"b.evil.com'], ["a{b}.evil.com"], ["evil.com:"], ["evil.com:70000"],
+        ["evil.com/@localhost"], ["["], ["localhost, evil.com"], [""], [], ["localhost:0"],
+        ["localhost:65536"], ["localhost:"], ["user@localhost"], ["[localhost]"], ["localhost#"],
+        ["localhost", "localhost"], ["localhost", "evil.com"], ["[127.0.0.1]"], ["::1"],
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_not_answered(url, hosts):
+    assert by_name(url, "/v1/models", hosts) in (400, 403)  # some are no HTTP either
+    assert by_name(url, "/elsewhere", hosts) in (400, 404)
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "localhost:65535", "127.0.0.1:1", "[::1]:8000"])
+def test_this_machine_is_asked_by_each_of_its_names(url, host):
+    assert by_name(url, "/v1/models", [host]) == 200
+
+
+def by_name(url, path, hosts):
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), 30) as connection:
+        head = "".join(f"Host: {host}\r\n" for host in hosts)
+        version = "1.1" if hosts else "1.0"
+        connection.sendall(f"GET {path} HTTP/{version}\r\n{head}\r\n".encode())
+        return int(connection.recv(4096).split()[1])
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         (r'{"model": "echo", "messages": [{"role": "user", "content": "\ud800"}]}', "messages"),
