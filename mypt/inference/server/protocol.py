@@ -13,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import from_json
 
 from mypt.config import Reading
 from mypt.data.conversations import Message, Part
@@ -24,6 +25,7 @@ from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.inference.sampling import COLDEST, Sampling
 from mypt.inference.server.tools import MOST_TOOLS, NamedTool, Tool
+from mypt.text import shorten
 
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Parameters that change no answer."""
@@ -276,7 +278,9 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     """
     try:
         values = json.loads(body)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply") from None
+    except ValueError:
         raise Refused(400, "the body is no JSON; expected one object") from None
     if not isinstance(values, dict):
         raise Refused(400, "the body is no JSON object")
@@ -293,6 +297,7 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     try:
         return form.model_validate_json(json.dumps(values))
     except ValidationError as error:
+        _check_depth(values)
         first = error.errors(include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"])[:_MOST_SHOWN]
         raise Refused(400, f"{param}: {first['msg']}", param=param) from None
@@ -303,13 +308,33 @@ def _check_text(key: str, value: Any) -> None:
     try:
         json.dumps([key, value], ensure_ascii=False).encode()
     except RecursionError:
-        raise Refused(400, "the body is nested too deeply") from None
+        raise _too_deep(key) from None
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         param = key.encode(errors="backslashreplace").decode()
         raise Refused(
             400, f"{param}: {half} is half of a surrogate pair and no character", param=param
         ) from None
+
+
+def _check_depth(values: dict[str, Any]) -> None:
+    """Refuse what Python's reader of JSON takes and pydantic's does not."""
+    for key, value in values.items():
+        try:
+            from_json(json.dumps({key: value}))
+        except ValueError as error:
+            if "recursion" in str(error):
+                raise _too_deep(key) from None
+
+
+def _too_deep(key: str) -> Refused:
+    param = short(key)
+    return Refused(400, f"{param}: nested too deeply", param=param)
+
+
+def short(text: str) -> str:
+    """Return what a client said as an error says it again: a short visible line."""
+    return shorten(text[: 4 * _MOST_SHOWN], _MOST_SHOWN)
 
 
 def _is_one_of(known: tuple[Any, ...], value: Any) -> bool:

@@ -295,7 +295,17 @@ def test_any_depth_gets_an_answer(url, depth):
     nested = "[" * depth + "]" * depth
     body = f'{{"model": "echo", "messages": [{{"role": "user", "content": {nested}}}]}}'
     status, said = answered(f"{url}/v1/chat/completions", body.encode())
-    assert (status, json.loads(said)["error"]["type"]) == (400, "invalid_request_error")
+    error = json.loads(said)["error"]
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert "recursion" not in error["message"]
+
+
+@pytest.mark.parametrize("depth", [250, 600])
+def test_what_is_nested_too_deeply_is_named(url, depth):
+    nested = "[" * depth + "]" * depth
+    body = f'{{"model": "echo", "messages": [{{"role": "user", "content": {nested}}}]}}'
+    error = json.loads(answered(f"{url}/v1/chat/completions", body.encode())[1])["error"]
+    assert (error["message"], error["param"]) == ("messages: nested too deeply", "messages")
 
 
 def test_a_key_is_asked_for_where_one_is_set(tokenizer):
