@@ -217,7 +217,7 @@ def _replies(
             for n in range(asked.n or 1)
         ]
     except ConfigError as error:
-        code = "context_length_exceeded"
+        code = "context_length_exceeded" if prompt else None
         raise Refused(400, str(error), param=param, code=code) from None
 
 

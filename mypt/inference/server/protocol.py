@@ -1,11 +1,13 @@
 """OpenAI's protocol as its clients speak it: requests and errors."""
 
 import json
+import re
 import secrets
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -29,6 +31,7 @@ from mypt.text import shorten
 
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Parameters that change no answer."""
+_ID = re.compile("0|-?[1-9][0-9]*")
 _MOST_STOPS = 4
 _MOST_BIASED = 1024
 _MOST_TOP = 20
@@ -90,6 +93,12 @@ class ResponseFormat(BaseModel):
         return {"type": "object"} if self.type == "json_object" else None
 
 
+def _read_id(key: Any) -> int:
+    if not _ID.fullmatch(str(key)):  # else " 1" and "01" are 1 too
+        raise ValueError("expected an id in digits alone")
+    return int(key)
+
+
 class Asked(BaseModel):
     """One request; ``top_k``, ``min_p`` and ``repetition_penalty`` go beyond the protocol."""
 
@@ -108,7 +117,7 @@ class Asked(BaseModel):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100.0)
     presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[Annotated[int, BeforeValidator(_read_id)], float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -208,7 +217,7 @@ class ChatRequest(Asked):
         if value not in (None, "none", "auto") and not names:
             raise ValueError("expected tools beside it")
         if isinstance(value, NamedTool) and value.function.name not in names:
-            raise ValueError(f"no tool has the name {value.function.name}")
+            raise ValueError(f"no tool has the name {short(value.function.name)}")
         return value
 
     @property
@@ -288,7 +297,8 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     for key, value in values.items():
         _check_text(key, value)
         if key not in parameters:  # the first of however many
-            raise Refused(400, f"{key}: this server does not know this parameter", param=key)
+            name = short(key)
+            raise Refused(400, f"{name}: this server does not know this parameter", param=name)
     for key in [key for key in values if key in form.only or key in _LABELS]:
         value, only = values.pop(key), form.only.get(key)
         if only is not None and value is not None and not _is_one_of(only, value):
@@ -299,7 +309,7 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     except ValidationError as error:
         _check_depth(values)
         first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])[:_MOST_SHOWN]
+        param = short(".".join(str(part) for part in first["loc"]))
         raise Refused(400, f"{param}: {first['msg']}", param=param) from None
 
 
@@ -311,7 +321,7 @@ def _check_text(key: str, value: Any) -> None:
         raise _too_deep(key) from None
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        param = key.encode(errors="backslashreplace").decode()
+        param = short(key)
         raise Refused(
             400, f"{param}: {half} is half of a surrogate pair and no character", param=param
         ) from None
@@ -353,7 +363,9 @@ def _turn(fields: dict[str, Any], place: Place, tally: Tally) -> Turn:
             raise Refused(400, f"{param}: says nothing; expected text", param=param) from None
         message = Message("assistant", (Part("text", ""),))  # an answer may have been empty
     if tally.unread:
-        found = f"{param}: this server does not read {next(iter(tally.unread))}; leave it out"
+        found = (
+            f"{param}: this server does not read {short(next(iter(tally.unread)))}; leave it out"
+        )
         raise Refused(400, found, param=param)
     if message.role == "assistant":
         message = mark_message(message, Reading().reasoning_tags, tally)

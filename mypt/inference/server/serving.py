@@ -26,10 +26,10 @@ from mypt.inference.server.protocol import (
     CompletionRequest,
     Refused,
     read_request,
+    short,
 )
 from mypt.pages.render import content_hash, render
 from mypt.references import CheckpointRef
-from mypt.text import shorten
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/*?#@]+")
@@ -42,7 +42,6 @@ _FORMS: dict[str, type[Asked]] = {
     "/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest,
 }  # fmt: skip
 _HAS = ", ".join((*_FORMS, "/v1/models", "/health"))
-_MOST_SHOWN = 60
 _GRACE_SECONDS = 5
 _HEAD_SECONDS = 10.0
 _KEEP_SECONDS = 60
@@ -243,7 +242,7 @@ async def _check(api_key: str | None, hosts: frozenset[str], request: Request) -
     if api_key is None:
         if _host(request) not in hosts:
             wanted = "; start the server with --allow_host for another name"
-            found = shorten(", ".join(request.headers.getlist("host")), _MOST_SHOWN)
+            found = short(", ".join(request.headers.getlist("host")))
             raise Refused(403, f"host {found!r}: expected {' or '.join(LOCAL)}{wanted}")
         return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -266,7 +265,7 @@ def _host(request: Request) -> str:
 def _named(known: Mapping[str, Served], name: str) -> Served:
     if name not in known:
         raise Refused(
-            404, f"no model {name!r}; this server has {', '.join(map(repr, known))}",
+            404, f"no model {short(name)!r}; this server has {', '.join(map(repr, known))}",
             param="model", code="model_not_found",
         )  # fmt: skip
     return known[name]
@@ -279,7 +278,8 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
         request: Who asks.
         held: Counts the bytes of all requests that are on their way.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind.strip().lower() != "application/json":
         raise Refused(415, "expected content-type application/json")
     body = bytearray()
     try:
@@ -305,6 +305,6 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
 async def _refuse(request: Request, error: Exception) -> Response:
     found = refused(error)
     if isinstance(error, HTTPException):  # of a path or method that is not known
-        asked = f"{request.method} {shorten(request.scope['path'], _MOST_SHOWN)}"
+        asked = f"{request.method} {short(request.scope['path'])}"
         found = Refused(found.status, f"{asked}: {error.detail}; this server has {_HAS}")
     return JSONResponse(found.body, found.status)

@@ -267,6 +267,49 @@ def by_name(url, path, hosts):
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"LONG": 1},
+        {"model": "LONG"},
+        {"messages": [{"role": "user", "content": "Hi", "LONG": 1}]},
+        {"stream_options": {"LONG": 1}},
+        {"logit_bias": {"LONG": 1}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}],
+         "tool_choice": {"type": "function", "function": {"name": "LONG"}}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["\x1b[31m" * 100_000, "\u202e" + "x" * 10**6])
+def test_names_that_a_client_makes_up_are_shortened_and_made_visible(url, fields, name):
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]} | fields
+    body = json.dumps(asked).replace("LONG", json.dumps(name)[1:-1]).encode()
+    status, said = answered(f"{url}/v1/chat/completions", body)
+    error = json.loads(said)["error"]
+    assert status in (400, 404)
+    assert len(said) < 800
+    assert (error["message"] + (error["param"] or "")).isprintable()
+
+
+def test_the_kind_of_a_body_is_told_in_letters_of_any_size(url):
+    kinds = {"content-type": "APPLICATION/JSON; charset=utf-8"}
+    assert answered(f"{url}/v1/chat/completions", b"{", **kinds)[0] == 400
+
+
+@pytest.mark.parametrize("key", [" 1", "01", "+1", "1 ", "1_0", "-0", "\u0661", "1.0", ""])
+def test_an_id_is_spelled_in_one_way(url, key):
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]}
+    body = json.dumps(asked | {"logit_bias": {key: 1}}).encode()
+    status, said = answered(f"{url}/v1/chat/completions", body)
+    assert status == 400
+    assert json.loads(said)["error"]["param"].startswith("logit_bias")
+
+
+def test_an_empty_prompt_is_not_called_too_long(url):
+    body = json.dumps({"model": "echo", "prompt": [[]]}).encode()
+    status, said = answered(f"{url}/v1/completions", body)
+    assert (status, json.loads(said)["error"]["code"]) == (400, None)
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         (r'{"model": "echo", "messages": [{"role": "user", "content": "\ud800"}]}', "messages"),
