@@ -50,7 +50,7 @@ STAGES: dict[str, dict[str, tuple[str, str]]] = {
         "mask": ("data", "Mask a dataset under another policy, without tokenizing again."),
         "adopt": (
             "data",
-            "Take shards made by hand: digest, describe and validate them; exit 1 if broken.",
+            "Take shards made by hand, or an adapter of peft's; validate them, exit 1 if broken.",
         ),
         "validate": (
             "data",

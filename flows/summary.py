@@ -26,16 +26,22 @@ _LONGEST = 120
 def show_summary(summary: Summary) -> None:
     """Print what a run came to; the last line is ``summary: PATH``.
 
-    What its other stages made of the model before each comes first.
+    What its other stages made of the model before each comes first, each below its model's name.
     """
     for found in summary.others.values():
-        show_summary(found)
+        _show(found, headed=True)
+    _show(summary, headed=bool(summary.others))
+
+
+def _show(summary: Summary, *, headed: bool) -> None:
     path = summary.path
     console = Console(highlight=False)
     report = EvaluationReport.model_validate(json.loads(Path(summary.evaluation).read_bytes()))
-    console.print()
-    console.print(render_report(report))
     model = Path(summary.checkpoint).parent.name
+    console.print()
+    if headed:
+        console.print(f"{visible(model)}, beside the model before it", markup=False)
+    console.print(render_report(report))
     asked = shlex.quote(report.dialogues[0].prompt if report.dialogues else "Hello")
     lines = [
         "",

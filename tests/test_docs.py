@@ -62,7 +62,7 @@ ROWS = {
         "export mine new --to hf",
         "export mine new.gguf --to gguf --quant q8_0",
         "export mine served --to mlflow",
-        "export data/chats new --to parquet",
+        "export data/chats tables --to parquet",
     ],
     "`mypt list [models\\|datasets\\|runs]`": ["list", "list models"],
     "`mypt lineage CHECKPOINT [--verify]`, `--rows`, `--row FILE:LINE`, `--html FILE`;"

@@ -100,10 +100,10 @@ def _form(found: "Checkpoint") -> Form:
     return "chat" if found.lineage.dataset.kind == "chat" else "plain"
 
 
-def _card(found: "Checkpoint") -> str:
+def _card(found: "Checkpoint", beside: str = "") -> str:
     own, form = found.tokenizer, _form(found)
     end = own.template.stop if form == "chat" else own.vocabulary.end
-    return model_card(found.lineage, form=form, end=end)
+    return model_card(found.lineage, form=form, end=end, beside=beside)
 
 
 def _export_adapter(source: str, out: Path) -> None:
@@ -123,7 +123,8 @@ def _export_adapter(source: str, out: Path) -> None:
     if lora.tokens:
         raise ConfigError(
             f"{found.path}: its adapter learned rows of {len(lora.tokens)} tokens that its base has"
-            " not, which peft's files do not hold beside it; export the merged model --to hf"
+            " not, which an exported adapter does not hold; export the merged model --to hf, or"
+            " train with tokens: [] in lora"
         )
     base = parent.lineage
     imported = base is not None and base.dataset.kind == IMPORTED
@@ -135,7 +136,7 @@ def _export_adapter(source: str, out: Path) -> None:
         base=base_of(found.lineage),
         base_name=base.dataset.path if base and imported else parent.model_name,
         base_digest=parent.weights,
-        card=_card(found),
+        card=_card(found, beside=f"{parent.model_name} step {parent.step}"),
     )
 
 
@@ -168,27 +169,34 @@ def _marked(lineage: "Lineage") -> MaskPolicy:
     return (mask and mask.policy) or MaskPolicy()
 
 
-def model_card(lineage: "Lineage", *, form: Form, end: str) -> str:
+def model_card(lineage: "Lineage", *, form: Form, end: str, beside: str = "") -> str:
     """Return ``README.md`` for a model's exported folder.
 
     Args:
         lineage: The checkpoint's.
         form: What it has learned to end: a turn, or, as a base model, a text.
         end: The token that does.
+        beside: The model that the folder's adapter is learned beside; empty: it is a whole model.
     """
-    return "\n".join(_lines(lineage, form, end)) + "\n"
+    return "\n".join(_lines(lineage, form, end, beside)) + "\n"
 
 
-def _lines(lineage: "Lineage", form: Form, end: str) -> Iterator[str]:
-    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "---", "")
+def _lines(lineage: "Lineage", form: Form, end: str, beside: str) -> Iterator[str]:
+    library = "peft" if beside else "transformers"
+    yield from ("---", f"library_name: {library}", "pipeline_tag: text-generation", "---", "")
     yield from (f"# {lineage.model_name}", "")
     yield f"Step {lineage.step}, written by mypt {lineage.code.version}. Every digest is blake3;"
     yield f"the checkpoint's lineage is `{lineage.digest}`, its weights `{lineage.weights}`."
     yield from ("", "## Use", "", "```python")
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    yield ""
-    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
-    yield 'model = AutoModelForCausalLM.from_pretrained(".")'
+    if beside:
+        yield from ("from peft import PeftModel", "")
+        yield f'base = "base"  # the folder of {beside}; of mypt\'s own, what export --to hf writes'
+        yield "tokenizer = AutoTokenizer.from_pretrained(base)"
+        yield 'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")'
+    else:
+        yield from ("", 'tokenizer = AutoTokenizer.from_pretrained(".")')
+        yield 'model = AutoModelForCausalLM.from_pretrained(".")'
     yield from _ASKED[form]
     yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))"
     yield from ("```", "")

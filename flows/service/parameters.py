@@ -28,6 +28,8 @@ from tasks.progress import print_line
 from tasks.tracking.records import Tags, names, read
 
 PIPELINE = sft_pipeline.name
+_ITS_OWN = 500
+"""Status from which a server speaks of itself and not of what it was asked."""
 FLOWS: dict[str, Flow[..., Any]] = {
     flow.name: flow
     for flow in (
@@ -105,6 +107,11 @@ def ask(word: str, changes: Sequence[str], *, wait: bool) -> int:
         try:
             run = client.create_flow_run_from_deployment(deployment.id, parameters=values)
         except PrefectHTTPStatusError as error:
+            if error.response.status_code >= _ITS_OWN:
+                raise MyptError(
+                    f"Prefect's server answers {error.response.status_code} and took no run of"
+                    f" {word}; it is busy or broken: look at 'mypt up', then ask again"
+                ) from None
             said = error.response.json().get("detail", str(error))
             raise ConfigError(f"{word} refuses its parameters: {said}") from None
         page = f"{str(client.api_url).rstrip('/').removesuffix('/api')}/runs/flow-run/{run.id}"

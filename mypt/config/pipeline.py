@@ -1,14 +1,16 @@
 """The stages together, what both models are asked, and the file that says it all."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mypt.config.data import MaskPolicy, Preparation, PrepareConfig, later
-from mypt.config.stages import PipelineStage, StageConfig, chain_of, check_stages
+from mypt.config.stages import STAGE_NAME, PipelineStage, StageConfig, chain_of, check_stages
 from mypt.config.training import Preset
 from mypt.parsing import Frozen, override, parse_config, read_json
+from mypt.text import shown
 
 
 class EvaluateConfig(Frozen):
@@ -102,6 +104,10 @@ class PipelineConfig(Frozen):
     @model_validator(mode="after")
     def _held_out_data_have_a_split(self) -> Self:
         for name, asked in self.held_out.items():
+            if not re.fullmatch(STAGE_NAME, name):
+                raise ValueError(f"held_out.{shown(name)} names a folder; expected {STAGE_NAME}")
+            if any(name.lower() == stage.name.lower() for stage in self.stages):
+                raise ValueError(f"held_out.{name} is the name of a stage too; take another")
             if not asked.val_fraction:
                 raise ValueError(f"held_out.{name}.val_fraction is 0, so nothing would be scored")
             if name in self.evaluate.sets:

@@ -10,6 +10,8 @@ from mypt.config.data import MaskPolicy, PrepareConfig
 from mypt.config.training import Preset
 from mypt.parsing import Frozen, own_first
 
+STAGE_NAME = "[A-Za-z][A-Za-z0-9_-]{0,19}"
+"""What can name a stage, or data beside them: a part of folders' names."""
 _ELSEWHERE = ("hf:", "gguf:")
 _OF_FIRST = ("tokenization", "tokenizer_from", "template")
 """Knobs of data that all stages have as the first one does."""
@@ -27,7 +29,7 @@ class StageConfig(Preset):
 
     model_config = ConfigDict(json_schema_extra=own_first)
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,19}$")
+    name: str = Field(pattern=f"^{STAGE_NAME}$")
     """Last part of its dataset's and its model's name, which figures go by too."""
     data: PrepareConfig
     """What it learns from; the tokenizer is always the first stage's."""

@@ -258,10 +258,6 @@ class GPT(nn.Module):
         """Let training keep one state a block and compute the others again, or all of them."""
         self.transformer.checkpoint_blocks(wanted)
 
-    def n_parameters(self) -> int:
-        """Return the number of weights, the tied embedding counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def _shared(self) -> TiedGradient | None:
         head = self.lm_head.weight
         tied = head is self.transformer.wte.weight and head.requires_grad

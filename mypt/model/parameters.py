@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from mypt.config import GPTConfig, Lora
 from mypt.model.foreign import ForeignGPT
+from mypt.model.four_bits import FourBits
 from mypt.model.gpt import GPT
 from mypt.model.lora import adapt
 
@@ -33,6 +34,12 @@ def make_model(config: GPTConfig) -> GPT:
         ConfigError: If `transformers` is not installed, or has no such model.
     """
     return ForeignGPT(config) if config.base == "transformers" else GPT(config)
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Return how many weights a model has: a tied one once, in four bits all they stand for."""
+    packed = sum(part.shape.numel() for part in model.modules() if isinstance(part, FourBits))
+    return packed + sum(parameter.numel() for parameter in model.parameters())
 
 
 def shapes(config: GPTConfig, lora: Lora | None = None) -> dict[str, torch.Size]:

@@ -32,7 +32,7 @@ class Weights(Frozen):
 
     @property
     def total(self) -> int:
-        """All of them, as :meth:`mypt.model.gpt.GPT.n_parameters` counts."""
+        """All of them, as :func:`mypt.model.parameters.n_parameters` counts."""
         return self.embedding + self.positions + self.blocks + self.head + self.norm
 
 

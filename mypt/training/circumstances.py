@@ -34,8 +34,12 @@ from mypt.training.optim import learning_rate_at
 _LIBRARIES = (
     "torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "pydantic", "blake3",
 )  # fmt: skip
-_ASKED = {"transformers": ("base", "transformers"), "bitsandbytes": ("optimizer", "adamw8bit")}
-"""Libraries that compute something where a knob says so, and that knob."""
+_ASKED = (
+    ("transformers", "base", "transformers"),
+    ("bitsandbytes", "optimizer", "adamw8bit"),
+    ("bitsandbytes", "weight_dtype", "nf4"),
+)
+"""Libraries that compute something where a knob says so, that knob, and what it says."""
 _UNKNOWN = ("isa", "")
 """What an older mypt has not written differs from nothing."""
 _SAME_BITS_AS_TREE = {"processes", "parallel"}
@@ -92,7 +96,7 @@ def record_earlier(
 
 
 def _versions(config: Preset) -> dict[str, str]:
-    asked = (name for name, (knob, word) in _ASKED.items() if getattr(config, knob) == word)
+    asked = (name for name, knob, word in _ASKED if getattr(config, knob) == word)
     found = {}
     for name in (*_LIBRARIES, *asked):
         try:

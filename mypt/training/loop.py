@@ -12,6 +12,7 @@ from mypt.data.conversations import Form
 from mypt.data.manifest import Split
 from mypt.inference.chat import ask
 from mypt.model.loss import supervised_positions
+from mypt.model.parameters import n_parameters
 from mypt.training.checkpointing import keeper
 from mypt.training.checkpoints.folder import checkpoint_ref
 from mypt.training.claim import beginning
@@ -177,7 +178,7 @@ def _started(run: Run) -> Started:
         model_name=run.plan.model_name,
         step=run.state.step,
         max_iters=config.max_iters,
-        n_parameters=run.model.n_parameters(),
+        n_parameters=n_parameters(run.model),
         device=record.device,
         dtype=record.dtype,
         tokens_per_step=config.batch_size * config.grad_accumulation * config.block_size,

@@ -19,6 +19,7 @@ from mypt.config import GPTConfig, TrainConfig, load_config
 from mypt.model.attention import attend, separate
 from mypt.model.gpt import GPT
 from mypt.model.linear_loss import linear_cross_entropy
+from mypt.model.parameters import n_parameters
 from mypt.training.optim import make_optimizer
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -137,7 +138,7 @@ def flops(place: Place) -> float:
     """Return operations of one step: six a weight and token, and attention's two products."""
     config = place.config
     with torch.device("meta"):
-        weights = GPT(config).n_parameters() - config.block_size * config.n_embd
+        weights = n_parameters(GPT(config)) - config.block_size * config.n_embd
     tokens = place.rows * config.block_size
     return tokens * (6 * weights + 6 * config.n_layer * config.n_embd * config.block_size)
 

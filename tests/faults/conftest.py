@@ -82,9 +82,20 @@ def dice(request):
     return random.Random(request.node.name)
 
 
+@pytest.fixture(scope="session")
+def _code():
+    from mypt.training.circumstances import record_code
+    from tests.faults.pipeline import PRETRAIN
+
+    return record_code(PRETRAIN)
+
+
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch):
+def _environment(monkeypatch, _code):
     monkeypatch.setenv("MYPT_HOME", os.environ["MYPT_HOME"])
+    # Otherwise each child would hash all the code and ask git about it, and find other code if
+    # somebody edits it meanwhile.
+    monkeypatch.setattr("mypt.training.circumstances.record_code", lambda _: _code)
 
 
 @pytest.fixture(scope="session")
@@ -144,13 +155,8 @@ def prepare_torch():
     import torch
 
     from mypt.model.gpt import GPT
-    from mypt.training import circumstances as provenance
     from mypt.training.optim import make_optimizer
     from tests.faults.pipeline import PRETRAIN
 
     torch.set_num_threads(1)
     make_optimizer(GPT(PRETRAIN.gpt()), PRETRAIN)
-    # Otherwise each child would hash all the code and ask git about it, and find other code if
-    # somebody edits it meanwhile.
-    code = provenance.record_code(PRETRAIN)
-    provenance.record_code = lambda _: code

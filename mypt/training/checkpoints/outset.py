@@ -9,7 +9,7 @@ from mypt.errors import CheckpointError
 from mypt.model.compiling import compile_training
 from mypt.model.gpt import GPT
 from mypt.model.lora import adapt, bare
-from mypt.model.parameters import make_model
+from mypt.model.parameters import make_model, n_parameters
 from mypt.training.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mypt.training.compute import check_room, seed_everything
 from mypt.training.optim import narrow
@@ -47,7 +47,7 @@ def begin_model(plan: RunPlan, found: Checkpoint | None, device: torch.device) -
         _load_base(plan, model)
     notes: tuple[str, ...] = ()
     if config.lora:
-        frozen = model.n_parameters()
+        frozen = n_parameters(model)
         adapt(model, config.gpt(), config.lora)
         learned = sum(w.numel() for w in model.parameters() if w.requires_grad)
         notes = (f"lora: {learned:,} weights are learned beside {frozen:,}",)

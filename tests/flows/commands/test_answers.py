@@ -85,6 +85,8 @@ def test_an_adapter_is_asked_beside_its_base_whichever_form_it_has(home, tmp_pat
     preset = Preset.model_validate(TINY | {"lora": {"rank": 2, "tokens": []}, "learning_rate": 0.1})
     list(train(plan_run(preset, "beside", data, init_from="tiny")))
     assert main(["export", "beside", str(tmp_path / "peft"), "--to", "peft"]) == 0
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")' in card
     asked = ["--prompt", "Hi", "--max_tokens", "5", "--form", "chat", "--json"]
     capsys.readouterr()
     said = []

@@ -9,7 +9,6 @@ from mypt.config import GPTConfig, MaskPolicy
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
 from mypt.inference.huggingface.exports import export_hf
 from mypt.model.gpt import GPT
-from tests.mypt.evaluation.test_harness import request, tasks  # noqa: F401
 from tests.mypt.inference.echo import serving
 
 pytest.importorskip("lm_eval", reason="pip install 'mypt[eval]'")
@@ -17,6 +16,7 @@ pytest.importorskip("accelerate", reason="lm-eval's --model hf needs accelerate"
 pytest.importorskip("tenacity", reason="pip install 'lm-eval[api]'")
 
 from mypt.evaluation.harness import MyptLM
+from tests.mypt.evaluation.test_harness import request, tasks  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 BLOCK = 64

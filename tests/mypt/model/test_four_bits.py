@@ -10,6 +10,7 @@ from mypt.errors import ConfigError
 from mypt.model.four_bits import BLOCK, FourBits
 from mypt.model.gpt import GPT
 from mypt.model.lora import Linear, adapt
+from mypt.model.parameters import n_parameters
 from mypt.training.optim import narrow
 from tests.mypt.model.test_lora import MODERN, SIZES, batch
 
@@ -38,6 +39,7 @@ def test_each_number_is_the_nearest_of_sixteen_times_the_largest_of_its_block(sh
         expected.append(torch.tensor(TABLE)[near] * top)
     found = FourBits(weight)
     assert torch.allclose(found.whole(torch.float32), torch.cat(expected).view(shape), atol=1e-6)
+    assert n_parameters(torch.nn.ModuleList([found, torch.nn.Linear(2, 3)])) == weight.numel() + 9
     again = FourBits(weight)
     assert torch.equal(found.codes, again.codes)
     assert torch.equal(found.scales, again.scales)

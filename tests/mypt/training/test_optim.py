@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from mypt.config import GPTConfig, TrainConfig
 from mypt.errors import ConfigError
 from mypt.model.gpt import GPT
+from mypt.model.parameters import n_parameters
 from mypt.training.optim import learning_rate_at, make_optimizer, narrow, rounded
 
 CONFIG = TrainConfig(learning_rate=1.0, min_lr_ratio=0.1, warmup_iters=4, max_iters=15)
@@ -41,7 +42,7 @@ def test_matrices_decay_and_vectors_do_not():
     assert {p.dim() for p in matrices["params"]} == {2}
     assert {p.dim() for p in vectors["params"]} == {1}
     counted = sum(p.numel() for g in (matrices, vectors) for p in g["params"])
-    assert counted == model.n_parameters()
+    assert counted == n_parameters(model)
 
 
 def test_a_step_is_adamw_as_the_paper_writes_it():

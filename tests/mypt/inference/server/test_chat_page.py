@@ -262,7 +262,7 @@ def test_light_and_dark_follow_the_system_or_the_switch(pair):
         feature = {"name": "prefers-color-scheme", "value": scheme}
         pair.call("Emulation.setEmulatedMedia", features=[feature])
         assert shade() == expected
-    assert pair.run("dark.ariaPressed") == "true"
+    pair.wait("dark.ariaPressed === 'true'")  # the page hears of it after it is drawn
     pair.run("dark.click()")
     assert shade() == light
     reload(pair)
