@@ -33,6 +33,7 @@ from mypt.inference.server.choices import (
     chunk,
     completion,
     head_of,
+    hold,
     usage,
 )
 from mypt.inference.server.protocol import Asked, Refused
@@ -141,8 +142,7 @@ class Queue:
             grammar = await asyncio.get_running_loop().run_in_executor(self._compiler, work)
         finally:
             self._compiling -= 1
-        for choice in choices:
-            choice.reply.row.allowed = grammar.copy()
+        hold(choices, grammar)
 
     def close(self) -> None:
         """Break off the answers that are being written and refuse all that wait.

@@ -268,6 +268,12 @@ def _check_bias(model: GPT, asked: Asked) -> None:
         raise Refused(400, found, param="logit_bias")
 
 
+def hold(choices: Sequence[Choice], grammar: Grammar) -> None:
+    """Let each answer, of which nothing is written yet, hold to a grammar."""
+    for choice in choices:
+        choice.reply.row.allowed = grammar.copy()
+
+
 def head_of(asked: Asked, digest: str, created: int, left_out: int) -> dict[str, Any]:
     """Return what tells one answer from another; the turns left out are not of the protocol.
 

@@ -58,7 +58,8 @@ class Grammar:
             self.error = self._why()
 
     def _why(self) -> str:
-        return self._matcher.get_error().partition("\n")[0][:_MOST_SHOWN]  # below: the schema
+        found: str = self._matcher.get_error()
+        return found.partition("\n")[0][:_MOST_SHOWN]  # below it stands the schema
 
 
 def json_grammar(model: GPT, tokenizer: Tokenizer, schema: Mapping[str, Any]) -> Grammar:
