@@ -21,6 +21,7 @@ from mypt.errors import CheckpointError, ConfigError, DataError, MissingModelErr
 PLAIN_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What can name a folder without leaving its parent."""
 _NAME = re.compile(PLAIN_NAME)
+_NAMED = re.compile(rf"{PLAIN_NAME}(/step_[0-9]{{6,18}})?")
 STEP_FOLDER = re.compile(r"step_([0-9]{6,18})")
 _moved: ContextVar[Path | None] = ContextVar("moved", default=None)
 
@@ -114,7 +115,8 @@ def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
     """Return the step folder that a model name, a model folder or a step folder means.
 
     Args:
-        name_or_path: A name under ``models/``, a model folder, or one of its step folders.
+        name_or_path: A name under ``models/`` or NAME/STEP, a model folder, or one of its step
+            folders.
         pick: Which of a model's checkpoints: the small file ``latest`` or ``best``.
 
     Raises:
@@ -122,7 +124,7 @@ def find_checkpoint(name_or_path: str | Path, pick: str = "latest") -> Path:
     """
     text = str(name_or_path)
     given = Path(text)
-    folder = models_dir() / text if _NAME.fullmatch(text) and not given.is_dir() else given
+    folder = models_dir() / text if _NAMED.fullmatch(text) and not given.is_dir() else given
     if STEP_FOLDER.fullmatch(folder.name) and folder.is_dir():
         return folder
     pointer = folder / pick
@@ -159,7 +161,7 @@ def checkpoint_to_use(name_or_path: str | Path) -> Path:
         CheckpointError: As :func:`find_checkpoint`.
     """
     latest = find_checkpoint(name_or_path)
-    if latest == Path(name_or_path) or not (latest.parent / "best").is_file():
+    if latest.name == Path(name_or_path).name or not (latest.parent / "best").is_file():
         return latest
     best = find_checkpoint(latest.parent, "best")
     try:

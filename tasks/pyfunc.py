@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mypt.errors import CheckpointError, DataError
-from mypt.inference.server.choices import choices_of, completion, head_of
+from mypt.inference.server.choices import choices_of, completion, head_of, hold
 from mypt.inference.server.protocol import ChatRequest, Refused, read_request
 from mypt.training.checkpoints.checkpoint import load_model
 from tasks.tracking.models import REFERENCE, holds_weights, read_reference
@@ -61,7 +61,9 @@ class ChatModel:
             asked = read_request(json.dumps(given, default=_plain).encode(), ChatRequest)
             if asked.stream:
                 raise Refused(400, "stream: MLflow's pyfunc gives whole answers; leave it out")
-            choices, left_out = choices_of(self._model, self._tokenizer, asked)
+            choices, left_out, work = choices_of(self._model, self._tokenizer, asked)
+            if work is not None:
+                hold(choices, work())
         except Refused as error:
             raise DataError(str(error)) from None
         for choice in choices:

@@ -4,7 +4,7 @@ A model holds the places of its longest context and no more. When a row has fill
 there, as it does at ``max_tokens``; nothing slides out of its sight unnoticed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -198,13 +198,20 @@ class OpenRow:
             logits = logits.masked_fill(~self.allowed.mask(), -torch.inf)
         return logits
 
-    def take(self, logits: Tensor, likeliest: int, believed: Tensor | None = None) -> int:
+    def take(
+        self,
+        logits: Tensor,
+        likeliest: int,
+        believed: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> int:
         """Return the token that follows, and count it.
 
         Args:
             logits: (V,), bent already.
             likeliest: Where they are greatest.
             believed: (V,), before they were bent.
+            known: As for :func:`mypt.inference.likelihood.likelihood`.
         """
         token = likeliest if self._sampler is None else self._sampler.choose(logits)
         if self.penalty is not None:
@@ -212,7 +219,7 @@ class OpenRow:
         if self.allowed is not None:
             self.allowed.add(token)
         if believed is not None and self.top is not None:
-            self.told += likelihood(believed[None], [token], self.top)
+            self.told += likelihood(believed[None], [token], self.top, known)
         self.room = 0 if token in self._stops else self.room - 1
         return token
 
@@ -267,7 +274,7 @@ class Together:
     def read(self, ids: Sequence[int], top: int) -> list[Likelihood]:
         """Return how likely each token of a text is behind those before it."""
         with _answering(self._model):
-            return prompt_likelihood(self._model, ids, top)
+            return prompt_likelihood(self._model, ids, top, self._known)
 
     @property
     def size(self) -> int:
@@ -284,8 +291,15 @@ class Together:
             self._rows = [self._rows[n] for n in going]
             self._logits, self._lengths = self._logits[going], self._lengths[going]
 
-    def step(self) -> Iterator[tuple[OpenRow, int]]:
-        """Yield each row that goes on and its next token, then read these tokens."""
+    def step(
+        self, failed: Callable[[OpenRow, Exception], None] | None = None
+    ) -> Iterator[tuple[OpenRow, int]]:
+        """Yield each row that goes on and its next token, then read these tokens.
+
+        Args:
+            failed: Called with a row that ends because no token could be chosen for it, and why;
+                None: the error is raised, and no row goes on.
+        """
         if not self.rows:
             return
         logits = self._logits
@@ -293,14 +307,18 @@ class Together:
         believed = {n: logits[n].clone() for n, row in pairs if row.room and row.top is not None}
         for n, row in enumerate(self._rows):
             if row.room:
-                logits[n] = row.bend(logits[n])
+                with _alone(row, failed):
+                    logits[n] = row.bend(logits[n])
         if self._known is not None:
             logits.masked_fill_(~self._known, -torch.inf)
         newest = logits.argmax(dim=-1).tolist()  # one call for all rows
         for n, row in enumerate(self._rows):
             if row.room:
-                newest[n] = row.take(logits[n], newest[n], believed.get(n))
-                yield row, newest[n]
+                with _alone(row, failed) as chosen:
+                    newest[n] = row.take(logits[n], newest[n], believed.get(n), self._known)
+                    chosen.append(newest[n])
+                for token in chosen:
+                    yield row, token
         if self.rows and self._cache is not None:
             ids = torch.tensor(newest, device=self._lengths.device)[:, None]
             places = self._lengths.clamp(max=self._cache.max_length - 1)[:, None]
@@ -351,6 +369,20 @@ def room_for(model: GPT, length: int, max_tokens: int) -> int:
             " (its longest context); shorten it or begin a new conversation"
         )
     return min(max_tokens, longest - length + 1)
+
+
+@contextmanager
+def _alone(
+    row: OpenRow, failed: Callable[[OpenRow, Exception], None] | None
+) -> Iterator[list[int]]:
+    """End a row alone if the block fails; its list is for what the block chose."""
+    try:
+        yield []
+    except Exception as error:
+        if failed is None:
+            raise
+        row.room = 0
+        failed(row, error)
 
 
 @contextmanager

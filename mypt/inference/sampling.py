@@ -100,7 +100,7 @@ class Sampler:
         """Return the next token.
 
         The temperature comes first, then top_k, top_p and min_p, each on what the one before
-        it left, made to add up to 1 again.
+        it left, made to add up to 1 again; the likeliest token always stays.
 
         Args:
             logits: (V,), any float dtype, any device.
@@ -113,7 +113,9 @@ class Sampler:
         likely = likely[: sampling.top_k]
         if sampling.top_p is not None:
             likely = likely / likely.sum()
-            likely = likely[likely.cumsum(0) - likely < sampling.top_p]
+            enough = likely.cumsum(0) - likely < sampling.top_p
+            enough[0] = True  # in float32 the smallest top_p is no more than 0
+            likely = likely[enough]
         if sampling.min_p is not None:
             likely = likely[likely >= sampling.min_p * likely[0]]
         return int(ids[torch.multinomial(likely, 1, generator=self._random)])

@@ -62,6 +62,14 @@ def test_the_folder_answers_as_the_model_does_and_refuses_what_it_cannot(exporte
             model.predict(ASKED | odd)
 
 
+def test_an_answer_holds_to_its_schema_here_too(exported):
+    pytest.importorskip("llguidance", reason="pip install 'mypt[structured]'")
+    (step,) = exported[0].glob("step_*")
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": 7}}}
+    found = ChatModel(step).predict(ASKED | {"response_format": form})
+    assert found["choices"][0]["message"]["content"] == "7"
+
+
 def test_nothing_in_the_folder_can_execute_and_a_changed_byte_is_found(exported, tmp_path):
     folder, _ = exported
     names = {path.suffix or path.name for path in folder.rglob("*") if path.is_file()}

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,15 +22,18 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mypt.data.tokenizer import Tokenizer
-from mypt.inference.generation import Together, known_tokens
+from mypt.errors import ConfigError
+from mypt.inference.generation import OpenRow, Together, known_tokens
 from mypt.inference.reply import Reply
 from mypt.inference.server.choices import (
     Choice,
+    Compile,
     Fragment,
     choices_of,
     chunk,
     completion,
     head_of,
+    hold,
     usage,
 )
 from mypt.inference.server.protocol import Asked, Refused
@@ -104,6 +108,7 @@ class Queue:
         self._length, self._at_once = length, at_once
         self._jobs: deque[Job] = deque()
         self._closed = False
+        self._compiler, self._compiling = ThreadPoolExecutor(1, "mypt-grammars"), 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="mypt-answers", daemon=True)
         self._thread.start()
@@ -124,6 +129,21 @@ class Queue:
             self._jobs = deque([*waiting, *jobs])
             self._changed.notify()
 
+    async def compile(self, choices: Sequence[Choice], work: Compile) -> None:
+        """Let answers hold to a grammar that is made beside the event loop, one at a time.
+
+        Raises:
+            QueueFull: If as many requests wait for theirs as may wait at all.
+        """
+        if self._compiling >= self._length:
+            raise QueueFull
+        self._compiling += 1
+        try:
+            grammar = await asyncio.get_running_loop().run_in_executor(self._compiler, work)
+        finally:
+            self._compiling -= 1
+        hold(choices, grammar)
+
     def close(self) -> None:
         """Break off the answers that are being written and refuse all that wait.
 
@@ -136,6 +156,7 @@ class Queue:
         with self._changed:
             self._changed.notify()
         self._thread.join()
+        self._compiler.shutdown(cancel_futures=True)
 
     def _work(self) -> None:
         going: list[Job] = []
@@ -169,7 +190,7 @@ class Queue:
         try:
             work()
         except Exception as error:
-            _LOG.exception("an answer failed")
+            _log(error)
             for job in jobs:
                 job.end(error)
 
@@ -193,11 +214,23 @@ class Queue:
             if self._closed or job.left.is_set():
                 job.end(Closed())
         whose = {id(job.reply.row): job for job in going}
-        for row, token in together.step():
+
+        def failed(row: OpenRow, error: Exception) -> None:
+            _log(error)
+            whose[id(row)].end(error)
+
+        for row, token in together.step(failed):
             job = whose[id(row)]
             self._try([job], partial(job.take, token))
             if not row.room:
                 job.end(None)
+
+
+def _log(error: Exception) -> None:
+    if isinstance(error, ConfigError):  # no fault of the server
+        _LOG.warning("an answer failed: %s", error)
+    else:
+        _LOG.error("an answer failed", exc_info=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +273,12 @@ async def answer(served: Served, asked: Asked, request: Request) -> Response:
     Raises:
         Refused: If the model cannot read what is asked, or too many wait.
     """
-    choices, left_out = choices_of(served.model, served.tokenizer, asked)
+    choices, left_out, work = choices_of(served.model, served.tokenizer, asked)
+    if work is not None:
+        try:
+            await served.queue.compile(choices, work)
+        except QueueFull:
+            raise _full() from None
     head = head_of(asked, served.checkpoint.digest, int(served.clock()), left_out)
     headers = {"x-mypt-turns-left-out": str(left_out)}
     pieces = _pieces(served.queue, choices, request)
@@ -282,15 +320,15 @@ async def _pieces(queue: Queue, choices: Sequence[Choice], request: Request) -> 
                 looked = loop.time()
                 if await request.is_disconnected():
                     raise Refused(499, _LEFT)
+            if isinstance(piece, ConfigError):
+                raise Refused(400, f"the schema is too complex: {piece}")
             if isinstance(piece, BaseException):
                 raise piece
             if choice is not None and (piece is None or piece.text or piece.told):
                 going -= piece is None
                 yield choice, piece
     except QueueFull:
-        raise Refused(
-            429, "too many requests wait; ask again in a while", code="rate_limit_exceeded"
-        ) from None
+        raise _full() from None
     except Closed:
         raise Refused(503, "the server is about to end") from None
     finally:
@@ -329,9 +367,9 @@ async def _events(
     pieces: _Pieces,
 ) -> AsyncIterator[str]:
     """Yield a streamed answer as server-sent events."""
-    for said in first[0].pieces(first[1]):
-        yield _event(chunk(asked, head, [said]))
     try:
+        for said in first[0].pieces(first[1]):
+            yield _event(chunk(asked, head, [said]))
         async for choice, piece in pieces:
             for said in choice.pieces(piece):
                 yield _event(chunk(asked, head, [said]))
@@ -341,6 +379,11 @@ async def _events(
     if asked.stream_options and asked.stream_options.include_usage:
         yield _event(chunk(asked, head, []) | {"usage": usage(asked, choices)})
     yield "data: [DONE]\n\n"
+
+
+def _full() -> Refused:
+    said = "too many requests wait; ask again in a while"
+    return Refused(429, said, code="rate_limit_exceeded")
 
 
 def _event(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import codecs
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from mypt.data.tokenizer import Tokenizer
@@ -142,10 +142,17 @@ class TextChoice:
 Choice = ChatChoice | TextChoice
 
 
-def choices_of(model: GPT, tokenizer: Tokenizer, asked: Asked) -> tuple[list[Choice], int]:
+Compile = Callable[[], Grammar]
+"""Makes what answers have to be; takes a while."""
+
+
+def choices_of(
+    model: GPT, tokenizer: Tokenizer, asked: Asked
+) -> tuple[list[Choice], int, Compile | None]:
     """Return the answers to a request, not yet written, and how many turns they leave out.
 
-    Those to one prompt are drawn with seeds that count on from the request's.
+    Those to one prompt are drawn with seeds that count on from the request's. At last comes what
+    makes the grammar that each of them has to hold to; None: they may say anything.
 
     Raises:
         Refused: If the model cannot read what is asked.
@@ -157,9 +164,9 @@ def choices_of(model: GPT, tokenizer: Tokenizer, asked: Asked) -> tuple[list[Cho
             ids, left_out = fitting_prompt(model, tokenizer, asked.conversation(), asked.longest)
         except DataError as error:
             raise Refused(400, str(error), param="messages") from None
-        grammar = _grammar(model, tokenizer, asked, form)
-        replies = _replies(model, tokenizer, asked, ids, "messages", grammar=grammar)
-        return [ChatChoice(n, reply, tokenizer, form) for n, reply in enumerate(replies)], left_out
+        replies = _replies(model, tokenizer, asked, ids, "messages")
+        said: list[Choice] = [ChatChoice(n, one, tokenizer, form) for n, one in enumerate(replies)]
+        return said, left_out, _compile(model, tokenizer, asked, form)
     assert isinstance(asked, CompletionRequest), "there are two forms"
     choices: list[Choice] = []
     for prompt in asked.prompt:
@@ -167,9 +174,9 @@ def choices_of(model: GPT, tokenizer: Tokenizer, asked: Asked) -> tuple[list[Cho
         begins = len(tokenizer.begin_of_text) if prompt else len(ids)
         echo = None if not asked.echo else begins if isinstance(prompt, str) else 0
         for reply in _replies(model, tokenizer, asked, ids, "prompt", echo):
-            said = text if asked.echo else None
-            choices.append(TextChoice(len(choices), reply, tokenizer, said))
-    return choices, 0
+            repeated = text if asked.echo else None
+            choices.append(TextChoice(len(choices), reply, tokenizer, repeated))
+    return choices, 0, None
 
 
 def _read_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> tuple[list[int], str]:
@@ -193,7 +200,6 @@ def _replies(
     prompt: Sequence[int],
     param: str,
     echo: int | None = None,
-    grammar: Grammar | None = None,
 ) -> list[Reply]:
     sampling = asked.sampling
     try:
@@ -206,13 +212,12 @@ def _replies(
                 stop=asked.stops,
                 sampling=sampling.model_copy(update={"seed": (sampling.seed + n) % 2**63}),
                 top=asked.top,
-                allowed=grammar and grammar.copy(),
                 echo=echo,
             )
             for n in range(asked.n or 1)
         ]
     except ConfigError as error:
-        code = "context_length_exceeded"
+        code = "context_length_exceeded" if prompt else None
         raise Refused(400, str(error), param=param, code=code) from None
 
 
@@ -226,10 +231,10 @@ def _form(tokenizer: Tokenizer, asked: ChatRequest) -> CallForm | None:
         raise Refused(400, f"tools: {error}", param="tools") from None
 
 
-def _grammar(
+def _compile(
     model: GPT, tokenizer: Tokenizer, asked: ChatRequest, form: CallForm | None
-) -> Grammar | None:
-    """Return what an answer has to be; None: any text."""
+) -> Compile | None:
+    """Return what makes the grammar of an answer; None: it may be any text."""
     wanted = asked.response_format
     schema = None if wanted is None else wanted.schema_of_answer
     choice, tools = asked.tool_choice, asked.callable
@@ -237,17 +242,23 @@ def _grammar(
     must = bool(named) or choice == "required"
     strict = asked.parallel_tool_calls is False or any(tool.function.strict for tool in tools)
     param = "response_format" if schema is not None else "tools"
-    try:
-        if schema is not None and form is not None:
-            raise ConfigError("an answer in JSON calls no tools; leave tools out beside it")
-        if schema is not None:
-            return json_grammar(model, tokenizer, schema)
-        if form is None or not (must or strict):
-            return None
-        called = [tool for tool in tools if not named or tool.function.name in named]
-        return call_grammar(model, tokenizer, form, called, must=must)
-    except ConfigError as error:
-        raise Refused(400, f"{param}: {error}", param=param) from None
+    if schema is not None and form is not None:
+        found = f"{param}: an answer in JSON calls no tools; leave tools out beside it"
+        raise Refused(400, found, param=param)
+    if schema is None and (form is None or not (must or strict)):
+        return None
+
+    def compiled() -> Grammar:
+        try:
+            if schema is not None:
+                return json_grammar(model, tokenizer, schema)
+            assert form is not None, "seen above"
+            called = [tool for tool in tools if not named or tool.function.name in named]
+            return call_grammar(model, tokenizer, form, called, must=must)
+        except ConfigError as error:
+            raise Refused(400, f"{param}: {error}", param=param) from None
+
+    return compiled
 
 
 def _check_bias(model: GPT, asked: Asked) -> None:
@@ -255,6 +266,12 @@ def _check_bias(model: GPT, asked: Asked) -> None:
     if wrong := next((id for id in asked.logit_bias or {} if not 0 <= id < most), None):
         found = f"logit_bias: {str(wrong)[:_SHOWN]} is no id of a token; expected 0 to {most - 1}"
         raise Refused(400, found, param="logit_bias")
+
+
+def hold(choices: Sequence[Choice], grammar: Grammar) -> None:
+    """Let each answer, of which nothing is written yet, hold to a grammar."""
+    for choice in choices:
+        choice.reply.row.allowed = grammar.copy()
 
 
 def head_of(asked: Asked, digest: str, created: int, left_out: int) -> dict[str, Any]:

@@ -48,24 +48,28 @@ class Grammar:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, bitorder="little", count=self._size).astype(np.bool_)
         if self._matcher.is_error() or not allowed.any():
-            self.error = self._matcher.get_error() or "nothing may follow"
+            self.error = self._why() or "nothing may follow"
             allowed[:] = True
         return torch.from_numpy(allowed).to(self._device)
 
     def add(self, token: int) -> None:
         """Note what was written."""
         if not self.error and not self._matcher.consume_token(token):
-            self.error = self._matcher.get_error()
+            self.error = self._why()
+
+    def _why(self) -> str:
+        found: str = self._matcher.get_error()
+        return found.partition("\n")[0][:_MOST_SHOWN]  # below it stands the schema
 
 
 def json_grammar(model: GPT, tokenizer: Tokenizer, schema: Mapping[str, Any]) -> Grammar:
     """Return the grammar of JSON that a schema describes.
 
     Raises:
-        ConfigError: If the schema is too large or says what cannot be held, or ``llguidance`` is
-            not installed.
+        ConfigError: If schemas are too large together, or one says what cannot be held, or
+            ``llguidance`` is not installed.
     """
-    return _grammar(model, tokenizer, f"start: {_json(schema)}")
+    return _grammar(model, tokenizer, f"start: {_json([schema])[0]}")
 
 
 def call_grammar(
@@ -85,9 +89,9 @@ def call_grammar(
             a text, and it has none.
     """
     calls = []
-    for tool in (one.function for one in tools):
-        before = _pieces(tokenizer, f"{form.before}{tool.name}{form.between}")
-        arguments = _json(tool.parameters or {"type": "object"})
+    given = _json([tool.function.parameters or {"type": "object"} for tool in tools])
+    for tool, arguments in zip(tools, given, strict=True):
+        before = _pieces(tokenizer, f"{form.before}{tool.function.name}{form.between}")
         calls.append(f"{before} {arguments} {_pieces(tokenizer, form.after)}")
     if must:
         return _grammar(model, tokenizer, f"start: {' | '.join(calls)}")
@@ -101,11 +105,13 @@ def call_grammar(
     )
 
 
-def _json(schema: Mapping[str, Any]) -> str:
-    spelled = json.dumps({**schema, "x-guidance": _STYLE})
-    if len(spelled) > _MOST_CHARACTERS:
-        raise ConfigError(f"a schema of {len(spelled):,} characters; expected {_MOST_CHARACTERS:,}")
-    return f"%json {spelled}"
+def _json(schemas: Sequence[Mapping[str, Any]]) -> list[str]:
+    spelled = [json.dumps(schema) for schema in schemas]
+    if (length := sum(map(len, spelled))) > _MOST_CHARACTERS:
+        raise ConfigError(
+            f"schemas of {length:,} characters together; expected up to {_MOST_CHARACTERS:,}"
+        )
+    return [f"%json {json.dumps({**schema, 'x-guidance': _STYLE})}" for schema in schemas]
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> str:
@@ -123,10 +129,11 @@ def _grammar(model: GPT, tokenizer: Tokenizer, lark: str) -> Grammar:
     tokens = _tokens(tokenizer, model.config.vocab_size)
     import llguidance
 
-    matcher = llguidance.LLMatcher(tokens, llguidance.LLMatcher.grammar_from_lark(lark))
+    grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+    matcher = llguidance.LLMatcher(tokens, grammar, log_level=0)
     if matcher.is_error():
         raise ConfigError(
-            f"the schema cannot be held: {' '.join(matcher.get_error().split())[:200]}"
+            f"the schema cannot be held: {' '.join(matcher.get_error().split())[:_MOST_SHOWN]}"
         )
     return Grammar(matcher, model)
 

@@ -1,11 +1,13 @@
 """OpenAI's protocol as its clients speak it: requests and errors."""
 
 import json
+import re
 import secrets
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -13,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import from_json
 
 from mypt.config import Reading
 from mypt.data.conversations import Message, Part
@@ -24,9 +27,11 @@ from mypt.data.reading.records import Dropped, Place, Tally
 from mypt.errors import DataError
 from mypt.inference.sampling import COLDEST, Sampling
 from mypt.inference.server.tools import MOST_TOOLS, NamedTool, Tool
+from mypt.text import shorten
 
 _LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Parameters that change no answer."""
+_ID = re.compile("0|-?[1-9][0-9]*")
 _MOST_STOPS = 4
 _MOST_BIASED = 1024
 _MOST_TOP = 20
@@ -88,6 +93,12 @@ class ResponseFormat(BaseModel):
         return {"type": "object"} if self.type == "json_object" else None
 
 
+def _read_id(key: Any) -> int:
+    if not _ID.fullmatch(str(key)):  # else " 1" and "01" are 1 too
+        raise ValueError("expected an id in digits alone")
+    return int(key)
+
+
 class Asked(BaseModel):
     """One request; ``top_k``, ``min_p`` and ``repetition_penalty`` go beyond the protocol."""
 
@@ -106,7 +117,7 @@ class Asked(BaseModel):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100.0)
     presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[Annotated[int, BeforeValidator(_read_id)], float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -206,7 +217,7 @@ class ChatRequest(Asked):
         if value not in (None, "none", "auto") and not names:
             raise ValueError("expected tools beside it")
         if isinstance(value, NamedTool) and value.function.name not in names:
-            raise ValueError(f"no tool has the name {value.function.name}")
+            raise ValueError(f"no tool has the name {short(value.function.name)}")
         return value
 
     @property
@@ -276,7 +287,9 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     """
     try:
         values = json.loads(body)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply") from None
+    except ValueError:
         raise Refused(400, "the body is no JSON; expected one object") from None
     if not isinstance(values, dict):
         raise Refused(400, "the body is no JSON object")
@@ -284,7 +297,8 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     for key, value in values.items():
         _check_text(key, value)
         if key not in parameters:  # the first of however many
-            raise Refused(400, f"{key}: this server does not know this parameter", param=key)
+            name = short(key)
+            raise Refused(400, f"{name}: this server does not know this parameter", param=name)
     for key in [key for key in values if key in form.only or key in _LABELS]:
         value, only = values.pop(key), form.only.get(key)
         if only is not None and value is not None and not _is_one_of(only, value):
@@ -293,8 +307,9 @@ def read_request(body: bytes, form: type[Request]) -> Request:
     try:
         return form.model_validate_json(json.dumps(values))
     except ValidationError as error:
+        _check_depth(values)
         first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])[:_MOST_SHOWN]
+        param = short(".".join(str(part) for part in first["loc"]))
         raise Refused(400, f"{param}: {first['msg']}", param=param) from None
 
 
@@ -303,13 +318,33 @@ def _check_text(key: str, value: Any) -> None:
     try:
         json.dumps([key, value], ensure_ascii=False).encode()
     except RecursionError:
-        raise Refused(400, "the body is nested too deeply") from None
+        raise _too_deep(key) from None
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        param = key.encode(errors="backslashreplace").decode()
+        param = short(key)
         raise Refused(
             400, f"{param}: {half} is half of a surrogate pair and no character", param=param
         ) from None
+
+
+def _check_depth(values: dict[str, Any]) -> None:
+    """Refuse what Python's reader of JSON takes and pydantic's does not."""
+    for key, value in values.items():
+        try:
+            from_json(json.dumps({key: value}))
+        except ValueError as error:
+            if "recursion" in str(error):
+                raise _too_deep(key) from None
+
+
+def _too_deep(key: str) -> Refused:
+    param = short(key)
+    return Refused(400, f"{param}: nested too deeply", param=param)
+
+
+def short(text: str) -> str:
+    """Return what a client said as an error says it again: a short visible line."""
+    return shorten(text[: 4 * _MOST_SHOWN], _MOST_SHOWN)
 
 
 def _is_one_of(known: tuple[Any, ...], value: Any) -> bool:
@@ -328,7 +363,9 @@ def _turn(fields: dict[str, Any], place: Place, tally: Tally) -> Turn:
             raise Refused(400, f"{param}: says nothing; expected text", param=param) from None
         message = Message("assistant", (Part("text", ""),))  # an answer may have been empty
     if tally.unread:
-        found = f"{param}: this server does not read {next(iter(tally.unread))}; leave it out"
+        found = (
+            f"{param}: this server does not read {short(next(iter(tally.unread)))}; leave it out"
+        )
         raise Refused(400, found, param=param)
     if message.role == "assistant":
         message = mark_message(message, Reading().reasoning_tags, tally)

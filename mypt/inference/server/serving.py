@@ -26,6 +26,7 @@ from mypt.inference.server.protocol import (
     CompletionRequest,
     Refused,
     read_request,
+    short,
 )
 from mypt.pages.render import content_hash, render
 from mypt.references import CheckpointRef
@@ -33,13 +34,14 @@ from mypt.references import CheckpointRef
 LOCAL = ("127.0.0.1", "localhost", "::1")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/*?#@]+")
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
+_ASKED = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f]*:[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_HIGHEST_PORT = 65535
 MOST_BYTES = 4 * 2**20
 """Longest request; a conversation that fills any context is far shorter."""
 _FORMS: dict[str, type[Asked]] = {
     "/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest,
 }  # fmt: skip
 _HAS = ", ".join((*_FORMS, "/v1/models", "/health"))
-_MOST_SHOWN = 60
 _GRACE_SECONDS = 5
 _HEAD_SECONDS = 10.0
 _KEEP_SECONDS = 60
@@ -238,20 +240,32 @@ async def _check(api_key: str | None, hosts: frozenset[str], request: Request) -
     asynchronous, each request would wait here for a thread, and a flood of them without end.
     """
     if api_key is None:
-        if (request.url.hostname or "") not in hosts:
+        if _host(request) not in hosts:
             wanted = "; start the server with --allow_host for another name"
-            expected = " or ".join(LOCAL)
-            raise Refused(403, f"host {request.url.hostname!r}: expected {expected}{wanted}")
+            found = short(", ".join(request.headers.getlist("host")))
+            raise Refused(403, f"host {found!r}: expected {' or '.join(LOCAL)}{wanted}")
         return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme != "Bearer" or not secrets.compare_digest(key.encode(), api_key.encode()):
         raise Refused(401, "a wrong or no API key; send it as a bearer", code="invalid_api_key")
 
 
+def _host(request: Request) -> str:
+    """Return the name that a client asks for, empty where it is none.
+
+    From the header itself: of one that it cannot read, starlette gives the socket's address.
+    """
+    given = request.headers.getlist("host")
+    match = _ASKED.fullmatch(given[0].lower()) if len(given) == 1 else None
+    if match is None or not 0 < int(match[2] or 1) <= _HIGHEST_PORT:
+        return ""
+    return match[1].strip("[]")
+
+
 def _named(known: Mapping[str, Served], name: str) -> Served:
     if name not in known:
         raise Refused(
-            404, f"no model {name!r}; this server has {', '.join(map(repr, known))}",
+            404, f"no model {short(name)!r}; this server has {', '.join(map(repr, known))}",
             param="model", code="model_not_found",
         )  # fmt: skip
     return known[name]
@@ -264,7 +278,8 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
         request: Who asks.
         held: Counts the bytes of all requests that are on their way.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind.strip().lower() != "application/json":
         raise Refused(415, "expected content-type application/json")
     body = bytearray()
     try:
@@ -290,6 +305,6 @@ async def _body(request: Request, held: Counter[str]) -> bytes:
 async def _refuse(request: Request, error: Exception) -> Response:
     found = refused(error)
     if isinstance(error, HTTPException):  # of a path or method that is not known
-        asked = f"{request.method} {request.url.path[:_MOST_SHOWN]}"
+        asked = f"{request.method} {short(request.scope['path'])}"
         found = Refused(found.status, f"{asked}: {error.detail}; this server has {_HAS}")
     return JSONResponse(found.body, found.status)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from flows.cli import main
 from flows.commands.names import full_name
-from mypt.home import models_dir
+from mypt.errors import MissingModelError
+from mypt.home import checkpoint_to_use, find_checkpoint, models_dir
 from tests.mypt.conftest import TINY, prepare_chat
 
 
@@ -59,6 +61,18 @@ def test_chat_takes_the_beginning_of_a_name(capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert main(["chat", "demo-chat"]) == 0
     assert "demo-chat: demo-chat-2" in capsys.readouterr().err
+
+
+def test_a_step_of_a_model_is_called_by_both_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no folder is called so
+    folder = models_dir() / "demo-chat-1" / "step_000001"
+    copied = shutil.copytree(folder, models_dir() / "demo-chat-1" / "step_000000")
+    for step in (folder, copied):
+        name = full_name(f"demo-chat-1/{step.name}")
+        assert find_checkpoint(name) == checkpoint_to_use(name) == step
+    shutil.rmtree(copied)
+    with pytest.raises(MissingModelError, match="step_000009"):
+        find_checkpoint("demo-chat-1/step_000009")
 
 
 def test_what_is_no_beginning_of_a_name_is_told_the_nearest(capsys):

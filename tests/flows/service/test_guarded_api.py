@@ -35,6 +35,15 @@ def test_a_page_of_another_server_is_not_answered(origin):
 
 
 @pytest.mark.parametrize(
+    "host", ["a`b.evil.com", "a{b}.evil.com", "evil.com:", "evil.com:70000", "evil.com/@localhost",
+             "[", "localhost, evil.com", "user@localhost", ""]
+)  # fmt: skip
+def test_a_name_that_is_none_is_not_answered(host):
+    answer = ask("http://127.0.0.1:4200/api", host=host)
+    assert (answer.status_code, "runs" in answer.text) == (400, False)
+
+
+@pytest.mark.parametrize(
     "path", ["/api", "//api", "/%61pi", "/api/../api", "/mlflow/x", "/", "/%2e%2e/api", "/api%00"]
 )
 @pytest.mark.parametrize("kind", ["http", "websocket"])

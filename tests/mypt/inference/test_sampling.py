@@ -42,6 +42,8 @@ def test_temperature_sharpens_and_flattens():
         ({"top_k": 2}, [1, 2]),
         ({"top_k": 99}, [0, 1, 2, 3]),
         ({"top_p": 0.4}, [1]),
+        ({"top_p": 5e-324}, [1]),  # is 0 in float32
+        ({"top_p": 1e-320, "top_k": 2, "min_p": 1.0}, [1]),
         ({"top_p": 0.6}, [1, 2]),
         ({"top_p": 1.0}, [0, 1, 2, 3]),
         ({"min_p": 0.2}, [1, 2, 3]),  # 0.05 is a tenth of 0.5

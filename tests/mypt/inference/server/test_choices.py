@@ -13,7 +13,7 @@ import torch
 from mypt.config import GPTConfig
 from mypt.errors import ConfigError
 from mypt.inference.chat import chat_prompt
-from mypt.inference.server import protocol, serving
+from mypt.inference.server import choices, protocol, serving
 from mypt.model.gpt import GPT
 from tests.mypt.inference.echo import Echo, byte_tokenizer
 from tests.mypt.inference.echo import serving as served
@@ -112,6 +112,41 @@ def test_logprobs_are_those_of_a_plain_forward_pass(client, model, tokenizer):
     ]
     assert streamed == told
     assert chat(client).choices[0].logprobs is None
+
+
+def test_ids_that_are_no_token_are_counted_and_never_told(tokenizer):
+    torch.manual_seed(3)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32}
+    model = GPT(GPTConfig(block_size=CONTEXT, vocab_size=tokenizer.n_vocab + 300, **sizes)).eval()
+    model.gate = type("Open", (), {"set": lambda _: None})()
+    with served(model, tokenizer) as url, client_of(url) as client:
+        for stream in (False, True):
+            found = chat(client, logprobs=True, top_logprobs=20, temperature=0, stream=stream)
+            told = [one.choices[0].logprobs for one in (found if stream else [found])]
+            tops = [token.top_logprobs for one in told if one for token in one.content]
+            assert tops
+            assert all(len(top) == 20 for top in tops)
+        prompt = [*b"Hi"]
+        said = complete(client, prompt, logprobs=20, echo=True, max_tokens=0).choices[0].logprobs
+    with torch.no_grad():
+        believed = float(model(torch.tensor([prompt]))[0][0, 0].log_softmax(0)[prompt[1]])
+    assert said.token_logprobs[1] == pytest.approx(believed, abs=1e-4)
+    assert 20 <= len(said.top_logprobs[1]) <= 21
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_stream_that_fails_says_so_whichever_piece_it_is(client, monkeypatch, n):
+    pieces, calls = choices.TextChoice.pieces, []
+
+    def fails(choice, piece):
+        calls.append(piece)
+        if len(calls) > n:
+            raise RuntimeError("no piece")
+        return pieces(choice, piece)
+
+    monkeypatch.setattr(choices.TextChoice, "pieces", fails)
+    with pytest.raises(openai.APIError, match="the answer failed"):
+        list(complete(client, "Hi", stream=True, max_tokens=8))
 
 
 def test_an_echo_is_measured_to_its_first_token_as_lm_eval_asks(client, model):

@@ -2,8 +2,11 @@
 
 import json
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from itertools import islice
 
 import jsonschema
 import openai
@@ -12,13 +15,15 @@ import torch
 
 from mypt.config import GPTConfig
 from mypt.data.tokenizer import load_tokenizer, train_tokenizer
+from mypt.errors import ConfigError
+from mypt.inference.server.tools import Tool, call_form
 from mypt.model.gpt import GPT
 from tests.mypt.inference.echo import serving
 from tests.mypt.inference.server.test_serving import client_of
 
 llguidance = pytest.importorskip("llguidance", reason="pip install 'mypt[structured]'")
 
-from mypt.inference.server.constraints import json_grammar  # noqa: E402
+from mypt.inference.server.constraints import call_grammar, json_grammar  # noqa: E402
 
 PERSON = {
     "type": "object",
@@ -176,9 +181,66 @@ def test_an_answer_whose_grammar_fails_ends_alone(client, monkeypatch):
     from mypt.inference.server import constraints
 
     monkeypatch.setattr(constraints.Grammar, "mask", broken)
-    with pytest.raises(openai.InternalServerError):
+    with pytest.raises(openai.BadRequestError, match="the schema is too complex"):
         ask(client, response_format=FORMAT)
     assert ask(client, max_tokens=2).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_proves_too_complex_is_refused_and_stands_in_no_log(
+    client, stream, caplog, capfd
+):
+    keys = {f"k{n}": {"type": "string", "pattern": f"^a{n}$"} for n in range(1000)}
+    schema = {"type": "object", "properties": keys}
+    form = {"type": "json_schema", "json_schema": {"name": "p", "schema": schema}}
+    with pytest.raises(openai.APIError, match="the schema is too complex") as caught:
+        list(ask(client, response_format=form, stream=stream))
+    assert len(caught.value.body["message"]) < 400
+    (line,) = caplog.messages
+    assert len(line) < 400
+    assert not capfd.readouterr().err
+
+
+def test_nobody_waits_for_the_grammar_of_another(client, monkeypatch):
+    from mypt.inference.server import choices
+
+    begun, held = threading.Event(), threading.Event()
+    make = choices.json_grammar
+
+    def slow(*given):
+        begun.set()
+        assert held.wait(60)
+        return make(*given)
+
+    monkeypatch.setattr(choices, "json_grammar", slow)
+    with ThreadPoolExecutor(70) as pool:
+        asked = [pool.submit(ask, client, response_format=FORMAT, seed=n) for n in range(66)]
+        assert begun.wait(30)
+        assert ask(client, max_tokens=2).choices
+        refused = [one.exception() for one in islice(as_completed(asked), 2)]
+        held.set()
+    assert {type(error) for error in refused} == {openai.RateLimitError}
+
+
+def test_a_prompt_too_long_is_refused_before_its_grammar_is_made(client, monkeypatch):
+    from mypt.inference.server import choices
+
+    monkeypatch.setattr(choices, "json_grammar", None)
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, response_format=FORMAT, messages=[{"role": "user", "content": "x" * 5000}])
+    assert caught.value.body["code"] == "context_length_exceeded"
+
+
+def test_schemas_are_bounded_together():
+    large = {"type": "object", "description": "x" * 20_000}
+    tools = [{"type": "function", "function": {"name": f"f{n}", "parameters": large}}
+             for n in range(4)]  # fmt: skip
+    tokenizer = load_tokenizer("byte", "chatml")
+    form = call_form(tokenizer.template)
+    listed = [Tool.model_validate(tool) for tool in tools]
+    with pytest.raises(ConfigError, match="schemas of 80,"):
+        call_grammar(untrained(tokenizer), tokenizer, form, listed, must=True)
+    assert call_grammar(untrained(tokenizer), tokenizer, form, listed[:3], must=True)
 
 
 def broken(grammar):
@@ -187,8 +249,6 @@ def broken(grammar):
 
 
 def test_without_the_library_it_is_refused_in_one_line(monkeypatch):
-    from mypt.errors import ConfigError
-
     tokenizer = load_tokenizer("byte")
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigError, match=r"pip install 'mypt\[structured\]'"):

@@ -15,6 +15,7 @@ import torch
 
 from mypt.config import GPTConfig
 from mypt.errors import ConfigError
+from mypt.inference.generation import OpenRow
 from mypt.inference.server import protocol
 from mypt.inference.server.answering import bytes_of_row
 from mypt.inference.server.serving import MOST_BYTES, listen
@@ -238,6 +239,77 @@ def test_what_is_no_request_gets_an_error_too(url):
 
 
 @pytest.mark.parametrize(
+    "hosts",
+    [
+        ["a`b.evil.com"], ['a"b.evil.com'], ["a{b}.evil.com"], ["evil.com:"], ["evil.com:70000"],
+        ["evil.com/@localhost"], ["["], ["localhost, evil.com"], [""], [], ["localhost:0"],
+        ["localhost:65536"], ["localhost:"], ["user@localhost"], ["[localhost]"], ["localhost#"],
+        ["localhost", "localhost"], ["localhost", "evil.com"], ["[127.0.0.1]"], ["::1"],
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_not_answered(url, hosts):
+    assert by_name(url, "/v1/models", hosts) in (400, 403)  # some are no HTTP either
+    assert by_name(url, "/elsewhere", hosts) in (400, 404)
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "localhost:65535", "127.0.0.1:1", "[::1]:8000"])
+def test_this_machine_is_asked_by_each_of_its_names(url, host):
+    assert by_name(url, "/v1/models", [host]) == 200
+
+
+def by_name(url, path, hosts):
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), 30) as connection:
+        head = "".join(f"Host: {host}\r\n" for host in hosts)
+        version = "1.1" if hosts else "1.0"
+        connection.sendall(f"GET {path} HTTP/{version}\r\n{head}\r\n".encode())
+        return int(connection.recv(4096).split()[1])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"LONG": 1},
+        {"model": "LONG"},
+        {"messages": [{"role": "user", "content": "Hi", "LONG": 1}]},
+        {"stream_options": {"LONG": 1}},
+        {"logit_bias": {"LONG": 1}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}],
+         "tool_choice": {"type": "function", "function": {"name": "LONG"}}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["\x1b[31m" * 100_000, "\u202e" + "x" * 10**6])
+def test_names_that_a_client_makes_up_are_shortened_and_made_visible(url, fields, name):
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]} | fields
+    body = json.dumps(asked).replace("LONG", json.dumps(name)[1:-1]).encode()
+    status, said = answered(f"{url}/v1/chat/completions", body)
+    error = json.loads(said)["error"]
+    assert status in (400, 404)
+    assert len(said) < 800
+    assert (error["message"] + (error["param"] or "")).isprintable()
+
+
+def test_the_kind_of_a_body_is_told_in_letters_of_any_size(url):
+    kinds = {"content-type": "APPLICATION/JSON; charset=utf-8"}
+    assert answered(f"{url}/v1/chat/completions", b"{", **kinds)[0] == 400
+
+
+@pytest.mark.parametrize("key", [" 1", "01", "+1", "1 ", "1_0", "-0", "\u0661", "1.0", ""])
+def test_an_id_is_spelled_in_one_way(url, key):
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]}
+    body = json.dumps(asked | {"logit_bias": {key: 1}}).encode()
+    status, said = answered(f"{url}/v1/chat/completions", body)
+    assert status == 400
+    assert json.loads(said)["error"]["param"].startswith("logit_bias")
+
+
+def test_an_empty_prompt_is_not_called_too_long(url):
+    body = json.dumps({"model": "echo", "prompt": [[]]}).encode()
+    status, said = answered(f"{url}/v1/completions", body)
+    assert (status, json.loads(said)["error"]["code"]) == (400, None)
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         (r'{"model": "echo", "messages": [{"role": "user", "content": "\ud800"}]}', "messages"),
@@ -266,7 +338,17 @@ def test_any_depth_gets_an_answer(url, depth):
     nested = "[" * depth + "]" * depth
     body = f'{{"model": "echo", "messages": [{{"role": "user", "content": {nested}}}]}}'
     status, said = answered(f"{url}/v1/chat/completions", body.encode())
-    assert (status, json.loads(said)["error"]["type"]) == (400, "invalid_request_error")
+    error = json.loads(said)["error"]
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert "recursion" not in error["message"]
+
+
+@pytest.mark.parametrize("depth", [250, 600])
+def test_what_is_nested_too_deeply_is_named(url, depth):
+    nested = "[" * depth + "]" * depth
+    body = f'{{"model": "echo", "messages": [{{"role": "user", "content": {nested}}}]}}'
+    error = json.loads(answered(f"{url}/v1/chat/completions", body.encode())[1])["error"]
+    assert (error["message"], error["param"]) == ("messages: nested too deeply", "messages")
 
 
 def test_a_key_is_asked_for_where_one_is_set(tokenizer):
@@ -347,6 +429,32 @@ def test_an_answer_that_fails_takes_none_of_the_others_with_it(tokenizer):
         return answer(read)
 
     model._answer = fails
+    with (
+        serving(model, tokenizer, at_once=4) as url,
+        client_of(url) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        model.gate.clear()
+        asked = {text: pool.submit(say, client, text) for text in ("g1", "bad", "g2")}
+        time.sleep(0.5)
+        model.gate.set()
+        for text in ("g1", "g2"):
+            assert asked[text].result().choices[0].message.content == text
+        assert isinstance(asked["bad"].exception(), openai.InternalServerError)
+
+
+@pytest.mark.parametrize("stage", ["bend", "take"])
+def test_an_answer_without_a_next_token_takes_none_of_the_others_with_it(
+    tokenizer, monkeypatch, stage
+):
+    model, work = Echo(tokenizer), getattr(OpenRow, stage)
+
+    def fails(row, *given):
+        if set(b"bad") >= {token for token in row.ids if 96 < token < 123}:
+            raise RuntimeError("no token")
+        return work(row, *given)
+
+    monkeypatch.setattr(OpenRow, stage, fails)
     with (
         serving(model, tokenizer, at_once=4) as url,
         client_of(url) as client,
