@@ -77,7 +77,8 @@ STAGES: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "serve": (
             "answers",
-            "Answer OpenAI's chat-completions protocol, with a page to talk at /, until Ctrl-C.",
+            "Answer OpenAI's protocol for chats and completions, with a page to talk at /, until"
+            " Ctrl-C.",
         ),
         "export": ("transfer", "Write a model or a dataset for other programs."),
     },
