@@ -23,7 +23,7 @@ from cyclopts import (
 
 from flows.console import Console, describe
 from mypt import __version__
-from mypt.children import SAFE
+from mypt.children import COLLECTED, SAFE
 from mypt.errors import ConfigError, MissingError, MyptError
 from mypt.text import visible
 
@@ -41,8 +41,6 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 _OPEN_FILES = 1 << 16
-_COLLECTED = 50_000
-"""New objects after which unreachable ones are sought: imports and rows make many, and no rings."""
 _MAY_BE_EMPTY = ("--prompt", "--system", "--search", "--join")
 STAGES: dict[str, dict[str, tuple[str, str]]] = {
     "Data": {
@@ -167,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.update(SAFE)
-    gc.set_threshold(_COLLECTED)
+    gc.set_threshold(COLLECTED)
     _open_closed_streams()
     _allow_many_files()
     words = sys.argv[1:] if argv is None else list(argv)

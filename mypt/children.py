@@ -10,6 +10,9 @@ from contextlib import suppress
 
 SAFE = {"PYTHONSAFEPATH": "1"}
 """Environment of every child: what a library starts imports nothing from the working folder."""
+COLLECTED = 50_000
+"""New objects after which a process of ours seeks unreachable ones: imports and rows make many, and
+no rings (D138)."""
 GRACE_SECONDS = 45.0
 """How long a training may take to reach its next step and to write its last checkpoint."""
 _PR_SET_PDEATHSIG = 1

@@ -251,7 +251,11 @@ def _report_preference(run: Journal, pairs: DatasetRef, summary: Summary) -> Non
     said = f"{found.accuracy:.1%} of {found.pairs:,} held out, margin {found.margin:+.3f} nats"
     lost = ", ".join(f"{name} {of.change:+.3f}" for name, of in summary.sets.items())
     lines = (f"- **pairs**: {said}", f"- **change of loss by pairs**: {markdown(lost)}")
-    run.write(Described(lines=lines, pages=_pages(pairs, summary), beside=_asked(summary)))
+    run.write(
+        Described(
+            lines=lines, pages=_pages(pairs, summary), beside=answer_journals(_evaluated(summary))
+        )
+    )
 
 
 def report_weights(config: PipelineConfig, made: dict[str, Summary]) -> None:
@@ -298,7 +302,9 @@ def _describe(
     }
     if config.stages:
         facts = {f"{stage.name}, {what}": said for what, said in facts.items()}
-    run.write(Described.of(facts, *_pages(its, summary), beside=_asked(summary)))
+    run.write(
+        Described.of(facts, *_pages(its, summary), beside=answer_journals(_evaluated(summary)))
+    )
 
 
 def _pages(dataset: DatasetRef, summary: Summary) -> tuple[tuple[str, str, str], ...]:
@@ -307,12 +313,13 @@ def _pages(dataset: DatasetRef, summary: Summary) -> tuple[tuple[str, str, str],
     return (
         *[("preview", name, PREVIEW) for name in names() if name.startswith(checked)][:1],
         ("lineage", f"train-{summary.sft.model}", "lineage.html"),
-        ("answers", f"evaluate-{Path(summary.evaluation).parent.name}", "dialogues.json"),
+        ("answers", _evaluated(summary), "dialogues.json"),
     )
 
 
-def _asked(summary: Summary) -> tuple[str, str] | None:
-    return answer_journals(f"evaluate-{Path(summary.evaluation).parent.name}")
+def _evaluated(summary: Summary) -> str:
+    """Return the journal of the evaluation that a summary is of."""
+    return f"evaluate-{Path(summary.evaluation).parent.name}"
 
 
 def report_gate(run: Journal, decided: str) -> None:

@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from pydantic import Field
 
 from mypt import errors, files
-from mypt.children import end_with
+from mypt.children import COLLECTED, end_with
 from mypt.data.preparation.encoding import Encoded, encode_counted
 from mypt.data.preparation.row_batches import batches
 from mypt.data.reading.portions import Portion, read_portion
@@ -148,7 +148,7 @@ def _load(folder: str) -> Tokenizer:
 def main() -> None:
     """Work until there are no more jobs."""
     end_with(int(sys.argv[1]))
-    gc.set_threshold(50_000)  # rows are many objects and no rings
+    gc.set_threshold(COLLECTED)
     speech = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not be taken for a result
     for job in sys.stdin:
